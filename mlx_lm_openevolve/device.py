@@ -1,0 +1,144 @@
+"""Device: the chip that a verdict counts for, and the fingerprint that keeps it honest."""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+import re
+import subprocess
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+import mlx.core as mx
+
+__all__ = ["BACKENDS", "Device", "detect", "fingerprint", "version_of"]
+
+BACKENDS = ("metal", "cuda", "host")
+
+
+@dataclass(frozen=True)
+class Device:
+    """A chip as this library sees it.
+
+    slug: name of its folder in a registry, such as apple-m3-max-40 or nvidia-h100-80gb-hbm3.
+    name: as the driver spells it.  architecture: applegpu_g15s, sm_90, x86_64.
+    cores: GPU cores or multiprocessors; 0 where unknown.
+    memory: bytes of device memory; 0 where unknown.  cache: bytes of its last-level cache.
+    """
+
+    backend: str
+    slug: str
+    name: str
+    architecture: str
+    cores: int = 0
+    memory: int = 0
+    cache: int = 0
+
+
+def slugify(text: str) -> str:
+    """`text` in lower case with every run of other characters a dash; never empty."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:80] or "unknown"
+
+
+def version_of(package: str) -> str:
+    """Installed version of `package`, "" where it is not installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def _command(*argv: str) -> str:
+    """Standard output of a short system command, "" where it fails for any reason."""
+    try:
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip()
+
+
+def _info(device: Any) -> dict[str, Any]:
+    try:
+        return dict(mx.device_info(device))
+    except Exception:  # MLX raises what its driver raises; every reader below copes with {}
+        return {}
+
+
+def _apple() -> Device:
+    info = _info(mx.gpu)
+    name = _command("sysctl", "-n", "machdep.cpu.brand_string") or str(info.get("device_name", ""))
+    # An M3 Max is sold with 30 and with 40 GPU cores; only the I/O registry tells them apart.
+    found = re.search(r'"gpu-core-count"\s*=\s*(\d+)', _command("ioreg", "-rc", "AGXAccelerator"))
+    cores = int(found.group(1)) if found else 0
+    slug = slugify(name or "apple") + (f"-{cores}" if cores else "")
+    return Device(
+        backend="metal",
+        slug=slug,
+        name=name or "Apple GPU",
+        architecture=str(info.get("architecture", "")) or os.environ.get("MLX_METAL_GPU_ARCH", ""),
+        cores=cores,
+        memory=int(info.get("memory_size", 0) or 0),
+        # The system-level cache of Apple's chips is at most 96 MB (M-Ultra); Apple publishes none.
+        cache=96 << 20,
+    )
+
+
+def _nvidia() -> Device:
+    info = _info(mx.gpu)
+    name = str(info.get("device_name", "")) or "NVIDIA GPU"
+    return Device(
+        backend="cuda",
+        slug=slugify(name),
+        name=name,
+        architecture=str(info.get("architecture", "")),
+        memory=int(info.get("total_memory", 0) or 0),
+        cache=128 << 20,  # more than the L2 of any NVIDIA chip up to Blackwell (126 MB)
+    )
+
+
+@functools.cache
+def detect(backend: str | None = None) -> Device:
+    """The device of `backend`, or of the GPU that MLX runs on, or `host` where there is none.
+
+    Never raises: an odd environment yields a device with unknown facts, not an error.
+    """
+    if backend is None:
+        if mx.metal.is_available():
+            backend = "metal"
+        else:
+            cuda = getattr(mx, "cuda", None)
+            backend = "cuda" if cuda is not None and cuda.is_available() else "host"
+    if backend == "metal":
+        return _apple()
+    if backend == "cuda":
+        return _nvidia()
+    machine = platform.machine() or "unknown"
+    return Device("host", "host", platform.processor() or machine, machine, os.cpu_count() or 0)
+
+
+def fingerprint(device: Device, gate_version: int) -> dict[str, Any]:
+    """What a verdict must share with this process to count, and under `also` what it need not."""
+    mlx = version_of("mlx")
+    return {
+        "device": device.slug,
+        "architecture": device.architecture,
+        "mlx": ".".join(mlx.split(".")[:2]),
+        "gate": gate_version,
+        "also": {
+            "mlx": mlx,
+            "mlx_lm": version_of("mlx-lm"),
+            "python": platform.python_version(),
+            "os": platform.platform(),
+            "driver": _driver(device.backend),
+        },
+    }
+
+
+@functools.cache
+def _driver(backend: str) -> str:
+    if backend != "cuda":
+        return ""
+    lines = _command("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    return lines.splitlines()[0] if lines else ""

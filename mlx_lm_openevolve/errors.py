@@ -1,0 +1,52 @@
+"""Every error this library raises on purpose.
+
+    OpenEvolveError
+    |-- UsageError                an argument names nothing we know
+    |-- UnsupportedVersionError   mlx or mlx-lm is missing or older than supported
+    |-- WorkloadError             a workload or its slug is malformed
+    |-- KernelError               a kernel folder is malformed
+    |-- RegistryError             a registry cannot be written (reading quarantines instead)
+    `-- BackendError              a backend is absent here, or cannot carry a kernel
+
+A call of attention never raises any of these: it runs on MLX's SDPA instead.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "BackendError",
+    "KernelError",
+    "OpenEvolveError",
+    "RegistryError",
+    "UnsupportedVersionError",
+    "UsageError",
+    "WorkloadError",
+]
+
+
+class OpenEvolveError(Exception):
+    """Base of all errors raised by mlx_lm_openevolve; the message is one clear line."""
+
+
+class UsageError(OpenEvolveError, ValueError):
+    """An argument names nothing we know; the message names the choices."""
+
+
+class UnsupportedVersionError(OpenEvolveError, ImportError):
+    """mlx or mlx-lm is missing or older than supported."""
+
+
+class WorkloadError(OpenEvolveError, ValueError):
+    """A workload or its slug is malformed."""
+
+
+class KernelError(OpenEvolveError, ValueError):
+    """A kernel folder is malformed; the message names the file and the field."""
+
+
+class RegistryError(OpenEvolveError, OSError):
+    """A registry cannot be written."""
+
+
+class BackendError(OpenEvolveError, RuntimeError):
+    """A backend is not available on this machine, or cannot carry this kernel."""

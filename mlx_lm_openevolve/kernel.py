@@ -1,0 +1,408 @@
+"""Kernel: a folder of data (kernel.json and its stage sources) as a checked, frozen object.
+
+    kernel.json --load--> Kernel --launches(workload, params)--> [Launch] --> a backend
+
+Nothing in a kernel folder is ever executed by Python: shapes, grids and the predicate are launch
+expressions over the workload's fields and the kernel's params.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from .errors import KernelError
+from .expressions import Expression, Value
+from .workload import DTYPES, Workload, next_pow2
+
+__all__ = ["FORMAT", "INPUTS", "Kernel", "Launch", "Output", "Param", "Stage", "kernel_id"]
+
+FORMAT = 1
+# What a family's call provides to every stage, by name; `out` is the family's result.
+INPUTS = {
+    "attention": ("queries", "keys", "values", "mask", "sinks", "scale"),
+}
+MATH_MODES = ("safe", "relaxed", "fast")
+LANGUAGES = ("metal", "cuda")
+MAX_STAGES = 8
+MAX_SOURCE_BYTES = 256 << 10
+MAX_THREADS = 1024
+MAX_OUTPUT_BYTES = 1 << 32
+
+_FIELDS = frozenset(
+    {"batch", "q_heads", "kv_heads", "group", "q_len", "kv_len", "head_dim", "v_head_dim"}
+    | {"dtype", "mask", "sinks", "kv_bits", "kv_group"}
+)
+_STAGE_KEYS = frozenset(
+    {"source", "header", "language", "inputs", "outputs", "template", "grid", "threadgroup"}
+    | {"math_mode", "when"}
+)
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
+_SOURCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_]{0,63}\.(metal|cu)")
+
+
+@dataclass(frozen=True)
+class Param:
+    """A numeric knob: the integers it may take and its default over the workload."""
+
+    name: str
+    default: Expression
+    values: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Output:
+    """An array that a stage writes: shape in elements, dtype by name."""
+
+    name: str
+    shape: tuple[Expression, ...]
+    dtype: Expression
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One launch as written: the body, the functions before it (`header`, "" where there are
+    none) and the expressions that shape it."""
+
+    file: str
+    source: str
+    header: str
+    language: str
+    inputs: tuple[str, ...]
+    outputs: tuple[Output, ...]
+    template: tuple[tuple[str, Expression], ...]
+    grid: tuple[Expression, ...]
+    threadgroup: tuple[Expression, ...]
+    math_mode: str
+    when: Expression | None
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One launch with its numbers: what a backend needs, all expressions evaluated.
+
+    grid counts threads (as mx.fast.metal_kernel does); template values are int, bool or the name
+    of a dtype; `outputs` are (name, shape, dtype name).
+    """
+
+    stage: Stage
+    template: tuple[tuple[str, Value], ...]
+    grid: tuple[int, int, int]
+    threadgroup: tuple[int, int, int]
+    outputs: tuple[tuple[str, tuple[int, ...], str], ...]
+
+
+def kernel_id(meta: Mapping[str, Any], sources: Mapping[str, str]) -> str:
+    """First 12 hex digits of the SHA-256 of a kernel's canonical content."""
+    text = json.dumps([meta, sources], sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel as data. `load` reads a folder, `from_parts` takes its content, `save` writes it."""
+
+    id: str
+    name: str
+    family: str
+    origin: str
+    description: str
+    applies: Expression
+    params: tuple[Param, ...]
+    stages: tuple[Stage, ...]
+    meta: Mapping[str, Any]
+    sources: Mapping[str, str]
+
+    @classmethod
+    def load(cls, folder: Path | str) -> Kernel:
+        """Read a kernel folder. Raises KernelError naming the file and the field."""
+        folder = Path(folder)
+        path = folder / "kernel.json"
+        meta = _json_object(path)
+        sources: dict[str, str] = {}
+        stages = meta.get("stages")
+        for stage in stages if isinstance(stages, list) else []:
+            for field in ("source", "header"):
+                name = stage.get(field) if isinstance(stage, dict) else None
+                if name is None and field == "header":
+                    continue
+                if not isinstance(name, str) or not _SOURCE.fullmatch(name):
+                    raise KernelError(f"{path}: stages: {field} is {name!r}, expected NAME.metal")
+                sources[name] = _text(folder / name, MAX_SOURCE_BYTES)
+        return cls.from_parts(meta, sources, str(path))
+
+    @classmethod
+    def from_parts(
+        cls, meta: Mapping[str, Any], sources: Mapping[str, str], where: str = "kernel.json"
+    ) -> Kernel:
+        """Check the content of kernel.json and its sources (by file name)."""
+        read = _Reader(where)
+        if not isinstance(meta, Mapping) or meta.get("format") != FORMAT:
+            raise KernelError(f"{where}: format: expected {FORMAT}")
+        read.known(
+            meta,
+            "",
+            {"format", "name", "family", "origin", "description", "applies", "params", "stages"},
+        )
+        name = read.name(meta.get("name"), "name")
+        family = read.choice(meta.get("family"), "family", tuple(INPUTS))
+        origin, description = meta.get("origin", ""), meta.get("description", "")
+        if not isinstance(origin, str) or not origin or not isinstance(description, str):
+            raise KernelError(f"{where}: origin: expected where the kernel comes from")
+
+        raw_params = meta.get("params", {})
+        if not isinstance(raw_params, Mapping):
+            raise KernelError(f"{where}: params: expected an object")
+        params = tuple(_param(read, key, value) for key, value in raw_params.items())
+        names = _FIELDS | {param.name for param in params}
+
+        raw_stages = meta.get("stages")
+        if not isinstance(raw_stages, list) or not 0 < len(raw_stages) <= MAX_STAGES:
+            raise KernelError(f"{where}: stages: expected 1 to {MAX_STAGES} stages")
+        stages: list[Stage] = []
+        arrays = set(INPUTS[family])
+        for i, raw in enumerate(raw_stages):
+            stage = _stage(read, f"stages[{i}]", raw, sources, names, arrays)
+            arrays |= {output.name for output in stage.outputs}
+            stages.append(stage)
+        if "out" not in {output.name for output in stages[-1].outputs}:
+            raise KernelError(f"{where}: stages: the last stage writes no output named 'out'")
+        return cls(
+            id=kernel_id(meta, sources),
+            name=name,
+            family=family,
+            origin=origin,
+            description=description,
+            applies=Expression(meta.get("applies"), _FIELDS, f"{where}: applies"),
+            params=params,
+            stages=tuple(stages),
+            meta=meta,
+            sources=dict(sources),
+        )
+
+    def save(self, folder: Path | str) -> None:
+        """Write the kernel's files into `folder`, which is made."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        for file, source in self.sources.items():
+            (folder / file).write_bytes(source.encode("ascii"))
+        (folder / "kernel.json").write_text(json.dumps(self.meta, indent=1) + "\n", "ascii")
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+    def applies_to(self, workload: Workload) -> bool:
+        """Whether the kernel says it can serve this workload (exact or bucketed)."""
+        return self.family == workload.op and self.applies.truth(_fields(workload))
+
+    def default_params(self, workload: Workload) -> dict[str, int]:
+        """The params' defaults for a workload."""
+        fields = _fields(workload)
+        return self.check_params(
+            {param.name: param.default.integer(fields) for param in self.params}
+        )
+
+    def check_params(self, params: Mapping[str, Any]) -> dict[str, int]:
+        """`params` as a plain dict in the kernel's order; KernelError where one is out of range."""
+        if set(params) != {param.name for param in self.params}:
+            expected = [param.name for param in self.params]
+            raise KernelError(f"kernel {self.id}: params {sorted(params)}, expected {expected}")
+        for param in self.params:
+            value = params[param.name]
+            if type(value) is not int or value not in param.values:
+                raise KernelError(
+                    f"kernel {self.id}: param {param.name} is {value!r}, expected one of "
+                    f"{list(param.values)}"
+                )
+        return {param.name: params[param.name] for param in self.params}
+
+    def launches(self, workload: Workload, params: Mapping[str, int]) -> list[Launch]:
+        """The launches for an exact workload: batch and q_len count as they are, of kv_len only
+        the bucket is seen (the exact one is read inside the kernel). Raises KernelError."""
+        values = {**_fields(workload), **self.check_params(params)}
+        return [
+            _launch(stage, values)
+            for stage in self.stages
+            if stage.when is None or stage.when.truth(values)
+        ]
+
+
+def _fields(workload: Workload) -> dict[str, Value]:
+    seen = replace(workload, kv_len=next_pow2(workload.kv_len))
+    return {name: getattr(seen, name) for name in _FIELDS}
+
+
+def _launch(stage: Stage, values: Mapping[str, Value]) -> Launch:
+    where = stage.file
+    grid = tuple(expression.integer(values) for expression in stage.grid)
+    threads = tuple(expression.integer(values) for expression in stage.threadgroup)
+    if not all(0 < n < 1 << 31 for n in (*grid, *threads)):
+        raise KernelError(f"{where}: grid {grid} with threadgroup {threads} is out of range")
+    if threads[0] * threads[1] * threads[2] > MAX_THREADS:
+        raise KernelError(f"{where}: threadgroup {threads} has more than {MAX_THREADS} threads")
+    outputs = []
+    for output in stage.outputs:
+        shape = tuple(expression.integer(values) for expression in output.shape)
+        dtype = output.dtype(values)
+        size = functools.reduce(lambda a, b: a * b, shape, 4)
+        if dtype not in DTYPES or min(shape) < 1 or size > MAX_OUTPUT_BYTES:
+            raise KernelError(f"{where}: output {output.name} is {dtype} {shape}: out of range")
+        outputs.append((output.name, shape, str(dtype)))
+    return Launch(
+        stage=stage,
+        template=tuple((name, expression(values)) for name, expression in stage.template),
+        grid=(grid[0], grid[1], grid[2]),
+        threadgroup=(threads[0], threads[1], threads[2]),
+        outputs=tuple(outputs),
+    )
+
+
+class _Reader:
+    """Checks fields of a parsed kernel.json; every message begins with the file and the field."""
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+
+    def known(self, value: Any, field: str, allowed: frozenset[str] | set[str]) -> None:
+        unknown = sorted(set(value) - allowed) if isinstance(value, Mapping) else [value]
+        if unknown:
+            raise KernelError(f"{self.where}: {field or 'top level'}: unknown {unknown[0]!r}")
+
+    def name(self, value: Any, field: str) -> str:
+        if not isinstance(value, str) or not _NAME.fullmatch(value):
+            raise KernelError(f"{self.where}: {field}: expected an identifier, got {value!r}")
+        return value
+
+    def choice(self, value: Any, field: str, choices: tuple[str, ...]) -> str:
+        if value not in choices:
+            raise KernelError(f"{self.where}: {field}: {value!r} is none of {', '.join(choices)}")
+        return str(value)
+
+    def source(self, file: Any, field: str, sources: Mapping[str, str]) -> str:
+        text = sources.get(file) if isinstance(file, str) and _SOURCE.fullmatch(file) else None
+        if text is None:
+            raise KernelError(f"{self.where}: {field}: no such file {file!r}")
+        if not text.isascii() or len(text) > MAX_SOURCE_BYTES or not text.strip():
+            raise KernelError(f"{self.where}: {field}: {file} is empty, too long or not ASCII")
+        return text
+
+    def expressions(
+        self, value: Any, field: str, names: frozenset[str], length: int | None = None
+    ) -> tuple[Expression, ...]:
+        if (
+            not isinstance(value, list)
+            or not 0 < len(value) <= 8
+            or len(value) != (length or len(value))
+        ):
+            raise KernelError(f"{self.where}: {field}: expected a list of {length or 'up to 8'}")
+        return tuple(Expression(item, names, f"{self.where}: {field}") for item in value)
+
+
+def _param(read: _Reader, key: Any, raw: Any) -> Param:
+    field = f"params.{key}"
+    name = read.name(key, field)
+    if name in _FIELDS or not isinstance(raw, Mapping):
+        raise KernelError(f"{read.where}: {field}: expected an object under a name of its own")
+    read.known(raw, field, {"default", "values", "description"})
+    values = raw.get("values")
+    if (
+        not isinstance(values, list)
+        or not 0 < len(values) <= 64
+        or not all(type(v) is int and 0 <= v < 1 << 20 for v in values)
+    ):
+        raise KernelError(f"{read.where}: {field}.values: expected a list of integers")
+    default = Expression(raw.get("default"), _FIELDS, f"{read.where}: {field}.default")
+    return Param(name, default, tuple(values))
+
+
+def _stage(
+    read: _Reader,
+    field: str,
+    raw: Any,
+    sources: Mapping[str, str],
+    names: frozenset[str],
+    arrays: set[str],
+) -> Stage:
+    where = read.where
+    if not isinstance(raw, Mapping):
+        raise KernelError(f"{where}: {field}: expected an object")
+    read.known(raw, field, _STAGE_KEYS)
+    source = read.source(raw.get("source"), f"{field}.source", sources)
+    header = raw.get("header")
+    inputs = raw.get("inputs")
+    if not isinstance(inputs, list) or not inputs or not all(name in arrays for name in inputs):
+        raise KernelError(f"{where}: {field}.inputs: expected names of {sorted(arrays)}")
+    raw_outputs = raw.get("outputs")
+    if not isinstance(raw_outputs, list) or not 0 < len(raw_outputs) <= 8:
+        raise KernelError(f"{where}: {field}.outputs: expected 1 to 8 outputs")
+    outputs = []
+    for i, item in enumerate(raw_outputs):
+        at = f"{field}.outputs[{i}]"
+        read.known(item, at, {"name", "shape", "dtype"})
+        outputs.append(
+            Output(
+                read.name(item.get("name"), f"{at}.name"),
+                read.expressions(item.get("shape"), f"{at}.shape", names),
+                Expression(item.get("dtype"), names, f"{where}: {at}.dtype"),
+            )
+        )
+    written = [output.name for output in outputs]
+    if len(set(written) | arrays) != len(written) + len(arrays):
+        raise KernelError(f"{where}: {field}.outputs: a name is taken twice in {written}")
+    template = raw.get("template", {})
+    if not isinstance(template, Mapping):
+        raise KernelError(f"{where}: {field}.template: expected an object")
+    when = raw.get("when")
+    return Stage(
+        file=raw["source"],
+        source=source,
+        header="" if header is None else read.source(header, f"{field}.header", sources),
+        language=read.choice(raw.get("language", "metal"), f"{field}.language", LANGUAGES),
+        inputs=tuple(inputs),
+        outputs=tuple(outputs),
+        template=tuple(
+            (
+                read.name(key, f"{field}.template"),
+                Expression(value, names, f"{where}: {field}.template.{key}"),
+            )
+            for key, value in template.items()
+        ),
+        grid=read.expressions(raw.get("grid"), f"{field}.grid", names, 3),
+        threadgroup=read.expressions(raw.get("threadgroup"), f"{field}.threadgroup", names, 3),
+        math_mode=read.choice(raw.get("math_mode", "safe"), f"{field}.math_mode", MATH_MODES),
+        when=None if when is None else Expression(when, names, f"{where}: {field}.when"),
+    )
+
+
+def _text(path: Path, limit: int) -> str:
+    """The file's ASCII text. A link is refused: nothing is read outside its folder."""
+    try:
+        if path.is_symlink() or not path.is_file():
+            raise KernelError(f"{path}: no such file")
+        with path.open("rb") as file:
+            data = file.read(limit + 1)
+    except OSError as error:
+        raise KernelError(f"{path}: {error.strerror or error}") from None
+    if len(data) > limit:
+        raise KernelError(f"{path}: longer than {limit} bytes")
+    if not data.isascii():
+        raise KernelError(f"{path}: not ASCII")
+    return data.decode("ascii").replace("\r\n", "\n")
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    try:
+        meta = json.loads(_text(path, MAX_SOURCE_BYTES))
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, KernelError):
+            raise
+        raise KernelError(f"{path}: not JSON: {error}") from None
+    if not isinstance(meta, dict):
+        raise KernelError(f"{path}: expected a JSON object")
+    return meta

@@ -1,0 +1,401 @@
+"""Registry: kernels by content and verdicts by device and workload, as plain files.
+
+    <root>/v1/kernels/<id>/kernel.json, *.metal, host.json
+    <root>/v1/devices/<device>/<workload>.json      {"verdicts": [...], "checksum": ...}
+    <root>/v1/devices/<device>/poison.json          kernels that ended a worker process there
+
+Readers take no lock and never raise: what does not parse, or does not match its hash, is moved
+aside, logged once, and the call runs on SDPA. Writers hold a file lock and replace whole files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import math
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import filelock
+import platformdirs
+
+from .errors import KernelError, RegistryError, WorkloadError
+from .kernel import Kernel
+from .workload import Workload
+
+__all__ = ["Registry", "Verdict", "tuned_root", "user_root"]
+
+log = logging.getLogger("mlx_lm_openevolve")
+
+VERSION = "v1"
+MAX_RECORD_BYTES = 8 << 20
+LOCK_SECONDS = 10.0
+_ID = re.compile(r"[0-9a-f]{12}")
+_DEVICE = re.compile(r"[a-z0-9][a-z0-9-]{0,79}")
+# The fields of a fingerprint that must match for a verdict to count.
+_BINDING = ("device", "architecture", "mlx", "gate")
+
+
+def user_root() -> Path:
+    """Root of the user's registry: MLX_LM_OPENEVOLVE_HOME, else the user data folder."""
+    home = os.environ.get("MLX_LM_OPENEVOLVE_HOME")
+    return Path(home) if home else Path(platformdirs.user_data_dir("mlx-lm-openevolve", False))
+
+
+def tuned_root() -> Path:
+    """Root of the registry that ships with the package."""
+    return Path(__file__).parent / "tuned"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the gate found for one (kernel, params), workload and device, with its evidence.
+
+    `correct` and `faster` are kept apart; `status` is "accepted" where both hold. `timing["ratio"]`
+    is SDPA's time over the kernel's. `fingerprint` comes from device.fingerprint.
+    """
+
+    kernel: str
+    params: Mapping[str, int]
+    workload: str
+    correct: bool
+    faster: bool
+    reason: str
+    fingerprint: Mapping[str, Any]
+    errors: Mapping[str, Any] = field(default_factory=dict)
+    timing: Mapping[str, Any] = field(default_factory=dict)
+    mutants: Mapping[str, Any] = field(default_factory=dict)
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def accepted(self) -> bool:
+        """Correct and faster."""
+        return self.correct and self.faster
+
+    @property
+    def status(self) -> str:
+        """ "accepted" or "rejected"."""
+        return "accepted" if self.accepted else "rejected"
+
+    @property
+    def ratio(self) -> float:
+        """SDPA's time over the kernel's; 0.0 where it was not measured."""
+        return float(self.timing.get("ratio", 0.0))
+
+    def counts_for(self, fingerprint: Mapping[str, Any]) -> bool:
+        """Whether this verdict was made on such a device, by this gate and version of mlx."""
+        return all(self.fingerprint.get(key) == fingerprint.get(key) for key in _BINDING)
+
+    def to_json(self) -> dict[str, Any]:
+        """The record as it is stored."""
+        record = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {**record, "status": self.status}
+
+    @classmethod
+    def from_json(cls, record: Any) -> Verdict:
+        """Read a record; ValueError where anything about it is not as the gate writes it."""
+        if not isinstance(record, dict):
+            raise ValueError("a verdict is no object")
+        record = dict(record)
+        status = record.pop("status", None)
+        verdict = cls(**record)  # TypeError on a missing or foreign field
+        for f in fields(cls):
+            value = getattr(verdict, f.name)
+            wanted = {"bool": bool, "str": str}.get(str(f.type), dict)
+            if type(value) is not wanted:
+                raise ValueError(f"{f.name} is {type(value).__name__}")
+        if not _ID.fullmatch(verdict.kernel) or status != verdict.status:
+            raise ValueError("kernel or status is malformed")
+        if not all(type(v) is int for v in verdict.params.values()):
+            raise ValueError("params are not integers")
+        ratio = verdict.timing.get("ratio", 0.0)
+        if not isinstance(ratio, float | int) or not 0 <= ratio < 1e6:
+            raise ValueError("ratio is out of range")
+        Workload.parse(verdict.workload)
+        return verdict
+
+
+class Registry:
+    """One registry root. Reading never raises; writing raises RegistryError."""
+
+    def __init__(self, root: Path | str, writable: bool = True) -> None:
+        self.root = Path(root)
+        self.writable = writable
+        self._base = self.root / VERSION
+        self._kernels: dict[str, Kernel] = {}
+        self._damaged: set[Path] = set()
+
+    def __repr__(self) -> str:
+        return f"Registry({str(self.root)!r})"
+
+    # Kernels
+
+    def kernel(self, id: str) -> Kernel | None:
+        """The kernel of that id, None where there is none that is whole."""
+        known = self._kernels.get(id)
+        if known is not None:
+            return known
+        folder = self._base / "kernels" / id
+        if not _ID.fullmatch(id) or not folder.is_dir():
+            return None
+        try:
+            kernel = Kernel.load(folder)
+            if kernel.id != id:
+                raise KernelError(f"{folder}: content does not match its id ({kernel.id})")
+        except KernelError as error:
+            self._quarantine(folder, str(error))
+            return None
+        self._kernels[id] = kernel
+        return kernel
+
+    def kernels(self) -> list[Kernel]:
+        """All kernels that are whole, by id."""
+        found = (
+            self.kernel(name) for name in _names(self._base / "kernels") if _ID.fullmatch(name)
+        )
+        return [kernel for kernel in found if kernel is not None]
+
+    def add(self, kernel: Kernel) -> None:
+        """Store a kernel under its id; nothing to do where it is there already."""
+        if self.kernel(kernel.id) is not None:
+            return
+        with self._writing("kernels") as folder:
+            temporary = Path(tempfile.mkdtemp(prefix=".new-", dir=folder))
+            try:
+                kernel.save(temporary)
+                temporary.chmod(0o755)
+                if not (folder / kernel.id).exists():
+                    temporary.rename(folder / kernel.id)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+
+    # Verdicts
+
+    def verdicts(self, device: str, workload: Workload) -> list[Verdict]:
+        """The stored verdicts for a workload's bucket on a device, best first."""
+        slug = workload.bucket().slug
+        if not _DEVICE.fullmatch(device):
+            return []
+        path = self._base / "devices" / device / f"{slug}.json"
+        record = self._read(path)
+        if record is None:
+            return []
+        try:
+            verdicts = [Verdict.from_json(item) for item in record["verdicts"]]
+            if any(verdict.workload != slug for verdict in verdicts):
+                raise ValueError("a verdict for another workload")
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            self._quarantine(path, str(error))
+            return []
+        return verdicts
+
+    def publish(self, device: str, verdict: Verdict) -> None:
+        """Store a verdict; one for the same kernel, params and device version replaces the old."""
+        workload = Workload.parse(verdict.workload)
+        with self._writing(f"devices/{device}") as folder:
+            kept = [
+                old
+                for old in self.verdicts(device, workload)
+                if (old.kernel, dict(old.params)) != (verdict.kernel, dict(verdict.params))
+            ]
+            kept.append(verdict)
+            kept.sort(key=lambda v: (v.accepted, v.correct, v.ratio), reverse=True)
+            _write(
+                folder / f"{workload.bucket().slug}.json",
+                {"verdicts": [v.to_json() for v in kept]},
+            )
+
+    def workloads(self, device: str) -> list[Workload]:
+        """The workloads with stored verdicts on a device."""
+        found = []
+        for name in _names(self._base / "devices" / device):
+            with contextlib.suppress(WorkloadError):
+                found.append(Workload.parse(name.removesuffix(".json")))
+        return sorted(found)
+
+    def devices(self) -> list[str]:
+        """The devices with stored verdicts."""
+        return [name for name in _names(self._base / "devices") if _DEVICE.fullmatch(name)]
+
+    # Kernels that ended a worker process
+
+    def poisoned(self, device: str) -> dict[str, str]:
+        """Kernels that crashed, hung or faulted a worker on this device: id -> reason."""
+        record = self._read(self._base / "devices" / device / "poison.json")
+        found = record.get("kernels") if record else None
+        if not isinstance(found, dict):
+            return {}
+        return {str(key): str(value) for key, value in found.items()}
+
+    def poison(self, device: str, kernel: str, reason: str) -> None:
+        """Remember that a kernel must not run on this device again."""
+        with self._writing(f"devices/{device}") as folder:
+            known = self.poisoned(device)
+            _write(folder / "poison.json", {"kernels": {**known, kernel: reason}})
+
+    # Host checks: they belong to the kernel and travel with it, outside its hash
+
+    def host_checks(self, id: str) -> list[dict[str, Any]]:
+        """The stored host checks of a kernel, each with its params and metalhost's version."""
+        if not _ID.fullmatch(id):
+            return []
+        record = self._read(self._base / "kernels" / id / "host.json")
+        checks = record.get("checks") if record else None
+        return [c for c in checks if isinstance(c, dict)] if isinstance(checks, list) else []
+
+    def add_host_check(self, id: str, check: Mapping[str, Any]) -> None:
+        """Store a host check; one for the same params and workload replaces the old."""
+        with self._writing("kernels") as folder:
+            if not (folder / id).is_dir():
+                raise RegistryError(f"{self.root}: no kernel {id}")
+            kept = [
+                old
+                for old in self.host_checks(id)
+                if (old.get("params"), old.get("workload"))
+                != (check.get("params"), check.get("workload"))
+            ]
+            _write(folder / id / "host.json", {"checks": [*kept, dict(check)]})
+
+    # One gate at a time
+
+    @contextlib.contextmanager
+    def gating(self, device: str, workload: Workload, seconds: float) -> Iterator[bool]:
+        """Hold the right to gate a workload; False where another process held it for `seconds`.
+
+        Where nothing can be written there is no one to share with: True.
+        """
+        try:
+            with self._folder(f"devices/{device}") as folder:
+                lock = filelock.FileLock(folder / f".{workload.bucket().slug}.lock")
+                lock.acquire(timeout=seconds)
+        except filelock.Timeout:
+            yield False
+            return
+        except OSError:
+            yield True
+            return
+        try:
+            yield True
+        finally:
+            lock.release()
+
+    def clear(self, device: str | None = None) -> int:
+        """Remove the verdicts of a device, or the whole registry; returns the files removed."""
+        target = self._base / "devices" / device if device else self._base
+        if device is not None and not _DEVICE.fullmatch(device):
+            return 0
+        removed = sum(1 for path in target.rglob("*") if path.is_file())
+        try:
+            if target.exists():
+                shutil.rmtree(target)
+        except OSError as error:
+            raise RegistryError(f"{target}: {error.strerror or error}") from None
+        self._kernels.clear()
+        return removed
+
+    def _read(self, path: Path) -> dict[str, Any] | None:
+        """A record whose checksum holds; None where there is none or it was moved aside."""
+        try:
+            with path.open("rb") as file:
+                data = file.read(MAX_RECORD_BYTES + 1)
+        except OSError:
+            return None
+        try:
+            if len(data) > MAX_RECORD_BYTES:
+                raise ValueError("too long")
+            record = json.loads(data)
+            if not isinstance(record, dict):
+                raise ValueError("not an object")
+            if record.pop("checksum", None) != _checksum(record):
+                raise ValueError("the checksum does not match")
+        except (ValueError, RecursionError, TypeError) as error:
+            self._quarantine(path, str(error))
+            return None
+        return record
+
+    def _quarantine(self, path: Path, reason: str) -> None:
+        if path in self._damaged:
+            return
+        self._damaged.add(path)
+        log.warning("%s is damaged (%s): moved aside, attention runs on SDPA", path, reason[:200])
+        if not self.writable:
+            return
+        with contextlib.suppress(OSError):
+            aside = self._base / "quarantine"
+            aside.mkdir(parents=True, exist_ok=True)
+            target = Path(tempfile.mkdtemp(prefix=f"{path.name[:80]}-", dir=aside))
+            path.rename(target / path.name)
+
+    @contextlib.contextmanager
+    def _folder(self, name: str) -> Iterator[Path]:
+        if not self.writable:
+            raise RegistryError(f"{self.root} is read-only")
+        folder = self._base / name
+        if folder.parent.name == "devices" and not _DEVICE.fullmatch(folder.name):
+            raise RegistryError(f"{folder.name!r} is no device")
+        folder.mkdir(parents=True, exist_ok=True)
+        yield folder
+
+    @contextlib.contextmanager
+    def _writing(self, name: str) -> Iterator[Path]:
+        """The folder `name`, made, under its lock. Raises RegistryError."""
+        try:
+            with (
+                self._folder(name) as folder,
+                filelock.FileLock(folder / ".lock", timeout=LOCK_SECONDS),
+            ):
+                yield folder
+        except filelock.Timeout:
+            raise RegistryError(f"{self._base / name}: locked by another process") from None
+        except RegistryError:
+            raise
+        except OSError as error:
+            raise RegistryError(f"{self._base / name}: {error.strerror or error}") from None
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return sorted(path.name for path in folder.iterdir())
+    except OSError:
+        return []
+
+
+def _checksum(record: Mapping[str, Any]) -> str:
+    text = json.dumps(record, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    """`value` as JSON can hold it: numbers that are not finite become text."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _write(path: Path, record: Mapping[str, Any]) -> None:
+    """Replace a file whole: a reader sees the old record or the new one, never a part."""
+    record = _plain(record)
+    data = json.dumps({**record, "checksum": _checksum(record)}, indent=1).encode()
+    descriptor, temporary = tempfile.mkstemp(prefix=".new-", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
