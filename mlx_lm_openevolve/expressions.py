@@ -153,7 +153,8 @@ class Expression:
             case ast.Compare(left=left, ops=ops, comparators=rest):
                 terms = [self._value(child, values) for child in (left, *rest)]
                 return all(
-                    _COMPARE[type(op)](a, b) for op, a, b in zip(ops, terms, terms[1:], strict=True)
+                    _COMPARE[type(op)](a, b)
+                    for op, a, b in zip(ops, terms[:-1], terms[1:], strict=True)
                 )
             case ast.IfExp(test=test, body=body, orelse=orelse):
                 return self._value(body if self._value(test, values) else orelse, values)

@@ -167,9 +167,12 @@ class Kernel:
             raise KernelError(f"{where}: stages: expected 1 to {MAX_STAGES} stages")
         stages: list[Stage] = []
         arrays = set(INPUTS[family])
+        taken = set(arrays)  # a stage with a `when` may have an alternative that writes the same
         for i, raw in enumerate(raw_stages):
-            stage = _stage(read, f"stages[{i}]", raw, sources, names, arrays)
+            stage = _stage(read, f"stages[{i}]", raw, sources, names, arrays, taken)
             arrays |= {output.name for output in stage.outputs}
+            if stage.when is None:
+                taken |= {output.name for output in stage.outputs}
             stages.append(stage)
         if "out" not in {output.name for output in stages[-1].outputs}:
             raise KernelError(f"{where}: stages: the last stage writes no output named 'out'")
@@ -328,6 +331,7 @@ def _stage(
     sources: Mapping[str, str],
     names: frozenset[str],
     arrays: set[str],
+    taken: set[str],
 ) -> Stage:
     where = read.where
     if not isinstance(raw, Mapping):
@@ -353,7 +357,7 @@ def _stage(
             )
         )
     written = [output.name for output in outputs]
-    if len(set(written) | arrays) != len(written) + len(arrays):
+    if len(set(written) | taken) != len(written) + len(taken):
         raise KernelError(f"{where}: {field}.outputs: a name is taken twice in {written}")
     template = raw.get("template", {})
     if not isinstance(template, Mapping):

@@ -1,0 +1,110 @@
+"""What the patch costs a call that it does not serve, and what routing costs a call that it does.
+
+    python benchmarks/overhead.py [--json]
+
+Arms are interleaved in one process (original, patched, patched, original) and compared pair by
+pair; the figure is the median of the paired differences. Two originals are used: mlx-lm's own
+attention on lazy arrays (what a user pays), and a function that does nothing (what the wrapper
+alone costs, free of the noise of building a graph). In the "hits" row both arms call MLX's SDPA,
+one of them through the routes, so that the difference is routing and not the kernel.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import mlx.core as mx
+from mlx_lm.models import base
+from mlx_lm.models.cache import KVCache
+
+from mlx_lm_openevolve import device
+from mlx_lm_openevolve.dispatch import Dispatcher, Route
+from mlx_lm_openevolve.plan import Planner
+
+ROUNDS, CALLS = 301, 200
+
+
+def nothing(
+    queries: Any, keys: Any, values: Any, cache: Any, scale: Any, mask: Any, sinks: Any = None
+) -> Any:
+    return queries
+
+
+def seconds(function: Callable[..., Any], arrays: Any, cache: Any) -> float:
+    start = time.perf_counter()
+    for _ in range(CALLS):
+        function(*arrays, cache=cache, scale=0.1, mask=None)  # as mlx-lm's models call it
+    return (time.perf_counter() - start) / CALLS
+
+
+def added(original: Callable[..., Any], patched: Callable[..., Any], *call: Any) -> float:
+    """Median of the paired differences, in microseconds a call."""
+    differences = []
+    for _ in range(ROUNDS):
+        a, b = seconds(original, *call), seconds(patched, *call)
+        c, d = seconds(patched, *call), seconds(original, *call)
+        differences.append(((b + c) - (a + d)) / 2 * 1e6)
+    return statistics.median(differences)
+
+
+def imports() -> tuple[float, float]:
+    """Milliseconds that `import mlx_lm_openevolve` adds to `import mlx_lm`: median, spread."""
+    code = (
+        "import time, mlx_lm; start = time.perf_counter(); import mlx_lm_openevolve;"
+        "print(time.perf_counter() - start)"
+    )
+    runs = []
+    for _ in range(5):
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+        runs.append(float(done.stdout) * 1e3)
+    return statistics.median(runs), max(runs) - min(runs)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+
+    queries = mx.zeros((1, 16, 1, 128), mx.bfloat16)
+    buffer = mx.zeros((1, 8, 1024, 128), mx.bfloat16)
+    keys = values = buffer[:, :, :777, :]
+    mx.eval(queries, keys)
+    arrays, cache = (queries, keys, values), KVCache()
+
+    def sdpa(q: Any, k: Any, v: Any, scale: Any, mask: Any, sinks: Any) -> Any:
+        return mx.fast.scaled_dot_product_attention(q, k, v, scale=0.1, mask=mask, sinks=sinks)
+
+    def direct(*arrays: Any, cache: Any, scale: Any, mask: Any) -> Any:
+        return sdpa(*arrays, scale, mask, None)
+
+    rows: dict[str, float] = {}
+    for name, original in [("nothing", nothing), ("mlx-lm", base.scaled_dot_product_attention)]:
+        # No registries: the planner finds no kernel, so that every keyed call falls back.
+        dispatcher = Dispatcher(Planner(device.detect(), [], mode="stored"))
+        patched = dispatcher.wrap(original)
+        rows[f"{name}: no cache"] = added(original, patched, arrays, None)
+        rows[f"{name}: falls back"] = added(original, patched, arrays, cache)
+        (key,) = dispatcher.routes
+        if original is not nothing:
+            dispatcher.routes[key] = Route(None, "routing alone", sdpa)
+            rows[f"{name}: hits"] = added(direct, patched, arrays, cache)
+        dispatcher.off.append(True)
+        rows[f"{name}: switched off"] = added(original, patched, arrays, cache)
+    median, spread = imports()
+
+    for name, value in rows.items():
+        print(f"{name:28s} {value:+7.3f} us a call", file=sys.stderr)
+    print(f"{'import':28s} {median:+7.1f} ms (spread {spread:.1f})", file=sys.stderr)
+    if options.json:
+        print(json.dumps({"microseconds": rows, "import_milliseconds": median}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""The Metal backend: mx.fast.metal_kernel on an Apple GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import mlx.core as mx
+
+from ..errors import BackendError
+from ..kernel import Kernel, Launch
+from ..workload import Workload
+from . import Call, Run, chain, dtype_of, template_of
+
+__all__ = ["build", "unavailable"]
+
+
+def unavailable() -> str:
+    """ "" where MLX has a Metal GPU, else the reason."""
+    return "" if mx.metal.is_available() else "MLX sees no Metal GPU on this machine"
+
+
+def build(kernel: Kernel, params: Mapping[str, int], workload: Workload) -> Call:
+    """The kernel as a callable for one exact workload; compiled at its first evaluation."""
+    reason = unavailable()
+    if reason:
+        raise BackendError(reason)
+    return chain(kernel, params, workload, ("metal",), _make)
+
+
+def _make(launch: Launch, name: str) -> Run:
+    stage = launch.stage
+    function: Any = mx.fast.metal_kernel(
+        name=name,
+        input_names=list(stage.inputs),
+        output_names=[output for output, _, _ in launch.outputs],
+        source=stage.source,
+        header=stage.header,
+        # A KV cache hands over slices of a longer buffer: copying them would double the traffic.
+        ensure_row_contiguous=False,
+        compile_options={"math_mode": stage.math_mode},
+    )
+    arguments: dict[str, Any] = {
+        "template": template_of(launch),
+        "grid": launch.grid,
+        "threadgroup": launch.threadgroup,
+        "output_shapes": [shape for _, shape, _ in launch.outputs],
+        "output_dtypes": [dtype_of(dtype) for _, _, dtype in launch.outputs],
+    }
+    return lambda inputs: function(inputs=inputs, **arguments)

@@ -1,0 +1,233 @@
+"""Plan: what a workload's bucket runs on, and why.
+
+    bucket -> stored verdicts (user's registry, then tuned/) -> the gate, where it may run -> Plan
+
+A plan is made once for each bucket in a process. It names a kernel only where a verdict that
+counts on this device says so.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from . import gate
+from .device import Device, fingerprint
+from .errors import KernelError, RegistryError
+from .kernel import Kernel
+from .registry import Registry, Verdict
+from .workload import Workload
+
+__all__ = ["BUDGETS", "GATE_MODES", "Budget", "Plan", "Planner"]
+
+log = logging.getLogger("mlx_lm_openevolve")
+
+GATE_MODES = ("auto", "stored")
+MAX_CANDIDATES = 4
+PENDING = "pending: the gate's time in this process is spent"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Seconds that gating may take of a user's process: for one workload, and in all."""
+
+    workload: float
+    process: float
+
+
+# On a GPU gating is a guest in someone's generation. The host backend is for checking: there the
+# gate is the purpose, and a kernel runs a thousand times slower.
+BUDGETS = {"metal": Budget(2, 3), "cuda": Budget(2, 3), "host": Budget(120, 600)}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a bucket runs on: a kernel with its params and verdict, or SDPA (kernel None)."""
+
+    workload: Workload
+    reason: str
+    kernel: Kernel | None = None
+    verdict: Verdict | None = None
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    kernel: Kernel
+    params: dict[str, int]
+    trusted: bool  # shipped, or accepted on this device before: may be gated in this process
+
+
+class Planner:
+    """Plans buckets for one device. Thread-safe: plans are made under one lock and kept.
+
+    registries are asked in order; the first must be the user's, where verdicts are published.
+    only: the one kernel to consider, where the user named one.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        registries: Sequence[Registry],
+        *,
+        mode: str = "auto",
+        require_faster: bool = True,
+        only: Kernel | None = None,
+    ) -> None:
+        self.device, self.mode, self.require_faster, self.only = device, mode, require_faster, only
+        self.registries = list(registries)
+        self.user = self.registries[0] if self.registries else None
+        self.budget = BUDGETS[device.backend]
+        self.fingerprint = fingerprint(device, gate.GATE_VERSION)
+        self.plans: dict[Workload, Plan] = {}
+        self._lock = threading.RLock()
+        self._spent = 0.0
+
+    def plan(self, bucket: Workload) -> Plan:
+        """The plan for a bucket: stored verdicts first, then the gate where it may run."""
+        with self._lock:
+            plan = self.plans.get(bucket)
+            if plan is None:
+                plan = self._plan(bucket)
+                self.plans[bucket] = plan
+                if plan.kernel is None:
+                    log.info(
+                        "%s runs on SDPA: %s (`mlx-lm-openevolve evolve` looks for a kernel)",
+                        bucket.slug,
+                        plan.reason,
+                    )
+            return plan
+
+    def _plan(self, bucket: Workload) -> Plan:
+        verdicts = self._verdicts(bucket)
+        best = self._best(bucket, verdicts)
+        if best is not None:
+            return best
+        candidates = self._candidates(bucket, verdicts)
+        if not candidates:
+            if verdicts:
+                return Plan(bucket, f"rejected: {verdicts[0].reason}", verdict=verdicts[0])
+            return Plan(bucket, "no kernel applies")
+        if self.mode != "auto":
+            return Plan(bucket, "no stored verdict, and gate='stored' makes none")
+        return self._gate(bucket, candidates)
+
+    def _verdicts(self, bucket: Workload) -> list[Verdict]:
+        """Verdicts that count here, one for each (kernel, params), the user's own first."""
+        found: dict[Any, Verdict] = {}
+        for registry in self.registries:
+            for verdict in registry.verdicts(self.device.slug, bucket):
+                key = (verdict.kernel, tuple(sorted(verdict.params.items())))
+                if verdict.counts_for(self.fingerprint):
+                    found.setdefault(key, verdict)
+        return sorted(found.values(), key=lambda v: (v.accepted, v.correct, v.ratio), reverse=True)
+
+    def _best(self, bucket: Workload, verdicts: Sequence[Verdict]) -> Plan | None:
+        for verdict in verdicts:
+            if not (verdict.accepted or (verdict.correct and not self.require_faster)):
+                continue
+            if self.only is not None and verdict.kernel != self.only.id:
+                continue
+            kernel = self._kernel(verdict.kernel)
+            if kernel is not None and self._applies(kernel, bucket):
+                reason = "accepted" if verdict.accepted else "correct; faster was not asked for"
+                return Plan(bucket, reason, kernel, verdict)
+        return None
+
+    def _kernel(self, id: str) -> Kernel | None:
+        if self.only is not None and self.only.id == id:
+            return self.only
+        return next((k for k in (r.kernel(id) for r in self.registries) if k is not None), None)
+
+    @staticmethod
+    def _applies(kernel: Kernel, bucket: Workload) -> bool:
+        try:
+            return kernel.applies_to(bucket)
+        except KernelError:
+            return False
+
+    def _candidates(self, bucket: Workload, verdicts: Sequence[Verdict]) -> list[_Candidate]:
+        """Kernels that apply and were not judged here yet, most promising first."""
+        judged = {(v.kernel, tuple(sorted(v.params.items()))) for v in verdicts}
+        poisoned = set().union(*(r.poisoned(self.device.slug) for r in self.registries))
+        found: dict[Any, tuple[float, _Candidate]] = {}
+
+        def propose(kernel: Kernel, params: dict[str, int], trusted: bool, ratio: float) -> None:
+            key = (kernel.id, tuple(sorted(params.items())))
+            if key not in judged and kernel.id not in poisoned:
+                found.setdefault(key, (ratio, _Candidate(kernel, params, trusted)))
+
+        for registry in self.registries:
+            for kernel in [self.only] if self.only is not None else registry.kernels():
+                if not self._applies(kernel, bucket):
+                    continue
+                shipped = not registry.writable and kernel is not self.only
+                # What won elsewhere, or here under another version, is a good first guess.
+                for device in registry.devices():
+                    for old in registry.verdicts(device, bucket):
+                        if old.kernel == kernel.id and old.accepted:
+                            ours = old.fingerprint.get("device") == self.device.slug
+                            propose(kernel, dict(old.params), shipped or ours, old.ratio)
+                try:
+                    propose(kernel, kernel.default_params(bucket), shipped, 0.0)
+                except KernelError as error:
+                    log.warning("%s", error)
+        ranked = sorted(found.values(), key=lambda item: item[0], reverse=True)
+        return [candidate for _, candidate in ranked[:MAX_CANDIDATES]]
+
+    def _gate(self, bucket: Workload, candidates: Sequence[_Candidate]) -> Plan:
+        start = time.monotonic()
+        seconds = min(self.budget.workload, self.budget.process - self._spent)
+        if seconds <= 0:
+            return Plan(bucket, PENDING)
+        try:
+            with self.user.gating(self.device.slug, bucket, seconds) as ours:
+                best = self._best(bucket, self._verdicts(bucket))  # another process may have gated
+                if best is not None:
+                    return best
+                if not ours:
+                    return Plan(bucket, "pending: another process is gating it")
+                made = []
+                for candidate in candidates:
+                    left = seconds - (time.monotonic() - start)
+                    verdict = self._judge(candidate, bucket, left) if left > 0 else None
+                    if verdict is None:
+                        break
+                    made.append(verdict)
+                    self._publish(candidate.kernel, verdict)
+        finally:
+            self._spent += time.monotonic() - start
+        best = self._best(bucket, sorted(made, key=lambda v: v.ratio, reverse=True))
+        if best is not None:
+            return best
+        if len(made) < len(candidates):
+            return Plan(bucket, PENDING)
+        return Plan(bucket, f"rejected: {made[0].reason}", verdict=made[0])
+
+    def _judge(self, candidate: _Candidate, bucket: Workload, seconds: float) -> Verdict | None:
+        # On the host a kernel always runs in a process of its own: metalhost sees to that.
+        alone = candidate.trusted or self.device.backend == "host"
+        judge = gate.judge if alone else gate.judge_in_worker
+        try:
+            return judge(
+                candidate.kernel, candidate.params, bucket, self.device.backend, seconds=seconds
+            )
+        except gate.GateTimeout:
+            return None
+        except gate.Poisoned as error:
+            try:
+                self.user.poison(self.device.slug, candidate.kernel.id, str(error))
+            except RegistryError as problem:
+                log.warning("%s", problem)
+            return error.verdict
+
+    def _publish(self, kernel: Kernel, verdict: Verdict) -> None:
+        try:
+            if all(registry.kernel(kernel.id) is None for registry in self.registries):
+                self.user.add(kernel)
+            self.user.publish(self.device.slug, verdict)
+        except RegistryError as error:
+            log.warning("the verdict is kept for this process only: %s", error)
