@@ -1,0 +1,11 @@
+// The barrier fences device memory, the data is in threadgroup memory.
+// finds: race
+// in: x float32 64
+// out: y float32 64
+// grid: 64
+// threadgroup: 64
+threadgroup float tile[64];
+uint i = thread_position_in_threadgroup.x;
+tile[i] = x[i];  // BUG
+threadgroup_barrier(mem_flags::mem_device);
+y[i] = tile[63 - i];  // BUG

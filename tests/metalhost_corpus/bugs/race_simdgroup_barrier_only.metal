@@ -1,0 +1,11 @@
+// simdgroup_barrier does not order threads of different simdgroups.
+// finds: race
+// in: x float32 64
+// out: y float32 64
+// grid: 64
+// threadgroup: 64
+threadgroup float tile[64];
+uint i = thread_position_in_threadgroup.x;
+tile[i] = x[i];  // BUG
+simdgroup_barrier(mem_flags::mem_threadgroup);
+y[i] = tile[i ^ 32];  // BUG
