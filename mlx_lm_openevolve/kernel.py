@@ -104,7 +104,7 @@ def kernel_id(meta: Mapping[str, Any], sources: Mapping[str, str]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Kernel:
     """A kernel as data. `load` reads a folder, `from_parts` takes its content, `save` writes it."""
 
@@ -196,6 +196,9 @@ class Kernel:
         for file, source in self.sources.items():
             (folder / file).write_bytes(source.encode("ascii"))
         (folder / "kernel.json").write_text(json.dumps(self.meta, indent=1) + "\n", "ascii")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Kernel) and self.id == other.id
 
     def __hash__(self) -> int:
         return hash(self.id)

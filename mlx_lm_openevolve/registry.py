@@ -200,7 +200,7 @@ class Registry:
     def publish(self, device: str, verdict: Verdict) -> None:
         """Store a verdict; one for the same kernel, params and device version replaces the old."""
         workload = Workload.parse(verdict.workload)
-        with self._writing(f"devices/{device}") as folder:
+        with self._writing(_device_folder(device)) as folder:
             kept = [
                 old
                 for old in self.verdicts(device, workload)
@@ -237,7 +237,7 @@ class Registry:
 
     def poison(self, device: str, kernel: str, reason: str) -> None:
         """Remember that a kernel must not run on this device again."""
-        with self._writing(f"devices/{device}") as folder:
+        with self._writing(_device_folder(device)) as folder:
             known = self.poisoned(device)
             _write(folder / "poison.json", {"kernels": {**known, kernel: reason}})
 
@@ -273,7 +273,7 @@ class Registry:
         Where nothing can be written there is no one to share with: True.
         """
         try:
-            with self._folder(f"devices/{device}") as folder:
+            with self._folder(_device_folder(device)) as folder:
                 lock = filelock.FileLock(folder / f".{workload.bucket().slug}.lock")
                 lock.acquire(timeout=seconds)
         except filelock.Timeout:
@@ -339,8 +339,6 @@ class Registry:
         if not self.writable:
             raise RegistryError(f"{self.root} is read-only")
         folder = self._base / name
-        if folder.parent.name == "devices" and not _DEVICE.fullmatch(folder.name):
-            raise RegistryError(f"{folder.name!r} is no device")
         folder.mkdir(parents=True, exist_ok=True)
         yield folder
 
@@ -359,6 +357,12 @@ class Registry:
             raise
         except OSError as error:
             raise RegistryError(f"{self._base / name}: {error.strerror or error}") from None
+
+
+def _device_folder(device: str) -> str:
+    if not _DEVICE.fullmatch(device):
+        raise RegistryError(f"{device[:80]!r} is no device")
+    return f"devices/{device}"
 
 
 def _names(folder: Path) -> list[str]:

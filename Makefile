@@ -1,0 +1,53 @@
+# Two commands for a newcomer:  make demo   and   make test.
+# Works with GNU make 3.81 and BSD tools. Everything is installed into .venv.
+
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := mlx_lm_openevolve evolve tests benchmarks examples
+
+# The first Python that is new enough; Apple's own python3 is 3.9.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; do \
+	if $$p -c 'import sys; sys.exit(sys.version_info < (3, 10))' >/dev/null 2>&1; then \
+	echo $$p; break; fi; done)
+
+# How mlx-lm gets its MLX: built in on macOS, by CUDA version beside an NVIDIA driver, else CPU.
+EXTRA ?= $(shell if [ "$$(uname -s)" = Darwin ]; then echo host; \
+	else v=$$(nvidia-smi 2>/dev/null | sed -n 's/.*CUDA Version: *\([0-9]*\).*/\1/p' | head -n 1); \
+	if [ -z "$$v" ]; then echo host,cpu; elif [ "$$v" -ge 13 ]; then echo host,cuda13; \
+	else echo host,cuda12; fi; fi)
+
+.PHONY: demo test lint types tests slow bench clean
+
+demo: $(VENV)/installed
+	$(BIN)/python examples/demo.py
+
+test: lint types tests
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+
+types: $(VENV)/installed
+	$(BIN)/mypy
+
+tests: $(VENV)/installed
+	$(BIN)/python -m pytest -n 2
+
+slow: $(VENV)/installed
+	$(BIN)/python -m pytest -n 2 -m "slow or not slow"
+
+bench: $(VENV)/installed
+	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/metalhost.py
+
+$(VENV)/installed: pyproject.toml
+	@if [ -z "$(PYTHON)" ]; then echo "Python 3.10 or newer is needed: on macOS 'brew install python',\
+	 on Debian 'apt install python3 python3-venv'" >&2; exit 2; fi
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) has no venv:\
+	 on Debian 'apt install python3-venv'" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$(EXTRA),dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import subprocess
+from typing import Any
+
+import mlx.core as mx
+import pytest
+
+from mlx_lm_openevolve import device
+
+IOREG = '  "gpu-core-count" = 40\n  "model" = "Apple M3 Max"'
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> Any:
+    device.detect.cache_clear()
+    yield
+    device.detect.cache_clear()
+
+
+def apple(monkeypatch: pytest.MonkeyPatch, commands: dict[str, str], info: Any) -> device.Device:
+    def run(argv: Any, **_: Any) -> Any:
+        if argv[0] not in commands:
+            raise FileNotFoundError(argv[0])
+        return subprocess.CompletedProcess(argv, 0, commands[argv[0]], "")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(mx, "device_info", info)
+    return device.detect("metal")
+
+
+def test_this_machine_is_described() -> None:
+    found = device.detect()
+    assert found.backend in device.BACKENDS
+    assert found == device.detect()
+
+
+def test_an_m3_max_is_named_with_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = apple(
+        monkeypatch,
+        {"sysctl": "Apple M3 Max\n", "ioreg": IOREG},
+        lambda _: {"architecture": "applegpu_g15s", "memory_size": 64 << 30},
+    )
+    assert found.slug == "apple-m3-max-40"
+    assert (found.cores, found.architecture, found.memory) == (40, "applegpu_g15s", 64 << 30)
+
+
+def test_an_h100_is_named_by_its_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    info = {
+        "device_name": "NVIDIA H100 80GB HBM3",
+        "architecture": "sm_90",
+        "total_memory": 1 << 36,
+    }
+    monkeypatch.setattr(mx, "device_info", lambda _: info)
+    found = device.detect("cuda")
+    assert (found.slug, found.architecture) == ("nvidia-h100-80gb-hbm3", "sm_90")
+
+
+def test_an_odd_environment_gives_unknown_facts_and_no_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(_: Any) -> Any:
+        raise RuntimeError("no device")
+
+    monkeypatch.setenv("MLX_METAL_GPU_ARCH", "applegpu_g13g")
+    found = apple(monkeypatch, {"sysctl": "", "ioreg": "garbage \xff"}, refuse)
+    assert (found.slug, found.cores, found.architecture) == ("apple", 0, "applegpu_g13g")
+    device.detect.cache_clear()
+    assert device.detect("cuda").slug == "nvidia-gpu"
+
+
+@pytest.mark.parametrize("name", ["", "///", "\u00e9\u00e9", "a" * 500, "../../x"])
+def test_a_slug_is_always_a_safe_name(name: str) -> None:
+    slug = device.slugify(name)
+    assert 0 < len(slug) <= 80
+    assert set(slug) <= set("abcdefghijklmnopqrstuvwxyz0123456789-")
+
+
+def test_the_fingerprint_keeps_patch_versions_apart() -> None:
+    found = device.fingerprint(device.detect("host"), 3)
+    assert found["gate"] == 3
+    assert found["mlx"].count(".") == 1
+    assert found["also"]["mlx"].startswith(found["mlx"])

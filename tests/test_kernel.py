@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import COPY_FIRST, kernel_meta
+
+from mlx_lm_openevolve.errors import KernelError
+from mlx_lm_openevolve.kernel import Kernel
+from mlx_lm_openevolve.workload import Workload
+
+WORKLOAD = Workload(3, 8, 2, 1, 1000, 64, 64, "bfloat16")
+
+
+def test_a_folder_round_trips_with_its_id(copy_first: Kernel, tmp_path: Path) -> None:
+    copy_first.save(tmp_path / "k")
+    loaded = Kernel.load(tmp_path / "k")
+    assert loaded == copy_first
+    assert len(loaded.id) == 12
+
+
+def test_the_id_follows_the_content_and_nothing_else(copy_first: Kernel) -> None:
+    shuffled = json.loads(json.dumps(kernel_meta(), sort_keys=True))
+    assert Kernel.from_parts(shuffled, {"copy.metal": COPY_FIRST}).id == copy_first.id
+    assert Kernel.from_parts(kernel_meta(), {"copy.metal": COPY_FIRST + " "}).id != copy_first.id
+    assert Kernel.from_parts(kernel_meta(name="x"), {"copy.metal": COPY_FIRST}).id != copy_first.id
+
+
+def test_launch_expressions_see_the_exact_batch_and_the_bucket_of_kv_len() -> None:
+    meta = kernel_meta()
+    meta["stages"][0]["grid"] = ["threads", "batch", "kv_len"]
+    kernel = Kernel.from_parts(meta, {"copy.metal": COPY_FIRST})
+    (launch,) = kernel.launches(WORKLOAD, {"threads": 16})
+    assert launch.grid == (16, 3, 1024)
+    assert launch.outputs == (("out", (3, 8, 1, 64), "bfloat16"),)
+    assert launch.template == (("D", 64), ("GROUP", 4), ("THREADS", 16))
+
+
+def test_applies_and_defaults(copy_first: Kernel) -> None:
+    assert copy_first.applies_to(WORKLOAD)
+    assert not copy_first.applies_to(replace(WORKLOAD, q_len=2))
+    assert copy_first.default_params(WORKLOAD) == {"threads": 32}
+
+
+def test_a_stage_is_left_out_when_its_condition_is_false() -> None:
+    meta = kernel_meta()
+    first = copy.deepcopy(meta["stages"][0])
+    first["outputs"][0]["name"] = "partial"
+    first["when"] = "threads > 16"
+    meta["stages"].insert(0, first)
+    kernel = Kernel.from_parts(meta, {"copy.metal": COPY_FIRST})
+    assert len(kernel.launches(WORKLOAD, {"threads": 16})) == 1
+    assert len(kernel.launches(WORKLOAD, {"threads": 32})) == 2
+
+
+@pytest.mark.parametrize(
+    "params", [{}, {"threads": 17}, {"threads": True}, {"threads": 16, "x": 1}]
+)
+def test_params_out_of_range_are_refused(copy_first: Kernel, params: dict[str, Any]) -> None:
+    with pytest.raises(KernelError, match="param"):
+        copy_first.launches(WORKLOAD, params)
+
+
+def _broken(field: str, value: Any) -> dict[str, Any]:
+    meta = kernel_meta()
+    target = meta
+    *path, last = field.split(".")
+    for name in path:
+        target = target[int(name)] if name.isdigit() else target[name]
+    if value is None:
+        del target[last]
+    else:
+        target[last] = value
+    return meta
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("format", 2),
+        ("name", "no spaces"),
+        ("name", None),
+        ("family", "matmul"),
+        ("origin", ""),
+        ("applies", "import os"),
+        ("applies", None),
+        ("extra", 1),
+        ("params", []),
+        ("params.batch", {"default": "1", "values": [1]}),
+        ("params.threads.values", ["16"]),
+        ("params.threads.values", []),
+        ("params.threads.default", "os"),
+        ("stages", []),
+        ("stages.0.source", "../copy.metal"),
+        ("stages.0.inputs", ["secrets"]),
+        ("stages.0.inputs", None),
+        ("stages.0.outputs", []),
+        ("stages.0.outputs.0.name", "values"),
+        ("stages.0.outputs.0.name", "result"),
+        ("stages.0.outputs.0.shape", "batch"),
+        ("stages.0.template", {"D": "open"}),
+        ("stages.0.grid", ["1", "1"]),
+        ("stages.0.threadgroup", None),
+        ("stages.0.math_mode", "wild"),
+        ("stages.0.language", "hip"),
+    ],
+)
+def test_a_malformed_kernel_names_the_file_and_the_field(
+    field: str, value: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "kernel.json").write_text(json.dumps(_broken(field, value)))
+    (tmp_path / "copy.metal").write_text(COPY_FIRST)
+    with pytest.raises(KernelError) as error:
+        Kernel.load(tmp_path)
+    message = str(error.value)
+    assert "kernel.json" in message
+    assert "\n" not in message
+    assert any(part in message for part in field.split(".") if not part.isdigit()), message
+
+
+def test_a_missing_source_is_named(copy_first_folder: Path) -> None:
+    (copy_first_folder / "copy.metal").unlink()
+    with pytest.raises(KernelError, match=r"copy\.metal: no such file"):
+        Kernel.load(copy_first_folder)
+
+
+@pytest.mark.parametrize(
+    ("grid", "threads"),
+    [(["0", "1", "1"], ["1", "1", "1"]), (["1", "1", "1"], ["1024", "2", "1"])],
+)
+def test_a_launch_out_of_range_is_refused(grid: list[str], threads: list[str]) -> None:
+    meta = kernel_meta()
+    meta["stages"][0] |= {"grid": grid, "threadgroup": threads}
+    kernel = Kernel.from_parts(meta, {"copy.metal": COPY_FIRST})
+    with pytest.raises(KernelError):
+        kernel.launches(WORKLOAD, {"threads": 16})
+
+
+def test_nothing_outside_the_folder_is_read(copy_first: Kernel, tmp_path: Path) -> None:
+    copy_first.save(tmp_path / "k")
+    secret = tmp_path / "secret.metal"
+    secret.write_text("secret")
+    (tmp_path / "k" / "copy.metal").unlink()
+    (tmp_path / "k" / "copy.metal").symlink_to(secret)
+    with pytest.raises(KernelError, match="no such file"):
+        Kernel.load(tmp_path / "k")
+
+
+@pytest.mark.parametrize("data", [b"", b"[]", b"{", b"\xff\xfe", b"[" * 100_000, b" " * (1 << 20)])
+def test_a_kernel_json_that_is_none_is_refused(data: bytes, tmp_path: Path) -> None:
+    (tmp_path / "kernel.json").write_bytes(data)
+    with pytest.raises(KernelError, match=r"kernel\.json"):
+        Kernel.load(tmp_path)
+
+
+def test_a_source_must_be_ascii_and_bounded(copy_first: Kernel, tmp_path: Path) -> None:
+    for data in ("// \u00e9".encode(), b"/" * (1 << 19), b"  "):
+        copy_first.save(tmp_path)
+        (tmp_path / "copy.metal").write_bytes(data)
+        with pytest.raises(KernelError, match=r"copy\.metal"):
+            Kernel.load(tmp_path)

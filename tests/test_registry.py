@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlx_lm_openevolve.errors import RegistryError
+from mlx_lm_openevolve.kernel import Kernel
+from mlx_lm_openevolve.registry import Registry, Verdict
+from mlx_lm_openevolve.workload import Workload
+
+WORKLOAD = Workload(1, 8, 2, 1, 1024, 64, 64, "bfloat16")
+FINGERPRINT = {"device": "host", "architecture": "x86_64", "mlx": "0.32", "gate": 1, "also": {}}
+
+
+def verdict(kernel: str = "0123456789ab", ratio: float = 1.5, **changes: Any) -> Verdict:
+    made = Verdict(
+        kernel=kernel,
+        params={"threads": 32},
+        workload=WORKLOAD.slug,
+        correct=True,
+        faster=True,
+        reason="accepted",
+        fingerprint=FINGERPRINT,
+        timing={"ratio": ratio},
+    )
+    return replace(made, **changes)
+
+
+def test_verdicts_are_stored_best_first_and_read_back_whole(tmp_path: Path) -> None:
+    registry = Registry(tmp_path)
+    slow = verdict("00000000000a", 1.1)
+    fast = verdict("00000000000b", 2.0)
+    wrong = verdict("00000000000c", 9.0, correct=False, reason="wrong")
+    for item in (slow, wrong, fast):
+        registry.publish("host", item)
+    assert Registry(tmp_path).verdicts("host", WORKLOAD) == [fast, slow, wrong]
+    assert registry.workloads("host") == [WORKLOAD]
+    assert registry.devices() == ["host"]
+
+
+def test_a_new_verdict_for_the_same_kernel_and_params_replaces_the_old(tmp_path: Path) -> None:
+    registry = Registry(tmp_path)
+    registry.publish("host", verdict(ratio=1.2))
+    registry.publish("host", verdict(ratio=1.4))
+    registry.publish("host", verdict(ratio=1.3, params={"threads": 16}))
+    assert [v.ratio for v in registry.verdicts("host", WORKLOAD)] == [1.4, 1.3]
+
+
+def test_a_verdict_counts_only_for_its_fingerprint() -> None:
+    assert verdict().counts_for({**FINGERPRINT, "also": {"driver": "other"}})
+    for key, value in [("device", "x"), ("architecture", "x"), ("mlx", "0.33"), ("gate", 2)]:
+        assert not verdict().counts_for({**FINGERPRINT, key: value})
+
+
+def test_kernels_are_stored_by_content(tmp_path: Path, copy_first: Kernel) -> None:
+    registry = Registry(tmp_path)
+    registry.add(copy_first)
+    registry.add(copy_first)
+    assert Registry(tmp_path).kernels() == [copy_first]
+
+
+def test_a_changed_source_is_quarantined_and_named_once(
+    tmp_path: Path, copy_first: Kernel, caplog: pytest.LogCaptureFixture
+) -> None:
+    Registry(tmp_path).add(copy_first)
+    folder = tmp_path / "v1" / "kernels" / copy_first.id
+    (folder / "copy.metal").write_text("out[0] = 1;")
+    registry = Registry(tmp_path)
+    with caplog.at_level(logging.WARNING):
+        assert registry.kernel(copy_first.id) is None
+        assert registry.kernel(copy_first.id) is None
+    assert len(caplog.records) == 1
+    assert not folder.exists()
+    assert list((tmp_path / "v1" / "quarantine").iterdir())
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text[: len(text) // 2],
+        lambda text: text.replace("1.5", "9.5"),
+        lambda text: text.replace('"correct": true', '"correct": false'),
+        lambda text: "[]",
+        lambda text: "[" * 100_000,
+        lambda text: "",
+        lambda text: '{"verdicts": 5}',
+        lambda text: " " * (9 << 20),
+    ],
+)
+def test_a_damaged_record_is_moved_aside_and_yields_nothing(tmp_path: Path, damage: Any) -> None:
+    registry = Registry(tmp_path)
+    registry.publish("host", verdict())
+    path = tmp_path / "v1" / "devices" / "host" / f"{WORKLOAD.slug}.json"
+    path.write_text(damage(path.read_text()))
+    assert registry.verdicts("host", WORKLOAD) == []
+    assert not path.exists()
+    registry.publish("host", verdict())
+    assert len(registry.verdicts("host", WORKLOAD)) == 1
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"status": "rejected"},
+        {"kernel": "../../../x"},
+        {"params": {"threads": "32"}},
+        {"params": []},
+        {"correct": 1},
+        {"timing": {"ratio": 1e300}},
+        {"timing": {"ratio": "fast"}},
+        {"workload": "nonsense"},
+        {"surprise": 1},
+    ],
+)
+def test_a_record_that_no_gate_writes_is_refused(changes: dict[str, Any]) -> None:
+    record = json.loads(json.dumps(verdict().to_json()))
+    assert Verdict.from_json(record) == verdict()
+    with pytest.raises((ValueError, TypeError)):
+        Verdict.from_json({**record, **changes})
+
+
+def test_a_read_only_registry_is_read_and_never_written(tmp_path: Path) -> None:
+    Registry(tmp_path).publish("host", verdict())
+    shipped = Registry(tmp_path, writable=False)
+    assert shipped.verdicts("host", WORKLOAD) == [verdict()]
+    with pytest.raises(RegistryError, match="read-only"):
+        shipped.publish("host", verdict())
+    path = tmp_path / "v1" / "devices" / "host" / f"{WORKLOAD.slug}.json"
+    path.write_text("x")
+    assert shipped.verdicts("host", WORKLOAD) == []
+    assert path.exists()
+
+
+def test_a_home_that_cannot_be_written_is_one_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    registry = Registry(tmp_path / "file")
+    with pytest.raises(RegistryError) as error:
+        registry.publish("host", verdict())
+    assert "\n" not in str(error.value)
+    assert registry.verdicts("host", WORKLOAD) == []
+    with registry.gating("host", WORKLOAD, 0.1) as ours:
+        assert ours
+
+
+@pytest.mark.parametrize("device", ["..", "../x", "a/b", "", "A"])
+def test_no_device_name_leaves_the_root(tmp_path: Path, device: str) -> None:
+    registry = Registry(tmp_path / "root")
+    with pytest.raises(RegistryError):
+        registry.publish(device, verdict())
+    assert registry.verdicts(device, WORKLOAD) == []
+    assert registry.clear(device) == 0
+    assert not list(tmp_path.glob("*.json"))
+
+
+def test_gating_is_held_by_one(tmp_path: Path) -> None:
+    one, two = Registry(tmp_path), Registry(tmp_path)
+    with one.gating("host", WORKLOAD, 1) as first, two.gating("host", WORKLOAD, 0.05) as second:
+        assert first
+        assert not second
+    with two.gating("host", WORKLOAD, 0.05) as second:
+        assert second
+
+
+def test_poison_and_host_checks(tmp_path: Path, copy_first: Kernel) -> None:
+    registry = Registry(tmp_path)
+    registry.poison("host", copy_first.id, "crashed")
+    assert registry.poisoned("host") == {copy_first.id: "crashed"}
+    with pytest.raises(RegistryError, match="no kernel"):
+        registry.add_host_check(copy_first.id, {"params": {}, "workload": "w"})
+    registry.add(copy_first)
+    registry.add_host_check(copy_first.id, {"params": {}, "workload": "w", "findings": 1})
+    registry.add_host_check(copy_first.id, {"params": {}, "workload": "w", "findings": 0})
+    assert registry.host_checks(copy_first.id) == [{"params": {}, "workload": "w", "findings": 0}]
+    assert Kernel.load(tmp_path / "v1" / "kernels" / copy_first.id).id == copy_first.id
+
+
+def test_clear_removes_a_device_or_everything(tmp_path: Path, copy_first: Kernel) -> None:
+    registry = Registry(tmp_path)
+    registry.add(copy_first)
+    registry.publish("host", verdict())
+    registry.publish("other", verdict())
+    assert registry.clear("host") >= 1
+    assert registry.devices() == ["other"]
+    registry.clear()
+    assert registry.kernels() == []

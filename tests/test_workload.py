@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import pytest
+
+from mlx_lm_openevolve.errors import WorkloadError
+from mlx_lm_openevolve.workload import DTYPES, MASKS, Workload, next_pow2
+
+DECODE = Workload(1, 32, 8, 1, 4000, 128, 128, "bfloat16")
+
+
+def test_the_slug_of_a_bucket_is_the_documented_one() -> None:
+    assert DECODE.bucket().slug == "attention-b1-hq32-hkv8-lq1-lk4096-d128-v128-bfloat16-none"
+
+
+def test_slug_and_parse_are_inverse_over_random_workloads() -> None:
+    random.seed(0)
+    for _ in range(500):
+        heads = random.choice([1, 2, 8, 40])
+        bits = random.choice([0, 0, 4, 8])
+        workload = Workload(
+            batch=random.randint(1, 300),
+            q_heads=heads * random.randint(1, 16),
+            kv_heads=heads,
+            q_len=random.randint(1, 5000),
+            kv_len=random.randint(1, 1 << 20),
+            head_dim=random.choice([64, 80, 512]),
+            v_head_dim=random.choice([64, 128]),
+            dtype=random.choice(DTYPES),
+            mask=random.choice(MASKS),
+            sinks=random.random() < 0.5,
+            kv_bits=bits,
+            kv_group=64 if bits else 0,
+        )
+        assert Workload.parse(workload.slug) == workload
+        assert workload.bucket().bucket() == workload.bucket()
+
+
+@pytest.mark.parametrize(
+    ("exact", "bucket"),
+    [
+        ((1, 1), (1, 1)),
+        ((2, 2), (2, 8)),
+        ((3, 8), (4, 8)),
+        ((5, 9), (8, 32)),
+        ((9, 33), (16, 2048)),
+    ],
+)
+def test_batch_and_query_buckets(exact: tuple[int, int], bucket: tuple[int, int]) -> None:
+    found = replace(DECODE, batch=exact[0], q_len=exact[1]).bucket()
+    assert (found.batch, found.q_len) == bucket
+
+
+@pytest.mark.parametrize(("n", "power"), [(1, 1), (2, 2), (3, 4), (4096, 4096), (4097, 8192)])
+def test_kv_len_buckets_are_named_by_their_upper_end(n: int, power: int) -> None:
+    assert next_pow2(n) == power
+    assert replace(DECODE, kv_len=n).bucket().kv_len == power
+
+
+def test_a_causal_mask_over_one_query_masks_nothing() -> None:
+    assert replace(DECODE, mask="causal").bucket() == DECODE.bucket()
+    assert replace(DECODE, mask="causal", q_len=2).bucket().mask == "causal"
+
+
+@pytest.mark.parametrize(
+    "slug",
+    [
+        "",
+        "attention",
+        "attention-b0-hq32-hkv8-lq1-lk4096-d128-v128-bfloat16-none",
+        "attention-b01-hq32-hkv8-lq1-lk4096-d128-v128-bfloat16-none",
+        "attention-b1-hq32-hkv5-lq1-lk4096-d128-v128-bfloat16-none",
+        "attention-b1-hq32-hkv8-lq1-lk4096-d128-v128-float64-none",
+        "attention-b1-hq32-hkv8-lq1-lk99999999999-d128-v128-bfloat16-none",
+        "../../etc/passwd",
+        "attention-b1-hq32-hkv8-lq1-lk4096-d128-v128-bfloat16-none-kv4g0",
+        "a" * 10_000,
+    ],
+)
+def test_what_is_no_workload_is_refused_in_one_line(slug: str) -> None:
+    with pytest.raises(WorkloadError) as error:
+        Workload.parse(slug)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 400
+
+
+def test_kv_bytes_counts_keys_and_values_once() -> None:
+    workload = replace(DECODE, kv_len=4096)
+    assert workload.kv_bytes() == 2 * 8 * 4096 * 128 * 2
+    packed = replace(workload, kv_bits=4, kv_group=64)
+    assert packed.kv_bytes() == 2 * 8 * 4096 * 128 // 2 + 2 * 2 * (2 * 8 * 4096 * 128 // 64)
