@@ -232,11 +232,20 @@ class Kernel:
         """The launches for an exact workload: batch and q_len count as they are, of kv_len only
         the bucket is seen (the exact one is read inside the kernel). Raises KernelError."""
         values = {**_fields(workload), **self.check_params(params)}
-        return [
+        launches = [
             _launch(stage, values)
             for stage in self.stages
             if stage.when is None or stage.when.truth(values)
         ]
+        written = set(INPUTS[self.family])
+        for launch in launches:
+            missing = set(launch.stage.inputs) - written
+            if missing:
+                raise KernelError(f"kernel {self.id}: {launch.stage.file} lacks {min(missing)!r}")
+            written |= {name for name, _, _ in launch.outputs}
+        if "out" not in written:
+            raise KernelError(f"kernel {self.id}: no stage writes 'out' with {dict(params)}")
+        return launches
 
 
 def _fields(workload: Workload) -> dict[str, Value]:

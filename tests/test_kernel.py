@@ -163,3 +163,18 @@ def test_a_source_must_be_ascii_and_bounded(copy_first: Kernel, tmp_path: Path) 
         (tmp_path / "copy.metal").write_bytes(data)
         with pytest.raises(KernelError, match=r"copy\.metal"):
             Kernel.load(tmp_path)
+
+
+def test_a_launch_without_its_input_or_without_out_is_refused() -> None:
+    meta = kernel_meta()
+    meta["stages"][0]["when"] = "threads == 64"
+    kernel = Kernel.from_parts(meta, {"copy.metal": COPY_FIRST})
+    with pytest.raises(KernelError, match="no stage writes 'out'"):
+        kernel.launches(WORKLOAD, {"threads": 16})
+    last = copy.deepcopy(meta["stages"][0])
+    meta["stages"][0]["outputs"][0]["name"] = "partial"
+    last |= {"inputs": ["partial"], "when": "threads > 0"}
+    meta["stages"].append(last)
+    kernel = Kernel.from_parts(meta, {"copy.metal": COPY_FIRST})
+    with pytest.raises(KernelError, match="lacks 'partial'"):
+        kernel.launches(WORKLOAD, {"threads": 16})
