@@ -20,6 +20,7 @@ from mlx_lm.models import qwen3
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 VOCABULARY = 512
+STEPS = 160
 CONFIG = {
     "model_type": "qwen3",
     "architectures": ["Qwen3ForCausalLM"],
@@ -47,7 +48,7 @@ def make(
     folder: Path,
     text: str,
     *,
-    steps: int = 160,
+    steps: int = STEPS,
     batch: int = 2,
     length: int = 96,
     passage: int = 192,

@@ -8,16 +8,25 @@ from typing import Any
 
 import mlx.core as mx
 import mlx_lm.models.qwen3 as qwen3
+import platformdirs
 import pytest
 from mlx.utils import tree_map
 
 import mlx_lm_openevolve
+from mlx_lm_openevolve.device import detect, fingerprint
 from mlx_lm_openevolve.kernel import Kernel
+from mlx_lm_openevolve.registry import Registry, Verdict
+from mlx_lm_openevolve.workload import Workload
 
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty registry for each test, and mlx-lm left as it was found."""
+    # What is compiled is content-addressed: all tests and runs share it.
+    cache = Path(platformdirs.user_cache_dir("mlx-lm-openevolve"))
+    cache.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "cache").symlink_to(cache)
     monkeypatch.setenv("MLX_LM_OPENEVOLVE_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("MLX_LM_OPENEVOLVE", raising=False)
     yield tmp_path / "home"
@@ -100,3 +109,23 @@ def tiny_model() -> qwen3.Model:
     model.update(tree_map(lambda x: x.astype(mx.bfloat16), model.parameters()))
     mx.eval(model.parameters())
     return model
+
+
+def store_correct(home: Path, kernel: Kernel, buckets: list[Workload]) -> None:
+    """Verdicts "correct, not faster" for this machine's host, as the gate would store them."""
+    from mlx_lm_openevolve.gate import GATE_VERSION
+
+    registry = Registry(home)
+    for bucket in buckets:
+        registry.publish(
+            "host",
+            Verdict(
+                kernel=kernel.id,
+                params=kernel.default_params(bucket),
+                workload=bucket.slug,
+                correct=True,
+                faster=False,
+                reason="stored by a test",
+                fingerprint=fingerprint(detect("host"), GATE_VERSION),
+            ),
+        )
