@@ -1,0 +1,31 @@
+"""Metal kernels on the CPU: compiled, run, sanitised and counted on any machine.
+
+    kernel = metal_kernel("double", ["x"], ["y"], "uint i = thread_position_in_grid.x; y[i] = 2 * x[i];")
+    launch = kernel([x], grid=(n, 1, 1), threadgroup=(64, 1, 1), output_shapes=[x.shape],
+                    output_dtypes=[x.dtype])
+    launch.outputs, launch.findings
+
+A launch runs in a process of its own: an endless loop, a stray pointer or a deadlock of a kernel is
+a finding, never an error of the caller's.
+"""
+
+from __future__ import annotations
+
+from .api import MetalFunction, MetalKernel, check_source, metal_function, metal_kernel
+from .counters import Counters
+from .findings import Finding, Place
+from .launch import Launch
+from .toolchain import compiler_available
+
+__all__ = [
+    "Counters",
+    "Finding",
+    "Launch",
+    "MetalFunction",
+    "MetalKernel",
+    "Place",
+    "check_source",
+    "compiler_available",
+    "metal_function",
+    "metal_kernel",
+]

@@ -1,0 +1,72 @@
+"""Content-addressed store of build results, shared by processes and bounded in size."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import platformdirs
+
+__all__ = ["Store", "store"]
+
+LIMIT_BYTES = 512 * 1024 * 1024
+
+
+class Store:
+    """Folders by key. A folder appears whole or not at all (rename); readers take no lock."""
+
+    def __init__(self, root: Path, limit: int = LIMIT_BYTES) -> None:
+        self.root = root
+        self.limit = limit
+
+    def get(self, key: str, build: Callable[[Path], None]) -> Path:
+        """The folder of `key`; `build(folder)` fills it first where it is missing."""
+        final = self.root / key[:2] / key
+        if not final.is_dir():
+            final.parent.mkdir(parents=True, exist_ok=True)
+            work = Path(tempfile.mkdtemp(prefix="new-", dir=self.root))
+            try:
+                build(work)
+                try:
+                    work.rename(final)
+                except OSError:
+                    if not final.is_dir():
+                        raise
+            finally:
+                shutil.rmtree(work, ignore_errors=True)
+            self._prune(keep=final)
+        with contextlib.suppress(OSError):
+            os.utime(final)
+        return final
+
+    def _prune(self, keep: Path) -> None:
+        """Removes the folders longest unused until the rest fits."""
+        entries = []
+        for folder in self.root.glob("??/*"):
+            with contextlib.suppress(OSError):
+                size = sum(f.stat().st_size for f in folder.rglob("*"))
+                entries.append((folder.stat().st_mtime, size, folder))
+        total = sum(size for _, size, _ in entries)
+        for _, size, folder in sorted(entries, key=lambda e: e[0]):
+            if total <= self.limit:
+                break
+            if folder != keep:
+                # Renamed first: a reader never meets a folder that is half gone.
+                gone = self.root / f"old-{os.getpid()}-{folder.name}"
+                with contextlib.suppress(OSError):
+                    folder.rename(gone)
+                    shutil.rmtree(gone, ignore_errors=True)
+                    total -= size
+
+
+def store() -> Store:
+    """The store under MLX_LM_OPENEVOLVE_HOME, or under the user's cache folder."""
+    home = os.environ.get("MLX_LM_OPENEVOLVE_HOME")
+    base = Path(home) / "cache" if home else Path(platformdirs.user_cache_dir("mlx-lm-openevolve"))
+    root = base / "metalhost"
+    root.mkdir(parents=True, exist_ok=True)
+    return Store(root)

@@ -1,0 +1,124 @@
+"""What a check found: one Finding a defect, printed the way a compiler prints an error."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = ["Finding", "Place", "excerpt"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """A line of the kernel's source. `text` is that line, or "" when it is not known."""
+
+    file: str
+    line: int
+    text: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}"
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"file": self.file, "line": self.line, "text": self.text}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One defect of a kernel.
+
+    kind: compile, strict, lint, sandbox, out-of-bounds, read-only, misaligned, race,
+        divergent-barrier, divergent-collective, uninitialised, unwritten, division-by-zero,
+        missing-return, threadgroup-memory, threadgroup-size, non-ascii, time-limit, memory-limit,
+        stack-overflow, fault, runtime.
+    line: of the kernel's body (1 is its first line), or of `file` for a header; None if unknown.
+    other: the other side of a race or of divergent flow.
+    thread, threadgroup: index in the threadgroup, and the threadgroup's position in the grid.
+    """
+
+    kind: str
+    message: str
+    line: int | None = None
+    file: str = ""
+    text: str = ""
+    other: Place | None = None
+    thread: int | None = None
+    threadgroup: tuple[int, int, int] | None = None
+    fatal: bool = True
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        where = self.file or "kernel"
+        if self.line is not None:
+            where += f":{self.line}"
+        lines = [f"{where}: {self.kind}: {self.message}"]
+        if self.text:
+            lines.append(excerpt(self.line, self.text))
+        if self.other is not None:
+            lines.append(f"{self.other}: note: the other side is here")
+            if self.other.text:
+                lines.append(excerpt(self.other.line, self.other.text))
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {
+            "kind": self.kind,
+            "message": self.message,
+            "file": self.file,
+            "line": self.line,
+            "text": self.text,
+            "other": None if self.other is None else self.other.to_dict(),
+            "thread": self.thread,
+            "threadgroup": None if self.threadgroup is None else list(self.threadgroup),
+            "fatal": self.fatal,
+            "details": dict(self.details),
+        }
+
+
+def excerpt(line: int | None, text: str) -> str:
+    """The source line below a message, with its number."""
+    number = "" if line is None else str(line)
+    return f"{number:>6} | {text.strip()}"
+
+
+class Sources:
+    """The texts that findings quote, by the file name that the compiler was told."""
+
+    def __init__(self, texts: Mapping[str, str]) -> None:
+        self._lines = {name: text.splitlines() for name, text in texts.items()}
+
+    def place(self, file: str, line: int) -> Place:
+        lines = self._lines.get(file, [])
+        text = lines[line - 1] if 0 < line <= len(lines) else ""
+        return Place(file, line, text.strip())
+
+    def known(self, file: str) -> bool:
+        return file in self._lines
+
+
+def unique(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    """Without repeats of one kind at one line, in order."""
+    seen: set[tuple[str, str, int | None, Place | None]] = set()
+    kept = []
+    for f in findings:
+        key = (f.kind, f.file, f.line, f.other)
+        if f.line is None or key not in seen:
+            seen.add(key)
+            kept.append(f)
+    return tuple(kept)
+
+
+_MARKER = re.compile(r'^\s*#\s*(?:line\s+)?(\d+)\s+"([^"]*)"', re.M)
+
+
+def position(text: str, at: int) -> tuple[str, int]:
+    """File and line that line markers give to a position."""
+    last = None
+    for m in _MARKER.finditer(text, 0, at):
+        last = m
+    if last is None:
+        return "", text.count("\n", 0, at) + 1
+    return last.group(2), int(last.group(1)) + text.count("\n", last.end(), at) - 1

@@ -1,0 +1,170 @@
+"""Rules on the text: what must not reach the compiler, and what Metal refuses but C++ takes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from .findings import Finding, Sources, position
+from .toolchain import METAL_HEADERS
+
+__all__ = ["lint_raw", "lint_translated"]
+
+MAX_SOURCE = 1024 * 1024  # characters
+
+_COMMENTS = re.compile(r'//[^\n]*|/\*.*?\*/|"(?:\\.|[^"\\\n])*"', re.S)
+
+
+def strip_comments(text: str) -> str:
+    """Without comments, string contents kept; lines stay."""
+
+    def keep(m: re.Match[str]) -> str:
+        return m.group() if m.group().startswith('"') else re.sub(r"[^\n]", " ", m.group())
+
+    return _COMMENTS.sub(keep, text)
+
+
+_FORBIDDEN = (
+    (r"#\s*embed\b|%:", "files cannot be embedded, nor directives spelled with digraphs"),
+    (r"\b__?has_(?:include|embed)\w*", "__has_include is not available"),
+    (r"\basm\b|\b__asm(?:__)?\b", "asm is not Metal"),
+    (r"\b__attribute(?:__)?\b|\b__declspec\b", "__attribute__ is not available in kernels"),
+    (r"\b__builtin_\w+", "compiler builtins are not Metal"),
+    (r"\bextern\b", "extern is not available in kernels"),
+    (r"\bmh(?:::|_)\w*|\bMh[A-Z]\w*|\bMH_\w+", "names of the host runtime are reserved"),
+    (r"\b__tsan_\w+|\b__ubsan_\w+|\b__sanitizer_\w+", "names of the host runtime are reserved"),
+    (r"\b(?:import|module|export)\s+[<\"\w]", "modules are not Metal"),
+    (r"\[\[\s*(?:gnu|clang|__gnu__|_Clang|using)\b", "compiler attributes are not Metal"),
+    (r"\?\?[=/'()!<>-]", "trigraphs are not available"),
+)
+
+
+def lint_raw(
+    text: str, files: Sequence[tuple[str, str]], include_root: str | None
+) -> list[Finding]:
+    """Findings that stop a build before any tool reads the source."""
+    size = sum(len(t) for _, t in files)
+    if size > MAX_SOURCE:
+        message = f"the source has {size} characters; the limit is {MAX_SOURCE}"
+        return [Finding("sandbox", message)]
+    found: list[Finding] = []
+    for name, body in files:
+        sources = Sources({name: body})
+
+        def add(kind: str, message: str, at: int, name: str = name, body: str = body,
+                sources: Sources = sources) -> None:  # fmt: skip
+            place = sources.place(name, body.count("\n", 0, at) + 1)
+            found.append(Finding(kind, message, place.line, name, place.text))
+
+        for k, c in enumerate(body):
+            if ord(c) > 126 or (ord(c) < 32 and c not in "\t\n\r"):
+                add("non-ascii", f"character U+{ord(c):04X}: Metal sources here are ASCII", k)
+                break
+        # Spliced lines first: a backslash may cut a directive in two.
+        plain = strip_comments(re.sub(r"\\\r?\n", "  ", body))
+        for m in re.finditer(r"^[ \t]*#[ \t]*(include\w*|import)\b[ \t]*([^\n]*)", plain, re.M):
+            if not _include_allowed(m.group(2).strip(), include_root):
+                message = f"#include {m.group(2).strip()[:80]} is outside the sandbox"
+                add("sandbox", message, m.start(1))
+        for pattern, message in _FORBIDDEN:
+            hit = re.search(pattern, plain)
+            if hit:
+                add("sandbox", message, hit.start())
+    return found[:8]
+
+
+def _include_allowed(operand: str, include_root: str | None) -> bool:
+    m = re.fullmatch(r'<([\w./]+)>|"([\w./+-]+)"', operand)
+    if m is None:
+        return False
+    name = m.group(1) or m.group(2)
+    if name.startswith("/") or ".." in name.split("/"):
+        return False
+    if name in METAL_HEADERS:
+        return True
+    if include_root is None:
+        return False
+    root = Path(include_root).resolve()
+    target = (root / name).resolve()
+    return target.is_file() and target.is_relative_to(root)
+
+
+_TYPES = (
+    r"(?:bool|char|uchar|short|ushort|int|uint|long|ulong|half|bfloat|float|size_t|u?int(?:8|16|32|64)_t"
+    r"|bfloat16_t|float16_t|void)[234]?"
+)
+_RULES = (
+    (re.compile(r"\bdouble\b"), "double is not supported in Metal"),
+    (re.compile(r"\bstd\s*::"), "there is no namespace std in Metal"),
+    (re.compile(r"\blong\s+long\b|\blong\s+double\b"), "this type is not supported in Metal"),
+    (re.compile(r"\b(?:new|delete)\s+[\w\[(]|\bnew\s*\("), "new and delete are not supported in Metal"),
+    (re.compile(r"\b(?:try|catch|throw)\b"), "exceptions are not supported in Metal"),
+    (re.compile(r"\b(?:dynamic_cast|typeid|thread_local|goto|virtual)\b"), "not supported in Metal"),
+    (re.compile(r"\b(?:printf|malloc|free|memcpy|memset|memmove|assert|abort|exit)\s*\("),
+     "there is no C library in Metal"),
+)  # fmt: skip
+
+
+def lint_translated(text: str, sources: Sources) -> list[Finding]:
+    """Rules on the preprocessed text that the compiling passes cannot see. Only the caller's own
+    files are judged, not those of an include root."""
+    found = []
+    for start, end in _own_spans(text, sources):
+        part = text[start:end]
+        code = re.sub(r'"(?:\\.|[^"\\\n])*"', lambda m: '"' + " " * (len(m.group()) - 2) + '"', part)
+        for pattern, message in _RULES:
+            for m in pattern.finditer(code):
+                place = sources.place(*position(text, start + m.start()))
+                word = m.group().strip(" (")
+                found.append(
+                    Finding("strict", f"'{word}': {message}", place.line, place.file, place.text)
+                )
+        for at, name in _missing_space(code):
+            place = sources.place(*position(text, start + at))
+            message = (
+                f"the pointer or reference '{name}' has no address space: "
+                "write thread, device, threadgroup or constant"
+            )
+            found.append(Finding("strict", message, place.line, place.file, place.text))
+    return found
+
+
+_MARK = re.compile(r'^\s*#\s*(?:line\s+)?\d+\s+"([^"]*)"[^\n]*\n', re.M)
+
+
+def _own_spans(text: str, sources: Sources) -> list[tuple[int, int]]:
+    marks = list(_MARK.finditer(text))
+    spans = []
+    for i, m in enumerate(marks):
+        end = marks[i + 1].start() if i + 1 < len(marks) else len(text)
+        if sources.known(m.group(1)):
+            spans.append((m.end(), end))
+    return spans
+
+
+_SPACE_WORDS = re.compile(r"\b(?:thread|device|threadgroup|constant|auto)\b")
+
+
+def _missing_space(code: str) -> list[tuple[int, str]]:
+    """Declarations of pointers or references without an address space."""
+    names = set(re.findall(r"\b(?:typename|class|struct)\s+([A-Za-z_]\w*)", code))
+    names |= set(re.findall(r"\busing\s+([A-Za-z_]\w*)\s*=", code))
+    names |= set(re.findall(r"\btypedef\s+[^;*&]*?\b([A-Za-z_]\w*)\s*;", code))
+    extra = "|".join(sorted(names)) or "(?!)"
+    declaration = re.compile(
+        rf"(?<=[;{{}}(,\n])([ \t\n]*(?:\w+[ \t\n]+)*?)\b({_TYPES}|{extra})((?:\s+(?:const|volatile))*)"
+        r"\s*([*&])\s*(?:const\s+)?([A-Za-z_]\w*)\s*(?=[=,;)\[{]|:(?!:))"
+    )
+    found = []
+    for m in declaration.finditer(code):
+        if _SPACE_WORDS.search(m.group(1)) or _SPACE_WORDS.search(m.group(3)):
+            continue
+        if re.search(r"\b(?:return|case|else|goto|using|typedef)\b", m.group(1)):
+            continue
+        builtin = re.fullmatch(_TYPES, m.group(2)) is not None
+        before = code[: m.start(2)].rstrip()
+        at_statement = not before or before[-1] in ";{}"
+        if builtin or at_statement:
+            found.append((m.start(2), m.group(5)))
+    return found

@@ -1,0 +1,51 @@
+// The program that a compiled kernel becomes: reads the launch record from the file given as
+// descriptor 0, runs the grid, reports on standard output.
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/time.h>
+#include <unistd.h>
+
+#include "counters.h"
+#include "fibers.h"
+#include "memory.h"
+#include "report.h"
+#include "schedule.h"
+
+namespace mh {
+LaunchRecord* g_launch;
+
+static void limit(int what, uint64_t value) {
+  struct rlimit r;
+  r.rlim_cur = r.rlim_max = rlim_t(value);
+  setrlimit(what, &r);
+}
+
+static double now() {
+  struct timeval t;
+  gettimeofday(&t, nullptr);
+  return double(t.tv_sec) + double(t.tv_usec) * 1e-6;
+}
+
+}  // namespace mh
+
+int main() {
+  using namespace mh;
+  void* head = mmap(nullptr, sizeof(LaunchRecord), PROT_READ | PROT_WRITE, MAP_PRIVATE, 0, 0);
+  if (head == MAP_FAILED) die("no launch record");
+  g_launch = static_cast<LaunchRecord*>(head);
+  if (g_launch->magic != kMagic || g_launch->buffers > kMaxBuffers) die("bad launch record");
+  limit(RLIMIT_CORE, 0);
+  limit(RLIMIT_FSIZE, 0);
+  limit(RLIMIT_CPU, g_launch->time_limit_ms / 1000 + 2);
+  watch(g_launch->time_limit_ms);
+  mh_signature();
+  const double start = now();
+  map_buffers(0, nullptr);
+  run_grid();
+  if (g_launch->sanitize) report_unwritten();
+  if (g_launch->count) count_report();
+  print("seconds\t%.6f\n", now() - start);
+  finish();
+}

@@ -1,0 +1,345 @@
+// Device buffers with exact bounds, threadgroup variables with red zones, and the checks of each
+// access: bounds, alignment, permission, initialisation. Races are judged in races.cpp.
+#include "memory.h"
+
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "counters.h"
+#include "races.h"
+#include "report.h"
+
+extern "C" char __executable_start[] __attribute__((weak));
+extern "C" char _end[] __attribute__((weak));
+
+namespace mh {
+
+Buffer g_buffers[kMaxBuffers];
+unsigned g_buffer_count;
+
+namespace {
+
+Address g_device_low;
+uint64_t g_device_span;
+unsigned g_slot_shift;
+
+constexpr unsigned kMaxVariables = 62;
+constexpr unsigned kRedZone = 2048;
+constexpr uint64_t kArena = kThreadgroupBytes + (kMaxVariables + 2) * uint64_t(kRedZone);
+Address g_arena;
+uint64_t g_arena_used;
+uint8_t* g_owner;  // one byte an arena byte: the variable's number + 1, 0 in red zones
+Cell* g_arena_cells;
+Variable g_variables[kMaxVariables];
+unsigned g_variable_count;
+uint64_t g_packed_bytes;
+uint64_t g_peak_bytes;
+uint64_t g_shadow_bytes;
+
+const char* access_name(bool write, bool atomic) {
+  return atomic ? "atomic" : write ? "write" : "read";
+}
+
+[[noreturn]] void outside(const Buffer* buffer, Address address, unsigned size, bool write,
+                          bool atomic, Address pc, const char* kind, const char* why) {
+  Finding f(kind);
+  f.pc("pc", pc).text("access", access_name(write, atomic)).number("size", size).text("why", why);
+  if (buffer) {
+    f.text("space", buffer->constant ? "constant" : "device");
+    f.number("buffer", buffer - g_buffers);
+    f.number("offset", (long long)(address - buffer->low)).number("extent", (long long)buffer->size);
+  } else {
+    f.number("address", (long long)address);
+  }
+  f.thread("thread", thread_number()).fatal();
+}
+
+void check_aligned(Address address, unsigned size, bool write, bool atomic, bool aligned,
+                   Address pc) {
+  if (!aligned || (address & (size - 1)) == 0) return;
+  Finding f("misaligned");
+  f.pc("pc", pc).text("access", access_name(write, atomic)).number("size", size);
+  f.number("address", (long long)address).thread("thread", thread_number()).note();
+}
+
+void access_device(Address address, unsigned size, bool write, bool atomic, Address pc) {
+  const unsigned slot = unsigned((address - g_device_low) >> g_slot_shift);
+  Buffer& b = g_buffers[slot];
+  if (slot >= g_buffer_count || !b.present) {
+    outside(nullptr, address, size, write, atomic, pc, "out-of-bounds", "unbound");
+  }
+  const uint64_t offset = address - b.low;
+  if (offset >= b.size || offset + size > b.size) {
+    outside(&b, address, size, write, atomic, pc, "out-of-bounds", "end");
+  }
+  if (b.gaps) {
+    for (unsigned i = 0; i < size; ++i) {
+      if (!b.gaps[offset + i]) {
+        outside(&b, address, size, write, atomic, pc, "out-of-bounds", "gap");
+      }
+    }
+  }
+  if ((write || atomic) && !b.writable) {
+    outside(&b, address, size, write, atomic, pc, "read-only", "const");
+  }
+  if (!b.cells) return;
+  const unsigned granule = 1u << b.granule_shift;
+  const bool whole = ((offset | size) & (granule - 1)) == 0;
+  const uint64_t first = offset >> b.granule_shift;
+  const uint64_t last = (offset + size - 1) >> b.granule_shift;
+  for (uint64_t i = first; i <= last; ++i) {
+    if (b.unwritten && !b.written[i] && (!write || (atomic && write))) {
+      if (!write || atomic) {
+        Finding f("uninitialised");
+        f.pc("pc", pc).text("space", "device").number("buffer", slot);
+        f.number("offset", (long long)(i << b.granule_shift));
+        f.thread("thread", thread_number()).note();
+      }
+    }
+    if (write) b.written[i] = 1;
+    if (whole && g_launch->sanitize) race_check(b.cells[i], write, atomic, MH_DEVICE, pc, slot, nullptr,
+                          i << b.granule_shift);
+  }
+}
+
+void access_threadgroup(Address address, unsigned size, bool write, bool atomic, Address pc) {
+  const uint64_t at = address - g_arena;
+  const uint8_t owner = g_owner[at];
+  bool inside = owner != 0;
+  for (unsigned i = 1; i < size; ++i) inside = inside && g_owner[at + i] == owner;
+  if (!inside) {
+    // Name the variable that the address is nearest to.
+    const Variable* near = nullptr;
+    uint64_t best = ~0ull;
+    for (unsigned i = 0; i < g_variable_count; ++i) {
+      const Variable& v = g_variables[i];
+      const uint64_t distance = address < v.low ? v.low - address : address - v.low - v.size + 1;
+      if (address >= v.low && address < v.low + v.size) { near = &v; break; }
+      if (distance < best) { best = distance; near = &v; }
+    }
+    Finding f("out-of-bounds");
+    f.pc("pc", pc).text("access", access_name(write, atomic)).number("size", size);
+    f.text("space", "threadgroup").text("why", "end");
+    if (near) {
+      f.text("variable", near->name).number("offset", (long long)(address - near->low));
+      f.number("extent", (long long)near->size);
+    }
+    f.thread("thread", thread_number()).fatal();
+  }
+  const Variable& v = g_variables[owner - 1];
+  for (unsigned i = 0; i < size; ++i) {
+    Cell& cell = g_arena_cells[at + i];
+    if (!write && cell.write.thread == 0) {
+      Finding f("uninitialised");
+      f.pc("pc", pc).text("space", "threadgroup").text("variable", v.name);
+      f.number("offset", (long long)(address - v.low)).thread("thread", thread_number()).note();
+    }
+    if (g_launch->sanitize) race_check(cell, write, atomic, MH_THREADGROUP, pc, -1, v.name, address + i - v.low);
+    else if (write) cell.write.thread = 1;
+  }
+}
+
+}  // namespace
+
+void* reserve(size_t bytes) {
+  g_shadow_bytes += bytes;
+  void* p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANON | MAP_NORESERVE, -1,
+                 0);
+  if (p == MAP_FAILED) die("out of memory");
+  return p;
+}
+
+void map_buffers(int file, const char*) {
+  const uint64_t page = uint64_t(sysconf(_SC_PAGESIZE));
+  uint64_t largest = page, total = 0;
+  g_buffer_count = unsigned(g_launch->buffers);
+  for (unsigned i = 0; i < g_buffer_count; ++i) {
+    const uint64_t size = g_launch->buffer[i].size;
+    total += size;
+    if (size > largest) largest = size;
+  }
+  if (total > g_launch->memory_limit) {
+    Finding("memory-limit").number("size", (long long)total).fatal();
+  }
+  // One slot of address space for each buffer, a power of two, with unmapped pages between.
+  g_slot_shift = 12;
+  while ((1ull << g_slot_shift) < 4 * (largest + page)) ++g_slot_shift;
+  g_device_span = uint64_t(g_buffer_count) << g_slot_shift;
+  void* base = mmap(nullptr, g_device_span + page, PROT_NONE,
+                    MAP_PRIVATE | MAP_ANON | MAP_NORESERVE, -1, 0);
+  if (base == MAP_FAILED) die("no address space for the buffers");
+  g_device_low = Address(base);
+  for (unsigned i = 0; i < g_buffer_count; ++i) {
+    const BufferRecord& r = g_launch->buffer[i];
+    Buffer& b = g_buffers[i];
+    b.writable = r.flags & kWritable;
+    b.unwritten = r.flags & kUnwritten;
+    b.report = r.flags & kReport;
+    b.size = r.size;
+    if (r.kind == 3) {
+      // An argument that a false function constant leaves out: compilers may hoist a load
+      // through its reference, so it points at readable bytes.
+      b.argument = Address(reserve(page));
+      continue;
+    }
+    if (r.kind == 2) continue;  // threadgroup memory: made for each threadgroup
+    char* low = reinterpret_cast<char*>(g_device_low + (uint64_t(i) << g_slot_shift) +
+                                        (1ull << (g_slot_shift - 1)));
+    const uint64_t mapped = (r.size + page - 1) / page * page;
+    if (mapped &&
+        mmap(low, mapped, PROT_READ | PROT_WRITE,
+             MAP_FIXED | (b.writable ? MAP_SHARED : MAP_PRIVATE), file, off_t(r.offset)) ==
+            MAP_FAILED) {
+      die("cannot map a buffer");
+    }
+    b.low = Address(low);
+    b.argument = b.low + r.pointer;
+    b.present = true;
+    unsigned granule = r.granule ? unsigned(r.granule) : 1;
+    if (granule > 4) granule = 4;
+    while ((1u << b.granule_shift) < granule) ++b.granule_shift;
+    if (r.gaps) {
+      void* gaps = mmap(nullptr, mapped, PROT_READ, MAP_PRIVATE, file, off_t(r.gaps));
+      if (gaps == MAP_FAILED) die("cannot map a gap table");
+      b.gaps = static_cast<const uint8_t*>(gaps);
+    }
+    if (b.writable && (g_launch->sanitize || g_launch->count)) {
+      const uint64_t cells = (r.size >> b.granule_shift) + 1;
+      b.cells = static_cast<Cell*>(reserve(cells * sizeof(Cell)));
+      b.written = static_cast<uint8_t*>(reserve(cells));
+    }
+    if (g_launch->count) b.touched = static_cast<uint8_t*>(reserve(r.size / 8 + 64));
+    if (b.unwritten) memset(low, 0xff, r.size);
+  }
+  if (g_shadow_bytes > 8 * g_launch->memory_limit) {
+    Finding("memory-limit").number("size", (long long)g_shadow_bytes).fatal();
+  }
+  g_arena = Address(reserve(kArena));
+  g_owner = static_cast<uint8_t*>(reserve(kArena));
+  g_arena_cells = static_cast<Cell*>(reserve(kArena * sizeof(Cell)));
+}
+
+void clear_threadgroup_memory() {
+  if (g_arena_used == 0) return;
+  for (unsigned i = 0; i < g_variable_count; ++i) {
+    const Variable& v = g_variables[i];
+    memset(reinterpret_cast<void*>(v.low), 0xff, v.size);
+    memset(g_owner + (v.low - g_arena), 0, v.size);
+    if (g_launch->sanitize || g_launch->count) {
+      memset(g_arena_cells + (v.low - g_arena), 0, v.size * sizeof(Cell));
+    }
+  }
+  g_variable_count = 0;
+  g_arena_used = 0;
+  g_packed_bytes = 0;
+}
+
+unsigned threadgroup_bytes_peak() { return unsigned(g_peak_bytes); }
+
+void access(Address address, unsigned size, bool write, bool atomic, bool aligned, Address pc) {
+  if (address - g_device_low < g_device_span) {
+    if (g_launch->sanitize || g_buffers[(address - g_device_low) >> g_slot_shift].cells) {
+      access_device(address, size, write, atomic, pc);
+    }
+    check_aligned(address, size, write, atomic, aligned, pc);
+    if (g_launch->count) {
+      const Buffer& b = g_buffers[(address - g_device_low) >> g_slot_shift];
+      count_device(b, address, size, write, pc);
+    }
+    return;
+  }
+  if (address - g_arena < kArena) {
+    access_threadgroup(address, size, write, atomic, pc);
+    check_aligned(address, size, write, atomic, aligned, pc);
+    if (g_launch->count) {
+      const Variable& v = g_variables[g_owner[address - g_arena] - 1];
+      count_threadgroup(v.packed + (address - v.low), size, write, pc);
+    }
+    return;
+  }
+  if (address >= g_thread->stack_low && address + size <= g_thread->stack_high) return;
+  if (&__executable_start && address >= Address(__executable_start) && address < Address(_end)) {
+    return;  // constants of the program
+  }
+  outside(nullptr, address, size, write, atomic, pc, "out-of-bounds", "wild");
+}
+
+void access_range(Address address, uint64_t size, bool write, Address pc) {
+  while (size) {
+    const unsigned step = size >= 16 ? 16 : size >= 8 ? 8 : size >= 4 ? 4 : 1;
+    access(address, step, write, false, false, pc);
+    address += step;
+    size -= step;
+  }
+}
+
+void report_unwritten() {
+  for (unsigned i = 0; i < g_buffer_count; ++i) {
+    const Buffer& b = g_buffers[i];
+    if (!b.present || !b.unwritten || !b.report || !b.written) continue;
+    const uint64_t count = b.size >> b.granule_shift;
+    uint64_t missing = 0, first = 0;
+    for (uint64_t k = 0; k < count; ++k) {
+      if (!b.written[k] && (!b.gaps || b.gaps[k << b.granule_shift]) && !missing++) first = k;
+    }
+    if (missing) {
+      Finding("unwritten").number("buffer", i).number("offset", (long long)first)
+          .number("size", (long long)missing).number("extent", (long long)count).note();
+    }
+  }
+}
+
+}  // namespace mh
+
+extern "C" void mh_declare(int index, int space, unsigned, bool read_only) {
+  using namespace mh;
+  if (unsigned(index) >= kMaxBuffers) die("too many arguments");
+  if (unsigned(index) >= g_launch->buffers) die("an argument of the kernel was not given");
+  BufferRecord& r = g_launch->buffer[index];
+  g_buffers[index].constant = space == MH_CONSTANT;
+  if (read_only || space == MH_CONSTANT) r.flags &= ~uint64_t(kWritable);
+}
+
+extern "C" void* mh_argument(int index) {
+  using namespace mh;
+  const BufferRecord& r = g_launch->buffer[index];
+  if (r.kind == 2) {
+    return mh_threadgroup_variable(&r, r.size, 16, "threadgroup argument", 0);
+  }
+  return reinterpret_cast<void*>(g_buffers[index].argument);
+}
+
+extern "C" void* mh_threadgroup_variable(const void* key, unsigned long size, unsigned long align,
+                                         const char* name, int line) {
+  using namespace mh;
+  for (unsigned i = 0; i < g_variable_count; ++i) {
+    if (g_variables[i].key == key) return reinterpret_cast<void*>(g_variables[i].low);
+  }
+  const uint64_t padded = (size + 15) / 16 * 16;
+  if (g_variable_count == kMaxVariables) die("more than 62 threadgroup variables");
+  if (size > kThreadgroupBytes || g_packed_bytes + padded > kThreadgroupBytes) {
+    Finding("threadgroup-memory").number("line", line).text("variable", name)
+        .number("size", (long long)(g_packed_bytes + size)).number("extent", kThreadgroupBytes)
+        .pc("pc", MH_PC).fatal();
+  }
+  Variable& v = g_variables[g_variable_count];
+  v.key = key;
+  v.name = name;
+  v.line = line;
+  v.size = size;
+  v.packed = unsigned(g_packed_bytes);
+  v.low = (g_arena + g_arena_used + kRedZone + align - 1) / 16 * 16;
+  g_arena_used = v.low + padded - g_arena;
+  g_packed_bytes += padded;
+  if (g_packed_bytes > g_peak_bytes) g_peak_bytes = g_packed_bytes;
+  memset(g_owner + (v.low - g_arena), int(g_variable_count + 1), size);
+  ++g_variable_count;
+  memset(reinterpret_cast<void*>(v.low), 0xff, size);
+  return reinterpret_cast<void*>(v.low);
+}
+
+extern "C" void mh_atomic(const volatile void* address, unsigned size, int kind) {
+  if (!mh::g_launch->sanitize && !mh::g_launch->count) return;
+  mh::access(mh::Address(address), size, kind != MH_ATOMIC_LOAD, true, true, MH_PC);
+}

@@ -1,0 +1,46 @@
+#pragma once
+#include "base.h"
+
+namespace mh {
+
+// Who last touched one granule of writable memory. Thread numbers start at 1: 0 is nobody.
+struct Touch {
+  uint32_t thread, pc, epoch, atomic;
+};
+struct Cell {
+  Touch write, read, read_other;  // read_other: the last reader of another simdgroup than read
+};
+
+struct Buffer {
+  Address low;        // first byte that belongs to it
+  uint64_t size;
+  Address argument;   // what the kernel gets
+  const uint8_t* gaps;
+  Cell* cells;        // of writable buffers, one a granule
+  uint8_t* written;   // count mode and unwritten outputs: one byte a granule
+  uint8_t* touched;   // count mode: one bit a byte read
+  unsigned granule_shift;
+  bool present, writable, unwritten, constant, report;
+};
+
+struct Variable {  // of threadgroup memory
+  const void* key;
+  const char* name;
+  Address low;
+  uint64_t size;
+  unsigned packed;  // offset without the red zones
+  int line;
+};
+
+extern Buffer g_buffers[kMaxBuffers];
+extern unsigned g_buffer_count;
+
+void map_buffers(int file, const char* mapped);
+void clear_threadgroup_memory();
+unsigned threadgroup_bytes_peak();
+// Every access of a sanitised or counted kernel comes through here.
+void access(Address address, unsigned size, bool write, bool atomic, bool aligned, Address pc);
+void access_range(Address address, uint64_t size, bool write, Address pc);
+void report_unwritten();
+
+}  // namespace mh

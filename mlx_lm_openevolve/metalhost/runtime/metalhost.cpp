@@ -1,0 +1,10 @@
+// The whole runtime as one translation unit, so that the checks inline into their callers.
+#include "builtins.cpp"
+#include "counters.cpp"
+#include "fibers.cpp"
+#include "main.cpp"
+#include "memory.cpp"
+#include "races.cpp"
+#include "report.cpp"
+#include "sanitizer.cpp"
+#include "schedule.cpp"

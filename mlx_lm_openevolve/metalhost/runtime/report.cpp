@@ -1,0 +1,168 @@
+// The report goes to standard output as lines of text; signals become findings here.
+#include "report.h"
+
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/time.h>
+#include <unistd.h>
+#if defined(__APPLE__)
+#include <sys/ucontext.h>
+#else
+#include <ucontext.h>
+#endif
+
+#include "fibers.h"
+
+namespace mh {
+
+namespace {
+
+char g_buffer[1 << 16];
+unsigned g_used;
+constexpr unsigned kMaxFindings = 64;
+uint64_t g_seen[kMaxFindings];
+unsigned g_findings;
+
+void flush() {
+  unsigned done = 0;
+  while (done < g_used) {
+    const ssize_t n = write(1, g_buffer + done, g_used - done);
+    if (n <= 0) break;
+    done += unsigned(n);
+  }
+  g_used = 0;
+}
+
+Address interrupted_pc(void* context) {
+  const ucontext_t* c = static_cast<const ucontext_t*>(context);
+#if defined(__APPLE__) && defined(__aarch64__)
+  return Address(c->uc_mcontext->__ss.__pc);
+#elif defined(__APPLE__)
+  return Address(c->uc_mcontext->__ss.__rip);
+#elif defined(__aarch64__)
+  return Address(c->uc_mcontext.pc);
+#else
+  return Address(c->uc_mcontext.gregs[16]);  // REG_RIP
+#endif
+}
+
+void on_signal(int signal, siginfo_t* info, void* context) {
+  const Address pc = interrupted_pc(context) + 1;  // a return address lies behind its call
+  const char* kind = "fault";
+  if (signal == SIGALRM || signal == SIGXCPU) {
+    kind = "time-limit";
+  } else if (signal == SIGFPE) {
+    kind = "division-by-zero";
+  } else if (in_stack_guard(Address(info->si_addr))) {
+    kind = "stack-overflow";
+  }
+  Finding f(kind);
+  f.pc("pc", pc).number("signal", signal);
+  if (signal == SIGSEGV || signal == SIGBUS) {
+    f.number("address", (long long)(Address(info->si_addr)));
+  }
+  if (g_thread) f.thread("thread", thread_number());
+  f.fatal();
+}
+
+}  // namespace
+
+uint32_t pack_pc(Address pc) { return uint32_t(pc - Address(&mh_entry) + (1u << 30)); }
+Address unpack_pc(uint32_t packed) { return Address(&mh_entry) + packed - (1u << 30); }
+
+void print(const char* format, ...) {
+  if (g_used > sizeof g_buffer - 4096) flush();
+  va_list list;
+  va_start(list, format);
+  const int n = vsnprintf(g_buffer + g_used, 4000, format, list);
+  va_end(list);
+  if (n > 0) g_used += n < 4000 ? unsigned(n) : 3999u;
+}
+
+void finish() {
+  print("end\n");
+  flush();
+  _exit(0);
+}
+
+void die(const char* message) {
+  print("error\t%s\n", message);
+  finish();
+}
+
+Finding::Finding(const char* kind) {
+  line_[0] = 0;
+  add("finding\tkind=%s", kind);
+}
+
+void Finding::add(const char* format, ...) {
+  va_list list;
+  va_start(list, format);
+  const int n = vsnprintf(line_ + used_, sizeof line_ - used_, format, list);
+  va_end(list);
+  if (n > 0) used_ += unsigned(n);
+  if (used_ >= sizeof line_) used_ = sizeof line_ - 1;
+}
+
+Finding& Finding::text(const char* key, const char* value) {
+  add("\t%s=%s", key, value);
+  return *this;
+}
+
+Finding& Finding::number(const char* key, long long value) {
+  add("\t%s=%lld", key, value);
+  return *this;
+}
+
+Finding& Finding::pc(const char* key, Address pc) {
+  add("\t%s=%lld", key, (long long)(pc - Address(&mh_entry)));
+  key_ = (key_ ^ pc) * 1099511628211ull;
+  return *this;
+}
+
+Finding& Finding::thread(const char* key, uint32_t number) {
+  const unsigned index = (number - 1) % kMaxThreads;
+  const unsigned group = (number - 1) / kMaxThreads;
+  const unsigned* groups = g_thread ? g_thread->place.groups_in_grid : nullptr;
+  const unsigned gx = groups ? groups[0] : 1, gy = groups ? groups[1] : 1;
+  add("\t%s=%u@%u,%u,%u", key, index, group % gx, group / gx % gy, group / gx / gy);
+  return *this;
+}
+
+void Finding::note() {
+  for (unsigned i = 0; i < g_findings; ++i) {
+    if (g_seen[i] == key_) return;
+  }
+  if (g_findings == kMaxFindings) return;
+  g_seen[g_findings++] = key_;
+  print("%s\n", line_);
+}
+
+void Finding::fatal() {
+  print("%s\tfatal=1\n", line_);
+  finish();
+}
+
+void watch(uint64_t time_limit_ms) {
+  static char stack[64 * 1024];
+  stack_t alternate;
+  memset(&alternate, 0, sizeof alternate);
+  alternate.ss_sp = stack;
+  alternate.ss_size = sizeof stack;
+  sigaltstack(&alternate, nullptr);
+  struct sigaction action;
+  memset(&action, 0, sizeof action);
+  action.sa_sigaction = on_signal;
+  action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_RESETHAND;
+  const int signals[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGALRM, SIGXCPU};
+  for (int s : signals) sigaction(s, &action, nullptr);
+  struct itimerval timer;
+  memset(&timer, 0, sizeof timer);
+  timer.it_value.tv_sec = time_t(time_limit_ms / 1000);
+  timer.it_value.tv_usec = suseconds_t(time_limit_ms % 1000 * 1000);
+  setitimer(ITIMER_REAL, &timer, nullptr);
+}
+
+}  // namespace mh

@@ -1,0 +1,121 @@
+// What clang's -fsanitize=thread and -fsanitize=bounds call. The thread sanitizer's pass announces
+// each access of memory; these functions take the place of its runtime.
+#include <string.h>
+
+#include "memory.h"
+#include "report.h"
+
+#define MH_ACCESS(size)                                                                          \
+  extern "C" void __tsan_read##size(void* p) {                                                   \
+    mh::access(mh::Address(p), size, false, false, true, MH_PC);                                 \
+  }                                                                                              \
+  extern "C" void __tsan_write##size(void* p) {                                                  \
+    mh::access(mh::Address(p), size, true, false, true, MH_PC);                                  \
+  }                                                                                              \
+  extern "C" void __tsan_unaligned_read##size(void* p) {                                         \
+    mh::access(mh::Address(p), size, false, false, false, MH_PC);                                \
+  }                                                                                              \
+  extern "C" void __tsan_unaligned_write##size(void* p) {                                        \
+    mh::access(mh::Address(p), size, true, false, false, MH_PC);                                 \
+  }
+MH_ACCESS(1)
+MH_ACCESS(2)
+MH_ACCESS(4)
+MH_ACCESS(8)
+MH_ACCESS(16)
+
+extern "C" {
+
+void __tsan_init() {}
+void __tsan_func_entry(void*) {}
+void __tsan_func_exit() {}
+void __tsan_vptr_update(void**, void*) {}
+void __tsan_vptr_read(void**) {}
+
+void* __tsan_memcpy(void* to, const void* from, size_t size) {
+  mh::access_range(mh::Address(from), size, false, MH_PC);
+  mh::access_range(mh::Address(to), size, true, MH_PC);
+  return memcpy(to, from, size);
+}
+void* __tsan_memmove(void* to, const void* from, size_t size) {
+  mh::access_range(mh::Address(from), size, false, MH_PC);
+  mh::access_range(mh::Address(to), size, true, MH_PC);
+  return memmove(to, from, size);
+}
+void* __tsan_memset(void* to, int value, size_t size) {
+  mh::access_range(mh::Address(to), size, true, MH_PC);
+  return memset(to, value, size);
+}
+
+struct UbsanLocation {
+  const char* file;
+  uint32_t line, column;
+};
+struct UbsanType {
+  uint16_t kind, info;
+  char name[1];
+};
+struct UbsanBounds {
+  UbsanLocation location;
+  const UbsanType* array;
+  const UbsanType* index;
+};
+
+// The index itself when it fits in a register, else its address.
+static long long ubsan_integer(const UbsanType* type, uintptr_t value) {
+  const unsigned bits = 1u << (type->info >> 1);
+  if (bits > 64) return 0;
+  if (!(type->info & 1) || bits == 64) return (long long)value;
+  return (long long)(value << (64 - bits)) >> (64 - bits);
+}
+
+static void out_of_bounds(UbsanBounds* data, uintptr_t index, mh::Address pc) {
+  mh::Finding f("out-of-bounds");
+  f.text("why", "index").text("type", data->array->name).text("file", data->location.file);
+  f.number("line", data->location.line).number("column", data->location.column);
+  f.number("index", ubsan_integer(data->index, index)).pc("pc", pc);
+  f.thread("thread", mh::thread_number()).fatal();
+}
+void __ubsan_handle_out_of_bounds(UbsanBounds* data, uintptr_t index) {
+  out_of_bounds(data, index, MH_PC);
+}
+void __ubsan_handle_out_of_bounds_abort(UbsanBounds* data, uintptr_t index) {
+  out_of_bounds(data, index, MH_PC);
+}
+
+static void local_out_of_bounds(mh::Address pc) {
+  mh::Finding f("out-of-bounds");
+  f.text("why", "local").text("space", "thread").pc("pc", pc);
+  f.thread("thread", mh::thread_number()).fatal();
+}
+void __ubsan_handle_local_out_of_bounds() { local_out_of_bounds(MH_PC); }
+void __ubsan_handle_local_out_of_bounds_abort() { local_out_of_bounds(MH_PC); }
+
+struct UbsanOverflow {
+  UbsanLocation location;
+  const UbsanType* type;
+};
+static void division(UbsanOverflow* data, uintptr_t divisor, mh::Address pc) {
+  (void)divisor;
+  mh::Finding f("division-by-zero");
+  f.text("file", data->location.file).number("line", data->location.line);
+  f.number("column", data->location.column).pc("pc", pc);
+  f.thread("thread", mh::thread_number()).fatal();
+}
+void __ubsan_handle_divrem_overflow(UbsanOverflow* data, uintptr_t, uintptr_t divisor) {
+  division(data, divisor, MH_PC);
+}
+void __ubsan_handle_divrem_overflow_abort(UbsanOverflow* data, uintptr_t, uintptr_t divisor) {
+  division(data, divisor, MH_PC);
+}
+
+struct UbsanUnreachable {
+  UbsanLocation location;
+};
+void __ubsan_handle_missing_return(UbsanUnreachable* data) {
+  mh::Finding f("missing-return");
+  f.text("file", data->location.file).number("line", data->location.line).pc("pc", MH_PC);
+  f.thread("thread", mh::thread_number()).fatal();
+}
+
+}  // extern "C"

@@ -1,0 +1,9 @@
+// The Metal standard library for kernels on the CPU: everything in one header, precompiled.
+#pragma once
+#include "spaces.h"
+#include "types.h"
+#include "vectors.h"
+#include "math.h"
+#include "simd.h"
+#include "atomics.h"
+#include "entry.h"

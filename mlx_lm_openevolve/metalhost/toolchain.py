@@ -1,0 +1,144 @@
+"""The C++ compiler behind metalhost: clang from the ziglang wheel, or MLX_LM_OPENEVOLVE_CXX."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib import util
+from pathlib import Path
+
+from ..errors import BackendError
+
+__all__ = ["METAL_HEADERS", "Toolchain", "compiler_available", "package_digest", "toolchain"]
+
+# Headers that a source may include; the shim is all of them, so that each stands for nothing.
+METAL_HEADERS = (
+    "metal_stdlib metal_math metal_simdgroup metal_simdgroup_matrix metal_atomic metal_common "
+    "metal_integer metal_relational metal_types metal_type_traits metal_limits metal_compute "
+    "metal_pack metal_geometric metal_matrix metal_quadgroup metal_numeric metal_utility "
+    "metal_array simd/simd.h"
+).split()
+
+HERE = Path(__file__).parent
+SHIM = HERE / "shim"
+RUNTIME = HERE / "runtime"
+
+
+@dataclass(frozen=True)
+class Toolchain:
+    """Commands (without arguments) and what identifies the compiler."""
+
+    clang: tuple[str, ...]
+    link: tuple[str, ...]
+    runtime: tuple[str, ...]
+    target: str
+    identity: str
+
+    @property
+    def target_flags(self) -> list[str]:
+        arch = ["-march=x86-64-v3"] if self.target.startswith("x86_64") and _has_avx2() else []
+        return ["-target", self.target, *arch]
+
+
+@functools.lru_cache(maxsize=1)
+def _has_avx2() -> bool:
+    """Half conversions in hardware. Where the CPU cannot be asked, the baseline is used."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return False
+    return all(f" {name}" in flags for name in ("avx2", "fma", "f16c", "bmi2"))
+
+
+def _host_target() -> str:
+    machine = platform.machine().lower()
+    arch = {"amd64": "x86_64", "x86_64": "x86_64", "arm64": "aarch64", "aarch64": "aarch64"}.get(
+        machine
+    )
+    if arch is None:
+        raise BackendError(f"metalhost runs on x86-64 and arm64, not on {machine}")
+    if sys.platform == "darwin":
+        return f"{arch}-macos"
+    libc = "gnu" if platform.libc_ver()[0] == "glibc" else "musl"
+    return f"{arch}-linux-{libc}"
+
+
+def _zig() -> Path | None:
+    spec = util.find_spec("ziglang")
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    for folder in spec.submodule_search_locations:
+        for name in ("zig", "zig.exe"):
+            if (Path(folder) / name).is_file():
+                return Path(folder) / name
+    return None
+
+
+@functools.lru_cache(maxsize=4)
+def _toolchain(wish: str | None) -> Toolchain:
+    target = _host_target()
+    if wish:
+        path = shutil.which(wish)
+        if path is None:
+            raise BackendError(f"MLX_LM_OPENEVOLVE_CXX names {wish!r}, which is not a program")
+        version = _version([path])
+        if "clang" not in version:
+            raise BackendError(f"MLX_LM_OPENEVOLVE_CXX must name a clang, not {version!r}")
+        triple = target.replace("-macos", "-apple-macos")
+        return Toolchain((path,), (path,), (path,), triple, version)
+    zig = _zig()
+    if zig is None:
+        raise BackendError(
+            "no clang: pip install 'mlx-lm-openevolve[host]', or set MLX_LM_OPENEVOLVE_CXX"
+        )
+    tool = str(zig)
+    version = "zig " + _version([tool, "clang"])
+    # The libc is linked by zig, from its own stubs; raw clang compiles, for its speed.
+    clang_target = target.replace("-macos", "-apple-macos")
+    link_target = target + ".2.28" if target.endswith("-gnu") else target
+    link = (tool, "build-exe", "-target", link_target, "-lc", "-fno-compiler-rt", "-fno-ubsan-rt")
+    if target.endswith("-musl"):
+        link = (tool, "cc", "-target", link_target)
+    runtime = (tool, "c++", "-target", link_target)
+    return Toolchain((tool, "clang"), link, runtime, clang_target, version)
+
+
+def _version(command: list[str]) -> str:
+    try:
+        done = subprocess.run(
+            [*command, "--version"], capture_output=True, text=True, timeout=60, check=False
+        )
+    except OSError as error:
+        raise BackendError(f"cannot run {command[0]}: {error}") from None
+    return (done.stdout.splitlines() or ["?"])[0]
+
+
+def toolchain() -> Toolchain:
+    """The compiler in use. BackendError says in one line why there is none."""
+    return _toolchain(os.environ.get("MLX_LM_OPENEVOLVE_CXX") or None)
+
+
+def compiler_available() -> tuple[bool, str]:
+    """(True, which compiler) or (False, why there is none)."""
+    try:
+        found = toolchain()
+    except BackendError as error:
+        return False, str(error)
+    return True, f"{found.identity} for {found.target}"
+
+
+@functools.lru_cache(maxsize=1)
+def package_digest() -> str:
+    """Changes with every change of the shim, the runtime or the translator."""
+    h = hashlib.sha256()
+    files = [*SHIM.rglob("*"), *RUNTIME.rglob("*"), *HERE.glob("*.py")]
+    for path in sorted(p for p in files if p.is_file() and "__pycache__" not in p.parts):
+        h.update(path.relative_to(HERE).as_posix().encode())
+        h.update(path.read_bytes())
+    return h.hexdigest()
