@@ -1,0 +1,273 @@
+"""Exam: one attention call put to the test, by the same code for kernels, mutants and MLX's own.
+
+    Case --prepare--> Question (inputs, truth, SDPA's answer and own error) --examine--> Outcome
+
+An answer passes where it has the right shape, is the same bits twice although another call came
+between, leaves its inputs alone, stays within a small multiple of SDPA's own error on the same
+inputs, and agrees with SDPA in the rows that no float64 truth was computed for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
+
+from .mutants import Mutant, applicable, correct
+from .reference import Case, Inputs, Truth, sdpa
+from .workload import Workload
+
+__all__ = [
+    "MULTIPLE",
+    "Build",
+    "Outcome",
+    "Question",
+    "Result",
+    "examine",
+    "prepare",
+    "try_mutants",
+]
+
+Build = Callable[[Workload], Callable[..., mx.array]]
+Buffers = Sequence[tuple[tuple[int, ...], mx.Dtype]]
+
+# A kernel may err this many times as much as SDPA, or as the rounding of the dtype, if larger.
+MULTIPLE = 4.0
+# Freed buffers of this many results hold NaN when a kernel is launched: MLX hands them out again.
+_POISONED = 3
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an answer was found to be: `reason` is "" where it passed. max and average are errors
+    in units of the sum of p |v|; margin is what is left of the tolerance, from 1 down to 0."""
+
+    reason: str = ""
+    max: float = 0.0
+    average: float = 0.0
+    margin: float = 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class Question:
+    """A case with all that is needed to judge an answer."""
+
+    case: Case
+    inputs: Inputs
+    truth: Truth
+    answer: npt.NDArray[np.float32]  # SDPA's, [B, Hq, L, Dv]
+    mass: npt.NDArray[np.float32]  # sum of p |v| for every element, by SDPA
+    own: tuple[float, float]  # SDPA's error (max, average)
+    limits: tuple[float, float]  # what an answer may err
+    checksum: tuple[int, ...]
+
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        """What a Call takes."""
+        x = self.inputs
+        return x.queries, x.keys, x.values, x.scale, x.mask, x.sinks
+
+
+def numpy(array: mx.array) -> npt.NDArray[np.float32]:
+    """An array's values as float32."""
+    return np.array(array.astype(mx.float32))
+
+
+def _floors(dtype: mx.Dtype, logit: float) -> tuple[float, float]:
+    """Errors (max, average) that rounding explains: of the dtype, and of logits of that
+    magnitude in float32."""
+    eps, single = float(mx.finfo(dtype).eps), float(np.finfo(np.float32).eps)
+    softmax = single * max(8.0, logit)
+    return eps + 2 * softmax, eps / 2 + softmax
+
+
+def _checksum(inputs: Inputs) -> tuple[int, ...]:
+    """Sums of the buffers' bits, what lies around the views included."""
+    sums = []
+    for buffer in inputs.buffers:
+        bits = buffer.view(mx.uint32 if buffer.dtype == mx.float32 else mx.uint16)
+        sums.append(mx.sum(bits.astype(mx.uint32)))
+    mx.eval(sums)
+    return tuple(int(np.array(total)) for total in sums)
+
+
+def prepare(case: Case) -> Question:
+    """Upload a case and have both the float64 reference and SDPA answer it."""
+    inputs = case.upload()
+    w = case.workload
+    baseline = sdpa(w)
+    rest = (case.scale, inputs.mask, inputs.sinks)
+    answer = numpy(baseline(inputs.queries, inputs.keys, inputs.values, *rest))
+    mass = numpy(baseline(inputs.queries, inputs.keys, mx.abs(inputs.values), *rest))
+    truth = case.truth()
+    own = truth.error(answer)
+    if not np.isfinite(own).all():  # then SDPA is no measure: only rounding is excused
+        own = (0.0, 0.0)
+    floors = _floors(inputs.queries.dtype, truth.logit)
+    limits = (MULTIPLE * max(own[0], floors[0]), MULTIPLE * max(own[1], floors[1]))
+    return Question(case, inputs, truth, answer, mass, own, limits, _checksum(inputs))
+
+
+def poison(buffers: Buffers, value: float) -> None:
+    """Leave freed buffers full of `value` in MLX's allocator, for the next outputs of that size:
+    what a kernel does not write then shows."""
+    arrays = [mx.full(shape, value, dtype) for shape, dtype in buffers for _ in range(_POISONED)]
+    mx.eval(arrays)
+    mx.synchronize()
+
+
+def _same_bits(a: mx.array, b: mx.array) -> bool:
+    kind = mx.uint32 if a.dtype == mx.float32 else mx.uint16
+    return bool(mx.array_equal(a.view(kind), b.view(kind)).item())
+
+
+def examine(call: Callable[..., mx.array], question: Question, buffers: Buffers = ()) -> Outcome:
+    """Put a question to a Call and judge its answer. `buffers` are the shapes and dtypes of
+    intermediate outputs, to be poisoned as well. What the call raises is its outcome."""
+    try:
+        return _examine(call, question, buffers)
+    except Exception as error:
+        line = (str(error).strip() or "no message").splitlines()[0]
+        return Outcome(f"{question.case.name}: {type(error).__name__}: {line[:300]}", margin=0.0)
+
+
+def _examine(call: Callable[..., mx.array], question: Question, buffers: Buffers) -> Outcome:
+    case, w = question.case, question.case.workload
+    queries, *rest = question.arguments
+    shape = (w.batch, w.q_heads, w.q_len, w.v_head_dim)
+    buffers = [(shape, queries.dtype), *buffers]
+
+    def reject(reason: str, **found: float) -> Outcome:
+        return Outcome(f"{case.name}: {reason}", **{"margin": 0.0, **found})
+
+    poison(buffers, float("nan"))
+    out = call(queries, *rest)
+    mx.eval(out)
+    if out.shape != shape or out.dtype != queries.dtype:
+        return reject(f"the output is {out.dtype} {out.shape}, expected {queries.dtype} {shape}")
+    # Another call in between: its result is what a replay or an unwritten part would show.
+    other = call(-queries, *rest)
+    mx.eval(other)
+    del other
+    poison(buffers[1:], 1e4)
+    again = call(queries, *rest)
+    mx.eval(again)
+
+    got = numpy(out)
+    worst, average = question.truth.error(got)
+    margin = 1 - max(worst / question.limits[0], average / question.limits[1])
+    if not margin > 0:
+        return reject(
+            f"error max {worst:.3g} average {average:.3g}, "
+            f"allowed {question.limits[0]:.3g} and {question.limits[1]:.3g}",
+            max=worst,
+            average=average,
+        )
+    reason = disagreement(got, question) or _dead_rows(got, question)
+    if not reason and not _same_bits(out, again):
+        reason = "two runs of the same call differ"
+    if not reason and _checksum(question.inputs) != question.checksum:
+        reason = "the inputs were changed"
+    if reason:
+        return reject(reason, max=worst, average=average)
+    return Outcome("", worst, average, margin)
+
+
+def disagreement(got: npt.NDArray[np.float32], question: Question) -> str:
+    """Where live rows differ from SDPA's by more than both may err, "" where none does."""
+    allowed = question.limits[0] + 2 * question.limits[0] / MULTIPLE
+    live = ~question.case.dead_rows() & np.isfinite(question.answer).all(-1)
+    with np.errstate(invalid="ignore", over="ignore"):
+        off = np.abs(got - question.answer) / np.maximum(question.mass, 1e-30)
+    off = np.where(np.isfinite(off), off, np.inf).max(-1)
+    wrong = live & (off > allowed)
+    if not wrong.any():
+        return ""
+    b, h, row = (int(i) for i in np.argwhere(wrong)[0])
+    return (
+        f"{int(wrong.sum())} rows differ from SDPA's, the first at batch {b}, head {h}, row {row} "
+        f"by {off[b, h, row]:.3g}, allowed {allowed:.3g}"
+    )
+
+
+def _dead_rows(got: npt.NDArray[np.float32], question: Question) -> str:
+    """What is wrong with the rows that have every key masked, "" where nothing is.
+
+    Under a bool mask such a row is one of what MLX's own paths give: zeros (vector kernels), the
+    mean of V (composition), or what SDPA gives here. An additive mask of finite numbers hides by
+    rounding alone, so there any average of V will do; NaN only where SDPA gives NaN.
+    """
+    dead = question.case.dead_rows()
+    if not dead.any():
+        return ""
+    w = question.case.workload
+    rows, want = got[dead], question.answer[dead]
+    values = numpy(question.inputs.values)
+    if w.mask == "additive":
+        top = np.abs(values).max(2).repeat(w.group, 1)[:, :, None]
+        top = np.broadcast_to(top, got.shape)[dead] * (1 + question.limits[0])
+        known = (np.abs(rows) <= top) | ~np.isfinite(want)
+        return "" if known.all() else "a row with every key masked is no average of V"
+    means = values.mean(2).repeat(w.group, 1)[:, :, None]
+    unit = np.abs(values).mean(2).repeat(w.group, 1)[:, :, None]
+    means, unit = (np.broadcast_to(x, got.shape)[dead] for x in (means, unit))
+    allowed = 2 * question.limits[0] * np.maximum(unit, 1e-30)
+    with np.errstate(invalid="ignore"):
+        known = np.any(
+            [(np.abs(rows - x) <= allowed).all(-1) for x in (np.zeros_like(rows), want, means)],
+            axis=0,
+        )
+    if known.all():
+        return ""
+    return "a row with every key masked is neither zero, nor the mean of V, nor SDPA's"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of the mutants: how many were put up, which survived, and what killed each."""
+
+    killed: int
+    of: int
+    survivors: tuple[str, ...]
+    on: str
+
+    @property
+    def reason(self) -> str:
+        """ "" where every mutant was rejected."""
+        if not self.survivors:
+            return ""
+        return f"the gate cannot be trusted on {self.on}: it passed {', '.join(self.survivors)}"
+
+
+def passes(build: Build, questions: Iterable[Question]) -> Outcome:
+    """The first outcome that is no pass, else the last one."""
+    calls: dict[Workload, Callable[..., mx.array]] = {}
+    outcome = Outcome()
+    for question in questions:
+        w = question.case.workload
+        if w not in calls:
+            calls[w] = build(w)
+        outcome = examine(calls[w], question)
+        if outcome.reason:
+            return outcome
+    return outcome
+
+
+def try_mutants(
+    workload: Workload, questions: Sequence[Question], tick: Callable[[], None] = lambda: None
+) -> Result:
+    """Put the questions to every mutant that can show on a workload. The unchanged implementation
+    goes first: where even that fails, a rejection would prove nothing. `tick` may raise."""
+    kept: list[Mutant] = applicable(workload)
+    survivors = []
+    if passes(correct.build, questions).reason:
+        survivors.append(f"nothing, not even a {correct.name} implementation")
+    for mutant in kept:
+        tick()
+        if not passes(mutant.build, questions).reason:
+            survivors.append(mutant.name)
+    return Result(len(kept) - len(survivors), len(kept), tuple(survivors), workload.slug)
