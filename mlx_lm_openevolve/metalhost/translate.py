@@ -331,7 +331,7 @@ def _vectors(result: Translation) -> None:
             names.add(m.group(2))
     kind = "(?:" + "|".join(sorted(names, key=len, reverse=True)) + ")"
     text = re.sub(rf"\bstatic_cast\s*<\s*(?:metal\s*::\s*)?({kind})\s*>\s*\(", r"mh::make<\1>(", text)
-    text = re.sub(rf"(?<![\w.:<~])(?:metal\s*::\s*)?\b({kind})\s*\((?!\s*\*)", r"mh::make<\1>(", text)
+    text = re.sub(rf"(?<![\w.:<~])(?<!operator )(?:metal\s*::\s*)?\b({kind})\s*\((?!\s*\*)", r"mh::make<\1>(", text)
     text = re.sub(
         rf"(\w*)(\s*)\(\s*({kind})\s*\)(?=\s*[\w(.\-+~])",
         lambda m: (
@@ -342,7 +342,7 @@ def _vectors(result: Translation) -> None:
         text,
     )
     out, at = [], 0
-    for m in re.finditer(r"(static_cast\s*<\s*)?(?:\bmetal\s*::\s*)?\bvec\s*<", text):
+    for m in re.finditer(r"(static_cast\s*<\s*)?(?<!operator )(?:\bmetal\s*::\s*)?\bvec\s*<", text):
         if m.start() < at:
             continue
         close = _close_angle(text, m.end() - 1)

@@ -6,4 +6,5 @@
 #include "math.h"
 #include "simd.h"
 #include "atomics.h"
+#include "internals.h"
 #include "entry.h"
