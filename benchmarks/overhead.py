@@ -27,6 +27,7 @@ from mlx_lm.models.cache import KVCache
 from mlx_lm_openevolve import device
 from mlx_lm_openevolve.dispatch import Dispatcher, Route
 from mlx_lm_openevolve.plan import Planner
+from mlx_lm_openevolve.registry import Registry
 
 ROUNDS, CALLS = 301, 200
 
@@ -86,8 +87,9 @@ def main() -> None:
 
     rows: dict[str, float] = {}
     for name, original in [("nothing", nothing), ("mlx-lm", base.scaled_dot_product_attention)]:
-        # No registries: the planner finds no kernel, so that every keyed call falls back.
-        dispatcher = Dispatcher(Planner(device.detect(), [], mode="stored"))
+        # An empty registry: the planner finds no kernel, so that every keyed call falls back.
+        empty = [Registry("/nonexistent")]
+        dispatcher = Dispatcher(Planner(device.detect(), empty, mode="stored"))
         patched = dispatcher.wrap(original)
         rows[f"{name}: no cache"] = added(original, patched, arrays, None)
         rows[f"{name}: falls back"] = added(original, patched, arrays, cache)

@@ -233,21 +233,20 @@ def _first_run(call: Call, exact: Workload) -> None:
     """Compile and evaluate this very instance once: MLX is lazy, and what fails to compile or to
     launch would raise at eval, in the user's code. Equal values must average to themselves."""
     dtype = backends.dtype_of(exact.dtype)
-    ones = mx.ones((1, 1, 1, 1), dtype)
-    queries = mx.zeros((exact.batch, exact.q_heads, exact.q_len, exact.head_dim), dtype)
-    kv = (exact.batch, exact.kv_heads, exact.kv_len)
+    rows = (exact.batch, exact.kv_heads, exact.kv_len)
     mask = None
-    if exact.mask in ("bool", "additive"):
-        mask = mx.zeros((1, 1, 1, exact.kv_len), mx.bool_ if exact.mask == "bool" else dtype) == 0
-        mask = mask if exact.mask == "bool" else mx.zeros((1, 1, 1, exact.kv_len), dtype)
-    sinks = mx.full((exact.q_heads,), -1e4, dtype) if exact.sinks else None
+    if exact.mask == "bool":
+        mask = mx.ones((1, 1, 1, exact.kv_len), mx.bool_)
+    elif exact.mask == "additive":
+        mask = mx.zeros((1, 1, 1, exact.kv_len), dtype)
     out = call(
-        queries,
-        mx.broadcast_to(ones, (*kv, exact.head_dim)),
-        mx.broadcast_to(ones, (*kv, exact.v_head_dim)),
+        mx.zeros((exact.batch, exact.q_heads, exact.q_len, exact.head_dim), dtype),
+        # Broadcast, so that no memory of a cache's size is taken; the last axis stays contiguous.
+        mx.broadcast_to(mx.ones((exact.head_dim,), dtype), (*rows, exact.head_dim)),
+        mx.broadcast_to(mx.ones((exact.v_head_dim,), dtype), (*rows, exact.v_head_dim)),
         mx.array([1.0], mx.float32),
         mask,
-        sinks,
+        mx.full((exact.q_heads,), -1e4, dtype) if exact.sinks else None,
     )
     shape = (exact.batch, exact.q_heads, exact.q_len, exact.v_head_dim)
     if out.shape != shape or out.dtype != dtype:

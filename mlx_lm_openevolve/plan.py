@@ -79,7 +79,7 @@ class Planner:
     ) -> None:
         self.device, self.mode, self.require_faster, self.only = device, mode, require_faster, only
         self.registries = list(registries)
-        self.user = self.registries[0] if self.registries else None
+        self.user = self.registries[0]
         self.budget = BUDGETS[device.backend]
         self.fingerprint = fingerprint(device, gate.GATE_VERSION)
         self.plans: dict[Workload, Plan] = {}

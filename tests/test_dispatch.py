@@ -12,11 +12,11 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-import mlx_lm
 import mlx_lm.models.base as base
 import mlx_lm.models.qwen3 as qwen3
 import pytest
 from conftest import store_correct
+from mlx_lm.generate import generate_step
 from mlx_lm.models.cache import KVCache, make_prompt_cache
 
 import mlx_lm_openevolve
@@ -71,7 +71,9 @@ def attention(
 
 
 def close(a: mx.array, b: mx.array) -> bool:
-    return mx.allclose(a.astype(mx.float32), b.astype(mx.float32), atol=2e-2).item() is True
+    """Within the rounding of bfloat16, as a whole: wrong attention is off by tens of percent."""
+    a, b = a.astype(mx.float32), b.astype(mx.float32)
+    return (mx.linalg.norm(a - b) / mx.linalg.norm(b)).item() < 0.01
 
 
 def hits() -> int:
@@ -82,7 +84,7 @@ def hits() -> int:
 def generate(model: qwen3.Model, tokens: int = 12) -> list[int]:
     prompt = mx.arange(1, 20) % 128
     found = []
-    for token, _ in mlx_lm.generate.generate_step(prompt, model, max_tokens=tokens):
+    for token, _ in generate_step(prompt, model, max_tokens=tokens):
         found.append(int(token))
     return found
 
@@ -124,10 +126,10 @@ def test_what_no_kernel_may_serve_is_the_originals_result_bit_for_bit(
 
 def test_wrong_arguments_raise_what_stock_raises(proven: Kernel) -> None:
     bad = attention(keys=attention(kv_len=30)["keys"])
-    with pytest.raises(ValueError, match="scaled_dot_product_attention") as stock:
+    with pytest.raises(ValueError, match="must match") as stock:
         base.scaled_dot_product_attention(**bad)
     enable()
-    with pytest.raises(ValueError, match="scaled_dot_product_attention") as ours:
+    with pytest.raises(ValueError, match="must match") as ours:
         base.scaled_dot_product_attention(**bad)
     assert str(ours.value) == str(stock.value)
     with pytest.raises(TypeError, match="surprise"):
@@ -336,7 +338,8 @@ def test_an_unguarded_script_works(home: Path, proven: Kernel, tmp_path: Path) -
             mlx_lm_openevolve.enable_optimizations(
                 backend="host", gate="stored", require_faster=False)
             import mlx.core as mx
-            from mlx_lm.models.cache import KVCache
+            from mlx_lm.generate import generate_step
+from mlx_lm.models.cache import KVCache
             from mlx_lm.models.qwen3 import scaled_dot_product_attention as attention
             q = mx.ones((1, 4, 1, 64), mx.bfloat16)
             k = mx.ones((1, 2, 20, 64), mx.bfloat16)

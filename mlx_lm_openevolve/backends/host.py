@@ -64,7 +64,7 @@ def build(
                 q,
                 k,
                 v,
-                scale=float(scale.item()),  # type: ignore[arg-type]
+                scale=float(scale.item()),
                 mask="causal" if causal else mask,
                 sinks=sinks,
             )
