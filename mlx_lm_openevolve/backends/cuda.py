@@ -1,0 +1,338 @@
+"""Metal stage bodies on NVIDIA GPUs, through mx.fast.cuda_kernel.
+
+    stage --minify, translate--> CUDA text behind metal_on_cuda.cuh --NVRTC, by MLX--> launches
+
+The rewrite works on tokens and knows no types: it drops or renames Metal's address spaces, makes
+attributes variables and swizzles calls. What it does not know it refuses with a reason, and the
+kernel is then not eligible on this backend. Read off mlx 0.32.4, mlx/backend/cuda/custom_kernel.cpp.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from ..errors import BackendError
+from ..kernel import Kernel, Launch
+from ..workload import Workload
+from . import Call, Run, chain, dtype_of, template_of
+
+__all__ = ["HEADER", "UnsupportedOnCuda", "build", "minify", "sources", "translate", "unavailable"]
+
+_HEADER_FILE = Path(__file__).with_name("metal_on_cuda.cuh")
+_MIN_ARCH = 80
+
+_TOKEN = re.compile(
+    r"""(?P<comment>//[^\n]*|/\*.*?\*/)
+      | (?P<text>"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*')
+      | (?P<number>(?:0[xX][0-9a-fA-F]+|(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\w*)
+      | (?P<word>[A-Za-z_]\w*)
+      | (?P<space>[ \t]+)
+      | (?P<other>\n|::|->|\+\+|--|<<|>>|[<>=!+\-*/%&|^]=|&&|\|\||.)""",
+    re.VERBOSE | re.DOTALL,
+)
+_GLUED = re.compile(r"\w")
+
+# Metal's names for a thread's place, and CUDA's.
+_PLACES = {
+    "thread_position_in_grid": "uint3 {}(blockIdx.x * blockDim.x + threadIdx.x, "
+    "blockIdx.y * blockDim.y + threadIdx.y, blockIdx.z * blockDim.z + threadIdx.z)",
+    "thread_position_in_threadgroup": "uint3 {}(threadIdx.x, threadIdx.y, threadIdx.z)",
+    "threadgroup_position_in_grid": "uint3 {}(blockIdx.x, blockIdx.y, blockIdx.z)",
+    "threads_per_threadgroup": "uint3 {}(blockDim.x, blockDim.y, blockDim.z)",
+    "threadgroups_per_grid": "uint3 {}(gridDim.x, gridDim.y, gridDim.z)",
+    "threads_per_grid": "uint3 {}(gridDim.x * blockDim.x, gridDim.y * blockDim.y, "
+    "gridDim.z * blockDim.z)",
+    "thread_index_in_threadgroup": "uint {} = "
+    "(threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x",
+    "thread_index_in_simdgroup": "uint {} = "
+    "((threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x) % 32",
+    "simdgroup_index_in_threadgroup": "uint {} = "
+    "((threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x) / 32",
+    "threads_per_simdgroup": "uint {} = 32",
+    "simdgroups_per_threadgroup": "uint {} = (blockDim.x * blockDim.y * blockDim.z + 31) / 32",
+}
+
+# What the header cannot carry, by the name that gives it away.
+_REFUSED = (
+    (r"simdgroup_(matrix|load|store|multiply\w*|(float|half|bfloat)8x8)", "simdgroup matrices"),
+    (r"make_filled_simdgroup_matrix", "simdgroup matrices"),
+    (r"atomic\w*", "atomics"),
+    (r"quad_\w+", "quad functions"),
+    (r"simd_(prefix|is)_\w+|simd_active_threads_mask", "this simd function"),
+    (r"simd_shuffle_(and_fill|rotate)\w*", "this simd function"),
+    (r"texture\w+|sampler|imageblock\w*", "textures"),
+    (r"mpp|tensor_ops|cooperative_tensor", "Metal's tensor operations"),
+    (r"ray_data|intersector\w*|object_data", "this address space or type"),
+    (r"dispatch_\w+|grid_origin|threadgroups_per_simdgroup", "this attribute"),
+    (r"asm|__\w+", "a name reserved for the compiler"),
+)
+_REFUSAL = re.compile("|".join(f"(?P<r{i}>{names})" for i, (names, _) in enumerate(_REFUSED)))
+_SWIZZLE = re.compile(r"[xyzw]{2,4}|[rgba]{2,4}")
+_FLOAT = re.compile(
+    r"(?P<digits>\d+\.\d*|\.\d+|\d+(?=[eE])|\d+(?=[fFhH]|bf|BF))(?P<exp>[eE][+-]?\d+)?"
+    r"(?P<suffix>[fF]|[hH]|bf|BF)?"
+)
+_ASSIGN = ("=", "+=", "-=", "*=", "/=", "%=", "&=", "|=", "^=")
+
+
+class UnsupportedOnCuda(BackendError):
+    """A Metal source uses what the CUDA header cannot carry; the message says what and where."""
+
+
+def minify(source: str) -> str:
+    """`source` without comments and needless blanks. Lines stay lines, so that a compiler's
+    message still names the line; MLX hashes the whole text at every call, so that bytes count."""
+    parts: list[str] = []
+    space = ""
+    for kind, token in _tokens(source):
+        if kind == "comment":
+            breaks = token.count("\n")
+            space = "\n" * breaks if breaks else space or " "
+            if breaks:
+                parts.append("\n" * breaks)
+                space = ""
+        elif kind == "space":
+            space = space or " "
+        else:
+            last = parts[-1] if parts else "\n"
+            directive = _in_directive(parts)
+            if space and last != "\n" and token != "\n":
+                if directive or (_GLUED.match(last[-1]) and _GLUED.match(token[0])):
+                    parts.append(" ")
+                elif last[-1] in "+-&|<>/*=" and token[0] in "+-&|<>/*=":
+                    parts.append(" ")  # a + +b
+            parts.append(token)
+            space = ""
+    return "".join(parts).rstrip()
+
+
+def _in_directive(parts: list[str]) -> bool:
+    """Whether the text so far ends inside a preprocessor line, where a blank may mean something."""
+    for part in reversed(parts):
+        if part == "\n" or part.endswith("\n"):
+            return False
+        if part == "#":
+            return True
+    return False
+
+
+def _tokens(source: str) -> Iterator[tuple[str, str]]:
+    for match in _TOKEN.finditer(source):
+        yield str(match.lastgroup), match.group()
+
+
+def translate(source: str, arrays: tuple[str, ...] = ()) -> str:
+    """The CUDA text of a Metal stage body or header, line by line the same.
+
+    `arrays` names the stage's inputs, whose `X_shape` and `X_strides` are arrays on CUDA and
+    pointers on Metal. Raises UnsupportedOnCuda with the line and the reason.
+    """
+    tokens = [(kind, text) for kind, text in _tokens(source) if kind != "comment"]
+    words = [i for i, (kind, _) in enumerate(tokens) if kind != "space"]
+    extents = {f"{name}_{suffix}" for name in arrays for suffix in ("shape", "strides")}
+    places = sorted({text for kind, text in tokens if kind == "word" and text in _PLACES})
+    line = 1
+    for at, i in enumerate(words):
+        kind, text = tokens[i]
+        before = tokens[words[at - 1]][1] if at else ""
+        after = [tokens[j][1] for j in words[at + 1 : at + 64]]
+        if text == "\n":
+            line += 1
+        elif kind == "number":
+            tokens[i] = (kind, _number(text))
+        elif kind == "word":
+            tokens[i] = (kind, _word(text, before, after, extents, line))
+    text = "".join(token for _, token in tokens)
+    text = _directives(text)
+    declared = "".join(f"const {_PLACES[name].format(name)};" for name in places)
+    return declared + text
+
+
+def _word(text: str, before: str, after: list[str], extents: set[str], line: int) -> str:
+    refusal = _REFUSAL.fullmatch(text)
+    if refusal and before not in (".", "->"):
+        reason = _REFUSED[int(str(refusal.lastgroup)[1:])][1] if refusal.lastgroup else "this"
+        raise UnsupportedOnCuda(f"line {line}: {text}: the CUDA backend does not carry {reason}")
+    following = after[0] if after else ""
+    if text in ("device", "thread"):
+        return ""
+    if text == "constant":
+        return "" if {before, following} & {"const", "constexpr"} else "const"
+    if text == "threadgroup":
+        return _threadgroup(after, line)
+    if text in extents:
+        return f"{text}.data()"
+    if before == "." and following != "(" and _SWIZZLE.fullmatch(text):
+        if following in _ASSIGN:
+            raise UnsupportedOnCuda(
+                f"line {line}: .{text} {following}: assigning to a swizzle is not carried"
+            )
+        letters = "xyzw" if text[0] in "xyzw" else "rgba"
+        return f"swizzle<{','.join(str(letters.index(c)) for c in text)}>()"
+    return text
+
+
+def _threadgroup(after: list[str], line: int) -> str:
+    """`threadgroup` before a variable is shared memory, before a pointer nothing."""
+    for token in after:
+        if token in ("*", "&"):
+            return ""
+        if token in ("[", ";", "="):
+            return "__shared__"
+        if token in (")", "{", "}"):
+            break
+    raise UnsupportedOnCuda(f"line {line}: threadgroup: neither a variable nor a pointer")
+
+
+def _number(text: str) -> str:
+    """Metal has no double: a literal without suffix is a float."""
+    match = _FLOAT.fullmatch(text)
+    if match is None:
+        return text
+    value = match["digits"] + (match["exp"] or "")
+    suffix = (match["suffix"] or "f").lower()
+    if suffix == "h":
+        return f"half({value if '.' in value or match['exp'] else value + '.'}f)"
+    if suffix == "bf":
+        return f"bfloat({value if '.' in value or match['exp'] else value + '.'}f)"
+    return value + "f"
+
+
+def _directives(text: str) -> str:
+    lines = text.split("\n")
+    for number, line in enumerate(lines, 1):
+        stripped = line.strip()
+        if stripped.startswith("#"):
+            name = stripped[1:].strip()
+            if re.fullmatch(r"include\s*<metal_\w+>", name):
+                lines[number - 1] = ""
+            elif name.startswith("include"):
+                raise UnsupportedOnCuda(f"line {number}: {stripped}: only <metal_*> is carried")
+            elif name.startswith("pragma clang loop unroll"):
+                lines[number - 1] = "#pragma unroll"
+        elif re.fullmatch(r"using\s+namespace\s+metal\s*;", stripped):
+            lines[number - 1] = ""
+    return "\n".join(lines)
+
+
+@functools.cache
+def _header() -> str:
+    return minify(_HEADER_FILE.read_text("ascii")) + "\n"
+
+
+HEADER = _header()
+
+
+def unavailable() -> str:
+    """ "" where MLX has an NVIDIA GPU that this backend can use, else the reason in one line."""
+    if not hasattr(mx, "cuda") or not hasattr(mx.fast, "cuda_kernel"):
+        return "this mlx knows no CUDA kernels"
+    if not mx.cuda.is_available():
+        return "MLX is built without CUDA, or sees no NVIDIA GPU on this machine"
+    try:
+        info = mx.device_info(mx.gpu)
+    except Exception as error:  # the driver's own words: too old, or out of reach
+        return f"the NVIDIA driver does not answer: {str(error).splitlines()[0]}"
+    arch = re.search(r"\d+", str(info.get("architecture", "")))
+    if arch and int(arch.group()) < _MIN_ARCH:
+        return f"the GPU is sm_{arch.group()}; this backend needs sm_{_MIN_ARCH} or later"
+    return ""
+
+
+def build(kernel: Kernel, params: Mapping[str, int], workload: Workload) -> Call:
+    """The kernel as a callable for one exact workload; NVRTC compiles it at its first evaluation
+    and names the kernel's own file and line in its errors. Raises BackendError."""
+    reason = unavailable()
+    if reason:
+        raise BackendError(reason)
+    return chain(kernel, params, workload, ("metal", "cuda"), _make)
+
+
+def sources(launch: Launch) -> tuple[str, str]:
+    """(header, source) of a launch as CUDA text. Raises UnsupportedOnCuda.
+
+    A native stage with a template integer CLUSTER runs in thread block clusters of that many
+    blocks along x: MLX writes the kernel's signature, so that the attribute has to come by way of
+    the word __global__ in it.
+    """
+    stage = launch.stage
+    source, header = minify(stage.source), minify(stage.header)
+    prelude = ""
+    if stage.language == "metal":
+        try:
+            source, header = translate(source, stage.inputs), translate(header)
+        except UnsupportedOnCuda as error:
+            raise UnsupportedOnCuda(f"{stage.file}: {error}") from None
+        prelude = HEADER
+    if header:
+        prelude += f'namespace mlx::core::cu {{\n#line 1 "header of {stage.file}"\n{header}\n}}\n'
+    cluster = dict(launch.template).get("CLUSTER")
+    if stage.language == "cuda" and cluster is not None:
+        prelude += (
+            "#undef __global__\n"
+            f"#define __global__ __attribute__((global)) __cluster_dims__({cluster}, 1, 1)\n"
+        )
+    return prelude, f'\n#line 1 "{stage.file}"\n{source}'
+
+
+def included(launch: Launch) -> tuple[str, str]:
+    """`sources`, as a few bytes: each text lies in a file of this process and is included.
+
+    MLX copies and hashes header and source at every call, 1 us for about 2 KB. It also looks in
+    the source for the names of shapes and strides, which therefore stand in a comment.
+    """
+    header, source = sources(launch)
+    found = sorted(set(re.findall(r"\b[A-Za-z]\w*_(?:shape|strides|ndim)\b", source)))
+    try:
+        return (
+            f'#include "{_file(header)}"\n' if header else "",
+            f'// {" ".join(found)}\n#include "{_file(source)}"\n',
+        )
+    except OSError:  # no room for temporary files: the long way works too
+        return header, source
+
+
+@functools.cache
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="mlx-lm-openevolve-")
+
+
+def _file(text: str) -> str:
+    path = Path(_folder().name) / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.cuh"
+    if not path.exists():
+        path.write_text(text, "ascii")
+    return path.as_posix()
+
+
+def _make(launch: Launch, name: str) -> Run:
+    stage = launch.stage
+    # Metal cuts the last threadgroup short, CUDA does not.
+    if any(n % t for n, t in zip(launch.grid, launch.threadgroup, strict=True)):
+        raise UnsupportedOnCuda(
+            f"{stage.file}: grid {launch.grid} is not whole threadgroups of {launch.threadgroup}"
+        )
+    header, source = included(launch)
+    function: Any = mx.fast.cuda_kernel(
+        name=name,
+        input_names=list(stage.inputs),
+        output_names=[output for output, _, _ in launch.outputs],
+        source=source,
+        header=header,
+        ensure_row_contiguous=False,
+    )
+    arguments: dict[str, Any] = {
+        "template": template_of(launch),
+        "grid": launch.grid,
+        "threadgroup": launch.threadgroup,
+        "output_shapes": [shape for _, shape, _ in launch.outputs],
+        "output_dtypes": [dtype_of(dtype) for _, _, dtype in launch.outputs],
+    }
+    return lambda inputs: function(inputs=inputs, **arguments)
