@@ -15,6 +15,7 @@ A file is Metal text behind a header of comments:
     // strided: true                          ensure_row_contiguous=False
     // tolerance: 1e-5                        relative, else 1e-6
     // finds: KIND KIND                       bugs: the finding, or any one of several
+    // also: KIND                             bugs: what may be found besides, as a consequence
     // because: TEXT                          invalid: what the compiler says
     // source: TEXT                           invalid: where that is written
     // line: none                             no source line belongs to the finding
@@ -34,7 +35,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ import numpy as np
 ROOT = Path(__file__).with_name("metalhost_corpus")
 _KEY = re.compile(r"// ([a-z]+): (.*)")
 _ARRAY = re.compile(r"(\w+) (\w+) ([\dx]+)(?:\[([^]]*)\])?(?: = (.*))?")
+_MARK = re.compile(r"/[/*] BUG\b")
 _INTEGERS = ("int", "uint", "bool")
 Dim3 = tuple[int, int, int]
 
@@ -114,6 +116,10 @@ class Snippet:
             index, kind, text = re.split("[:=]", item)
             found[int(index)] = text == "true" if kind == "bool" else int(text)
         return found
+
+    def returning_at_once(self) -> Snippet:
+        """The same to a compiler, and nothing to a GPU."""
+        return replace(self, body="return;" + self.body)
 
     def arrays(self) -> list[mx.array]:
         """The inputs, evaluated; a sliced one keeps the strides of its base."""
@@ -214,7 +220,7 @@ def _read(path: Path) -> Snippet:
         body="\n".join(parts["body"]),
         inputs=tuple(arrays["in"]),
         outputs=tuple(arrays["out"]),
-        marked=frozenset(n for n, line in enumerate(lines, 1) if "// BUG" in line),
+        marked=frozenset(n for n, line in enumerate(lines, 1) if _MARK.search(line)),
         keys=keys,
     )
 

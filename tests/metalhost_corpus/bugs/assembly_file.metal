@@ -1,5 +1,5 @@
 // Inline assembly could read a file at assembly time, and run anything at run time.
-// finds: compile
+// finds: sandbox
 // in: x float32 32
 // out: y float32 32
 // grid: 32

@@ -1,5 +1,5 @@
 // Threads beyond the end return before the barrier that the others wait at.
-// finds: divergence
+// finds: divergent-barrier
 // in: x float32 50
 // out: y float32 50
 // grid: 64

@@ -1,5 +1,5 @@
 // Half of each simdgroup waits at a threadgroup barrier.
-// finds: divergence
+// finds: divergent-barrier
 // in: x float32 64
 // out: y float32 64
 // grid: 64

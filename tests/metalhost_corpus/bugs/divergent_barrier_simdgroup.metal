@@ -1,5 +1,5 @@
 // Only the first simdgroup reaches the barrier.
-// finds: divergence
+// finds: divergent-barrier
 // in: x float32 64
 // out: y float32 64
 // grid: 64

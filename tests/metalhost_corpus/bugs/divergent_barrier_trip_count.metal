@@ -1,5 +1,5 @@
 // A barrier in a loop that the simdgroups leave after different numbers of rounds.
-// finds: divergence
+// finds: divergent-barrier
 // in: x float32 64
 // out: y float32 64
 // grid: 64

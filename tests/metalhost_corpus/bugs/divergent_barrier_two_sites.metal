@@ -1,5 +1,5 @@
 // Each branch has its own barrier: these are two barriers, not one.
-// finds: divergence
+// finds: divergent-barrier
 // in: x float32 64
 // out: y float32 64
 // grid: 64

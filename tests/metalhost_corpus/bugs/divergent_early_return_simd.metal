@@ -1,5 +1,5 @@
 // Lanes beyond the row return before the reduction of the others.
-// finds: divergence
+// finds: divergent-collective
 // in: x float32 40
 // out: y float32 2
 // grid: 64

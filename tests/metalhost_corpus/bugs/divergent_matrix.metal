@@ -1,5 +1,5 @@
 // A matrix multiply inside a branch on the lane.
-// finds: divergence
+// finds: divergent-collective
 // in: a float32 8x8
 // out: y float32 8x8
 // grid: 32

@@ -1,5 +1,5 @@
 // A quad reduction that skips one thread of each quad.
-// finds: divergence
+// finds: divergent-collective
 // in: x float32 32
 // out: y float32 32
 // grid: 32

@@ -1,5 +1,5 @@
 // The right side of && is evaluated by some lanes only.
-// finds: divergence
+// finds: divergent-collective
 // in: x float32 32 = 0..31
 // out: y float32 32
 // grid: 32

@@ -1,5 +1,5 @@
 // A shuffle in a loop whose trip count differs by lane.
-// finds: divergence
+// finds: divergent-collective
 // in: x float32 32
 // out: y float32 32
 // grid: 32

@@ -1,5 +1,5 @@
 // A reduction that only the lanes inside the bounds take part in.
-// finds: divergence
+// finds: divergent-collective
 // in: x float32 20
 // out: y float32 1
 // grid: 32

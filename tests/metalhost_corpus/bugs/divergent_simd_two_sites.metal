@@ -1,5 +1,5 @@
 // Both branches reduce, each at its own call.
-// finds: divergence
+// finds: divergent-collective
 // in: x float32 32
 // out: y float32 32
 // grid: 32

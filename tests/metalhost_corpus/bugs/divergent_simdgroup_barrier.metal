@@ -1,5 +1,5 @@
 // A simdgroup barrier that the upper lanes skip.
-// finds: divergence
+// finds: divergent-barrier divergent-collective
 // in: x float32 32
 // out: y float32 32
 // grid: 32

@@ -1,5 +1,5 @@
 // #embed reads a file of the host at compile time.
-// finds: include
+// finds: sandbox
 // in: x float32 32
 // out: y float32 32
 // grid: 32

@@ -6,7 +6,7 @@
 // threadgroup: 32
 uint i = thread_position_in_grid.x;
 float acc = 0.0f;
-for (uint j = 31; j >= 0; --j) {
-  acc += x[j & 31];
+for (uint j = 31; j >= 0; --j) {  // BUG
+  acc += x[j & 31];  // BUG
 }
 y[i] = acc;

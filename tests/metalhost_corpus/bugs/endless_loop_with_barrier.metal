@@ -7,10 +7,10 @@
 threadgroup float tile[64];
 uint i = thread_position_in_threadgroup.x;
 float v = x[i];
-while (v < 1e30f) {
-  tile[i] = v;
-  threadgroup_barrier(mem_flags::mem_threadgroup);
-  v = min(v, tile[63 - i]);
-  threadgroup_barrier(mem_flags::mem_threadgroup);
+while (v < 1e30f) {  // BUG
+  tile[i] = v;  // BUG
+  threadgroup_barrier(mem_flags::mem_threadgroup);  // BUG
+  v = min(v, tile[63 - i]);  // BUG
+  threadgroup_barrier(mem_flags::mem_threadgroup);  // BUG
 }
 y[i] = v;

@@ -1,5 +1,5 @@
 // The body closes the kernel and opens a constructor that would run when the code is loaded.
-// finds: compile
+// finds: sandbox compile
 // in: x float32 32
 // out: y float32 32
 // grid: 32

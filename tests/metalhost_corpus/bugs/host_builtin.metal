@@ -1,5 +1,5 @@
 // A compiler builtin that ends the process.
-// finds: compile fault
+// finds: sandbox
 // in: x float32 32
 // out: y float32 32
 // grid: 32

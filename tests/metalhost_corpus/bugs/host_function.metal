@@ -1,5 +1,5 @@
 // Declares and calls a function of the host's C library.
-// finds: compile
+// finds: sandbox
 // in: x float32 32
 // out: y float32 32
 // grid: 32

@@ -1,5 +1,5 @@
 // The name of the file is hidden in a macro.
-// finds: include
+// finds: sandbox
 // in: x float32 32
 // out: y float32 32
 // grid: 32

@@ -1,5 +1,5 @@
 // Includes a file of the host from inside the body.
-// finds: include
+// finds: sandbox
 // in: x float32 32
 // out: y float32 32
 // grid: 32

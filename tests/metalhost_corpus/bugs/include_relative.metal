@@ -1,5 +1,5 @@
 // Climbs out of the include root.
-// finds: include
+// finds: sandbox
 // in: x float32 32
 // out: y float32 32
 // grid: 32

@@ -1,13 +1,13 @@
 // The directive is split by a line continuation and spelled with a digraph.
-// finds: include
+// finds: sandbox
 // in: x float32 32
 // out: y float32 32
 // grid: 32
 // threadgroup: 32
 // apple: refused
 // header
-%:inc\
-lude "/etc/passwd"  // BUG
+%: /* BUG */ inc\
+lude "/etc/passwd"
 // body
 uint i = thread_position_in_grid.x;
 y[i] = x[i];

@@ -5,7 +5,7 @@
 // grid: 32
 // threadgroup: 32
 threadgroup float a[8192];
-threadgroup float b[1024];
+threadgroup float b[1024];  // BUG
 uint i = thread_position_in_threadgroup.x;
 a[i] = x[i];
 b[i] = x[i];

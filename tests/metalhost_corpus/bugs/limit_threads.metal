@@ -1,5 +1,5 @@
 // 1056 threads in a threadgroup, 1024 are allowed.
-// finds: threads
+// finds: threadgroup-size
 // in: x float32 1056
 // out: y float32 1056
 // grid: 1056

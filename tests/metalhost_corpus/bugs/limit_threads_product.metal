@@ -1,5 +1,5 @@
 // 32 x 8 x 8 threads: each side is small, the product is 2048.
-// finds: threads
+// finds: threadgroup-size
 // in: x float32 2048
 // out: y float32 2048
 // grid: 32 8 8

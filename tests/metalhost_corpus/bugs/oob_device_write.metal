@@ -5,7 +5,9 @@
 // grid: 64
 // threadgroup: 32
 uint i = thread_position_in_grid.x;
-y[0] = 0.0f;
+if (i == 0) {
+  y[0] = 0.0f;
+}
 if (i + 1 < 64) {
   y[i + 1] = x[i];
 } else {

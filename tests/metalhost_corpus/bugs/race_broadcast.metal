@@ -1,5 +1,6 @@
 // Thread 0 publishes the maximum and everybody reads it at once.
 // finds: race
+// also: uninitialised
 // in: x float32 64
 // out: y float32 64
 // grid: 64

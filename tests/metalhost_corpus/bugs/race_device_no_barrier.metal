@@ -1,5 +1,6 @@
 // Threads of one threadgroup exchange through device memory without a barrier.
 // finds: race
+// also: uninitialised
 // in: x float32 64
 // out: t float32 64
 // out: y float32 64

@@ -1,5 +1,6 @@
 // A double buffer that writes the half which is being read.
 // finds: race
+// also: uninitialised
 // in: x float32 4x64
 // out: y float32 64
 // grid: 64

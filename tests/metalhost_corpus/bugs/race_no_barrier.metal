@@ -1,5 +1,6 @@
 // Threads of different simdgroups exchange values with no barrier at all.
 // finds: race
+// also: uninitialised
 // in: x float32 64
 // out: y float32 64
 // grid: 64

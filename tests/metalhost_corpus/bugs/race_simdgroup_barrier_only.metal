@@ -1,5 +1,6 @@
 // simdgroup_barrier does not order threads of different simdgroups.
 // finds: race
+// also: uninitialised
 // in: x float32 64
 // out: y float32 64
 // grid: 64

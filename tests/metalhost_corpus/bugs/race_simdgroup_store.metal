@@ -1,5 +1,6 @@
 // One simdgroup stores a matrix, the other loads it without waiting.
 // finds: race
+// also: uninitialised
 // in: a float32 8x8
 // out: y float32 8x8
 // grid: 64

@@ -1,5 +1,6 @@
 // Lanes of one simdgroup exchange through threadgroup memory: that needs simdgroup_barrier.
 // finds: race
+// also: uninitialised
 // in: x float32 32
 // out: y float32 32
 // grid: 32

@@ -9,4 +9,4 @@ float acc;
 for (int j = 0; j < 4; ++j) {
   acc += x[i * 4 + j];  // BUG
 }
-y[i] = acc;
+y[i] = acc;  // BUG

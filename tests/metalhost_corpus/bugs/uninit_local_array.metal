@@ -14,4 +14,4 @@ float s = 0.0f;
 for (int j = 0; j < 8; ++j) {
   s += v[j];  // BUG
 }
-y[i] = s;
+y[i] = s;  // BUG

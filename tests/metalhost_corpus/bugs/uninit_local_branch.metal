@@ -6,7 +6,7 @@
 // threadgroup: 32
 uint i = thread_position_in_grid.x;
 float v;
-if (x[i] > 0.0f) {
+if (x[i] > 0.0f) {  // BUG
   v = x[i];
 }
 y[i] = v * 2.0f;  // BUG

@@ -6,7 +6,7 @@
 // threadgroup: 32
 uint i = thread_position_in_grid.x;
 uint j;
-if (x[i] > 1e30f) {
+if (x[i] > 1e30f) {  // BUG
   j = 1;
 }
 y[i] = x[j & 31];  // BUG

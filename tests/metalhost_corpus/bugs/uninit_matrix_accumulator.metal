@@ -8,4 +8,4 @@ simdgroup_float8x8 m;
 simdgroup_float8x8 acc;
 simdgroup_load(m, a, 8);
 simdgroup_multiply_accumulate(acc, m, m, acc);  // BUG
-simdgroup_store(acc, y, 8);
+simdgroup_store(acc, y, 8);  // BUG

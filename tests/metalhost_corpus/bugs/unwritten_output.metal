@@ -1,5 +1,5 @@
 // The kernel never writes its output.
-// finds: uninitialised
+// finds: unwritten
 // in: x float32 32
 // out: y float32 32
 // grid: 32

@@ -1,5 +1,5 @@
 // Every second element is left out.
-// finds: uninitialised
+// finds: unwritten
 // in: x float32 64
 // out: y float32 64
 // grid: 32

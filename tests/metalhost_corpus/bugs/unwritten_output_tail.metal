@@ -1,5 +1,5 @@
 // The grid is one threadgroup short of the output.
-// finds: uninitialised
+// finds: unwritten
 // in: x float32 96
 // out: y float32 96
 // grid: 64

@@ -1,0 +1,199 @@
+"""metalhost, and Apple's compiler on a Mac, are held to the corpora of tests/metalhost_corpus."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import corpus
+import mlx.core as mx
+import mlx_kernels
+import pytest
+
+from mlx_lm_openevolve.metalhost import Finding, Launch, compiler_available, metal_kernel
+
+HOST, HOST_DESCRIPTION = compiler_available()
+on_host = pytest.mark.skipif(not HOST, reason=f"no compiler for metalhost: {HOST_DESCRIPTION}")
+on_metal = pytest.mark.skipif(
+    not mx.metal.is_available(), reason="needs Apple's Metal compiler: mx.metal is not available"
+)
+REFUSALS = {"compile", "strict", "lint", "sandbox"}  # by which pass of the compiler driver
+SAMPLE = 20  # a folder: the rest runs under `make slow`
+
+
+def snippets(kind: str, sample: int = SAMPLE) -> list[object]:
+    """Parameters for one folder; all but a seeded sample are marked slow."""
+    found = corpus.load(kind)
+    kept = random.Random(2026).sample([s.path.stem for s in found], sample)
+    return [
+        pytest.param(s, id=s.path.stem, marks=() if s.path.stem in kept else (pytest.mark.slow,))
+        for s in found
+    ]
+
+
+def text(findings: Iterable[Finding]) -> str:
+    return "\n".join(str(f) for f in findings)
+
+
+def run(snippet: corpus.Snippet) -> Launch:
+    options = {"time_limit": 2.0} if "time-limit" in snippet.finds else {}
+    if "kernel" not in snippet.keys:
+        launch: Launch = corpus.run(snippet, metal_kernel, **options)
+        return launch
+    outputs = [mlx_kernels.Out(a.shape, a.mx_dtype) for a in snippet.outputs]
+    return mlx_kernels.launch(
+        snippet.header,
+        snippet.keys["kernel"],
+        dict(enumerate([*snippet.arrays(), *outputs])),
+        groups=(1, 1, 1),
+        threadgroup=snippet.threadgroup,
+        constants=snippet.constants,
+    )
+
+
+def lines_of(finding: Finding) -> set[int]:
+    """The lines that a finding names, of both sides."""
+    lines = {finding.line, finding.other.line if finding.other else None}
+    return {line for line in lines if line is not None}
+
+
+def one_element(kernel: Any) -> Launch:
+    launch: Launch = kernel(
+        inputs=[mx.ones(8)],
+        grid=(1, 1, 1),
+        threadgroup=(1, 1, 1),
+        output_shapes=[(1,)],
+        output_dtypes=[mx.float32],
+    )
+    return launch
+
+
+@pytest.mark.parametrize(("kind", "least"), [("bugs", 40), ("valid", 60), ("invalid", 60)])
+def test_the_corpora_are_complete(kind: str, least: int) -> None:
+    found = corpus.load(kind)
+    assert len(found) >= least
+    for s in found:
+        assert s.title, s.path
+        assert (s.header + s.body).strip(), s.path
+        if kind == "valid":
+            assert any(a.values is not None for a in s.outputs), f"{s.path}: nothing is expected"
+        if kind == "invalid":
+            assert s.keys["because"], s.path
+            assert s.keys["source"], s.path
+            assert s.marked or s.keys.get("line") == "none", f"{s.path}: no marked line"
+        if kind == "bugs":
+            assert s.finds, s.path
+
+
+@on_host
+@pytest.mark.parametrize("snippet", snippets("valid"))
+def test_valid_snippets_compute_without_a_finding(snippet: corpus.Snippet) -> None:
+    launch = run(snippet)
+    assert launch.ok, text(launch.findings)
+    assert snippet.mismatch(launch.outputs) == ""
+
+
+@on_host
+@pytest.mark.parametrize("snippet", snippets("invalid"))
+def test_invalid_snippets_are_refused_at_the_right_line(snippet: corpus.Snippet) -> None:
+    launch = run(snippet)
+    assert launch.findings, "accepted"
+    assert {f.kind for f in launch.findings} <= REFUSALS, text(launch.findings)
+    assert launch.outputs == []
+    if snippet.marked:
+        assert launch.findings[0].line in snippet.marked, text(launch.findings)
+
+
+@on_host
+@pytest.mark.parametrize("snippet", snippets("bugs"))
+def test_planted_bugs_are_found_at_the_right_line(snippet: corpus.Snippet) -> None:
+    launch = run(snippet)
+    found = [f for f in launch.findings if f.kind in snippet.finds]
+    assert found, f"expected {snippet.finds}, found:\n{text(launch.findings)}"
+    kinds = {*snippet.finds, *snippet.keys.get("also", "").split()}
+    assert {f.kind for f in launch.findings} <= kinds, (
+        f"more than planted:\n{text(launch.findings)}"
+    )
+    for f in found:
+        assert lines_of(f) <= snippet.marked, text(found)
+
+
+@on_host
+def test_ten_megabytes_of_source_are_one_finding() -> None:
+    kernel = metal_kernel("long", ["x"], ["y"], "y[0] = x[0];\n" + "// padding\n" * 1_000_000)
+    launch = one_element(kernel)
+    assert [f.kind for f in launch.findings] == ["sandbox"], text(launch.findings)
+
+
+@on_host
+@pytest.mark.parametrize(
+    "line",
+    [
+        '#include "{}"',
+        "#include <{}>",
+        '#import "{}"',
+        '#if __has_include("{}")\n#error SESAME\n#endif',
+        'constant uchar c[] = {{\n#embed "{}"\n}};',
+        '__asm__(".incbin \\"{}\\"");',
+        '#pragma GCC dependency "{}"',
+        '_Pragma("include_alias(\\"metal_stdlib\\", \\"{0}\\")")\n#include "{0}"',
+    ],
+)
+def test_no_file_of_the_host_is_read(line: str, tmp_path: Path) -> None:
+    secret = tmp_path / "secret.h"
+    secret.write_text("#error SESAME\nconstant int sesame = 1;\n")
+    header = line.format(secret)
+    launch = one_element(metal_kernel("curious", ["x"], ["y"], "y[0] = x[0];", header=header))
+    assert len(launch.findings) == 1, text(launch.findings)
+    assert "SESAME" not in text(launch.findings)
+    launch = one_element(metal_kernel("spy", ["x"], ["y"], "y[0] = sesame;", header=header))
+    assert not launch.ok
+    assert launch.outputs == []
+
+
+@on_host
+@pytest.mark.parametrize("name", ["endless_loop", "endless_recursion", "wild_pointer_write"])
+def test_nothing_is_left_behind(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    [snippet] = [s for s in corpus.load("bugs") if s.path.stem == name]
+    launch = run(snippet)
+    assert launch.outputs == []
+    assert list(tmp_path.iterdir()) == []
+    children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children")
+    if children.exists():
+        assert children.read_text() == ""
+
+
+@on_metal
+@pytest.mark.parametrize("snippet", corpus.load("valid"), ids=lambda s: s.path.stem)
+def test_apple_accepts_and_computes_valid_snippets(snippet: corpus.Snippet) -> None:
+    if "kernel" in snippet.keys:
+        pytest.skip("mx.fast.metal_kernel sets no function constants")
+    outputs = corpus.run(snippet, mx.fast.metal_kernel)
+    mx.eval(outputs)
+    assert snippet.mismatch(outputs) == ""
+
+
+@on_metal
+@pytest.mark.parametrize("snippet", corpus.load("invalid"), ids=lambda s: s.path.stem)
+def test_apple_refuses_invalid_snippets(snippet: corpus.Snippet) -> None:
+    with pytest.raises(RuntimeError):
+        mx.eval(corpus.run(snippet, mx.fast.metal_kernel))
+
+
+@on_metal
+@pytest.mark.parametrize("snippet", corpus.load("bugs"), ids=lambda s: s.path.stem)
+def test_apple_compiles_planted_bugs(snippet: corpus.Snippet) -> None:
+    """Compiled only: a return in front keeps the GPU from running into the bug."""
+    verdict = snippet.keys.get("apple", "accepted")
+    if verdict == "any" or "threadgroup-size" in snippet.finds:
+        pytest.skip("Apple's compiler has no say in this one")
+    refused = pytest.raises(RuntimeError) if verdict == "refused" else contextlib.nullcontext()
+    with refused:
+        mx.eval(corpus.run(snippet.returning_at_once(), mx.fast.metal_kernel))

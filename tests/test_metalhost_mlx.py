@@ -1,0 +1,612 @@
+"""MLX's own kernels, unmodified, on metalhost: right against float64, no false finding."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import mlx_kernels as mlx
+import numpy as np
+import pytest
+from mlx_kernels import Out, launch
+
+from mlx_lm_openevolve.metalhost import Launch, compiler_available
+
+HOST, HOST_DESCRIPTION = compiler_available()
+pytestmark = pytest.mark.skipif(not HOST, reason=f"no compiler for metalhost: {HOST_DESCRIPTION}")
+
+DTYPES = {"float32": "float", "float16": "half", "bfloat16": "bfloat16_t"}
+# Rounding of the output and, in two passes or with half weights, of what is kept in between,
+# relative to the largest value of V.
+TOLERANCE = {"float32": 2e-6, "float16": 1e-3, "bfloat16": 8e-3}
+Floats = np.ndarray[Any, np.dtype[np.float64]]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One attention call."""
+
+    dtype: str = "bfloat16"
+    head_dim: int = 128
+    mask: str = "none"
+    sinks: bool = False
+    gqa: int = 2
+    q_len: int = 1
+    k_len: int = 37
+    batch: int = 1
+    kv_heads: int = 2
+
+    @property
+    def q_heads(self) -> int:
+        return self.kv_heads * self.gqa
+
+    @property
+    def scale(self) -> float:
+        return self.head_dim**-0.5
+
+    def __str__(self) -> str:
+        mask = self.mask + ("-sinks" if self.sinks else "")
+        lengths = f"{self.q_len}x{self.k_len}"
+        return f"{self.dtype}-d{self.head_dim}-{mask}-gqa{self.gqa}-b{self.batch}-{lengths}"
+
+
+@dataclass(frozen=True)
+class Call:
+    """The arrays of one call; keys and values are slices of longer caches."""
+
+    q: mx.array
+    k: mx.array
+    v: mx.array
+    mask: mx.array | None
+    sinks: mx.array | None
+    strides: tuple[int, int, int]  # of k and v, in elements, without the last
+    expected: Floats
+
+
+def call(case: Case, seed: int = 0) -> Call:
+    """Random inputs, with the float64 result."""
+    rng = np.random.default_rng(seed)
+    dtype = getattr(mx, case.dtype)
+
+    def normal(*shape: int) -> mx.array:
+        return mx.array(rng.standard_normal(shape).astype(np.float32)).astype(dtype)
+
+    room = -(-case.k_len // 64) * 64 + 64  # a KV cache grows in steps and is read as a slice
+    kv_shape = case.batch, case.kv_heads, room, case.head_dim
+    q = normal(case.batch, case.q_heads, case.q_len, case.head_dim)
+    k, v = (normal(*kv_shape)[:, :, : case.k_len] for _ in range(2))
+    mask = None
+    shape = case.batch, case.q_heads, case.q_len, case.k_len
+    if case.mask == "bool":
+        keep = rng.random(shape) < 0.7
+        keep[..., 0] = True
+        mask = mx.array(keep)
+    elif case.mask == "additive":
+        mask = normal(*shape)
+    sinks = normal(case.q_heads) if case.sinks else None
+    mx.eval(q, k, v, *(a for a in (mask, sinks) if a is not None))
+    strides = case.kv_heads * room * case.head_dim, room * case.head_dim, case.head_dim
+    return Call(q, k, v, mask, sinks, strides, attention(case, q, k, v, mask, sinks))
+
+
+def attention(
+    case: Case, q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None, sinks: mx.array | None
+) -> Floats:
+    """softmax(scale * q k^T + mask) v in float64; sinks take weight and give no value."""
+    keys, values = (np.repeat(wide(a), case.gqa, axis=1) for a in (k, v))
+    scores = wide(q) @ keys.swapaxes(-1, -2) * case.scale
+    if case.mask == "causal":
+        last = np.arange(case.q_len)[:, None] + case.k_len - case.q_len
+        scores = np.where(np.arange(case.k_len) <= last, scores, -np.inf)
+    elif mask is not None:
+        scores = (
+            np.where(wide(mask), scores, -np.inf) if case.mask == "bool" else scores + wide(mask)
+        )
+    top = scores.max(-1, keepdims=True)
+    sink = np.full_like(top, -np.inf)
+    if sinks is not None:
+        sink = np.broadcast_to(wide(sinks).reshape(1, -1, 1, 1), top.shape)
+    top = np.maximum(top, sink)
+    weights = np.exp(scores - top)
+    result: Floats = weights @ values / (weights.sum(-1, keepdims=True) + np.exp(sink - top))
+    return result
+
+
+def wide(a: mx.array) -> Any:
+    return np.array(a if a.dtype == mx.bool_ else a.astype(mx.float32)).astype(
+        bool if a.dtype == mx.bool_ else np.float64
+    )
+
+
+def assert_right(done: Launch, expected: Floats, tolerance: float, output: int = 0) -> None:
+    assert done.ok, "\n".join(str(f) for f in done.findings)
+    got = wide(done.outputs[output])
+    error = np.abs(got - expected).max() / np.abs(expected).max()
+    assert error <= tolerance
+
+
+def scalar(fmt: str, *values: float) -> bytes:
+    return mlx.packed(fmt, *values)
+
+
+# ---- sdpa_vector.h -----------------------------------------------------------------------------
+
+
+def vector_source(body: str | None = None) -> str:
+    return f'#include "{mlx.KERNELS}/utils.h"\n' + (body or mlx.text("sdpa_vector.h"))
+
+
+def mask_constants(case: Case) -> dict[int, bool | int]:
+    has_mask = case.mask in ("bool", "additive")
+    return {
+        20: has_mask,
+        21: False,
+        22: case.mask == "causal",
+        23: case.mask == "bool",
+        24: case.mask == "additive",
+        25: case.sinks,
+    }
+
+
+def mask_buffers(case: Case, c: Call, first: int) -> dict[int, Any]:
+    """The optional arguments: bool mask, float mask, three mask strides, sinks, query heads."""
+    found: dict[int, Any] = {}
+    if c.mask is not None:
+        found[first + (case.mask == "additive")] = c.mask
+        strides = 1, case.k_len, case.q_len * case.k_len
+        found |= {first + 2 + i: scalar("i", s) for i, s in enumerate(strides)}
+    if c.sinks is not None:
+        found[first + 5] = c.sinks
+    return found
+
+
+def sdpa_vector(case: Case, c: Call, source: str | None = None, **options: Any) -> Launch:
+    t = DTYPES[case.dtype]
+    buffers: dict[int, Any] = {
+        0: c.q,
+        1: c.k,
+        2: c.v,
+        3: Out(c.q.shape, c.q.dtype),
+        4: scalar("i", case.gqa),
+        5: scalar("i", case.k_len),
+        6: scalar("Q", c.strides[1]),
+        7: scalar("Q", c.strides[2]),
+        8: scalar("Q", c.strides[1]),
+        9: scalar("Q", c.strides[2]),
+        10: scalar("f", case.scale),
+    }
+    buffers |= mask_buffers(case, c, 11)
+    if case.sinks:
+        buffers[17] = scalar("i", case.q_heads)
+    return launch(
+        vector_source(source),
+        f"sdpa_vector<{t}, {case.head_dim}, {case.head_dim}>",
+        buffers,
+        groups=(case.batch * case.q_heads, case.q_len, 1),
+        threadgroup=(1024, 1, 1),
+        constants=mask_constants(case),
+        **options,
+    )
+
+
+def sdpa_two_pass(
+    case: Case,
+    c: Call,
+    blocks: int = 32,
+    source: str | None = None,
+    grouped: int = 0,
+    **options: Any,
+) -> tuple[Launch, Launch | None]:
+    """Both passes; `grouped` is the HPT of sdpa_vector_2pass_1_gqa. No second after a finding."""
+    t, d = DTYPES[case.dtype], case.head_dim
+    rows = case.batch, case.q_heads, case.q_len
+    buffers: dict[int, Any] = {
+        0: c.q,
+        1: c.k,
+        2: c.v,
+        3: Out((*rows, blocks, d), c.q.dtype),
+        4: Out((*rows, blocks), mx.float32),
+        5: Out((*rows, blocks), mx.float32),
+        7: scalar("i", case.k_len),
+        8: scalar("Q", c.strides[1]),
+        9: scalar("Q", c.strides[2]),
+        10: scalar("Q", c.strides[1]),
+        11: scalar("Q", c.strides[2]),
+        12: scalar("f", case.scale),
+    }
+    buffers |= mask_buffers(case, c, 13)
+    gqa = f"sdpa_vector_2pass_1_gqa<{t}, {d}, {d}, {case.gqa}, {grouped}>"
+    first = launch(
+        vector_source(source),
+        gqa if grouped else f"sdpa_vector_2pass_1<{t}, {d}, {d}>",
+        buffers,
+        groups=(case.kv_heads, case.batch, blocks),
+        threadgroup=(32, case.gqa, case.q_len),
+        constants=mask_constants(case) | {26: blocks},
+        **options,
+    )
+    if not first.ok:
+        return first, None
+    partial, sums, maxs = first.outputs
+    second = launch(
+        vector_source(source),
+        f"sdpa_vector_2pass_2<{t}, {d}>",
+        {0: partial, 1: sums, 2: maxs, 3: Out(c.q.shape, c.q.dtype), 4: scalar("i", blocks)},
+        groups=(case.batch * case.q_heads, case.q_len, 1),
+        threadgroup=(1024, 1, 1),
+        constants=mask_constants(case) | {26: blocks},
+        **options,
+    )
+    return first, second
+
+
+def sampled(cases: list[Case], count: int) -> list[Any]:
+    """All cases as parameters, those outside a seeded sample marked slow."""
+    kept = set(random.Random(2026).sample(range(len(cases)), count))
+    return [
+        pytest.param(case, id=str(case), marks=() if i in kept else (pytest.mark.slow,))
+        for i, case in enumerate(cases)
+    ]
+
+
+def grid(q_lens: tuple[int, ...], k_lens: tuple[int, ...]) -> list[Case]:
+    """Every dtype, head size, mask, sinks and GQA factor; lengths and batches take turns."""
+    lengths = itertools.cycle(itertools.product(q_lens, k_lens))
+    batches = itertools.cycle((1, 2, 1))
+    return [
+        Case(dtype, d, mask, sinks, gqa, *next(lengths), batch=next(batches))
+        for dtype, d, mask, sinks, gqa in itertools.product(
+            DTYPES, (64, 96, 128), ("none", "bool", "additive", "causal"), (False, True), (1, 2, 4)
+        )
+    ]
+
+
+@pytest.mark.parametrize("case", sampled(grid((1, 3, 8), (8, 33, 70)), 8))
+def test_sdpa_vector_matches_float64(case: Case) -> None:
+    c = call(case)
+    assert_right(sdpa_vector(case, c), c.expected, TOLERANCE[case.dtype])
+
+
+@pytest.mark.parametrize("case", sampled(grid((1, 2, 5), (45, 64, 130)), 6))
+def test_sdpa_two_pass_matches_float64(case: Case) -> None:
+    c = call(case)
+    first, second = sdpa_two_pass(case, c)
+    assert first.ok, "\n".join(str(f) for f in first.findings)
+    assert second is not None
+    assert_right(second, c.expected, 2 * TOLERANCE[case.dtype])
+
+
+@pytest.mark.parametrize(("head_dim", "grouped"), [(64, 8), (128, 4)])
+def test_sdpa_two_pass_for_many_heads_matches_float64(head_dim: int, grouped: int) -> None:
+    case = Case("float16", head_dim, gqa=8, k_len=150, kv_heads=1)
+    c = call(case)
+    first, second = sdpa_two_pass(case, c, grouped=grouped)
+    assert first.ok, "\n".join(str(f) for f in first.findings)
+    assert second is not None
+    assert_right(second, c.expected, 2 * TOLERANCE[case.dtype])
+
+
+def test_counters_of_sdpa_vector_are_exact() -> None:
+    """16 heads read 8 heads' keys and values: twice the compulsory bytes, plus the queries."""
+    case = Case(k_len=4096, kv_heads=8)
+    c = call(case)
+    done = sdpa_vector(case, c, count=True)
+    assert done.ok, "\n".join(str(f) for f in done.findings)
+    counters = done.counters
+    assert counters is not None
+    assert counters.read_bytes == 33_685_504
+    assert counters.compulsory_read_bytes == 16_781_312
+    assert counters.barriers == 144
+    assert counters.simd_ops == 68_608
+    assert counters.flops == pytest.approx(52.7e6, rel=0.002)
+
+
+# ---- steel_attention.h -------------------------------------------------------------------------
+
+
+def steel_source(body: str | None = None) -> str:
+    return f'#include "{mlx.KERNELS}/utils.h"\n' + (
+        body or mlx.text("steel/attn/kernels/steel_attention.h")
+    )
+
+
+def steel_attention(
+    case: Case, c: Call, source: str | None = None, wn: int = 1, **options: Any
+) -> Launch:
+    t, d = DTYPES[case.dtype], case.head_dim
+    bq, bk = 32, 32 if d < 128 else 16
+    has_mask = c.mask is not None
+    rows = tuple(s * d for s in (case.q_heads * case.q_len, case.q_len, 1))
+    params = mlx.attention_params(
+        case.batch,
+        case.q_heads,
+        d,
+        (case.q_len, case.k_len),
+        case.gqa,
+        case.scale,
+        (bq, bk),
+        (rows, c.strides, c.strides, rows),
+    )
+    buffers: dict[int, Any] = {0: c.q, 1: c.k, 2: c.v, 3: Out(c.q.shape, c.q.dtype), 4: params}
+    if c.mask is not None:
+        row = case.q_len * case.k_len
+        buffers |= {5: scalar("3q", case.q_heads * row, row, case.k_len), 6: c.mask}
+    if c.sinks is not None:
+        buffers[7] = c.sinks
+    mask_type = "bool" if case.mask == "bool" else t
+    return launch(
+        steel_source(source),
+        f"attention<{t}, {bq}, {bk}, {d}, {d}, 4, {wn}, {mask_type}, float>",
+        buffers,
+        groups=(-(-case.q_len // bq), case.q_heads, case.batch),
+        threadgroup=(32, 4, wn),
+        constants={
+            200: case.q_len % bq == 0,
+            201: case.k_len % bk == 0,
+            300: has_mask,
+            301: case.mask == "causal",
+            302: case.sinks,
+            303: False,
+        },
+        **options,
+    )
+
+
+@pytest.mark.parametrize("case", sampled(grid((32, 40, 9), (64, 75, 47)), 6))
+def test_steel_attention_matches_float64(case: Case) -> None:
+    c = call(case)
+    assert_right(steel_attention(case, c), c.expected, 2 * TOLERANCE[case.dtype])
+
+
+# ---- softmax.h, logsumexp.h, rms_norm.metal, gemv.h --------------------------------------------
+
+
+def row_threads(width: int, looped: bool) -> int:
+    return 1024 if looped else -(-width // (4 * 32)) * 32
+
+
+def softmax(x: mx.array, precise: bool, source: str | None = None) -> Launch:
+    rows, width = x.shape
+    looped = width > 4096
+    t = DTYPES[str(x.dtype).removeprefix("mlx.core.")]
+    name = "softmax_looped" if looped else "softmax_single_row"
+    threads = row_threads(width, looped)
+    return launch(
+        f'#include "{mlx.KERNELS}/utils.h"\n' + (source or mlx.text("softmax.h")),
+        f"{name}<{t}, {'float' if precise else t}>",
+        {0: x, 1: Out(x.shape, x.dtype), 2: scalar("i", width)},
+        groups=(rows, 1, 1),
+        threadgroup=(threads, 1, 1),
+    )
+
+
+def random_array(dtype: str, *shape: int, seed: int = 0) -> mx.array:
+    values = np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+    made = mx.array(values).astype(getattr(mx, dtype))
+    mx.eval(made)
+    return made
+
+
+WIDTHS = (5, 33, 128, 1000, 4096, 4099)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_softmax_matches_float64(dtype: str, width: int) -> None:
+    x = random_array(dtype, 3, width)
+    weights = np.exp(wide(x) - wide(x).max(-1, keepdims=True))
+    expected = weights / weights.sum(-1, keepdims=True)
+    assert_right(softmax(x, precise=True), expected, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_logsumexp_matches_float64(dtype: str, width: int) -> None:
+    x = random_array(dtype, 3, width)
+    looped = width > 4096
+    done = launch(
+        f'#include "{mlx.KERNELS}/utils.h"\n' + mlx.text("logsumexp.h"),
+        f"{'logsumexp_looped' if looped else 'logsumexp'}<{DTYPES[dtype]}, float>",
+        {0: x, 1: Out((3,), x.dtype), 2: scalar("i", width)},
+        groups=(3, 1, 1),
+        threadgroup=(row_threads(width, looped), 1, 1),
+    )
+    assert_right(done, np.log(np.exp(wide(x)).sum(-1)), TOLERANCE[dtype])
+
+
+def rms_norm(x: mx.array, w: mx.array, source: str | None = None) -> Launch:
+    rows, width = x.shape
+    looped = width > 4096
+    t = DTYPES[str(x.dtype).removeprefix("mlx.core.")]
+    body = source or mlx.text("rms_norm.metal")
+    return launch(
+        body[: body.index("#define instantiate_rms")],
+        f"{'rms_looped' if looped else 'rms_single_row'}<{t}>",
+        {
+            0: x,
+            1: w,
+            2: Out(x.shape, x.dtype),
+            3: scalar("f", 1e-5),
+            4: scalar("I", width),
+            5: scalar("I", 1),
+        },
+        groups=(rows, 1, 1),
+        threadgroup=(row_threads(width, looped), 1, 1),
+        constants={20: True},
+    )
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rms_norm_matches_float64(dtype: str, width: int) -> None:
+    x, w = random_array(dtype, 3, width), random_array(dtype, width, seed=1)
+    expected = wide(w) * wide(x) / np.sqrt((wide(x) ** 2).mean(-1, keepdims=True) + 1e-5)
+    assert_right(rms_norm(x, w), expected, 2 * TOLERANCE[dtype])
+
+
+def gemv_buffers(mat: mx.array, vec: mx.array, n_in: int, n_out: int) -> dict[int, Any]:
+    return {
+        0: mat,
+        1: vec,
+        3: Out((n_out,), vec.dtype),
+        4: scalar("i", n_in),
+        5: scalar("i", n_out),
+        6: scalar("i", mat.shape[1]),
+        9: scalar("i", 1),
+        10: scalar("i", 1),
+        11: scalar("q", 0),
+        12: scalar("q", 0),
+    }
+
+
+def gemv(
+    dtype: str, n_in: int, n_out: int, transposed: bool, source: str | None = None
+) -> tuple[Launch, Floats]:
+    """The choice of blocks is that of gemv_axbpy in mlx/backend/metal/matmul.cpp."""
+    bm, bn, sm, sn, tm, tn = 1, 1, 1, 32, 4, 4
+    if transposed:
+        sm, sn = (4, 8) if n_in >= 8192 and n_out >= 2048 else (8, 4)
+        bn = 16 if n_out >= 2048 else 4 if n_out >= 512 else 2
+        tn = 1 if n_out < tn else tn
+        outputs = bn * sn * tn
+    else:
+        bm = 8 if n_out >= 4096 else 4
+        if n_in <= 64:
+            bm, sm, sn = 1, 8, 4
+        elif n_in >= 16 * n_out:
+            bm, bn = 1, 8
+        tm = 1 if n_out < tm else tm
+        outputs = bm * sm * tm
+    mat = random_array(dtype, *((n_in, n_out) if transposed else (n_out, n_in)))
+    vec = random_array(dtype, n_in, seed=1)
+    blocks = ", ".join(str(n) for n in (bm, bn, sm, sn, tm, tn))
+    done = launch(
+        source or mlx.text("gemv.h"),
+        f"{'gemv_t' if transposed else 'gemv'}<{DTYPES[dtype]}, {blocks}, false, false>",
+        gemv_buffers(mat, vec, n_in, n_out),
+        groups=(-(-n_out // outputs), 1, 1),
+        threadgroup=(32, bn, bm),
+    )
+    product: Floats = wide(vec) @ wide(mat) if transposed else wide(mat) @ wide(vec)
+    return done, product
+
+
+@pytest.mark.parametrize(("n_in", "n_out"), [(64, 96), (33, 32), (200, 100), (130, 3), (96, 4100)])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gemv_matches_float64(dtype: str, n_in: int, n_out: int) -> None:
+    done, expected = gemv(dtype, n_in, n_out, transposed=False)
+    assert_right(done, expected, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize(("n_in", "n_out"), [(100, 64), (77, 32), (40, 512), (30, 2048)])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gemv_of_a_transposed_matrix_matches_float64(dtype: str, n_in: int, n_out: int) -> None:
+    done, expected = gemv(dtype, n_in, n_out, transposed=True)
+    assert_right(done, expected, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize(
+    ("n_in", "n_out", "transposed", "kinds"),
+    [
+        (
+            400,
+            20,
+            False,
+            {"divergent-barrier", "race"},
+        ),  # BN = 8: results pass through threadgroup memory
+        (
+            64,
+            100,
+            False,
+            {"divergent-collective"},
+        ),  # lanes return before the shuffles of the others
+        (64, 8, True, {"divergent-barrier"}),  # lanes beyond the outputs skip the loop's barrier
+    ],
+)
+def test_gemv_findings_are_the_ones_that_are_there(
+    n_in: int, n_out: int, transposed: bool, kinds: set[str]
+) -> None:
+    """What gemv.h does at its edges is more than MSL 6.9 promises, and no more than that is said.
+
+    It hands threadgroup memory over behind threadgroup_barrier(mem_none) in `if (thrN == 0)`, and
+    lets lanes leave before barriers and shuffles that others execute. Apple's GPUs cope.
+    """
+    done, expected = gemv("float32", n_in, n_out, transposed)
+    assert {f.kind for f in done.findings} == kinds, "\n".join(str(f) for f in done.findings)
+    if done.outputs:
+        error = np.abs(wide(done.outputs[0]) - expected).max() / np.abs(expected).max()
+        assert error <= TOLERANCE["float32"]
+
+
+# ---- every barrier that does work --------------------------------------------------------------
+
+# Line numbers are not used: barriers are counted within a file. A barrier "does no work" where no
+# memory that it fences is touched by one thread before it and by another one after it.
+VECTOR = Case("float32", 64, gqa=2, k_len=40)
+GROUPED = Case("float32", 64, gqa=8, k_len=150, kv_heads=1)
+STEEL = Case("float16", 64, q_len=40, k_len=70, kv_heads=1, gqa=1)
+
+
+def deletions() -> list[Any]:
+    """(file, barriers in it, launch of the file's text, which of them do work there)."""
+    vector = {
+        "sdpa_vector": (lambda t: sdpa_vector(VECTOR, call(VECTOR), t), {0, 1, 2}),
+        "2pass_1_gqa": (lambda t: sdpa_two_pass(GROUPED, call(GROUPED), 32, t, 8)[0], {3}),
+        "2pass_2": (lambda t: sdpa_two_pass(VECTOR, call(VECTOR), 32, t)[-1], {4, 5}),
+    }
+    steel = "steel/attn/kernels/steel_attention.h"
+    x = random_array
+    found = [(f"{n}", "sdpa_vector.h", 6, run, work) for n, (run, work) in vector.items()]
+    found += [
+        # 0: nothing precedes it. 3 and 4 belong to WN = 2. 7: mem_none, nothing shared follows.
+        ("steel", steel, 8, lambda t: steel_attention(STEEL, call(STEEL), t), {1, 2, 5, 6}),
+        (
+            "softmax",
+            "softmax.h",
+            7,
+            lambda t: softmax(x("float32", 2, 300), True, t),
+            set(range(5)),
+        ),
+        (
+            "softmax_looped",
+            "softmax.h",
+            7,
+            lambda t: softmax(x("float32", 1, 4099), True, t),
+            {5, 6},
+        ),
+    ]
+    return found
+
+
+def deletion_params() -> list[Any]:
+    return [
+        pytest.param(file, count, run, i, i in work, id=f"{name}-{i}")
+        for name, file, count, run, work in deletions()
+        for i in (sorted(work) if name != "steel" else range(count))
+    ]
+
+
+@pytest.mark.parametrize(("file", "count", "run", "index", "works"), deletion_params())
+def test_a_deleted_barrier_is_found(
+    file: str, count: int, run: Any, index: int, works: bool
+) -> None:
+    whole = mlx.text(file)
+    assert len(mlx.barrier_lines(whole)) == count, "MLX has changed: count the barriers anew"
+    done = run(mlx.without_barrier(whole, index))
+    kinds = {f.kind for f in done.findings}
+    if works:
+        assert kinds & {"race", "uninitialised"}, f"line {mlx.barrier_lines(whole)[index]}: {kinds}"
+    else:
+        assert done.ok, "\n".join(str(f) for f in done.findings)
+
+
+@pytest.mark.parametrize("index", range(6))
+def test_a_deleted_barrier_of_rms_norm_is_found(index: int) -> None:
+    whole = mlx.text("rms_norm.metal")
+    width = 300 if index < 3 else 4099
+    x, w = random_array("float32", 1, width), random_array("float32", width)
+    done = rms_norm(x, w, mlx.without_barrier(whole, index))
+    assert {f.kind for f in done.findings} & {"race", "uninitialised"}
