@@ -341,6 +341,7 @@ def _vectors(result: Translation) -> None:
         ),
         text,
     )
+    text = _deducible(text)
     out, at = [], 0
     for m in re.finditer(r"(static_cast\s*<\s*)?(?<!operator )(?:\bmetal\s*::\s*)?\bvec\s*<", text):
         if m.start() < at:
@@ -360,3 +361,14 @@ def _vectors(result: Translation) -> None:
         at = after.end()
     out.append(text[at:])
     result.text = "".join(out)
+
+
+def _deducible(text: str) -> str:
+    """`vec<T, N>` in an alias template or in a parameter must be deducible from an argument."""
+    alias = r"(\btemplate\s*<[^<>]*>\s*using\s+\w+\s*=\s*)(?:typename\s+)?(?:metal\s*::\s*)?vec\s*<"
+    text = re.sub(alias, r"\1mh::DeducedVec<", text)
+    parameter = re.compile(
+        r"(?<=[(,])(\s*(?:(?:const|thread|device|threadgroup|constant)\s+)*)(?:metal\s*::\s*)?\bvec\s*<"
+        r"(?=\s*[A-Za-z_]\w*\s*,\s*\w+\s*>\s*[\w&*])(?!\s*bool\b)"
+    )
+    return parameter.sub(r"\1mh::DeducedVec<", text)

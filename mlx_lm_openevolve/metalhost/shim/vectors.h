@@ -109,6 +109,11 @@ MH_BOOLS(4, x; bool y; bool z; bool w, constexpr Bools(bool a, int) : x(a), y(a)
 namespace metal {
 template <class T, int N> using vec = typename mh::VecOf<T, N>::type;
 }
+namespace mh {
+// The same but deducible from an argument; the translator names it in parameters and in alias
+// templates. It is no class for bool: clang 22 miscompiles element stores to such vectors.
+template <class T, int N> using DeducedVec = T __attribute__((ext_vector_type(N)));
+}
 
 #define MH_VECTORS(T)                       \
   typedef mh::VecOf<T, 2>::type T##2;       \
