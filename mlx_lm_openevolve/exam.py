@@ -1,6 +1,6 @@
 """Exam: one attention call put to the test, by the same code for kernels, mutants and MLX's own.
 
-    Case --prepare--> Question (inputs, truth, SDPA's answer and own error) --examine--> Outcome
+    Case --prepare--> Question (inputs, truth, SDPA's answer and own error) --Calls--> Outcome
 
 An answer passes where it has the right shape, is the same bits twice although another call came
 between, leaves its inputs alone, stays within a small multiple of SDPA's own error on the same
@@ -24,10 +24,10 @@ from .workload import Workload
 __all__ = [
     "MULTIPLE",
     "Build",
+    "Calls",
     "Outcome",
     "Question",
     "Result",
-    "examine",
     "prepare",
     "try_mutants",
 ]
@@ -125,17 +125,9 @@ def _same_bits(a: mx.array, b: mx.array) -> bool:
     return bool(mx.array_equal(a.view(kind), b.view(kind)).item())
 
 
-def examine(call: Callable[..., mx.array], question: Question, buffers: Buffers = ()) -> Outcome:
-    """Put a question to a Call and judge its answer. `buffers` are the shapes and dtypes of
-    intermediate outputs, to be poisoned as well. What the call raises is its outcome."""
-    try:
-        return _examine(call, question, buffers)
-    except Exception as error:
-        line = (str(error).strip() or "no message").splitlines()[0]
-        return Outcome(f"{question.case.name}: {type(error).__name__}: {line[:300]}", margin=0.0)
-
-
 def _examine(call: Callable[..., mx.array], question: Question, buffers: Buffers) -> Outcome:
+    """Judge a Call's answer. `buffers` are the shapes and dtypes of intermediate outputs, to be
+    poisoned as well."""
     case, w = question.case, question.case.workload
     queries, *rest = question.arguments
     shape = (w.batch, w.q_heads, w.q_len, w.v_head_dim)
@@ -181,9 +173,7 @@ def disagreement(got: npt.NDArray[np.float32], question: Question) -> str:
     """Where live rows differ from SDPA's by more than both may err, "" where none does."""
     allowed = question.limits[0] + 2 * question.limits[0] / MULTIPLE
     live = ~question.case.dead_rows() & np.isfinite(question.answer).all(-1)
-    with np.errstate(invalid="ignore", over="ignore"):
-        off = np.abs(got - question.answer) / np.maximum(question.mass, 1e-30)
-    off = np.where(np.isfinite(off), off, np.inf).max(-1)
+    off = relative(got, question.answer, question.mass)
     wrong = live & (off > allowed)
     if not wrong.any():
         return ""
@@ -192,6 +182,16 @@ def disagreement(got: npt.NDArray[np.float32], question: Question) -> str:
         f"{int(wrong.sum())} rows differ from SDPA's, the first at batch {b}, head {h}, row {row} "
         f"by {off[b, h, row]:.3g}, allowed {allowed:.3g}"
     )
+
+
+def relative(
+    got: npt.NDArray[np.float32], want: npt.NDArray[np.float32], mass: npt.NDArray[np.float32]
+) -> npt.NDArray[np.float32]:
+    """The largest |got - want| / mass of every row [B, Hq, L]; inf where it is no number."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        off = np.abs(got - want) / np.maximum(mass, 1e-30)
+    worst: npt.NDArray[np.float32] = np.where(np.isfinite(off), off, np.inf).max(-1)
+    return worst
 
 
 def _dead_rows(got: npt.NDArray[np.float32], question: Question) -> str:
@@ -243,17 +243,33 @@ class Result:
         return f"the gate cannot be trusted on {self.on}: it passed {', '.join(self.survivors)}"
 
 
+class Calls:
+    """The Calls of one contender, built once for each exact workload and kept: one that replays
+    an earlier result is then caught at it."""
+
+    def __init__(self, build: Build) -> None:
+        self._build = build
+        self._calls: dict[Workload, Callable[..., mx.array]] = {}
+
+    def __call__(self, question: Question, buffers: Buffers = ()) -> Outcome:
+        """Put one question; what building or calling raises is the outcome."""
+        w = question.case.workload
+        try:
+            if w not in self._calls:
+                self._calls[w] = self._build(w)
+            return _examine(self._calls[w], question, buffers)
+        except Exception as error:
+            line = (str(error).strip() or "no message").splitlines()[0]
+            return Outcome(f"{question.case.name}: {type(error).__name__}: {line[:300]}", margin=0)
+
+
 def passes(build: Build, questions: Iterable[Question]) -> Outcome:
     """The first outcome that is no pass, else the last one."""
-    calls: dict[Workload, Callable[..., mx.array]] = {}
-    outcome = Outcome()
+    calls, outcome = Calls(build), Outcome()
     for question in questions:
-        w = question.case.workload
-        if w not in calls:
-            calls[w] = build(w)
-        outcome = examine(calls[w], question)
+        outcome = calls(question)
         if outcome.reason:
-            return outcome
+            break
     return outcome
 
 

@@ -31,6 +31,7 @@ __all__ = [
     "cases",
     "decode",
     "encode",
+    "mask",
     "sdpa",
 ]
 
@@ -237,8 +238,11 @@ def _visible(w: Workload, mask: Array | None) -> Bool | None:
     return seen.reshape((1,) * (4 - seen.ndim) + seen.shape)
 
 
-def sdpa(workload: Workload) -> Callable[..., mx.array]:
-    """MLX's own attention as a Call for a workload: the baseline of every comparison."""
+def sdpa(workload: Workload, fixed: float | None = None) -> Callable[..., mx.array]:
+    """MLX's own attention as a Call for a workload: the baseline of every comparison.
+
+    A Call is handed its scale as an array; `fixed` is that number where it is known beforehand,
+    as mlx-lm knows it, so that the baseline pays nothing for reading it."""
     causal = workload.mask == "causal"
 
     def call(
@@ -249,12 +253,14 @@ def sdpa(workload: Workload) -> Callable[..., mx.array]:
         mask: mx.array | None,
         sinks: mx.array | None,
     ) -> mx.array:
-        number = scale if isinstance(scale, float) else scale.item()
+        number = fixed
+        if number is None:
+            number = scale if isinstance(scale, float) else float(np.array(scale)[0])
         return mx.fast.scaled_dot_product_attention(
             queries,
             keys,
             values,
-            scale=float(number),  # type: ignore[arg-type]
+            scale=number,
             mask="causal" if causal else mask,
             sinks=sinks,
         )
@@ -447,7 +453,13 @@ KINDS = {"needles": _needles, "peaked": _peaked, "large": _large, "flat": _flat}
 # Masks, in the forms in which mlx-lm passes them
 
 
-def _mask(rng: np.random.Generator, w: Workload, form: str, padded: bool) -> Array | None:
+def _mask(
+    rng: np.random.Generator, w: Workload, form: str, padded: bool, dead: bool = True
+) -> Array | None:
+    """An array mask in one of three forms, [B, 1, L, N], [L, N] (or [N]) and [B, Hq, L, N].
+
+    padded=False leaves the last sequence without padding even where it is the only one;
+    dead=False gives every row a key."""
     if w.mask in ("none", "causal"):
         return None
     if form == "heads" and w.batch * w.q_heads * w.q_len * w.kv_len > _MASK_ELEMENTS:
@@ -469,6 +481,8 @@ def _mask(rng: np.random.Generator, w: Workload, form: str, padded: bool) -> Arr
         seen = seen & (rng.random((w.batch, w.q_heads, w.q_len, w.kv_len)) < 0.7)
         if w.batch * w.q_heads * w.q_len > 1:
             seen[0, 0, 0] = False
+    if not dead:
+        seen = seen | (~seen.any(-1, keepdims=True) & (np.arange(w.kv_len) == 0))
     if w.mask == "bool":
         return seen
     bias = rng.standard_normal(seen.shape, np.float32)
@@ -508,6 +522,15 @@ def cases(bucket: Workload, seed: int) -> Iterator[Case]:
         yield _case(plan, shapes[plan.shape], seed, turn)
 
 
+def mask(workload: Workload, seed: int) -> mx.array | None:
+    """An array mask for a workload as its most common caller passes it: left padding of a batch,
+    or a bias of its own for every head where the mask is additive, and no row wholly masked.
+    None where there is none."""
+    form = "heads" if workload.mask == "additive" else "padding"
+    stored = _mask(np.random.default_rng([seed, 99]), workload, form, False, False)
+    return None if stored is None else _upload(stored, workload.dtype)
+
+
 def case(kind: str, workload: Workload, seed: int) -> Case:
     """One case of a kind (see KINDS) for an exact workload."""
     return _case(_Plan(kind, 0, 1.0, "padding"), workload, seed, len(_PLANS))
@@ -516,11 +539,11 @@ def case(kind: str, workload: Workload, seed: int) -> Case:
 def _case(plan: _Plan, w: Workload, seed: int, turn: int) -> Case:
     rng = np.random.default_rng([seed, 1 + turn])
     scale = float(np.float32(plan.factor * w.head_dim**-0.5))
-    mask = _mask(rng, w, plan.form, plan.padded)
+    masking = _mask(rng, w, plan.form, plan.padded)
     name = f"{plan.kind} batch={w.batch} q_len={w.q_len} kv_len={w.kv_len}"
-    if mask is not None:
-        name += f" mask={'x'.join(str(n) for n in mask.shape)}"
-    content = KINDS[plan.kind](rng, w, scale, _visible(w, mask))
+    if masking is not None:
+        name += f" mask={'x'.join(str(n) for n in masking.shape)}"
+    content = KINDS[plan.kind](rng, w, scale, _visible(w, masking))
     return Case(
         name=name,
         workload=w,
@@ -528,7 +551,7 @@ def _case(plan: _Plan, w: Workload, seed: int, turn: int) -> Case:
         queries=encode(content.queries, w.dtype),
         keys=content.keys,
         values=content.values,
-        mask=mask,
+        mask=masking,
         sinks=encode(content.sinks, w.dtype) if w.sinks else None,
         seed=seed,
     )

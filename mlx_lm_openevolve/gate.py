@@ -1,0 +1,580 @@
+"""Gate: the only place that decides that a kernel may run.
+
+    static rules -> mutants (can this gate say no here?) -> correctness -> speed -> Verdict
+
+`judge` works in this process, within a time and memory budget and without a trace in the caller's
+random state, peak memory or streams; `judge_in_worker` does the same in a process that can be
+killed, for kernels of unknown origin. `check_on_host` runs a kernel under metalhost's sanitizer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from . import backends, exam, timing
+from .device import Device, detect, fingerprint, version_of
+from .errors import BackendError, KernelError, OpenEvolveError
+from .exam import Build, Calls, Outcome, Result
+from .kernel import Kernel
+from .mutants import proxy
+from .reference import cases, mask, sdpa
+from .registry import Verdict
+from .workload import Workload
+
+__all__ = [
+    "FASTER",
+    "GATE_VERSION",
+    "GateTimeout",
+    "Poisoned",
+    "check_on_host",
+    "describe",
+    "judge",
+    "judge_in_worker",
+    "static_rules",
+]
+
+GATE_VERSION = 1
+# The lower end of the interval of SDPA's time over the kernel's must lie above this.
+FASTER = 1.02
+# A read may be faster than the copy that bandwidth is measured by; a time beyond that is a fault.
+_ROOFLINE = 1.5
+_MAX_SPEED_SECONDS = 6.0
+_HOST_MEMORY = 2 << 30
+
+
+class GateTimeout(OpenEvolveError):
+    """The time, memory or steadiness at hand did not suffice for a verdict."""
+
+
+class Poisoned(OpenEvolveError):
+    """A kernel ended its worker process; `verdict` is its rejection."""
+
+    def __init__(self, verdict: Verdict) -> None:
+        super().__init__(verdict.reason)
+        self.verdict = verdict
+
+
+class Clock:
+    """Seconds that a gate may take; `check` raises GateTimeout when they are spent."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._end = time.monotonic() + seconds
+
+    @property
+    def left(self) -> float:
+        """Seconds left, below zero when they are spent."""
+        return self._end - time.monotonic()
+
+    def check(self, step: str = "") -> None:
+        """Raise GateTimeout where no time is left."""
+        if self.left <= 0:
+            raise GateTimeout(f"{step or 'the gate'}: {self.seconds:.3g} s do not suffice")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What the gate found out about one contender, before it becomes a verdict."""
+
+    correct: bool = False
+    faster: bool = False
+    reason: str = ""
+    errors: Mapping[str, Any] = field(default_factory=dict)
+    timing: Mapping[str, Any] = field(default_factory=dict)
+    mutants: Mapping[str, Any] = field(default_factory=dict)
+
+
+def judge(
+    kernel: Kernel,
+    params: Mapping[str, int],
+    workload: Workload,
+    backend: str,
+    *,
+    seconds: float,
+    speed: bool = True,
+    seed: int = 0,
+) -> Verdict:
+    """The verdict on a kernel for a workload's bucket, in this process.
+
+    speed=False leaves the speed step out: such a verdict is never `faster`. Raises GateTimeout
+    where `seconds` do not suffice, and BackendError where the backend cannot run here at all.
+    """
+    clock = Clock(seconds)
+    module = backends.get(backend)
+    if module.unavailable():
+        raise BackendError(f"backend {backend}: {module.unavailable()}")
+    bucket, device = workload.bucket(), detect(backend)
+    reason = static_rules(kernel, params, bucket)
+    if reason:
+        found = Finding(reason=reason)
+    else:
+        found = weigh(
+            lambda exact: module.build(kernel, params, exact),
+            bucket,
+            device,
+            clock,
+            seed=seed,
+            speed=speed and backend != "host",
+            label=f"{kernel.id} {sorted(params.items())}",
+            buffers=lambda exact: _intermediates(kernel, params, exact),
+        )
+        if found.correct and backend == "host":
+            found = replace(found, reason="the host backend proves correctness, it is never faster")
+    return _verdict(kernel, params, bucket, device, found, seed)
+
+
+def _verdict(
+    kernel: Kernel,
+    params: Mapping[str, int],
+    bucket: Workload,
+    device: Device,
+    found: Finding,
+    seed: int,
+    **evidence: Any,
+) -> Verdict:
+    return Verdict(
+        kernel=kernel.id,
+        params=dict(params),
+        workload=bucket.slug,
+        correct=found.correct,
+        faster=found.faster,
+        reason=found.reason,
+        fingerprint=fingerprint(device, GATE_VERSION),
+        errors=dict(found.errors),
+        timing=dict(found.timing),
+        mutants=dict(found.mutants),
+        evidence={"seed": seed, "unit": "sum of p |v|", **evidence},
+    )
+
+
+# Static rules: what a kernel of the family must say in its own text
+
+
+def static_rules(kernel: Kernel, params: Mapping[str, int], bucket: Workload) -> str:
+    """The first static rule that a kernel breaks for a bucket, "" where it breaks none."""
+    try:
+        if not kernel.applies_to(bucket):
+            return "the kernel does not apply to this workload"
+        launches = kernel.launches(bucket, params)
+    except KernelError as error:
+        return str(error)
+    if bucket.kv_bits:
+        return "the attention family has no inputs for a quantised cache"
+    text = "\n".join(_code(launch.stage.source + launch.stage.header) for launch in launches)
+    read = {name for launch in launches for name in launch.stage.inputs}
+    wanted = {"queries", "keys", "values", "scale"}
+    wanted |= {"mask"} if bucket.mask in ("bool", "additive") else set()
+    wanted |= {"sinks"} if bucket.sinks else set()
+    for name in sorted(wanted):
+        if name not in read or not re.search(rf"\b{name}\b", text):
+            return f"no stage reads {name}"
+    if not re.search(r"\bkeys_shape\s*\[\s*2\s*\]", text):
+        return "the exact KV length is not read: no stage has keys_shape[2]"
+    return ""
+
+
+def _code(source: str) -> str:
+    """A source without its comments."""
+    return re.sub(r"//[^\n]*|/\*.*?\*/", " ", source, flags=re.DOTALL)
+
+
+def _intermediates(
+    kernel: Kernel, params: Mapping[str, int], exact: Workload
+) -> list[tuple[tuple[int, ...], mx.Dtype]]:
+    return [
+        (shape, backends.dtype_of(dtype))
+        for launch in kernel.launches(exact, params)
+        for name, shape, dtype in launch.outputs
+        if name != "out"
+    ]
+
+
+# The steps, for anything that can be called: kernels, mutants and MLX's own attention
+
+
+def weigh(
+    build: Build,
+    bucket: Workload,
+    device: Device,
+    clock: Clock,
+    *,
+    seed: int = 0,
+    speed: bool = True,
+    label: str = "",
+    buffers: Callable[[Workload], exam.Buffers] = lambda exact: (),
+) -> Finding:
+    """Mutants, correctness and speed for whatever `build` makes of exact workloads of a bucket.
+
+    `label` names the contender: the sealed length is drawn from it. Raises GateTimeout.
+    """
+    memory = _memory(device)
+    if 3 * bucket.kv_bytes() > memory:
+        raise GateTimeout(
+            f"{bucket.slug}: needs {3 * bucket.kv_bytes() >> 20} MiB, {memory >> 20} MiB are free"
+        )
+    with undisturbed():
+        trial = _try_mutants(proxy(bucket), seed, clock)
+        mutants = {
+            "killed": trial.killed,
+            "of": trial.of,
+            "survivors": list(trial.survivors),
+            "on": trial.on,
+        }
+        if trial.reason:
+            return Finding(reason=trial.reason, mutants=mutants)
+        outcome, errors, limit = _correct(build, bucket, clock, seed, buffers)
+        found = Finding(not outcome.reason, False, outcome.reason, errors, {}, mutants)
+        if outcome.reason:
+            return found
+        if not speed:
+            return replace(found, reason="correct; speed was not measured")
+        faster, reason, times = _speed(build, bucket, device, clock, seed, label, memory, limit)
+        return replace(found, faster=faster, reason=reason, timing=times)
+
+
+def _memory(device: Device) -> int:
+    """Bytes that the gate may take: it is a guest."""
+    if not device.memory:
+        return _HOST_MEMORY
+    return max(0, min(device.memory // 8, (device.memory - mx.get_active_memory()) // 2))
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Leave no trace: the caller's stream is idle before anything starts; afterwards the reported
+    peak memory is what it was, and MLX's cache of freed buffers holds none of the gate's."""
+    mx.synchronize()
+    peak, cached = mx.get_peak_memory(), mx.get_cache_memory()
+    try:
+        yield
+    finally:
+        mx.synchronize()
+        if mx.get_peak_memory() > peak:
+            # A peak cannot be set, only reached: so much was allocated before, so it is again.
+            mx.reset_peak_memory()
+            missing = peak - mx.get_active_memory()
+            if missing > 0:
+                mx.eval(mx.zeros((missing,), mx.uint8))
+        if mx.get_cache_memory() > cached + (64 << 20):
+            mx.clear_cache()
+
+
+_trials: dict[tuple[Workload, int], Result] = {}
+
+
+def _try_mutants(small: Workload, seed: int, clock: Clock) -> Result:
+    """The mutants of a proxy workload, put up once in a process."""
+    key = (small, seed)
+    if key not in _trials:
+        questions = [exam.prepare(case) for case in cases(small, seed)]
+        _trials[key] = exam.try_mutants(small, questions, lambda: clock.check("mutants"))
+    return _trials[key]
+
+
+def _correct(
+    build: Build,
+    bucket: Workload,
+    clock: Clock,
+    seed: int,
+    buffers: Callable[[Workload], exam.Buffers],
+) -> tuple[Outcome, dict[str, Any], float]:
+    """(first outcome that is no pass, evidence, largest error that any case allowed)."""
+    calls, found, own = Calls(build), [], []
+    outcome, limit = Outcome(), 0.0
+    for case in cases(bucket, seed):
+        clock.check(case.name)
+        question = exam.prepare(case)
+        try:
+            extra = buffers(case.workload)
+        except KernelError as error:
+            return Outcome(str(error)), {}, 0.0
+        outcome = calls(question, extra)
+        found.append((case.name, outcome))
+        own.append(question.own)
+        limit = max(limit, question.limits[0])
+        if outcome.reason:
+            break
+    errors = {
+        "max_difference": max(o.max for _, o in found),
+        "avg_difference": max(o.average for _, o in found),
+        "margin": min(o.margin for _, o in found),
+        "sdpa": {
+            "max_difference": max(worst for worst, _ in own),
+            "avg_difference": max(average for _, average in own),
+        },
+        "cases": [
+            {"name": name, "max": o.max, "avg": o.average, "margin": o.margin} for name, o in found
+        ],
+    }
+    return outcome, errors, limit
+
+
+# Speed
+
+
+def _speed(
+    build: Build,
+    bucket: Workload,
+    device: Device,
+    clock: Clock,
+    seed: int,
+    label: str,
+    memory: int,
+    limit: float,
+) -> tuple[bool, str, dict[str, Any]]:
+    """(faster, reason, evidence): at the bucket's upper end, then at a sealed length that the
+    contender's label draws and nothing else uses."""
+    budget = min(clock.left * 0.9, _MAX_SPEED_SECONDS)
+    top = replace(bucket, q_len=min(bucket.q_len, bucket.kv_len))
+    times: dict[str, Any] = {}
+    seal = hashlib.sha256(f"{seed} {label} {bucket.slug}".encode()).digest()
+    low = max(bucket.kv_len // 2 + 1, top.q_len)
+    sealed = replace(
+        top, kv_len=low + int.from_bytes(seal[:8], "big") % max(1, bucket.kv_len - low)
+    )
+    for workload, name, share in ((top, "", 0.6), (sealed, "sealed", 0.4)):
+        faster, reason, found = _race(
+            build, workload, device, clock, seed, memory, limit, budget * share, bool(name)
+        )
+        times = {**times, name: found} if name else found
+        if not faster:
+            return False, f"sealed kv_len={workload.kv_len}: {reason}" if name else reason, times
+    return True, "correct and faster", times
+
+
+def _race(
+    build: Build,
+    w: Workload,
+    device: Device,
+    clock: Clock,
+    seed: int,
+    memory: int,
+    limit: float,
+    budget: float,
+    calibrated: bool,
+) -> tuple[bool, str, dict[str, Any]]:
+    """SDPA against the contender at one exact workload."""
+    clock.check("speed")
+    try:
+        bench = timing.Bench(w, mask(w, seed), device.cache, memory, seed)
+    except MemoryError as error:
+        raise GateTimeout(f"{w.slug}: {error}, {memory >> 20} MiB are free") from None
+    scale = float(np.array(bench.scale)[0])
+    baseline, twin = (bench.arm(sdpa(w, scale)) for _ in range(2))
+    contender = bench.arm(build(w))
+    call_seconds = timing.warm_up((baseline, contender), 0.15 * budget)
+    found: dict[str, Any] = {"kv_len": w.kv_len, "buffers": len(bench.caches), "bytes": bench.bytes}
+
+    bar = FASTER
+    if not calibrated:
+        same = _calibrate(baseline, twin, call_seconds, 0.25 * budget, seed, clock)
+        found["same"] = {"ratio": same.ratio, "low": same.low, "high": same.high}
+        bar = max(bar, same.high)
+    race = timing.paired(baseline, contender, call_seconds, 0.5 * budget, seed)
+    if race is None:
+        raise GateTimeout(f"{w.slug}: {clock.seconds:.3g} s hold too few samples")
+    found = {**race.to_json(), **found}
+
+    reason = _recheck(contender, bench, scale, limit)
+    if reason:
+        return False, reason, found
+    found["bandwidth"] = timing.bandwidth(device.cache)
+    floor = bench.bytes / (_ROOFLINE * found["bandwidth"])
+    fastest = float(np.median(race.b))
+    text = f"{race.ratio:.3f} [{race.low:.3f}, {race.high:.3f}]"
+    if fastest < floor:
+        return False, f"measurement fault: {fastest:.3g} s is below the floor {floor:.3g} s", found
+    if race.low <= bar:
+        return False, f"not faster: {text}, the lower end must be above {bar:.3f}", found
+    return True, f"faster: {text}", found
+
+
+def _calibrate(
+    a: timing.Arm, b: timing.Arm, call_seconds: float, budget: float, seed: int, clock: Clock
+) -> timing.Comparison:
+    """SDPA against itself: where that does not come out even, no comparison means anything."""
+    found: list[timing.Comparison] = []
+    while len(found) < 2:
+        same = timing.paired(a, b, call_seconds, budget, seed)
+        if same is None:
+            raise GateTimeout(f"{clock.seconds:.3g} s hold too few samples")
+        if same.low <= 1 <= same.high:
+            return same
+        found.append(same)
+    raise GateTimeout(
+        "the clock is unsteady: SDPA against itself came out at "
+        + ", then at ".join(f"{f.ratio:.3f} [{f.low:.3f}, {f.high:.3f}]" for f in found)
+    )
+
+
+def _recheck(arm: timing.Arm, bench: timing.Bench, scale: float, limit: float) -> str:
+    """What is wrong with the last result that was timed, "" where nothing is."""
+    assert arm.last is not None
+    queries, at, out = arm.last
+    keys, values = bench.caches[at]
+    baseline = sdpa(bench.workload, scale)
+    rest = (bench.scale, bench.mask, bench.sinks)
+    want = exam.numpy(baseline(queries, keys, values, *rest))
+    mass = exam.numpy(baseline(queries, keys, mx.abs(values), *rest))
+    off = float(exam.relative(exam.numpy(out), want, mass).max())
+    return f"a timed result differs from SDPA's by {off:.3g}" if off > 2 * limit else ""
+
+
+# The host check: a kernel under metalhost's sanitizer, on small shapes of its workload
+
+
+def check_on_host(
+    kernel: Kernel, params: Mapping[str, int], workload: Workload, *, seed: int = 0
+) -> dict[str, Any]:
+    """Run a kernel on the CPU with every check of metalhost, on a small workload that asks the
+    same; needs a clang. Returns a record for Registry.add_host_check: params, workload, ok,
+    reason, metalhost's version and seconds. Raises BackendError where no clang is at hand.
+    """
+    host = backends.get("host")
+    if host.unavailable():
+        raise BackendError(host.unavailable())
+    start = time.monotonic()
+    small = _small(kernel, workload.bucket())
+    reason = static_rules(kernel, params, small)
+    if not reason:
+        questions = (exam.prepare(case) for case in cases(small, seed))
+        found = exam.passes(
+            lambda exact: host.build(kernel, params, exact, sanitize=True), questions
+        )
+        reason = found.reason
+    return {
+        "params": dict(params),
+        "workload": workload.bucket().slug,
+        "on": small.slug,
+        "ok": not reason,
+        "reason": reason,
+        "gate": GATE_VERSION,
+        "version": version_of("mlx-lm-openevolve"),
+        "seconds": round(time.monotonic() - start, 2),
+    }
+
+
+def _small(kernel: Kernel, bucket: Workload) -> Workload:
+    """The smallest proxy of a bucket that the kernel still applies to."""
+    small = proxy(bucket)
+    while small.kv_len < bucket.kv_len and not kernel.applies_to(small):
+        small = replace(small, kv_len=small.kv_len * 2)
+    return small if kernel.applies_to(small) else bucket
+
+
+# The worker: the same verdict from a process that can be killed
+
+# Seconds a worker may take to start, import mlx and compile, beyond the gate's own.
+_STARTUP = 30.0
+
+
+def judge_in_worker(
+    kernel: Kernel,
+    params: Mapping[str, int],
+    workload: Workload,
+    backend: str,
+    *,
+    seconds: float,
+    speed: bool = True,
+    seed: int = 0,
+) -> Verdict:
+    """As `judge`, in a process of its own. Raises Poisoned, with the rejection, where the kernel
+    crashed or hung it."""
+    bucket = workload.bucket()
+    task = {
+        "meta": dict(kernel.meta),
+        "sources": dict(kernel.sources),
+        "params": dict(params),
+        "workload": bucket.slug,
+        "backend": backend,
+        "seconds": seconds,
+        "speed": speed,
+        "seed": seed,
+    }
+    root = str(Path(__file__).resolve().parent.parent)
+    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "mlx_lm_openevolve.gate_worker"],
+            input=json.dumps(task),
+            capture_output=True,
+            text=True,
+            timeout=seconds + _STARTUP,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        )
+        answer = _answer(done.stdout)
+        end = _ended(done)
+    except subprocess.TimeoutExpired:
+        answer, end = None, f"the worker hung and was killed after {seconds + _STARTUP:.3g} s"
+    if answer is None:
+        found = Finding(reason=end)
+        device = detect(backend)
+        raise Poisoned(_verdict(kernel, params, bucket, device, found, seed, worker=end))
+    if "timeout" in answer:
+        raise GateTimeout(str(answer["timeout"]))
+    if "error" in answer:
+        raise BackendError(str(answer["error"]))
+    return Verdict.from_json(answer["verdict"])
+
+
+def _answer(text: str) -> dict[str, Any] | None:
+    """The worker's last line, None where it is no answer."""
+    with contextlib.suppress(ValueError, IndexError):
+        answer = json.loads(text.splitlines()[-1])
+        if isinstance(answer, dict) and answer.keys() & {"verdict", "timeout", "error"}:
+            return answer
+    return None
+
+
+def _ended(done: subprocess.CompletedProcess[str]) -> str:
+    """How a worker ended that gave no answer."""
+    if done.returncode < 0:
+        with contextlib.suppress(ValueError):
+            name = signal.Signals(-done.returncode).name
+            return f"the kernel ended its worker process: {name}"
+    lines = done.stderr.strip().splitlines()
+    return f"the worker ended with status {done.returncode}: {(lines or ['no message'])[-1][:300]}"
+
+
+def describe(verdict: Verdict) -> list[str]:
+    """A verdict in a few lines for a person."""
+    errors, times, mutants = verdict.errors, verdict.timing, verdict.mutants
+    params = ", ".join(f"{name}={value}" for name, value in verdict.params.items())
+    lines = [
+        f"{verdict.workload}",
+        f"  kernel   {verdict.kernel}" + (f" ({params})" if params else ""),
+        f"  verdict  {verdict.status}: {verdict.reason}",
+    ]
+    if mutants:
+        lines.append(f"  mutants  {mutants['killed']} of {mutants['of']} killed")
+    if errors:
+        own = errors["sdpa"]
+        lines.append(
+            f"  error    max {errors['max_difference']:.3g} (SDPA {own['max_difference']:.3g}), "
+            f"average {errors['avg_difference']:.3g} (SDPA {own['avg_difference']:.3g}), "
+            f"margin {errors['margin']:.0%}"
+        )
+    for name, found in (("speed", times), ("sealed", times.get("sealed", {}))):
+        if found:
+            a, b = found["baseline"], found["candidate"]
+            lines.append(
+                f"  {name:8} {found['ratio']:.3f} [{found['low']:.3f}, {found['high']:.3f}], "
+                f"{b['mean'] * 1e6:.1f} us against {a['mean'] * 1e6:.1f} us, "
+                f"{b['trials']} trials, kv_len {found['kv_len']}"
+            )
+    return lines
