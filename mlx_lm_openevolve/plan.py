@@ -113,7 +113,7 @@ class Planner:
             return Plan(bucket, "no kernel applies")
         if self.mode != "auto":
             return Plan(bucket, "no stored verdict, and gate='stored' makes none")
-        return self._gate(bucket, candidates)
+        return self._gate(bucket)
 
     def _verdicts(self, bucket: Workload) -> list[Verdict]:
         """Verdicts that count here, one for each (kernel, params), the user's own first."""
@@ -150,47 +150,58 @@ class Planner:
             return False
 
     def _candidates(self, bucket: Workload, verdicts: Sequence[Verdict]) -> list[_Candidate]:
-        """Kernels that apply and were not judged here yet, most promising first."""
-        judged = {(v.kernel, tuple(sorted(v.params.items()))) for v in verdicts}
+        """Kernels that apply and were not judged here yet, most promising first: with the params
+        that won elsewhere, or here under another version, and then with their defaults."""
+        shipped = {k.id: k for r in self.registries if not r.writable for k in r.kernels()}
+        own = {k.id: k for r in self.registries if r.writable for k in r.kernels()}
+        kernels = {**own, **shipped} if self.only is None else {self.only.id: self.only}
         poisoned = set().union(*(r.poisoned(self.device.slug) for r in self.registries))
-        found: dict[Any, tuple[float, _Candidate]] = {}
+        kernels = {
+            id: kernel
+            for id, kernel in kernels.items()
+            if id not in poisoned and self._applies(kernel, bucket)
+        }
+        winners = sorted(
+            (
+                verdict
+                for registry in self.registries
+                for device in registry.devices()
+                for verdict in registry.verdicts(device, bucket)
+                if verdict.accepted and verdict.kernel in kernels
+            ),
+            key=lambda v: v.ratio,
+            reverse=True,
+        )
+        here = {v.kernel for v in winners if v.fingerprint.get("device") == self.device.slug}
+        proposals = [(v.kernel, dict(v.params)) for v in winners]
+        for id, kernel in kernels.items():
+            try:
+                proposals.append((id, kernel.default_params(bucket)))
+            except KernelError as error:
+                log.warning("%s", error)
+        judged = [(v.kernel, dict(v.params)) for v in verdicts]
+        found: list[_Candidate] = []
+        for i, (id, params) in enumerate(proposals):
+            if (id, params) not in judged and (id, params) not in proposals[:i]:
+                found.append(_Candidate(kernels[id], params, id in shipped or id in here))
+        return found[:MAX_CANDIDATES]
 
-        def propose(kernel: Kernel, params: dict[str, int], trusted: bool, ratio: float) -> None:
-            key = (kernel.id, tuple(sorted(params.items())))
-            if key not in judged and kernel.id not in poisoned:
-                found.setdefault(key, (ratio, _Candidate(kernel, params, trusted)))
-
-        for registry in self.registries:
-            for kernel in [self.only] if self.only is not None else registry.kernels():
-                if not self._applies(kernel, bucket):
-                    continue
-                shipped = not registry.writable and kernel is not self.only
-                # What won elsewhere, or here under another version, is a good first guess.
-                for device in registry.devices():
-                    for old in registry.verdicts(device, bucket):
-                        if old.kernel == kernel.id and old.accepted:
-                            ours = old.fingerprint.get("device") == self.device.slug
-                            propose(kernel, dict(old.params), shipped or ours, old.ratio)
-                try:
-                    propose(kernel, kernel.default_params(bucket), shipped, 0.0)
-                except KernelError as error:
-                    log.warning("%s", error)
-        ranked = sorted(found.values(), key=lambda item: item[0], reverse=True)
-        return [candidate for _, candidate in ranked[:MAX_CANDIDATES]]
-
-    def _gate(self, bucket: Workload, candidates: Sequence[_Candidate]) -> Plan:
+    def _gate(self, bucket: Workload) -> Plan:
         start = time.monotonic()
         seconds = min(self.budget.workload, self.budget.process - self._spent)
         if seconds <= 0:
             return Plan(bucket, PENDING)
         try:
             with self.user.gating(self.device.slug, bucket, seconds) as ours:
-                best = self._best(bucket, self._verdicts(bucket))  # another process may have gated
+                # Another process may have judged while this one waited.
+                verdicts = self._verdicts(bucket)
+                best = self._best(bucket, verdicts)
                 if best is not None:
                     return best
                 if not ours:
                     return Plan(bucket, "pending: another process is gating it")
-                made = []
+                candidates = self._candidates(bucket, verdicts)
+                made: list[Verdict] = []
                 for candidate in candidates:
                     left = seconds - (time.monotonic() - start)
                     verdict = self._judge(candidate, bucket, left) if left > 0 else None
@@ -205,7 +216,8 @@ class Planner:
             return best
         if len(made) < len(candidates):
             return Plan(bucket, PENDING)
-        return Plan(bucket, f"rejected: {made[0].reason}", verdict=made[0])
+        worst = (made or verdicts)[0]
+        return Plan(bucket, f"rejected: {worst.reason}", verdict=worst)
 
     def _judge(self, candidate: _Candidate, bucket: Workload, seconds: float) -> Verdict | None:
         # On the host a kernel always runs in a process of its own: metalhost sees to that.

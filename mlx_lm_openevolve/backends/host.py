@@ -64,12 +64,12 @@ def build(
                 q,
                 k,
                 v,
-                scale=float(scale.item()),
+                scale=cast(float, scale.item()),
                 mask="causal" if causal else mask,
                 sinks=sinks,
             )
 
-        @mx.custom_function  # type: ignore[untyped-decorator]
+        @mx.custom_function
         def attention(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
             return run(q, k, v, scale, mask, sinks)
 

@@ -1,0 +1,273 @@
+"""What a bucket runs on. The judge is scripted here; test_gate holds the real one to account."""
+
+from __future__ import annotations
+
+import multiprocessing
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import COPY_FIRST, kernel_meta
+
+from mlx_lm_openevolve import gate
+from mlx_lm_openevolve.device import Device, fingerprint
+from mlx_lm_openevolve.kernel import Kernel
+from mlx_lm_openevolve.plan import BUDGETS, PENDING, Budget, Planner
+from mlx_lm_openevolve.registry import Registry, Verdict
+from mlx_lm_openevolve.workload import Workload
+
+BUCKET = Workload(1, 8, 2, 1, 1024, 64, 64, "bfloat16")
+CHIP = Device("metal", "apple-m9", "Apple M9", "applegpu_g19")
+OTHER = replace(CHIP, slug="apple-m1", architecture="applegpu_g13")
+
+
+def make_kernel(name: str = "copy_first") -> Kernel:
+    return Kernel.from_parts(kernel_meta(name=name), {"copy.metal": COPY_FIRST})
+
+
+def make_verdict(kernel: Kernel, device: Device = CHIP, **changes: Any) -> Verdict:
+    made = Verdict(
+        kernel=kernel.id,
+        params={"threads": 32},
+        workload=BUCKET.slug,
+        correct=True,
+        faster=True,
+        reason="accepted",
+        fingerprint=fingerprint(device, gate.GATE_VERSION),
+        timing={"ratio": 1.5},
+    )
+    return replace(made, **changes)
+
+
+Answer = Callable[[Kernel], Verdict]
+
+
+class Judge:
+    """Stands in for gate.judge and gate.judge_in_worker; remembers which was asked for what."""
+
+    def __init__(self, answer: Answer) -> None:
+        self.answer = answer
+        self.asked: list[tuple[str, str]] = []
+
+    def install(self, monkeypatch: pytest.MonkeyPatch) -> Judge:
+        for name in ("judge", "judge_in_worker"):
+            monkeypatch.setattr(gate, name, self._named(name))
+        return self
+
+    def _named(self, name: str) -> Callable[..., Verdict]:
+        def judge(
+            kernel: Kernel,
+            params: Mapping[str, int],
+            bucket: Workload,
+            backend: str,
+            *,
+            seconds: float,
+        ) -> Verdict:
+            assert 0 < seconds <= BUDGETS[backend].workload
+            self.asked.append((name, kernel.name))
+            return self.answer(kernel)
+
+        return judge
+
+
+@pytest.fixture
+def user(tmp_path: Path) -> Registry:
+    return Registry(tmp_path / "user")
+
+
+@pytest.fixture
+def tuned(tmp_path: Path) -> Registry:
+    Registry(tmp_path / "tuned").add(make_kernel())
+    return Registry(tmp_path / "tuned", writable=False)
+
+
+def test_a_workload_without_a_verdict_is_gated_once_and_the_verdict_is_stored(
+    user: Registry, tuned: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge = Judge(make_verdict).install(monkeypatch)
+    planner = Planner(CHIP, [user, tuned])
+    plan = planner.plan(BUCKET)
+    assert plan.kernel == make_kernel()
+    assert planner.plan(BUCKET) is plan
+    assert Planner(CHIP, [user, tuned]).plan(BUCKET).kernel == make_kernel()
+    # A shipped kernel is judged in this process.
+    assert judge.asked == [("judge", "copy_first")]
+    assert user.verdicts(CHIP.slug, BUCKET) == [make_verdict(make_kernel())]
+
+
+def test_a_rejection_is_stored_too_and_not_judged_again(
+    user: Registry, tuned: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = Judge(lambda k: make_verdict(k, correct=False, faster=False, reason="V[0]"))
+    wrong.install(monkeypatch)
+    assert Planner(CHIP, [user, tuned]).plan(BUCKET).reason == "rejected: V[0]"
+    again = Planner(CHIP, [user, tuned]).plan(BUCKET)
+    assert (again.kernel, again.reason) == (None, "rejected: V[0]")
+    assert len(wrong.asked) == 1
+
+
+def test_correct_but_not_faster_serves_only_where_that_was_asked_for(
+    user: Registry, tuned: Registry
+) -> None:
+    user.publish(CHIP.slug, make_verdict(make_kernel(), faster=False, reason="0.9x"))
+    assert Planner(CHIP, [user, tuned]).plan(BUCKET).kernel is None
+    relaxed = Planner(CHIP, [user, tuned], require_faster=False).plan(BUCKET)
+    assert relaxed.kernel == make_kernel()
+    # The wish of that call is not stored.
+    assert Planner(CHIP, [user, tuned]).plan(BUCKET).reason == "rejected: 0.9x"
+
+
+@pytest.mark.parametrize("changed", ["architecture", "mlx", "gate"])
+def test_a_verdict_of_another_fingerprint_is_judged_again(
+    user: Registry, tuned: Registry, monkeypatch: pytest.MonkeyPatch, changed: str
+) -> None:
+    stale = {**fingerprint(CHIP, gate.GATE_VERSION), changed: "other"}
+    user.publish(CHIP.slug, make_verdict(make_kernel(), fingerprint=stale))
+    judge = Judge(make_verdict).install(monkeypatch)
+    assert Planner(CHIP, [user, tuned], mode="stored").plan(BUCKET).kernel is None
+    assert Planner(CHIP, [user, tuned]).plan(BUCKET).kernel == make_kernel()
+    assert len(judge.asked) == 1
+    assert user.verdicts(CHIP.slug, BUCKET) == [make_verdict(make_kernel())]
+
+
+def test_the_users_own_verdict_overrules_the_shipped_one(user: Registry, tmp_path: Path) -> None:
+    shipped = Registry(tmp_path / "tuned")
+    shipped.add(make_kernel())
+    shipped.publish(CHIP.slug, make_verdict(make_kernel()))
+    assert Planner(CHIP, [user, shipped], mode="stored").plan(BUCKET).kernel is not None
+    user.publish(CHIP.slug, make_verdict(make_kernel(), faster=False, reason="slower here"))
+    plan = Planner(CHIP, [user, shipped], mode="stored").plan(BUCKET)
+    assert (plan.kernel, plan.reason) == (None, "rejected: slower here")
+
+
+def test_what_won_on_another_chip_is_tried_first_with_its_params(
+    user: Registry, tuned: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    user.publish(OTHER.slug, make_verdict(make_kernel(), OTHER, params={"threads": 64}))
+    params: list[dict[str, int]] = []
+
+    def judge(kernel: Kernel, given: Mapping[str, int], *_: Any, **__: Any) -> Verdict:
+        params.append(dict(given))
+        return make_verdict(kernel, params=dict(given), correct=False, faster=False, reason="no")
+
+    monkeypatch.setattr(gate, "judge", judge)
+    monkeypatch.setattr(gate, "judge_in_worker", judge)
+    Planner(CHIP, [user, tuned]).plan(BUCKET)
+    assert params == [{"threads": 64}, {"threads": 32}]
+
+
+def test_a_kernel_of_unknown_origin_is_judged_in_a_worker(
+    user: Registry, tuned: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge = Judge(make_verdict).install(monkeypatch)
+    named = make_kernel("mine")
+    plan = Planner(CHIP, [user, tuned], only=named).plan(BUCKET)
+    assert plan.kernel == named
+    assert judge.asked == [("judge_in_worker", "mine")]
+    assert user.kernel(named.id) == named
+
+
+def test_a_named_kernel_is_the_only_one_considered(user: Registry, tuned: Registry) -> None:
+    user.publish(CHIP.slug, make_verdict(make_kernel()))
+    plan = Planner(CHIP, [user, tuned], mode="stored", only=make_kernel("mine")).plan(BUCKET)
+    assert plan.kernel is None
+
+
+def test_a_kernel_that_ends_its_worker_is_never_tried_again(
+    user: Registry, tuned: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = make_kernel("crasher")
+    dead = make_verdict(named, correct=False, faster=False, reason="the worker died")
+
+    def crash(kernel: Kernel) -> Verdict:
+        raise gate.Poisoned(dead)
+
+    judge = Judge(crash).install(monkeypatch)
+    assert Planner(CHIP, [user, tuned], only=named).plan(BUCKET).kernel is None
+    assert list(user.poisoned(CHIP.slug)) == [named.id]
+    longer = replace(BUCKET, kv_len=4096)
+    assert Planner(CHIP, [user, tuned], only=named).plan(longer).kernel is None
+    assert len(judge.asked) == 1
+
+
+def test_no_kernel_applies(user: Registry, tuned: Registry) -> None:
+    plan = Planner(CHIP, [user, tuned]).plan(replace(BUCKET, mask="bool"))
+    assert (plan.kernel, plan.reason) == (None, "no kernel applies")
+
+
+def test_what_the_budget_does_not_reach_is_pending_and_stored_nowhere(
+    user: Registry, tuned: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(kernel: Kernel) -> Verdict:
+        time.sleep(0.06)
+        return make_verdict(kernel)
+
+    judge = Judge(slow).install(monkeypatch)
+    monkeypatch.setitem(BUDGETS, "metal", Budget(1.0, 0.05))
+    planner = Planner(CHIP, [user, tuned])
+    assert planner.plan(BUCKET).kernel is not None
+    late = planner.plan(replace(BUCKET, kv_len=4096))
+    assert (late.kernel, late.reason) == (None, PENDING)
+    assert len(judge.asked) == 1
+    assert len(user.workloads(CHIP.slug)) == 1
+
+
+def test_a_gate_that_runs_out_of_time_leaves_the_workload_pending(
+    user: Registry, tuned: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def timeout(kernel: Kernel) -> Verdict:
+        raise gate.GateTimeout("2 s")
+
+    Judge(timeout).install(monkeypatch)
+    assert Planner(CHIP, [user, tuned]).plan(BUCKET).reason == PENDING
+    assert user.workloads(CHIP.slug) == []
+
+
+def test_a_registry_that_cannot_be_written_still_serves_this_process(
+    tmp_path: Path, tuned: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    Judge(make_verdict).install(monkeypatch)
+    plan = Planner(CHIP, [Registry(tmp_path / "file"), tuned]).plan(BUCKET)
+    assert plan.kernel == make_kernel()
+
+
+def test_threads_that_ask_at_once_gate_once(
+    user: Registry, tuned: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge = Judge(lambda k: (time.sleep(0.05), make_verdict(k))[1]).install(monkeypatch)
+    planner = Planner(CHIP, [user, tuned])
+    threads = [threading.Thread(target=planner.plan, args=(BUCKET,)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(judge.asked) == 1
+
+
+def _plan_in_a_process(root: Path, log: Path) -> None:
+    def judge(kernel: Kernel, *_: Any, **__: Any) -> Verdict:
+        with log.open("a") as file:
+            file.write("judged\n")
+        time.sleep(0.3)
+        return make_verdict(kernel)
+
+    gate.judge = judge
+    planner = Planner(CHIP, [Registry(root / "user"), Registry(root / "tuned", writable=False)])
+    assert planner.plan(BUCKET).kernel is not None
+
+
+def test_processes_that_ask_at_once_gate_once(tmp_path: Path, tuned: Registry) -> None:
+    context = multiprocessing.get_context("spawn")
+    log = tmp_path / "log"
+    workers = [context.Process(target=_plan_in_a_process, args=(tmp_path, log)) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert [worker.exitcode for worker in workers] == [0, 0, 0]
+    assert log.read_text() == "judged\n"
