@@ -10,7 +10,6 @@ killed, for kernels of unknown origin. `check_on_host` runs a kernel under metal
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import re
@@ -18,21 +17,22 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-import numpy as np
 
-from . import backends, exam, timing
+from . import backends, exam
+from .budget import Clock, GateTimeout, memory_for, undisturbed
 from .device import Device, detect, fingerprint, version_of
 from .errors import BackendError, KernelError, OpenEvolveError
 from .exam import Build, Calls, Outcome, Result
 from .kernel import Kernel
 from .mutants import proxy
-from .reference import cases, mask, sdpa
+from .race import FASTER, race
+from .reference import cases
 from .registry import Verdict
 from .workload import Workload
 
@@ -49,16 +49,6 @@ __all__ = [
 ]
 
 GATE_VERSION = 1
-# The lower end of the interval of SDPA's time over the kernel's must lie above this.
-FASTER = 1.02
-# A read may be faster than the copy that bandwidth is measured by; a time beyond that is a fault.
-_ROOFLINE = 1.5
-_MAX_SPEED_SECONDS = 6.0
-_HOST_MEMORY = 2 << 30
-
-
-class GateTimeout(OpenEvolveError):
-    """The time, memory or steadiness at hand did not suffice for a verdict."""
 
 
 class Poisoned(OpenEvolveError):
@@ -67,24 +57,6 @@ class Poisoned(OpenEvolveError):
     def __init__(self, verdict: Verdict) -> None:
         super().__init__(verdict.reason)
         self.verdict = verdict
-
-
-class Clock:
-    """Seconds that a gate may take; `check` raises GateTimeout when they are spent."""
-
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
-        self._end = time.monotonic() + seconds
-
-    @property
-    def left(self) -> float:
-        """Seconds left, below zero when they are spent."""
-        return self._end - time.monotonic()
-
-    def check(self, step: str = "") -> None:
-        """Raise GateTimeout where no time is left."""
-        if self.left <= 0:
-            raise GateTimeout(f"{step or 'the gate'}: {self.seconds:.3g} s do not suffice")
 
 
 @dataclass(frozen=True)
@@ -222,7 +194,7 @@ def weigh(
 
     `label` names the contender: the sealed length is drawn from it. Raises GateTimeout.
     """
-    memory = _memory(device)
+    memory = memory_for(device)
     if 3 * bucket.kv_bytes() > memory:
         raise GateTimeout(
             f"{bucket.slug}: needs {3 * bucket.kv_bytes() >> 20} MiB, {memory >> 20} MiB are free"
@@ -243,35 +215,8 @@ def weigh(
             return found
         if not speed:
             return replace(found, reason="correct; speed was not measured")
-        faster, reason, times = _speed(build, bucket, device, clock, seed, label, memory, limit)
+        faster, reason, times = race(build, bucket, device, clock, seed, label, memory, limit)
         return replace(found, faster=faster, reason=reason, timing=times)
-
-
-def _memory(device: Device) -> int:
-    """Bytes that the gate may take: it is a guest."""
-    if not device.memory:
-        return _HOST_MEMORY
-    return max(0, min(device.memory // 8, (device.memory - mx.get_active_memory()) // 2))
-
-
-@contextlib.contextmanager
-def undisturbed() -> Iterator[None]:
-    """Leave no trace: the caller's stream is idle before anything starts; afterwards the reported
-    peak memory is what it was, and MLX's cache of freed buffers holds none of the gate's."""
-    mx.synchronize()
-    peak, cached = mx.get_peak_memory(), mx.get_cache_memory()
-    try:
-        yield
-    finally:
-        mx.synchronize()
-        if mx.get_peak_memory() > peak:
-            # A peak cannot be set, only reached: so much was allocated before, so it is again.
-            mx.reset_peak_memory()
-            missing = peak - mx.get_active_memory()
-            if missing > 0:
-                mx.eval(mx.zeros((missing,), mx.uint8))
-        if mx.get_cache_memory() > cached + (64 << 20):
-            mx.clear_cache()
 
 
 _trials: dict[tuple[Workload, int], Result] = {}
@@ -322,117 +267,6 @@ def _correct(
         ],
     }
     return outcome, errors, limit
-
-
-# Speed
-
-
-def _speed(
-    build: Build,
-    bucket: Workload,
-    device: Device,
-    clock: Clock,
-    seed: int,
-    label: str,
-    memory: int,
-    limit: float,
-) -> tuple[bool, str, dict[str, Any]]:
-    """(faster, reason, evidence): at the bucket's upper end, then at a sealed length that the
-    contender's label draws and nothing else uses."""
-    budget = min(clock.left * 0.9, _MAX_SPEED_SECONDS)
-    top = replace(bucket, q_len=min(bucket.q_len, bucket.kv_len))
-    times: dict[str, Any] = {}
-    seal = hashlib.sha256(f"{seed} {label} {bucket.slug}".encode()).digest()
-    low = max(bucket.kv_len // 2 + 1, top.q_len)
-    sealed = replace(
-        top, kv_len=low + int.from_bytes(seal[:8], "big") % max(1, bucket.kv_len - low)
-    )
-    for workload, name, share in ((top, "", 0.6), (sealed, "sealed", 0.4)):
-        faster, reason, found = _race(
-            build, workload, device, clock, seed, memory, limit, budget * share, bool(name)
-        )
-        times = {**times, name: found} if name else found
-        if not faster:
-            return False, f"sealed kv_len={workload.kv_len}: {reason}" if name else reason, times
-    return True, "correct and faster", times
-
-
-def _race(
-    build: Build,
-    w: Workload,
-    device: Device,
-    clock: Clock,
-    seed: int,
-    memory: int,
-    limit: float,
-    budget: float,
-    calibrated: bool,
-) -> tuple[bool, str, dict[str, Any]]:
-    """SDPA against the contender at one exact workload."""
-    clock.check("speed")
-    try:
-        bench = timing.Bench(w, mask(w, seed), device.cache, memory, seed)
-    except MemoryError as error:
-        raise GateTimeout(f"{w.slug}: {error}, {memory >> 20} MiB are free") from None
-    scale = float(np.array(bench.scale)[0])
-    baseline, twin = (bench.arm(sdpa(w, scale)) for _ in range(2))
-    contender = bench.arm(build(w))
-    call_seconds = timing.warm_up((baseline, contender), 0.15 * budget)
-    found: dict[str, Any] = {"kv_len": w.kv_len, "buffers": len(bench.caches), "bytes": bench.bytes}
-
-    bar = FASTER
-    if not calibrated:
-        same = _calibrate(baseline, twin, call_seconds, 0.25 * budget, seed, clock)
-        found["same"] = {"ratio": same.ratio, "low": same.low, "high": same.high}
-        bar = max(bar, same.high)
-    race = timing.paired(baseline, contender, call_seconds, 0.5 * budget, seed)
-    if race is None:
-        raise GateTimeout(f"{w.slug}: {clock.seconds:.3g} s hold too few samples")
-    found = {**race.to_json(), **found}
-
-    reason = _recheck(contender, bench, scale, limit)
-    if reason:
-        return False, reason, found
-    found["bandwidth"] = timing.bandwidth(device.cache)
-    floor = bench.bytes / (_ROOFLINE * found["bandwidth"])
-    fastest = float(np.median(race.b))
-    text = f"{race.ratio:.3f} [{race.low:.3f}, {race.high:.3f}]"
-    if fastest < floor:
-        return False, f"measurement fault: {fastest:.3g} s is below the floor {floor:.3g} s", found
-    if race.low <= bar:
-        return False, f"not faster: {text}, the lower end must be above {bar:.3f}", found
-    return True, f"faster: {text}", found
-
-
-def _calibrate(
-    a: timing.Arm, b: timing.Arm, call_seconds: float, budget: float, seed: int, clock: Clock
-) -> timing.Comparison:
-    """SDPA against itself: where that does not come out even, no comparison means anything."""
-    found: list[timing.Comparison] = []
-    while len(found) < 2:
-        same = timing.paired(a, b, call_seconds, budget, seed)
-        if same is None:
-            raise GateTimeout(f"{clock.seconds:.3g} s hold too few samples")
-        if same.low <= 1 <= same.high:
-            return same
-        found.append(same)
-    raise GateTimeout(
-        "the clock is unsteady: SDPA against itself came out at "
-        + ", then at ".join(f"{f.ratio:.3f} [{f.low:.3f}, {f.high:.3f}]" for f in found)
-    )
-
-
-def _recheck(arm: timing.Arm, bench: timing.Bench, scale: float, limit: float) -> str:
-    """What is wrong with the last result that was timed, "" where nothing is."""
-    assert arm.last is not None
-    queries, at, out = arm.last
-    keys, values = bench.caches[at]
-    baseline = sdpa(bench.workload, scale)
-    rest = (bench.scale, bench.mask, bench.sinks)
-    want = exam.numpy(baseline(queries, keys, values, *rest))
-    mass = exam.numpy(baseline(queries, keys, mx.abs(values), *rest))
-    off = float(exam.relative(exam.numpy(out), want, mass).max())
-    return f"a timed result differs from SDPA's by {off:.3g}" if off > 2 * limit else ""
 
 
 # The host check: a kernel under metalhost's sanitizer, on small shapes of its workload
