@@ -124,7 +124,7 @@ def _span(a: NDArray[Any]) -> _Span:
         reach = (n - 1) * s
         low, high = low + min(reach, 0), high + max(reach, 0)
     size = high - low + a.itemsize if a.size else 0
-    return _Span(low, size, a.itemsize, size == a.size * a.itemsize and low == 0)
+    return _Span(low, size, a.itemsize, bool(a.flags.c_contiguous))
 
 
 def _fill(target: NDArray[np.uint8], a: NDArray[Any], span: _Span, value: NDArray[Any]) -> None:
