@@ -6,6 +6,7 @@ import math
 import re
 import struct
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -92,7 +93,7 @@ class MetalKernel:
         time_limit: seconds of run time. memory_limit: bytes of the launch's arrays.
         """
         arrays = self._inputs(inputs)
-        program = self._build(arrays, template, output_dtypes, sanitize or count)
+        program = self._build(arrays, template, output_dtypes, sanitize or count, count)
         if program.executable is None:
             return Launch([], program.findings, None, program.compile_seconds, 0.0)
         options = Options(
@@ -149,6 +150,7 @@ class MetalKernel:
         template: Sequence[tuple[str, Any]] | None,
         output_dtypes: Sequence[Any],
         instrument: bool,
+        count: bool = False,
     ) -> Program:
         kinds = [ArgumentType(metal_type_of(d), a.size, a.ndim) for a, d in arrays]
         outputs = [
@@ -168,6 +170,7 @@ class MetalKernel:
                 ((files[1], self.source), (files[0], self.header)),
                 math_mode=self.math_mode,
                 instrument=instrument,
+                count=count,
                 utilities=True,
             )
         )
@@ -277,10 +280,8 @@ class MetalFunction:
         """Compiles only; the findings of that."""
         return self._build(sanitize).findings
 
-    def _build(self, instrument: bool) -> Program:
-        from dataclasses import replace
-
-        return build(replace(self.request, instrument=instrument))
+    def _build(self, instrument: bool, count: bool = False) -> Program:
+        return build(replace(self.request, instrument=instrument, count=count))
 
     def __call__(
         self,
@@ -304,7 +305,7 @@ class MetalFunction:
         written whole; every non-const `device` argument is returned in any case, in slot order.
         threadgroup_memory: bytes of each [[threadgroup(i)]] argument.
         """
-        program = self._build(sanitize or count)
+        program = self._build(sanitize or count, count)
         if program.executable is None:
             return Launch([], program.findings, None, program.compile_seconds, 0.0)
         group = _three(threadgroup, "threadgroup")

@@ -17,6 +17,7 @@ from pathlib import Path
 from ..errors import BackendError
 from .cache import store
 from .findings import Finding, Sources, position, unique
+from .flops import count_blocks
 from .lint import lint_raw, lint_translated
 from .strict import strict_findings
 from .toolchain import METAL_HEADERS, RUNTIME, SHIM, package_digest, toolchain
@@ -56,7 +57,7 @@ LANGUAGE = [
     *("-fno-sanitize=all", "-cl-single-precision-constant", "-fno-color-diagnostics"),
     *("-Xclang", "-ffloat16-excess-precision=none"),
     *("-Xclang", "-fbfloat16-excess-precision=none", "-ferror-limit=40"),
-    *("-fdiagnostics-format=clang", "-fno-caret-diagnostics", "-Wno-everything"),
+    *("-fdiagnostics-format=clang", "-fno-caret-diagnostics", "-Wno-everything", "-fno-crash-diagnostics"),
 ]
 INSTRUMENT = [
     *("-O1", "-fno-vectorize", "-fno-slp-vectorize", "-gline-tables-only", "-gdwarf-4"),
@@ -86,6 +87,7 @@ class Request:
     include_root: str | None = None
     math_mode: str = "safe"
     instrument: bool = True
+    count: bool = False  # count basic blocks and floating-point operations too
     utilities: bool = False  # MLX's utilities (bfloat math, elem_to_loc, Limits), our own
 
     def key(self) -> str:
@@ -93,7 +95,7 @@ class Request:
         parts = (
             package_digest(), chain.identity, *chain.target_flags, self.text, self.function,
             repr(self.constants), _root_digest(self.include_root), self.math_mode,
-            str(self.instrument), str(self.utilities), repr([name for name, _ in self.files]),
+            str(self.instrument), str(self.count), str(self.utilities), repr([name for name, _ in self.files]),
         )  # fmt: skip
         return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()
 
@@ -224,9 +226,11 @@ def _build(request: Request, sources: Sources, work: Path) -> None:
         encoding="utf-8",
     )
     flags = compile_flags(request)
+    output = ["-S", "-emit-llvm", "-o", str(work / "kernel.ll")] if request.count else [
+        "-c", "-o", str(work / "kernel.o")]  # fmt: skip
     compile_ = subprocess.Popen(
         [*chain.clang, *flags, "-include-pch", str(_pch(tuple(flags))), "-I", str(SHIM),
-         "-c", str(unit), "-o", str(work / "kernel.o")],
+         str(unit), *output],
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
     )  # fmt: skip
     strict = strict_flags()
@@ -243,11 +247,27 @@ def _build(request: Request, sources: Sources, work: Path) -> None:
     if not any(f.kind == "compile" for f in found):
         found += strict_findings(diagnostics(strict_said, sources, strict=True))
     if not found:
+        if request.count:
+            assemble_counted(work)
         link(work)
         if not os.environ.get("MLX_LM_OPENEVOLVE_KEEP"):
             for name in ("source.metal", "expanded.ii", "kernel.cpp", "kernel.o"):
                 (work / name).unlink(missing_ok=True)
     _save(work, unique(found), function)
+
+
+def assemble_counted(work: Path) -> None:
+    """From the instrumented IR to an object whose basic blocks report what they hold."""
+    ir = work / "kernel.ll"
+    ir.write_text(count_blocks(ir.read_text(encoding="utf-8")), encoding="utf-8")
+    chain = toolchain()
+    status, said = run_tool(
+        [*chain.clang, "-x", "ir", "-O1", *chain.target_flags, "-fno-sanitize=all", "-w",
+         "-Xclang", "-disable-llvm-passes", "-c", str(ir), "-o", str(work / "kernel.o")]
+    )  # fmt: skip
+    if status != 0:
+        raise BackendError(f"the counted kernel does not assemble: {said.strip()[:400]}")
+    ir.unlink()
 
 
 def link(work: Path) -> None:
@@ -274,6 +294,7 @@ def compile_flags(request: Request) -> list[str]:
         *chain.target_flags,
         *("-Xclang", "-fsycl-is-device", "-Xclang", "-aux-triple", "-Xclang", aux),
         *(INSTRUMENT if request.instrument else PLAIN),
+        *(["-fsanitize-coverage=bb,no-prune,trace-pc-guard"] if request.count else []),
         *MATH[request.math_mode],
     ]
 

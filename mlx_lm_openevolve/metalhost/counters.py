@@ -1,23 +1,162 @@
-"""Counters of a launch."""
+"""Counters of a launch, and the roofline that they give on an Apple chip."""
 
 from __future__ import annotations
 
+import functools
+import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
-__all__ = ["Counters"]
+from ..errors import UsageError
+
+__all__ = ["Chip", "Counters", "Roofline", "chips", "roofline"]
 
 
 @dataclass(frozen=True)
 class Counters:
-    """What one launch did."""
+    """What one launch did, exactly, summed over all threads. Bytes are bytes.
 
+    device_*_bytes: what the threads asked for; arguments in the constant space are left out.
+    compulsory_*_bytes: distinct bytes among these: what a perfect cache would move.
+    *_lines: 128-byte lines that each simdgroup's merged accesses touch; *_useful_bytes: distinct
+        bytes that these accesses use of them.
+    threadgroup_cycles, bank_conflicts: 32 banks of 4 bytes; conflicts are the cycles above the
+        least possible.
+    barriers: a threadgroup's barrier counts once. simd_*: a simdgroup's operation counts once.
+    flops: floating-point operations outside of simdgroup reductions; a fused multiply-add is two,
+        an 8x8 matrix multiply 1024, a transcendental function none.
+    instructions, issue_slots: of the host's intermediate code; equal when lanes never diverge.
+    """
+
+    device_read_bytes: int = 0
+    device_write_bytes: int = 0
+    compulsory_read_bytes: int = 0
+    compulsory_write_bytes: int = 0
+    read_lines: int = 0
+    write_lines: int = 0
+    read_useful_bytes: int = 0
+    write_useful_bytes: int = 0
+    read_accesses: int = 0
+    write_accesses: int = 0
+    threadgroup_read_bytes: int = 0
+    threadgroup_write_bytes: int = 0
+    threadgroup_accesses: int = 0
+    threadgroup_cycles: int = 0
+    bank_conflicts: int = 0
+    threadgroup_memory: int = 0
     barriers: int = 0
+    simdgroup_barriers: int = 0
+    simd_reductions: int = 0
+    simd_shuffles: int = 0
+    simd_votes: int = 0
+    simd_scans: int = 0
+    matrix_multiplies: int = 0
+    flops: int = 0
+    instructions: int = 0
+    issue_slots: int = 0
+    threadgroups: int = 0
+    threads: int = 0
+    truncated: int = 0
 
     @classmethod
-    def parse(cls, report: str, arguments: Mapping[int, Any]) -> Counters:
-        return cls()
+    def parse(cls, report: str) -> Counters:
+        """From the `count` lines of a program's report."""
+        known = {f.name for f in fields(cls)}
+        values = {}
+        for line in report.splitlines():
+            word, *rest = line.split("\t")
+            if word == "count" and len(rest) == 2 and rest[0] in known:
+                values[rest[0]] = int(rest[1])
+        return cls(**values)
+
+    @property
+    def line_efficiency(self) -> float:
+        """Used share of the 128-byte lines that loads and stores touch, 0 to 1."""
+        lines = self.read_lines + self.write_lines
+        used = self.read_useful_bytes + self.write_useful_bytes
+        return used / (128 * lines) if lines else 1.0
+
+    @property
+    def divergence(self) -> float:
+        """Share of the lanes' issue slots that idle while other lanes run, 0 to 1."""
+        return 1 - self.instructions / self.issue_slots if self.issue_slots else 0.0
+
+    @property
+    def read_amplification(self) -> float:
+        """Requested over compulsory bytes of reads."""
+        return self.device_read_bytes / max(self.compulsory_read_bytes, 1)
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """Plain data for JSON, with the derived shares."""
+        data: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        data["line_efficiency"] = self.line_efficiency
+        data["divergence"] = self.divergence
+        data["read_amplification"] = self.read_amplification
+        return data
+
+
+@dataclass(frozen=True)
+class Chip:
+    """One Apple GPU. bandwidth in bytes a second, rates in operations a second; None: no public
+    figure. `sources` says where each figure is from."""
+
+    slug: str
+    name: str
+    gpu_cores: int
+    bandwidth: float
+    fp32: float | None
+    fp16: float | None
+    sources: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Roofline:
+    """A lower bound of the time by a model, not a measurement.
+
+    modelled_seconds is the larger of memory_seconds (compulsory bytes at full bandwidth) and
+    compute_seconds (flops at the fp32 rate; None where the chip's rate is not public).
+    """
+
+    chip: str
+    modelled_seconds: float
+    memory_seconds: float
+    compute_seconds: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "chip": self.chip,
+            "modelled_seconds": self.modelled_seconds,
+            "modelled_memory_seconds": self.memory_seconds,
+            "modelled_compute_seconds": self.compute_seconds,
+        }
+
+
+@functools.lru_cache(maxsize=1)
+def chips() -> dict[str, Chip]:
+    """The chips of chips.json, by slug."""
+    path = Path(__file__).parent / "chips.json"
+    data = json.loads(path.read_text(encoding="utf-8"))
+    sources = data["sources"]
+    found = {}
+    for row in data["chips"]:
+        named = {k: sources[v] for k, v in row["sources"].items()}
+        found[row["slug"]] = Chip(
+            row["slug"], row["name"], row["gpu_cores"], row["bandwidth_gb_s"] * 1e9,
+            row["fp32_gflops"] and row["fp32_gflops"] * 1e9,
+            row["fp16_gflops"] and row["fp16_gflops"] * 1e9, named,
+        )  # fmt: skip
+    return found
+
+
+def roofline(counters: Counters, chip: str) -> Roofline:
+    """The modelled lower bound of a launch on a chip of `chips()`."""
+    known = chips()
+    if chip not in known:
+        raise UsageError(f"no chip {chip!r}: use one of {', '.join(sorted(known))}")
+    c = known[chip]
+    moved = counters.compulsory_read_bytes + counters.compulsory_write_bytes
+    memory = moved / c.bandwidth
+    compute = counters.flops / c.fp32 if c.fp32 else None
+    return Roofline(chip, max(memory, compute or 0.0), memory, compute)

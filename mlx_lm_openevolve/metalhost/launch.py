@@ -225,7 +225,7 @@ def run(program: Program, arguments: dict[int, Argument], options: Options) -> R
         finally:
             del whole
             target = np.empty(0, np.uint8)
-        counters = Counters.parse(report, arguments) if options.count else None
+        counters = Counters.parse(report) if options.count else None
         return Raw(outputs, findings, counters, time.perf_counter() - start)
 
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import re
 from bisect import bisect_left
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import count
 
 __all__ = ["KernelFunction", "Parameter", "Translation", "TranslationError", "translate"]
 
@@ -162,6 +163,18 @@ def _parameter(text: str) -> Parameter:
     return Parameter(name, attribute, index, condition, " ".join(plain.split()))
 
 
+def _numbered(parameters: list[Parameter]) -> tuple[Parameter, ...]:
+    """Pointers and references without an attribute are buffers, at the free indices in order."""
+    used = {p.index for p in parameters if p.attribute == "buffer"}
+    free = (i for i in count() if i not in used)
+    return tuple(
+        replace(p, attribute="buffer", index=next(free))
+        if not p.attribute and ("*" in p.text or "&" in p.text)
+        else p
+        for p in parameters
+    )
+
+
 def _kernels(result: Translation) -> None:
     text = result.text
     pattern = re.compile(r"(\[\[\s*kernel\b[^\]]*\]\]|\bkernel\b)(?=\s+(?:\[\[[^\]]*\]\]\s*)*void\b)")
@@ -176,9 +189,8 @@ def _kernels(result: Translation) -> None:
         inside = text[open_ + 1 : close]
         parts = [p for p in split_top(inside) if p.strip()]
         before = text[: m.start()].rstrip()
-        function = KernelFunction(
-            head.group(1), tuple(_parameter(p) for p in parts), before.endswith(">")
-        )
+        parameters = _numbered([_parameter(p) for p in parts])
+        function = KernelFunction(head.group(1), parameters, before.endswith(">"))
         result.kernels[function.name] = function
         text = text[: m.start()] + _blank(m.group()) + text[m.end() :]
     result.text = text
@@ -274,7 +286,10 @@ def _methods(result: Translation) -> None:
     result.text = text
 
 
-_TG = re.compile(r"(?<=[;{}\n>])(\s*)((?:alignas\s*\([^()]*\)\s*|static\s+)*)threadgroup\s+([^;(){}=]*)([;={(])")
+_TG = re.compile(
+    r"(?<=[;{}\n>])(\s*)((?:alignas\s*\([^()]*\)\s*|static\s+)*)threadgroup\s+"
+    r"((?:[^;(){}=[]|\[[^;{}\]]*\])*)([;={(])"
+)
 
 
 def _threadgroup_variables(result: Translation) -> None:

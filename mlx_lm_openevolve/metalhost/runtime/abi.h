@@ -53,6 +53,8 @@ void mh_simdgroup_barrier(unsigned flags, int line);
 // `flops` are those of the whole simdgroup.
 void mh_collective(const char* name, int line, const void* in, unsigned in_size, void* out,
                    unsigned out_size, MhCombine combine, int width, unsigned flops);
+// Count mode: a basic block of `instructions` instructions and `flops` floating-point operations.
+void mh_block(unsigned id, unsigned instructions, unsigned flops);
 // The access of an atomic operation, checked and counted; the kernel then performs it.
 void mh_atomic(const volatile void* address, unsigned size, int kind);
 }

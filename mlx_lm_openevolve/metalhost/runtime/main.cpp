@@ -42,7 +42,8 @@ int main() {
   watch(g_launch->time_limit_ms);
   mh_signature();
   const double start = now();
-  map_buffers(0, nullptr);
+  map_buffers(0);
+  if (g_launch->count) count_start();
   run_grid();
   if (g_launch->sanitize) report_unwritten();
   if (g_launch->count) count_report();

@@ -150,7 +150,7 @@ void* reserve(size_t bytes) {
   return p;
 }
 
-void map_buffers(int file, const char*) {
+void map_buffers(int file) {
   const uint64_t page = uint64_t(sysconf(_SC_PAGESIZE));
   uint64_t largest = page, total = 0;
   g_buffer_count = unsigned(g_launch->buffers);
@@ -209,7 +209,6 @@ void map_buffers(int file, const char*) {
       b.cells = static_cast<Cell*>(reserve(cells * sizeof(Cell)));
       b.written = static_cast<uint8_t*>(reserve(cells));
     }
-    if (g_launch->count) b.touched = static_cast<uint8_t*>(reserve(r.size / 8 + 64));
     if (b.unwritten) memset(low, 0xff, r.size);
   }
   if (g_shadow_bytes > 8 * g_launch->memory_limit) {
@@ -239,13 +238,10 @@ unsigned threadgroup_bytes_peak() { return unsigned(g_peak_bytes); }
 
 void access(Address address, unsigned size, bool write, bool atomic, bool aligned, Address pc) {
   if (address - g_device_low < g_device_span) {
-    if (g_launch->sanitize || g_buffers[(address - g_device_low) >> g_slot_shift].cells) {
-      access_device(address, size, write, atomic, pc);
-    }
+    access_device(address, size, write, atomic, pc);
     check_aligned(address, size, write, atomic, aligned, pc);
     if (g_launch->count) {
-      const Buffer& b = g_buffers[(address - g_device_low) >> g_slot_shift];
-      count_device(b, address, size, write, pc);
+      count_device(unsigned((address - g_device_low) >> g_slot_shift), address, size, write, pc);
     }
     return;
   }

@@ -18,7 +18,6 @@ struct Buffer {
   const uint8_t* gaps;
   Cell* cells;        // of writable buffers, one a granule
   uint8_t* written;   // count mode and unwritten outputs: one byte a granule
-  uint8_t* touched;   // count mode: one bit a byte read
   unsigned granule_shift;
   bool present, writable, unwritten, constant, report;
 };
@@ -35,7 +34,7 @@ struct Variable {  // of threadgroup memory
 extern Buffer g_buffers[kMaxBuffers];
 extern unsigned g_buffer_count;
 
-void map_buffers(int file, const char* mapped);
+void map_buffers(int file);
 void clear_threadgroup_memory();
 unsigned threadgroup_bytes_peak();
 // Every access of a sanitised or counted kernel comes through here.

@@ -62,8 +62,8 @@ void complete(Simdgroup& s, unsigned set) {
   } else {
     s.slots.present = set;
     t.combine(&s.slots);
-    if (g_launch->count) count_collective(s.flops, s.width);
   }
+  if (g_launch->count) count_collective(t.wait_name, s.flops);
   s.collective &= ~set;
   s.simd_barrier &= ~set;
   s.ready |= set;
@@ -247,7 +247,7 @@ void run_grid() {
     g_thread = &g_main;
     give_way();
     g_thread = nullptr;
-    if (g_launch->count) count_group(g_thread_count);
+    if (g_launch->count) count_group();
     clear_threadgroup_memory();
   }
 }

@@ -34,6 +34,22 @@
   MH_INLINE half F(half x, half y, half z) { return half(F(float(x), float(y), float(z))); }  \
   MH_FLOATS(MH_LOOP3, F)
 
+namespace mh {
+// sin(pi x) and cos(pi x), exact where the result is 0 or 1.
+MH_INLINE float sinpi(float x) {
+  const float pi = 3.14159265358979323846f, k = __builtin_rintf(2.0f * x), t = x - 0.5f * k;
+  const int quarter = int(k - 4.0f * __builtin_floorf(0.25f * k));
+  const float s = quarter & 1 ? __builtin_cosf(pi * t) : __builtin_sinf(pi * t);
+  return quarter & 2 ? -s : s;
+}
+MH_INLINE float cospi(float x) {
+  const float pi = 3.14159265358979323846f, k = __builtin_rintf(2.0f * x), t = x - 0.5f * k;
+  const int quarter = int(k - 4.0f * __builtin_floorf(0.25f * k));
+  const float c = quarter & 1 ? -__builtin_sinf(pi * t) : __builtin_cosf(pi * t);
+  return quarter & 2 ? -c : c;
+}
+}  // namespace mh
+
 namespace metal {
 namespace precise {
 #include "math_functions.h"
@@ -81,8 +97,8 @@ MH_INTEGER_ORDER(char) MH_INTEGER_ORDER(uchar) MH_INTEGER_ORDER(short) MH_INTEGE
 MH_INTEGER_ORDER(int) MH_INTEGER_ORDER(uint) MH_INTEGER_ORDER(long) MH_INTEGER_ORDER(ulong)
 // Floats: a NaN operand gives the other one, as fmin and fmax do.
 #define MH_FLOAT_ORDER(T)                                                                      \
-  MH_INLINE constexpr T min(T x, T y) { return y != y || x < y ? x : y; }                      \
-  MH_INLINE constexpr T max(T x, T y) { return y != y || y < x ? x : y; }                      \
+  MH_INLINE constexpr T min(T x, T y) { return T(__builtin_fminf(float(x), float(y))); }       \
+  MH_INLINE constexpr T max(T x, T y) { return T(__builtin_fmaxf(float(x), float(y))); }       \
   MH_INLINE constexpr T clamp(T x, T lo, T hi) { return min(max(x, lo), hi); }                 \
   MH_INLINE constexpr T min3(T x, T y, T z) { return min(x, min(y, z)); }                      \
   MH_INLINE constexpr T max3(T x, T y, T z) { return max(x, max(y, z)); }                      \
@@ -191,22 +207,61 @@ template <class C> MH_INLINE bool any(C c) {
   MH_INLINE T length(V a) { return sqrt(dot(a, a)); }                                    \
   MH_INLINE T distance(V a, V b) { return length(a - b); }                               \
   MH_INLINE T distance_squared(V a, V b) { return dot(a - b, a - b); }                   \
-  MH_INLINE V normalize(V a) { return a * rsqrt(dot(a, a)); }
+  MH_INLINE V normalize(V a) { return a * rsqrt(dot(a, a)); }                            \
+  MH_INLINE V faceforward(V n, V i, V ref) { return dot(ref, i) < T(0) ? n : -n; }       \
+  MH_INLINE V reflect(V i, V n) { return i - T(2) * dot(n, i) * n; }                     \
+  MH_INLINE V refract(V i, V n, T eta) {                                                 \
+    const T d = dot(n, i), k = T(1) - eta * eta * (T(1) - d * d);                        \
+    return k < T(0) ? V(T(0)) : eta * i - (eta * d + T(sqrt(float(k)))) * n;             \
+  }
 MH_EACH_VECTOR(MH_GEOMETRY, float, 0) MH_EACH_VECTOR(MH_GEOMETRY, half, 0)
 #undef MH_GEOMETRY
-MH_INLINE float3 cross(float3 a, float3 b) {
-  return float3{a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]};
-}
+#define MH_CROSS(V)                                                                            \
+  MH_INLINE V cross(V a, V b) {                                                                \
+    return V{a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]}; \
+  }
+MH_CROSS(float3) MH_CROSS(half3)
+#undef MH_CROSS
 
 // --- packing -------------------------------------------------------------------------------------
-MH_INLINE float4 unpack_unorm4x8_to_float(uint x) {
-  return float4{float(x & 255), float(x >> 8 & 255), float(x >> 16 & 255), float(x >> 24)} / 255.0f;
+#define MH_PACKING(KIND, N, BITS, S, LOW)                                                      \
+  MH_INLINE float##N unpack_##KIND##N##x##BITS##_to_float(uint x) {                            \
+    float##N r;                                                                                \
+    for (int i = 0; i < N; ++i) {                                                              \
+      const float v = float(S##BITS##_t(x >> (BITS * i))) / mh::unit<S##BITS##_t>;             \
+      r[i] = v < LOW ? LOW : v;                                                                \
+    }                                                                                          \
+    return r;                                                                                  \
+  }                                                                                            \
+  MH_INLINE half##N unpack_##KIND##N##x##BITS##_to_half(uint x) {                              \
+    const float##N v = unpack_##KIND##N##x##BITS##_to_float(x);                                \
+    half##N r;                                                                                 \
+    for (int i = 0; i < N; ++i) r[i] = half(v[i]);                                             \
+    return r;                                                                                  \
+  }                                                                                            \
+  MH_INLINE uint pack_float_to_##KIND##N##x##BITS(float##N v) {                                \
+    uint r = 0;                                                                                \
+    for (int i = 0; i < N; ++i) {                                                              \
+      const float s = clamp(float(v[i]), LOW, 1.0f) * mh::unit<S##BITS##_t>;                   \
+      r |= (uint(int(rint(s))) & uint((1ul << BITS) - 1)) << (BITS * i);                       \
+    }                                                                                          \
+    return r;                                                                                  \
+  }                                                                                            \
+  MH_INLINE uint pack_half_to_##KIND##N##x##BITS(half##N v) {                                  \
+    float##N f;                                                                                \
+    for (int i = 0; i < N; ++i) f[i] = float(v[i]);                                            \
+    return pack_float_to_##KIND##N##x##BITS(f);                                                \
+  }
+}  // namespace metal
+namespace mh {
+template <class T> inline constexpr float unit = float(metal::numeric_limits<T>::max());
 }
-MH_INLINE uint pack_float_to_unorm4x8(float4 v) {
-  uint r = 0;
-  for (int i = 0; i < 4; ++i) r |= uint(rint(clamp(float(v[i]), 0.0f, 1.0f) * 255.0f)) << (8 * i);
-  return r;
-}
+namespace metal {
+MH_PACKING(unorm, 4, 8, uint, 0.0f)
+MH_PACKING(snorm, 4, 8, int, -1.0f)
+MH_PACKING(unorm, 2, 16, uint, 0.0f)
+MH_PACKING(snorm, 2, 16, int, -1.0f)
+#undef MH_PACKING
 
 // --- small matrices, by columns --------------------------------------------------------------------
 template <class T, int C, int R> struct matrix {
@@ -217,13 +272,30 @@ template <class T, int C, int R> struct matrix {
     for (int c = 0; c < C; ++c)
       for (int r = 0; r < R; ++r) columns[c][r] = c == r ? diagonal : T(0);
   }
-  template <class... A, class = enable_if_t<sizeof...(A) == C && (C > 1)>>
+  template <class... A, class = enable_if_t<sizeof...(A) == C && (C > 1) &&
+                                            ((mh::Shape<A>::size == R) && ...)>>
   MH_INLINE matrix(A... a) : columns{column(a)...} {}
+  template <class... A, class = enable_if_t<sizeof...(A) == C * R &&
+                                            ((mh::Shape<A>::size == 1) && ...)>, class = void>
+  MH_INLINE matrix(A... a) {
+    const T values[] = {T(a)...};
+    for (int c = 0; c < C; ++c)
+      for (int r = 0; r < R; ++r) columns[c][r] = values[c * R + r];
+  }
+  template <class U> MH_INLINE explicit matrix(const thread matrix<U, C, R>& other) {
+    for (int c = 0; c < C; ++c)
+      for (int r = 0; r < R; ++r) columns[c][r] = T(other.columns[c][r]);
+  }
   MH_INLINE column& operator[](int c) { return columns[c]; }
   MH_INLINE const column& operator[](int c) const { return columns[c]; }
   friend MH_INLINE column operator*(const matrix& m, typename mh::VecOf<T, C>::type v) {
     column s = m.columns[0] * T(v[0]);
     for (int c = 1; c < C; ++c) s += m.columns[c] * T(v[c]);
+    return s;
+  }
+  friend MH_INLINE typename mh::VecOf<T, C>::type operator*(column v, const matrix& m) {
+    typename mh::VecOf<T, C>::type s;
+    for (int c = 0; c < C; ++c) s[c] = dot(v, m.columns[c]);
     return s;
   }
   friend MH_INLINE matrix operator+(const matrix& a, const matrix& b) {
@@ -249,12 +321,35 @@ MH_INLINE matrix<T, C, R> operator*(const thread matrix<T, K, R>& a, const threa
   for (int c = 0; c < C; ++c) m.columns[c] = a * b.columns[c];
   return m;
 }
+template <class T> MH_INLINE T determinant(const thread matrix<T, 2, 2>& m) {
+  return m[0][0] * m[1][1] - m[1][0] * m[0][1];
+}
+template <class T> MH_INLINE T determinant(const thread matrix<T, 3, 3>& m) {
+  return dot(m[0], cross(m[1], m[2]));
+}
+template <class T> MH_INLINE T determinant(const thread matrix<T, 4, 4>& m) {
+  T sum = 0;
+  for (int skip = 0; skip < 4; ++skip) {  // along the first row
+    matrix<T, 3, 3> rest;
+    for (int c = 0, k = 0; c < 4; ++c) {
+      if (c == skip) continue;
+      for (int r = 0; r < 3; ++r) rest[k][r] = m[c][r + 1];
+      ++k;
+    }
+    sum += (skip & 1 ? -m[skip][0] : m[skip][0]) * determinant(rest);
+  }
+  return sum;
+}
 template <class T, int C, int R> MH_INLINE matrix<T, R, C> transpose(const thread matrix<T, C, R>& a) {
   matrix<T, R, C> m;
   for (int c = 0; c < C; ++c)
     for (int r = 0; r < R; ++r) m.columns[r][c] = a.columns[c][r];
   return m;
 }
+
+// A value that is the same for all threads: here a plain one.
+template <class T> using uniform = T;
+template <class T> MH_INLINE constexpr T make_uniform(T v) { return v; }
 
 template <class T, size_t N> struct array {
   T elements[N];

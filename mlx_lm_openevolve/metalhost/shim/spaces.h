@@ -17,7 +17,7 @@
 
 // Functions of the shim carry the line of their caller: nodebug.
 #define MH_INLINE inline __attribute__((always_inline, nodebug))
-#define MH_UNCHECKED __attribute__((no_sanitize("thread", "bounds", "integer-divide-by-zero")))
+#define MH_UNCHECKED __attribute__((no_sanitize("thread", "bounds", "integer-divide-by-zero", "coverage")))
 
 #define device MH_DEVICE_SPACE
 #define constant MH_CONSTANT_SPACE

@@ -4,6 +4,10 @@
 #pragma once
 #include "types.h"
 
+namespace metal {
+template <class T, int N> struct packed_vec;
+}
+
 namespace mh {
 
 template <int N> struct Bools;
@@ -16,6 +20,10 @@ template <class T> struct Shape {
   static constexpr int size = 1;
 };
 template <class T, int N> struct Shape<T __attribute__((ext_vector_type(N)))> {
+  typedef T element;
+  static constexpr int size = N;
+};
+template <class T, int N> struct Shape<metal::packed_vec<T, N>> {
   typedef T element;
   static constexpr int size = N;
 };
@@ -71,7 +79,7 @@ template <class V> struct Cast {
 };
 
 #define MH_BOOLS(N, FIELDS, ...)                                                              \
-  template <> struct Bools<N> {                                                               \
+  template <> struct alignas(N == 2 ? 2 : 4) Bools<N> {                                                               \
     bool FIELDS;                                                                              \
     Bools() = default;                                                                        \
     constexpr Bools(bool a) : Bools(a, N) {}                                                  \
@@ -126,8 +134,23 @@ MH_VECTORS(bfloat) MH_VECTORS(float)
 
 namespace metal {
 // Packed vectors: aligned like one element.
-template <class T, int N> struct packed_vec {
-  T data[N];
+template <class T, int N> struct mh_packed;
+#define MH_PACKED_DATA(N, A, B)                                  \
+  template <class T> struct mh_packed<T, N> {                    \
+    union {                                                      \
+      T data[N];                                                 \
+      struct { T A; };                                           \
+      struct { T B; };                                           \
+    };                                                           \
+  };
+#define MH_COMMA ,
+MH_PACKED_DATA(2, x MH_COMMA y, r MH_COMMA g)
+MH_PACKED_DATA(3, x MH_COMMA y MH_COMMA z, r MH_COMMA g MH_COMMA b)
+MH_PACKED_DATA(4, x MH_COMMA y MH_COMMA z MH_COMMA w, r MH_COMMA g MH_COMMA b MH_COMMA a)
+#undef MH_PACKED_DATA
+#undef MH_COMMA
+template <class T, int N> struct packed_vec : mh_packed<T, N> {
+  using mh_packed<T, N>::data;
   typedef typename mh::VecOf<T, N>::type full;
   packed_vec() = default;
   template <class... A, class = enable_if_t<(sizeof...(A) > 0)>>
@@ -142,6 +165,10 @@ template <class T, int N> struct packed_vec {
   }
   MH_INLINE T& operator[](int i) { return data[i]; }
   MH_INLINE T operator[](int i) const { return data[i]; }
+#define MH_PACKED_ASSIGN(OP) \
+  MH_INLINE packed_vec& operator OP##=(full v) { return *this = packed_vec(full(*this) OP v); }
+  MH_PACKED_ASSIGN(+) MH_PACKED_ASSIGN(-) MH_PACKED_ASSIGN(*) MH_PACKED_ASSIGN(/)
+#undef MH_PACKED_ASSIGN
 };
 }  // namespace metal
 #define MH_PACKED(T)                                                                    \
@@ -149,5 +176,5 @@ template <class T, int N> struct packed_vec {
   typedef metal::packed_vec<T, 3> packed_##T##3;                                        \
   typedef metal::packed_vec<T, 4> packed_##T##4;
 MH_PACKED(char) MH_PACKED(uchar) MH_PACKED(short) MH_PACKED(ushort) MH_PACKED(int)
-MH_PACKED(uint) MH_PACKED(half) MH_PACKED(bfloat) MH_PACKED(float)
+MH_PACKED(uint) MH_PACKED(long) MH_PACKED(ulong) MH_PACKED(half) MH_PACKED(bfloat) MH_PACKED(float)
 #undef MH_PACKED
