@@ -35,7 +35,9 @@ def demo(folder: Path) -> int:
     import mlx_lm_openevolve
     from mlx_lm_openevolve.device import detect
 
-    out = Console(highlight=False, soft_wrap=True)
+    out = Console(highlight=False)
+    if not out.is_terminal:
+        out.width = 140
     backend = detect().backend
 
     out.rule("1. a small Qwen3 model, trained here on this repository's own text")
@@ -109,31 +111,26 @@ def workload_table(info: dict[str, Any]) -> Any:
     """What each workload ran on, with the verdict's figures."""
     from rich.table import Table
 
-    table = Table("workload", "kernel", "verdict", "hits", "fallbacks", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    for name in ("workload and kernel", "verdict", "hits", "fallbacks"):
+        table.add_column(name, overflow="fold")
     for slug, row in info["workloads"].items():
+        served = f"{row['name']} {row['kernel']}" if row["kernel"] else "SDPA"
         table.add_row(
-            slug,
-            f"{row['name']} {row['kernel']}" if row["kernel"] else "SDPA",
-            verdict_text(row),
-            str(row["hits"]),
-            str(row["fallbacks"]),
+            f"{slug}\n  {served}", verdict_text(row), str(row["hits"]), str(row["fallbacks"])
         )
     for reason, calls in info["fallbacks"].items():
-        table.add_row("(no workload)", "SDPA", reason, "0", str(calls))
+        table.add_row("(no workload)\n  SDPA", reason, "0", str(calls))
     return table
 
 
 def verdict_text(row: dict[str, Any]) -> str:
+    from mlx_lm_openevolve.gate import describe
+    from mlx_lm_openevolve.registry import Verdict
+
     verdict = row["verdict"]
-    text: str = row["reason"]
-    if verdict and verdict["correct"]:
-        errors = verdict["errors"]
-        text += f"; error {errors['max_difference']:.1e}, SDPA's own {errors['sdpa_max_difference']:.1e}"
-        mutants = verdict["mutants"]
-        text += f"; {mutants['killed']} of {mutants['of']} mutants killed" if mutants else ""
-        ratio = verdict["timing"].get("ratio")
-        text += f"; {ratio:.2f}x SDPA" if ratio else ""
-    return text
+    lines = describe(Verdict.from_json(verdict))[3:] if verdict and verdict["correct"] else []
+    return "\n".join([row["reason"], *(" ".join(line.split()) for line in lines)])
 
 
 def plant(info: dict[str, Any], folder: Path) -> Path:
@@ -144,7 +141,7 @@ def plant(info: dict[str, Any], folder: Path) -> Path:
     used = next(row["kernel"] for row in info["workloads"].values() if row["kernel"])
     kernel = next(k for k in (Registry(root).kernel(used) for root in info["registry"]) if k)
     sources = {
-        file: source.replace("keys_shape[2]", "queries_shape[2]")
+        file: source.replace("keys_shape[2]", "(keys_shape[2] > 0 ? queries_shape[2] : 0)")
         for file, source in kernel.sources.items()
     }
     Kernel.from_parts({**kernel.meta, "name": "broken"}, sources).save(folder)

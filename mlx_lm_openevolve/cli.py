@@ -129,7 +129,7 @@ def _check(options: argparse.Namespace, out: Console) -> Result:
         except gate.Poisoned as error:
             verdict = error.verdict
         verdicts.append(verdict)
-        _print_verdict(out, kernel, verdict)
+        _print_verdict(out, verdict)
     good = all(verdict.correct for verdict in verdicts)
     return (0 if good else 1), {
         "kernel": kernel.id,
@@ -139,28 +139,11 @@ def _check(options: argparse.Namespace, out: Console) -> Result:
     }
 
 
-def _print_verdict(out: Console, kernel: Kernel | None, verdict: Verdict) -> None:
-    colour = "green" if verdict.correct else "red"
-    name = f"{kernel.name} {kernel.id}" if kernel else verdict.kernel
-    params = " ".join(f"{key}={value}" for key, value in verdict.params.items())
-    out.print(f"[bold]{verdict.workload}[/]")
-    out.print(f"  kernel    {name} {params}", markup=False)
-    out.print(
-        f"  [{colour}]{'correct' if verdict.correct else 'wrong':9s}[/] {verdict.status}:"
-        f" {verdict.reason}"
-    )
-    for title, values in (
-        ("errors", verdict.errors),
-        ("timing", {k: v for k, v in verdict.timing.items() if k != "samples"}),
-        ("mutants", verdict.mutants),
-    ):
-        plain = {k: v for k, v in values.items() if not isinstance(v, dict | list)}
-        if plain:
-            text = "  ".join(
-                f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
-                for key, value in plain.items()
-            )
-            out.print(f"  {title:9s} {text}", markup=False)
+def _print_verdict(out: Console, verdict: Verdict) -> None:
+    from .gate import describe
+
+    for line in describe(verdict):
+        out.print(line, markup=False, style=None if verdict.correct else "red")
 
 
 def _import(options: argparse.Namespace, out: Console) -> Result:
@@ -220,7 +203,7 @@ def _show(options: argparse.Namespace, out: Console) -> Result:
             for verdict in registry.verdicts(device, workload):
                 found.append({"device": device, **verdict.to_json()})
                 out.print(f"[dim]{device}[/]")
-                _print_verdict(out, registry.kernel(verdict.kernel), verdict)
+                _print_verdict(out, verdict)
     if not found:
         out.print(f"{workload.slug}: no verdict is stored; it is gated at first use")
     return 0, {"workload": workload.slug, "verdicts": found}

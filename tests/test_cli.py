@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import store_correct
+
+from mlx_lm_openevolve.cli import main
+from mlx_lm_openevolve.kernel import Kernel
+from mlx_lm_openevolve.registry import Registry, tuned_root
+from mlx_lm_openevolve.workload import Workload
+
+DECODE = Workload(1, 8, 2, 1, 128, 64, 64, "bfloat16")
+
+
+def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
+    code = main(argv)
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def run_json(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, Any]:
+    code, out, _ = run(capsys, *argv, "--json")
+    lines = out.splitlines()
+    assert len(lines) == 1, "with --json nothing but the object is on standard output"
+    return code, json.loads(lines[0])
+
+
+@pytest.fixture
+def shipped() -> Kernel:
+    kernels = Registry(tuned_root(), writable=False).kernels()
+    return next(k for k in kernels if k.applies_to(DECODE))
+
+
+def test_status_tells_versions_backends_and_registries(
+    capsys: pytest.CaptureFixture[str], home: Path
+) -> None:
+    code, status = run_json(capsys, "status")
+    assert code == 0
+    assert set(status["backends"]) == {"metal", "cuda", "host"}
+    assert [row["root"] for row in status["registries"]] == [str(home), str(tuned_root())]
+    assert str(home) in run(capsys, "status")[1]
+
+
+def test_a_right_kernel_passes_check_and_nothing_is_stored(
+    capsys: pytest.CaptureFixture[str], home: Path, shipped: Kernel, tmp_path: Path
+) -> None:
+    shipped.save(tmp_path / "k")
+    code, result = run_json(
+        capsys, "check", str(tmp_path / "k"), "--workload", DECODE.slug, "--backend", "host"
+    )
+    assert code == 0
+    (verdict,) = result["verdicts"]
+    assert verdict["correct"]
+    assert verdict["mutants"]["killed"] == verdict["mutants"]["of"] > 20
+    assert verdict["errors"]["margin"] > 0
+    assert Registry(home).workloads("host") == []
+
+
+def test_a_wrong_kernel_fails_check_with_its_reason(
+    capsys: pytest.CaptureFixture[str], copy_first_folder: Path
+) -> None:
+    code, out, _ = run(
+        capsys, "check", str(copy_first_folder), "--workload", DECODE.slug, "--backend", "host"
+    )
+    assert code == 1
+    assert "rejected" in out
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["check", "/nowhere"], "kernel.json: no such file"),
+        (["show", "nonsense"], "neither a stored kernel's id nor a workload"),
+        (["import", "/nowhere.py", "--out", "/tmp/x"], "/nowhere.py"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    capsys: pytest.CaptureFixture[str], argv: list[str], says: str
+) -> None:
+    code, out, err = run(capsys, *argv)
+    assert code == 2
+    assert out == ""
+    assert says in err
+    assert err.count("\n") == 1
+
+
+def test_a_workload_that_the_kernel_does_not_serve_is_refused(
+    capsys: pytest.CaptureFixture[str], copy_first_folder: Path
+) -> None:
+    slug = DECODE.slug.replace("lq1", "lq8")
+    code, _, err = run(capsys, "check", str(copy_first_folder), "--workload", slug)
+    assert code == 2
+    assert "does not apply" in err
+
+
+def test_list_show_and_clear(
+    capsys: pytest.CaptureFixture[str], home: Path, shipped: Kernel
+) -> None:
+    store_correct(home, shipped, [DECODE])
+    _, listed = run_json(capsys, "list")
+    assert DECODE.slug in [row["workload"] for row in listed["verdicts"]]
+    _, shown = run_json(capsys, "show", DECODE.slug)
+    assert shown["verdicts"][0]["reason"] == "stored by a test"
+    assert "stored by a test" in run(capsys, "show", DECODE.slug)[1]
+    _, kernel = run_json(capsys, "show", shipped.id)
+    assert kernel["sources"] == dict(shipped.sources)
+    assert shipped.name in run(capsys, "show", shipped.id)[1]
+    _, cleared = run_json(capsys, "clear", "--device", "host")
+    assert cleared["removed"] >= 1
+    assert Registry(home).verdicts("host", DECODE) == []
+
+
+def test_the_module_runs_as_a_program() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "mlx_lm_openevolve.cli", "status", "--json"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "mlx_lm" in json.loads(done.stdout)
+
+
+def test_unknown_commands_end_with_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["nonsense"])
+    assert ended.value.code == 2
