@@ -74,6 +74,16 @@ struct Min {
   }
 };
 
+// What reductions take (MSL 6.9.2): scalars and vectors of numbers up to 32 bits, no bool.
+template <class T> using Number = typename Shape<T>::element;
+template <class T>
+using Reducible = metal::enable_if_t<
+    (metal::is_integral<Number<T>>::value || metal::is_floating_point<Number<T>>::value) &&
+    !metal::is_same<Number<T>, bool>::value && sizeof(Number<T>) < 8>;
+template <class T>
+using ReducibleBits =
+    metal::enable_if_t<metal::is_integral<Number<T>>::value && sizeof(Number<T>) < 8>;
+
 // Reduction over each group of WIDTH lanes, pairwise.
 template <class T, class Op, int WIDTH> MH_UNCHECKED void reduce(MhSlots* s) {
   for (unsigned base = 0; base < MH_LANES; base += WIDTH) {
@@ -92,9 +102,11 @@ template <class T, class Op, int WIDTH> MH_UNCHECKED void reduce(MhSlots* s) {
   }
 }
 
-template <class T, class Op, bool INCLUSIVE> MH_UNCHECKED void scan(MhSlots* s) {
-  T sum = T(metal::is_same<Op, Multiply>::value ? 1 : 0);
+template <class T, class Op, bool INCLUSIVE, int WIDTH> MH_UNCHECKED void scan(MhSlots* s) {
+  const T first = T(metal::is_same<Op, Multiply>::value ? 1 : 0);
+  T sum = first;
   for (unsigned k = 0; k < MH_LANES; ++k) {
+    if (k % WIDTH == 0) sum = first;
     if (!present(s, k)) continue;
     const T before = sum;
     sum = Op::of(sum, slot_in<T>(s, k));
@@ -175,25 +187,34 @@ template <class D, class A, class B, class C> MH_UNCHECKED void matrix_product(M
 
 namespace metal {
 
-#define MH_REDUCE(NAME, OP, FLOPS)                                                             \
-  template <class T> MH_INLINE T simd_##NAME(T x, int line = __builtin_LINE()) {               \
+#define MH_REDUCE(NAME, OP, FLOPS, TYPES)                                                      \
+  template <class T, class = mh::TYPES<T>>                                                     \
+  MH_INLINE T simd_##NAME(T x, int line = __builtin_LINE()) {                                  \
     return mh::collective<T>("simd_" #NAME, line, x, &mh::reduce<T, mh::OP, 32>, 32, FLOPS);   \
   }                                                                                            \
-  template <class T> MH_INLINE T quad_##NAME(T x, int line = __builtin_LINE()) {               \
+  template <class T, class = mh::TYPES<T>>                                                     \
+  MH_INLINE T quad_##NAME(T x, int line = __builtin_LINE()) {                                  \
     return mh::collective<T>("quad_" #NAME, line, x, &mh::reduce<T, mh::OP, 4>, 4, FLOPS);     \
   }
-MH_REDUCE(sum, Add, 0)
-MH_REDUCE(product, Multiply, 0)
-MH_REDUCE(max, Max, 0)
-MH_REDUCE(min, Min, 0)
-MH_REDUCE(and, And, 0)
-MH_REDUCE(or, Or, 0)
-MH_REDUCE(xor, Xor, 0)
+MH_REDUCE(sum, Add, 0, Reducible)
+MH_REDUCE(product, Multiply, 0, Reducible)
+MH_REDUCE(max, Max, 0, Reducible)
+MH_REDUCE(min, Min, 0, Reducible)
+MH_REDUCE(and, And, 0, ReducibleBits)
+MH_REDUCE(or, Or, 0, ReducibleBits)
+MH_REDUCE(xor, Xor, 0, ReducibleBits)
 #undef MH_REDUCE
 
 #define MH_SCAN(NAME, OP, INCLUSIVE)                                                       \
-  template <class T> MH_INLINE T simd_prefix_##NAME(T x, int line = __builtin_LINE()) {    \
-    return mh::collective<T>("simd_prefix_" #NAME, line, x, &mh::scan<T, mh::OP, INCLUSIVE>, 32, 0); \
+  template <class T, class = mh::Reducible<T>>                                             \
+  MH_INLINE T simd_prefix_##NAME(T x, int line = __builtin_LINE()) {                       \
+    return mh::collective<T>("simd_prefix_" #NAME, line, x,                                \
+                             &mh::scan<T, mh::OP, INCLUSIVE, 32>, 32, 0);                  \
+  }                                                                                        \
+  template <class T, class = mh::Reducible<T>>                                             \
+  MH_INLINE T quad_prefix_##NAME(T x, int line = __builtin_LINE()) {                       \
+    return mh::collective<T>("quad_prefix_" #NAME, line, x,                                \
+                             &mh::scan<T, mh::OP, INCLUSIVE, 4>, 4, 0);                    \
   }
 MH_SCAN(inclusive_sum, Add, true)
 MH_SCAN(exclusive_sum, Add, false)
@@ -287,6 +308,7 @@ MH_INLINE bool simd_is_first() { return mh::lane() == 0; }
 
 template <class T, int C, int R> struct simdgroup_matrix {
   static_assert(C == 8 && R == 8, "simdgroup matrices are 8x8");
+  static_assert(is_floating_point<T>::value, "simdgroup matrices hold half, bfloat or float");
   typedef typename mh::VecOf<T, 2>::type storage_type;
   storage_type elements;
   simdgroup_matrix() = default;
@@ -312,7 +334,7 @@ MH_INLINE simdgroup_matrix<T, C, R> make_filled_simdgroup_matrix(T value) {
 
 #define MH_MATRIX_MEMORY(SPACE)                                                                 \
   template <class T, int C, int R>                                                              \
-  inline __attribute__((always_inline)) void simdgroup_load(                                    \
+  MH_INLINE void simdgroup_load(                                                                \
       thread simdgroup_matrix<T, C, R>& m, const SPACE T* from, ulong stride = C,               \
       ulong2 origin = ulong2{0, 0}, bool transposed = false, int line = __builtin_LINE()) {     \
     mh_simdgroup_barrier(0, line);                                                              \
@@ -324,7 +346,7 @@ MH_INLINE simdgroup_matrix<T, C, R> make_filled_simdgroup_matrix(T value) {
     }                                                                                           \
   }                                                                                             \
   template <class T, int C, int R>                                                              \
-  inline __attribute__((always_inline)) void simdgroup_store(                                   \
+  MH_INLINE void simdgroup_store(                                                               \
       simdgroup_matrix<T, C, R> m, SPACE T* to, ulong stride = C,                               \
       ulong2 origin = ulong2{0, 0}, bool transposed = false, int line = __builtin_LINE()) {     \
     mh_simdgroup_barrier(0, line);                                                              \
