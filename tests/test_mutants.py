@@ -1,0 +1,118 @@
+"""The gate must say no to every known-wrong implementation, for every kind of workload."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from mlx_lm_openevolve.exam import Calls, passes, prepare, try_mutants
+from mlx_lm_openevolve.mutants import MUTANTS, applicable, correct, proxy
+from mlx_lm_openevolve.reference import case, cases, sdpa
+from mlx_lm_openevolve.workload import DTYPES, MASKS, Workload
+
+
+def workload(dtype: str, mask: str, **fields: object) -> Workload:
+    shape = {"batch": 8, "q_heads": 16, "kv_heads": 4, "q_len": 8, "kv_len": 4096}
+    shape |= {"head_dim": 128, "v_head_dim": 128, "sinks": True}
+    return Workload(**{**shape, "dtype": dtype, "mask": mask, **fields})
+
+
+def test_there_are_enough_and_their_names_differ():
+    assert len(MUTANTS) >= 40
+    assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS)
+    assert all(mutant.breaks for mutant in MUTANTS)
+
+
+@pytest.mark.parametrize(("dtype", "mask"), list(itertools.product(DTYPES, MASKS)))
+def test_every_mutant_is_killed(dtype, mask):
+    small = proxy(workload(dtype, mask))
+    result = try_mutants(small, [prepare(c) for c in cases(small, 0)])
+    assert result.survivors == ()
+    assert result.killed == result.of >= 40
+
+
+@pytest.mark.parametrize(
+    ("dtype", "mask"), list(itertools.product(DTYPES, ("none", "bool", "additive")))
+)
+def test_every_mutant_is_killed_when_decoding_one_sequence(dtype, mask):
+    small = proxy(workload(dtype, mask, batch=1, q_len=1, sinks=False))
+    result = try_mutants(small, [prepare(c) for c in cases(small, 0)])
+    assert result.survivors == ()
+    assert result.of >= 40
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("dtype", "mask", "q_len", "seed"),
+    list(itertools.product(DTYPES, MASKS, (1, 8, 32, 2048), range(5))),
+)
+def test_every_mutant_is_killed_in_every_setting(dtype, mask, q_len, seed):
+    if mask == "causal" and q_len == 1:
+        pytest.skip("causal at one query is named none")
+    for batch, (heads, group), dims, sinks in itertools.product(
+        (1, 2), ((1, 8), (2, 1), (2, 4)), ((64, 64), (192, 128)), (False, True)
+    ):
+        small = proxy(
+            workload(
+                dtype,
+                mask,
+                batch=batch,
+                q_len=q_len,
+                kv_heads=heads,
+                q_heads=heads * group,
+                head_dim=dims[0],
+                v_head_dim=dims[1],
+                sinks=sinks,
+            )
+        )
+        result = try_mutants(small, [prepare(c) for c in cases(small, seed)])
+        assert result.survivors == (), small.slug
+
+
+def test_a_mutant_is_left_out_by_its_predicate_alone():
+    everywhere = {m.name for m in applicable(workload("bfloat16", "additive"))}
+    alone = {m.name for m in applicable(workload("bfloat16", "none", batch=1, sinks=False))}
+    assert {"key-batch-stride-zero", "mask-ignored", "sinks-ignored"} <= everywhere - alone
+    assert "last-key-lost" in alone
+    settings = itertools.product(DTYPES, MASKS, (1, 8))
+    named = {m.name for d, mask, n in settings for m in applicable(workload(d, mask, q_len=n))}
+    assert named == {m.name for m in MUTANTS}
+
+
+def test_weak_questions_let_mutants_live_and_name_them():
+    small = proxy(workload("bfloat16", "none", sinks=False))
+    result = try_mutants(small, [prepare(case("large", small, 0))])
+    assert {"last-key-lost", "scale-assumed"} <= set(result.survivors)
+    assert "last-key-lost" in result.reason
+    assert result.killed == result.of - len(result.survivors)
+
+
+def test_questions_that_fail_a_correct_implementation_prove_nothing():
+    small = proxy(workload("float32", "none", sinks=False))
+    question = prepare(case("peaked", small, 0))
+    strict = type(question)(**{**vars(question), "limits": (0.0, 0.0)})
+    assert "not even a correct implementation" in try_mutants(small, [strict]).reason
+
+
+@pytest.mark.parametrize(("dtype", "mask"), list(itertools.product(DTYPES, MASKS)))
+def test_right_implementations_pass(dtype, mask):
+    small = proxy(workload(dtype, mask))
+    questions = [prepare(c) for c in cases(small, 1)]
+    assert passes(correct.build, questions).reason == ""
+    outcome = passes(sdpa, questions)
+    assert outcome.reason == ""
+    assert 0 < outcome.margin <= 1
+
+
+def test_what_a_call_raises_is_its_outcome():
+    def build(exact):
+        def call(*args):
+            raise RuntimeError("no such kernel\nsecond line")
+
+        return call
+
+    question = prepare(case("peaked", proxy(workload("float32", "none")), 0))
+    reason = Calls(build)(question).reason
+    assert "RuntimeError: no such kernel" in reason
+    assert "second line" not in reason

@@ -1,0 +1,152 @@
+"""The float64 reference and the inputs that make mistakes visible."""
+
+from __future__ import annotations
+
+import itertools
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlx_lm_openevolve.reference import attention, case, cases, decode, encode, mask, sdpa
+from mlx_lm_openevolve.workload import DTYPES, MASKS, Workload
+
+
+def bucket(mask: str = "none", **fields: object) -> Workload:
+    shape = {"batch": 4, "q_heads": 4, "kv_heads": 2, "q_len": 8, "kv_len": 64}
+    return Workload(
+        **{**shape, "head_dim": 64, "v_head_dim": 64, "dtype": "bfloat16", "mask": mask, **fields}
+    )
+
+
+def test_encode_rounds_as_mlx_does():
+    x = np.random.default_rng(0).standard_normal(4096).astype(np.float32) * 1e3
+    x = np.concatenate([x, np.float32([0.0, -0.0, 1e38, -3.3e38, 1e-40, np.inf, np.nan])])
+    for dtype in DTYPES:
+        with np.errstate(over="ignore"):
+            ours = decode(encode(x, dtype), dtype)
+        theirs = np.array(mx.array(x).astype(getattr(mx, dtype)).astype(mx.float32))
+        normal = np.abs(x) > 1e-37  # MLX may flush the rest to zero
+        np.testing.assert_array_equal(ours[normal], theirs[normal])
+
+
+def test_attention_is_softmax_by_the_book():
+    rng = np.random.default_rng(1)
+    q, k, v = rng.standard_normal((2, 3, 8)), rng.standard_normal((5, 8)), rng.random((5, 4)) - 0.5
+    seen = rng.random((3, 5)) < 0.6
+    seen[:, 0] = True
+    sinks = np.array([0.3, -1.0])
+    out, mass, largest = attention(q, k, v, 0.7, seen, sinks)
+    for g, r in np.ndindex(2, 3):
+        e = [np.exp(0.7 * q[g, r] @ k[j]) if seen[r, j] else 0.0 for j in range(5)]
+        total = sum(e) + np.exp(sinks[g])
+        np.testing.assert_allclose(out[g, r], sum(e[j] * v[j] for j in range(5)) / total)
+        np.testing.assert_allclose(mass[g, r], sum(e[j] * abs(v[j]) for j in range(5)) / total)
+    assert largest == pytest.approx(np.abs(0.7 * q @ k.T).max())
+
+
+def test_a_fully_masked_row_spreads_evenly_and_with_a_sink_is_zero():
+    q, k, v = np.ones((1, 1, 4)), np.eye(4), np.arange(8.0).reshape(4, 2)
+    hidden = np.zeros((1, 4), np.bool_)
+    np.testing.assert_allclose(attention(q, k, v, 1.0, hidden)[0][0, 0], v.mean(0))
+    np.testing.assert_array_equal(attention(q, k, v, 1.0, hidden, np.zeros(1))[0], 0)
+
+
+@pytest.mark.parametrize(("mask", "q_len"), list(itertools.product(MASKS, (1, 8, 32, 2048))))
+def test_cases_stay_in_their_bucket_and_reach_its_edges(mask, q_len):
+    if mask == "causal" and q_len == 1:
+        pytest.skip("causal at one query is named none")
+    asked = bucket(mask, q_len=q_len)
+    made = list(cases(asked, 0))
+    assert {c.workload.bucket() for c in made} == {asked}
+    lengths = {c.workload.kv_len for c in made}
+    assert 64 in lengths
+    assert any(n % 2 for n in lengths)
+    assert {c.workload.batch for c in made} == {3, 4}
+    if q_len <= 32:
+        assert any(c.workload.kv_len > c.workload.q_len for c in made)
+    if 1 < q_len < 2048:
+        assert len({c.workload.q_len for c in made}) == 2
+
+
+def test_decode_reaches_the_lower_edge():
+    assert {c.workload.kv_len for c in cases(bucket(q_len=1), 0)} >= {33, 63, 64}
+
+
+def test_masks_come_in_every_form_that_mlx_lm_passes():
+    decode_shapes = {c.mask.shape for c in cases(bucket("bool", q_len=1), 0)}
+    assert {len(shape) for shape in decode_shapes} == {1, 4}
+    assert {shape[1] for shape in decode_shapes if len(shape) == 4} == {1, 4}
+    prefill = list(cases(bucket("additive", q_len=8), 0))
+    assert {c.mask.ndim for c in prefill} == {2, 4}
+    assert any(np.isneginf(decode(c.mask, "bfloat16")).any() for c in prefill)
+    assert any((decode(c.mask, "bfloat16") < -3e38).any() for c in prefill)
+
+
+@pytest.mark.parametrize("mask", ["bool", "additive"])
+def test_some_rows_are_wholly_masked_and_most_are_not(mask):
+    dead = [c.dead_rows() for c in cases(bucket(mask), 0)]
+    assert any(rows.any() for rows in dead)
+    assert all(rows.mean() < 0.5 for rows in dead)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_caches_are_slices_with_nan_around_them(dtype):
+    made = case("peaked", bucket(dtype=dtype, kv_len=37), 0)
+    inputs = made.upload()
+    assert inputs.keys.shape == (4, 2, 37, 64)
+    strides = np.asarray(inputs.keys.view(mx.uint16)).strides if dtype != "float32" else None
+    assert strides is None or strides[1] > 37 * 64 * 2
+    for buffer, view in zip(inputs.buffers[1:], (inputs.keys, inputs.values), strict=True):
+        outside = buffer.size - view.size
+        assert outside > 0
+        assert int(mx.isnan(buffer).sum().item()) == outside
+    assert not mx.isnan(inputs.keys).any().item()
+
+
+def test_queries_are_transposed_views():
+    queries = case("peaked", bucket(dtype="float32"), 0).upload().queries
+    strides = np.asarray(queries).strides
+    assert strides[1] < strides[2]
+
+
+def test_a_seed_names_its_inputs_and_mlx_randomness_is_untouched():
+    mx.random.seed(5)
+    want = mx.random.uniform(shape=(4,)).tolist()
+    mx.random.seed(5)
+    first, again, other = (list(cases(bucket("bool"), seed)) for seed in (0, 0, 1))
+    for c in first:
+        mx.eval(c.upload().keys)
+    assert mx.random.uniform(shape=(4,)).tolist() == want
+    assert all(np.array_equal(a.queries, b.queries) for a, b in zip(first, again, strict=True))
+    assert not any(np.array_equal(a.queries, b.queries) for a, b in zip(first, other, strict=True))
+
+
+@pytest.mark.parametrize(("dtype", "mask"), list(itertools.product(DTYPES, MASKS)))
+def test_sdpa_is_close_to_the_truth_and_wrong_answers_are_far(dtype, mask):
+    for made in cases(bucket(mask, dtype=dtype, sinks=True), 3):
+        x, truth = made.upload(), made.truth()
+        call = sdpa(made.workload)
+        out = call(x.queries, x.keys, x.values, x.scale, x.mask, x.sinks)
+        right = np.array(out.astype(mx.float32))
+        worst, average = truth.error(right)
+        assert worst < (1e-4 if dtype == "float32" else 0.15)
+        assert average <= worst
+        assert truth.error(np.zeros_like(right))[0] > 0.3
+        assert truth.error(np.full_like(right, np.nan)) == (np.inf, np.inf)
+
+
+def test_needles_make_one_key_decide():
+    made = case("needles", bucket(q_len=1, batch=1), 0)
+    assert made.truth().error(np.zeros((1, 4, 1, 64)))[0] == pytest.approx(1, abs=1e-2)
+    k, q = decode(made.keys, "bfloat16"), decode(made.queries, "bfloat16")
+    scores = np.sort((q[0, 0, 0] @ k[0, 0].T) * made.scale)
+    assert scores[-1] - scores[-3] > 4
+
+
+def test_a_timed_mask_leaves_every_row_a_key():
+    for kind, q_len in itertools.product(("bool", "additive"), (1, 8)):
+        made = mask(bucket(kind, q_len=q_len), 0)
+        seen = made if made.dtype == mx.bool_ else made > -1e4
+        assert mx.any(seen, axis=-1).all().item()
+    assert mask(bucket("causal"), 0) is None
