@@ -22,12 +22,17 @@ import mlx.core as mx
 from ..errors import BackendError
 from ..kernel import Kernel, Launch
 from ..workload import Workload
-from . import Call, Run, chain, dtype_of, template_of
+from . import Call, Run, dtype_of
 
 __all__ = ["HEADER", "UnsupportedOnCuda", "build", "minify", "sources", "translate", "unavailable"]
 
 _HEADER_FILE = Path(__file__).with_name("metal_on_cuda.cuh")
 _MIN_ARCH = 80
+_TYPES = {
+    "float16": "__half",
+    "bfloat16": "__nv_bfloat16",
+    "float32": "float",
+}
 
 _TOKEN = re.compile(
     r"""(?P<comment>//[^\n]*|/\*.*?\*/)
@@ -223,14 +228,6 @@ def _directives(text: str) -> str:
     return "\n".join(lines)
 
 
-@functools.cache
-def _header() -> str:
-    return minify(_HEADER_FILE.read_text("ascii")) + "\n"
-
-
-HEADER = _header()
-
-
 def unavailable() -> str:
     """ "" where MLX has an NVIDIA GPU that this backend can use, else the reason in one line."""
     if not hasattr(mx, "cuda") or not hasattr(mx.fast, "cuda_kernel"):
@@ -249,59 +246,131 @@ def unavailable() -> str:
 
 def build(kernel: Kernel, params: Mapping[str, int], workload: Workload) -> Call:
     """The kernel as a callable for one exact workload; NVRTC compiles it at its first evaluation
-    and names the kernel's own file and line in its errors. Raises BackendError."""
+    and names the stage's file and line in its errors. Raises BackendError.
+    """
     reason = unavailable()
     if reason:
         raise BackendError(reason)
-    return chain(kernel, params, workload, ("metal", "cuda"), _make)
+    masked = workload.mask in ("bool", "additive")
+    absent = {} if masked else {"mask": "bool"}
+    if not workload.sinks:
+        absent["sinks"] = _TYPES[workload.dtype]
+    known = ["queries", "keys", "values", "scale", "mask", "sinks"]
+    steps = []
+    for i, launch in enumerate(kernel.launches(workload, params)):
+        inputs = [name for name in launch.stage.inputs if name not in absent]
+        run = _make(launch, f"{kernel.name}_{kernel.id}_{i}", inputs, absent)
+        steps.append((run, [known.index(name) for name in inputs]))
+        known += [name for name, _, _ in launch.outputs]
+    # Two stages of one call may write `out` only where one is left out, so that the last one is it.
+    out = len(known) - 1 - known[::-1].index("out")
+    dtype = dtype_of(workload.dtype)
+    rows = (workload.batch, workload.q_heads, workload.q_len)
+
+    def call(
+        queries: mx.array,
+        keys: mx.array,
+        values: mx.array,
+        scale: mx.array,
+        mask: mx.array | None,
+        sinks: mx.array | None,
+    ) -> mx.array:
+        if masked and mask is not None:
+            if mask.dtype != mx.bool_:
+                mask = mask.astype(dtype)
+            mask = mx.broadcast_to(mask, (*rows, keys.shape[2]))
+        arrays: list[Any] = [queries, keys, values, scale, mask, sinks]
+        for run, inputs in steps:
+            arrays += run([arrays[i] for i in inputs])
+        result: mx.array = arrays[out]
+        return result
+
+    return call
 
 
-def sources(launch: Launch) -> tuple[str, str]:
-    """(header, source) of a launch as CUDA text. Raises UnsupportedOnCuda.
+def sources(launch: Launch, absent: Mapping[str, str]) -> tuple[str, str]:
+    """(header, source) of a launch as CUDA text, template arguments written into the source.
 
-    A native stage with a template integer CLUSTER runs in thread block clusters of that many
-    blocks along x: MLX writes the kernel's signature, so that the attribute has to come by way of
-    the word __global__ in it.
+    Inputs in `absent`, name by CUDA type, are not passed: the source declares them, as the 8 zeros
+    that a stage may count on. A native stage with a template integer CLUSTER runs in thread block clusters of
+    that many blocks along x: MLX writes the kernel's signature, so that the attribute has to come
+    by way of the word __global__ in it. Raises UnsupportedOnCuda.
     """
     stage = launch.stage
     source, header = minify(stage.source), minify(stage.header)
-    prelude = ""
+    head, body = "", ""
     if stage.language == "metal":
         try:
             source, header = translate(source, stage.inputs), translate(header)
         except UnsupportedOnCuda as error:
             raise UnsupportedOnCuda(f"{stage.file}: {error}") from None
-        prelude = HEADER
+        head = HEADER
     if header:
-        prelude += f'namespace mlx::core::cu {{\n#line 1 "header of {stage.file}"\n{header}\n}}\n'
-    cluster = dict(launch.template).get("CLUSTER")
-    if stage.language == "cuda" and cluster is not None:
-        prelude += (
-            "#undef __global__\n"
-            f"#define __global__ __attribute__((global)) __cluster_dims__({cluster}, 1, 1)\n"
+        head += f'namespace mlx::core::cu {{\n#line 1 "header of {stage.file}"\n{header}\n}}\n'
+    for name, value in launch.template:
+        if isinstance(value, str):
+            body += f"using {name} = {_TYPES[value]};\n"
+        else:
+            kind = "bool" if isinstance(value, bool) else "int"
+            body += f"constexpr {kind} {name} = {str(value).lower()};\n"
+        if name == "CLUSTER" and stage.language == "cuda":
+            head += (
+                "#undef __global__\n"
+                f"#define __global__ __attribute__((global)) __cluster_dims__({value}, 1, 1)\n"
+            )
+    for name, kind in absent.items():
+        if name in stage.inputs:
+            body += (
+                f"const {kind}* const {name} = reinterpret_cast<const {kind}*>(absent_input);\n"
+                f"[[maybe_unused]] const Shape {name}_shape = {{8, 1, 1, 1}};\n"
+                f"[[maybe_unused]] const Strides {name}_strides = {{1, 1, 1, 1}};\n"
+            )
+    if absent:
+        head += "namespace mlx::core::cu {\n__device__ const ulonglong4 absent_input[2] = {};\n}\n"
+    return head, f'{body}#line 1 "{stage.file}"\n{source}\n'
+
+
+def _make(launch: Launch, name: str, inputs: list[str], absent: Mapping[str, str]) -> Run:
+    stage = launch.stage
+    # Metal cuts the last threadgroup short, CUDA does not.
+    if any(n % t for n, t in zip(launch.grid, launch.threadgroup, strict=True)):
+        raise UnsupportedOnCuda(
+            f"{stage.file}: grid {launch.grid} is not whole threadgroups of {launch.threadgroup}"
         )
-    return prelude, f'\n#line 1 "{stage.file}"\n{source}'
-
-
-def included(launch: Launch) -> tuple[str, str]:
-    """`sources`, as a few bytes: each text lies in a file of this process and is included.
-
-    MLX copies and hashes header and source at every call, 1 us for about 2 KB. It also looks in
-    the source for the names of shapes and strides, which therefore stand in a comment.
-    """
-    header, source = sources(launch)
-    found = sorted(set(re.findall(r"\b[A-Za-z]\w*_(?:shape|strides|ndim)\b", source)))
+    head, body = sources(launch, absent)
+    # MLX copies and hashes header and source at every call, 1 us for some 2 KB, and looks in the
+    # source for the names of shapes and strides: it gets no more than these and two includes.
+    extents = sorted(
+        f"{array}_{suffix}"
+        for array in inputs
+        for suffix in ("shape", "strides", "ndim")
+        if re.search(rf"\b{array}_{suffix}\b", body)
+    )
     try:
-        return (
-            f'#include "{_file(header)}"\n' if header else "",
-            f'// {" ".join(found)}\n#include "{_file(source)}"\n',
-        )
-    except OSError:  # no room for temporary files: the long way works too
-        return header, source
+        header = f'#include "{_file(head)}"\n' if head else ""
+        source = f'// {" ".join(extents)}\n#include "{_file(body)}"\n'
+    except OSError:  # nowhere to write: the long way works too
+        header, source = head, body
+    function: Any = mx.fast.cuda_kernel(
+        name=name,
+        input_names=inputs,
+        output_names=[output for output, _, _ in launch.outputs],
+        source=source,
+        header=header,
+        ensure_row_contiguous=False,
+    )
+    arguments: dict[str, Any] = {
+        "grid": launch.grid,
+        "threadgroup": launch.threadgroup,
+        "output_shapes": [shape for _, shape, _ in launch.outputs],
+        "output_dtypes": [dtype_of(dtype) for _, _, dtype in launch.outputs],
+    }
+    return lambda arrays: function(inputs=arrays, **arguments)
 
 
 @functools.cache
 def _folder() -> tempfile.TemporaryDirectory[str]:
+    """Of this process, readable by its user alone, gone with the process."""
     return tempfile.TemporaryDirectory(prefix="mlx-lm-openevolve-")
 
 
@@ -312,27 +381,8 @@ def _file(text: str) -> str:
     return path.as_posix()
 
 
-def _make(launch: Launch, name: str) -> Run:
-    stage = launch.stage
-    # Metal cuts the last threadgroup short, CUDA does not.
-    if any(n % t for n, t in zip(launch.grid, launch.threadgroup, strict=True)):
-        raise UnsupportedOnCuda(
-            f"{stage.file}: grid {launch.grid} is not whole threadgroups of {launch.threadgroup}"
-        )
-    header, source = included(launch)
-    function: Any = mx.fast.cuda_kernel(
-        name=name,
-        input_names=list(stage.inputs),
-        output_names=[output for output, _, _ in launch.outputs],
-        source=source,
-        header=header,
-        ensure_row_contiguous=False,
-    )
-    arguments: dict[str, Any] = {
-        "template": template_of(launch),
-        "grid": launch.grid,
-        "threadgroup": launch.threadgroup,
-        "output_shapes": [shape for _, shape, _ in launch.outputs],
-        "output_dtypes": [dtype_of(dtype) for _, _, dtype in launch.outputs],
-    }
-    return lambda inputs: function(inputs=inputs, **arguments)
+def _header() -> str:
+    return minify(_HEADER_FILE.read_text("ascii")) + "\n"
+
+
+HEADER = _header()
