@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UsageError
-from .arrays import as_numpy, dtype_name, from_bytes, itemsize, metal_type
+from .arrays import FLOATS, as_numpy, dtype_name, from_bytes, itemsize, metal_type
 from .build import MATH, Program, Request, build
 from .findings import Finding
 from .launch import Argument, Launch, Options, run
@@ -111,7 +111,12 @@ class MetalKernel:
             if init_value is not None:
                 data[...] = _bfloat(init_value) if dtype == "bfloat16" else init_value
             arguments[first_output + k] = Argument(
-                data, self.output_names[k], writable=True, unwritten=init_value is None, report=True
+                data,
+                self.output_names[k],
+                writable=True,
+                unwritten=init_value is None,
+                report=True,
+                floats=dtype in FLOATS,
             )
         raw = run(program, arguments, options)
         outputs = [
@@ -335,6 +340,7 @@ class MetalFunction:
                 writable=slot in written,
                 unwritten=slot in outputs,
                 report=slot in outputs,
+                floats=dtype in FLOATS,
                 pointer=offset,
             )
             shapes[slot] = (data.shape, dtype)

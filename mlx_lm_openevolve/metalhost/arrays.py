@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from ..errors import UsageError
 
-__all__ = ["METAL_TYPES", "as_numpy", "dtype_name", "from_bytes", "metal_type"]
+__all__ = ["FLOATS", "METAL_TYPES", "as_numpy", "dtype_name", "from_bytes", "metal_type"]
 
 METAL_TYPES = {
     "bool": "bool",
@@ -25,6 +25,7 @@ METAL_TYPES = {
     "bfloat16": "bfloat16_t",
     "float32": "float",
 }
+FLOATS = ("float16", "bfloat16", "float32")
 
 
 def dtype_name(dtype: Any) -> str:

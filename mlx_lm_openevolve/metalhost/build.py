@@ -61,7 +61,7 @@ LANGUAGE = [
 ]
 INSTRUMENT = [
     *("-O1", "-fno-vectorize", "-fno-slp-vectorize", "-gline-tables-only", "-gdwarf-4"),
-    "-fsanitize=thread,bounds,local-bounds,integer-divide-by-zero,return",
+    "-fsanitize=thread,bounds,local-bounds,return",
     "-fsanitize-recover=all",
     "-ftrivial-auto-var-init=pattern",
     *("-mllvm", "-tsan-instrument-atomics=0", "-mllvm", "-tsan-instrument-func-entry-exit=0"),
@@ -123,9 +123,17 @@ def _root_digest(root: str | None) -> str:
     return h.hexdigest()
 
 
-@functools.lru_cache(maxsize=512)
 def build(request: Request) -> Program:
     """Builds `request`, or takes it from the cache. Defects of the source are findings."""
+    program = _built(request)
+    if program.executable is not None and not program.executable.is_file():
+        _built.cache_clear()  # the cache on disk has dropped it
+        program = _built(request)
+    return program
+
+
+@functools.lru_cache(maxsize=512)
+def _built(request: Request) -> Program:
     start = time.perf_counter()
     sources = Sources(dict(request.files))
     refused = lint_raw(request.text, request.files, request.include_root)
@@ -243,13 +251,16 @@ def _build(request: Request, sources: Sources, work: Path) -> None:
     except subprocess.TimeoutExpired:
         compile_.kill()
         _, said_bytes = compile_.communicate()
-    found += diagnostics(said_bytes.decode("utf-8", "replace"), sources)
+    said = said_bytes.decode("utf-8", "replace")
+    found += diagnostics(said, sources)
+    if compile_.returncode != 0 and not any(f.kind == "compile" for f in found):
+        found.append(Finding("compile", f"the compiler failed: {' '.join(said.split())[:300]}"))
     if not any(f.kind == "compile" for f in found):
         found += strict_findings(diagnostics(strict_said, sources, strict=True))
     if not found:
         if request.count:
             assemble_counted(work)
-        link(work)
+        found += link(work, sources)
         if not os.environ.get("MLX_LM_OPENEVOLVE_KEEP"):
             for name in ("source.metal", "expanded.ii", "kernel.cpp", "kernel.o"):
                 (work / name).unlink(missing_ok=True)
@@ -270,7 +281,8 @@ def assemble_counted(work: Path) -> None:
     ir.unlink()
 
 
-def link(work: Path) -> None:
+def link(work: Path, sources: Sources) -> list[Finding]:
+    """Links the program; a function that the source only declares is a finding."""
     chain = toolchain()
     kernel, runtime = str(work / "kernel.o"), str(_runtime())
     output = work / "kernel"
@@ -282,8 +294,12 @@ def link(work: Path) -> None:
             )  # fmt: skip
     else:
         status, said = run_tool([*chain.link, kernel, runtime, "-o", str(output), "-lm"])
+    missing = re.findall(r"undefined symbol: ([^\n]+)", said)
+    if missing:
+        return [Finding("compile", f"'{missing[0].strip()}' is declared but nowhere defined")]
     if status != 0 or not output.is_file():
         raise BackendError(f"linking failed: {said.strip()[:400]}")
+    return []
 
 
 def compile_flags(request: Request) -> list[str]:
@@ -343,7 +359,7 @@ def _runtime() -> Path:
     """The runtime's object file."""
     chain = toolchain()
     flags = ["-std=c++17", "-O2", "-fno-exceptions", "-fno-rtti", "-fno-stack-protector",
-             "-fno-sanitize=all", "-fno-threadsafe-statics"]  # fmt: skip
+             "-fno-sanitize=all", "-fno-threadsafe-statics", "-g0"]  # fmt: skip
     key = hashlib.sha256("\0".join(("runtime", package_digest(), chain.identity)).encode())
 
     def make(work: Path) -> None:

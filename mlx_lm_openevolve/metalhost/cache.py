@@ -69,4 +69,4 @@ def store() -> Store:
     base = Path(home) / "cache" if home else Path(platformdirs.user_cache_dir("mlx-lm-openevolve"))
     root = base / "metalhost"
     root.mkdir(parents=True, exist_ok=True)
-    return Store(root)
+    return Store(root.resolve())

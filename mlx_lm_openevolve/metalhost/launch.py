@@ -30,7 +30,7 @@ _MAX_BUFFERS = 64
 _HEAD = 16 * 8
 _RECORD = 7 * 8
 _PAGE = 16384
-_WRITABLE, _UNWRITTEN, _REPORT = 1, 2, 4
+_WRITABLE, _UNWRITTEN, _REPORT, _FLOATS = 1, 2, 4, 8
 MAX_THREADS = 1024
 
 
@@ -60,6 +60,7 @@ class Argument:
     writable: bool = False
     unwritten: bool = False
     report: bool = False
+    floats: bool = False
     threadgroup_bytes: int = 0
     pointer: int = 0
 
@@ -173,6 +174,7 @@ def run(program: Program, arguments: dict[int, Argument], options: Options) -> R
                 gaps = place
                 place += -(-span.size // _PAGE) * _PAGE
             flags = a.writable * _WRITABLE | a.unwritten * _UNWRITTEN | a.report * _REPORT
+            flags |= a.floats * _FLOATS
             pointer = a.pointer - span.low
             records[slot] = (0, offset, span.size, pointer, gaps, flags, span.element)
             layout.append((slot, offset, gaps))
@@ -214,7 +216,7 @@ def run(program: Program, arguments: dict[int, Argument], options: Options) -> R
             if timed_out and not any(f.kind == "time-limit" for f in findings):
                 message = f"still running after {options.time_limit:g} s"
                 findings += (Finding("time-limit", message),)
-            elif "end" not in report.splitlines()[-1:] and not findings:
+            elif report.splitlines()[-1:] != ["end"] and not findings:
                 message = f"the host program ended with status {status}"
                 findings += (Finding("fault", message),)
             outputs = {}

@@ -57,9 +57,10 @@ def _place(record: Mapping[str, str], key: str, program: Program, table: LineTab
         place = program.sources.place(record["file"], int(record["line"]))
         if program.sources.known(place.file) or not place.file.startswith("<"):
             return place
-    if key in record:
-        found = table.find(int(record[key]))
-        if found is not None:
+    keys = [key, *(f"pc{n}" for n in range(24))] if key == "pc" else [key]
+    for name in keys:
+        found = table.find(int(record[name])) if name in record else None
+        if found is not None and found[0] != "<entry>":
             return program.sources.place(*found)
     return None
 
@@ -112,6 +113,8 @@ def _message(record: Mapping[str, str], names: Mapping[int, str]) -> str:
     if kind == "misaligned":
         size = record["size"]
         return f"{record['access']} of {size} bytes at an address that {size} does not divide"
+    if kind == "uninitialised" and record.get("why") == "value":
+        return f"element {offset} of {what} is computed from a variable that no thread has set"
     if kind == "uninitialised":
         return f"read of {what} at byte {offset}, which no thread has written"
     if kind == "unwritten":
@@ -158,7 +161,9 @@ def _finding(
     other = _place(record, "other_pc", program, table)
     thread, group = _where(record["thread"]) if "thread" in record else (None, None)
     details: dict[str, Any] = {
-        k: v for k, v in record.items() if k not in ("kind", "pc", "other_pc", "file", "fatal")
+        k: v
+        for k, v in record.items()
+        if k not in ("kind", "file", "fatal") and not k.startswith(("pc", "other_pc"))
     }
     return Finding(
         record["kind"],

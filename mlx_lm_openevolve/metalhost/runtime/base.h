@@ -22,10 +22,10 @@ struct BufferRecord {
   uint64_t size;         // bytes that the kernel may touch, from the lowest address
   uint64_t pointer;      // where the argument points, counted from the lowest address
   uint64_t gaps;         // offset of one byte a data byte (0: not readable), or 0: no gaps
-  uint64_t flags;        // kWritable, kUnwritten
+  uint64_t flags;        // BufferFlags
   uint64_t granule;      // bytes of one element
 };
-enum BufferFlags { kWritable = 1, kUnwritten = 2, kReport = 4 };
+enum BufferFlags { kWritable = 1, kUnwritten = 2, kReport = 4, kFloats = 8 };
 
 struct LaunchRecord {
   uint64_t magic;
@@ -78,6 +78,7 @@ struct Simdgroup {
   unsigned lanes;
   unsigned ready, collective, simd_barrier, barrier, done;  // bit sets over lanes
   uint16_t device_epoch, threadgroup_epoch;
+  bool diverged;  // some lanes wait where others do not, and it has been said
   int width;
   unsigned flops;
   MhSlots slots;

@@ -45,7 +45,7 @@ int main() {
   map_buffers(0);
   if (g_launch->count) count_start();
   run_grid();
-  if (g_launch->sanitize) report_unwritten();
+  if (g_launch->sanitize) report_outputs();
   if (g_launch->count) count_report();
   print("seconds\t%.6f\n", now() - start);
   finish();

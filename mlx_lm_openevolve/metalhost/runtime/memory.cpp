@@ -36,6 +36,7 @@ unsigned g_variable_count;
 uint64_t g_packed_bytes;
 uint64_t g_peak_bytes;
 uint64_t g_shadow_bytes;
+bool g_read_uninitialised;
 
 const char* access_name(bool write, bool atomic) {
   return atomic ? "atomic" : write ? "write" : "read";
@@ -89,13 +90,12 @@ void access_device(Address address, unsigned size, bool write, bool atomic, Addr
   const uint64_t first = offset >> b.granule_shift;
   const uint64_t last = (offset + size - 1) >> b.granule_shift;
   for (uint64_t i = first; i <= last; ++i) {
-    if (b.unwritten && !b.written[i] && (!write || (atomic && write))) {
-      if (!write || atomic) {
-        Finding f("uninitialised");
-        f.pc("pc", pc).text("space", "device").number("buffer", slot);
-        f.number("offset", (long long)(i << b.granule_shift));
-        f.thread("thread", thread_number()).note();
-      }
+    if (b.unwritten && !b.written[i] && !write) {
+      g_read_uninitialised = true;
+      Finding f("uninitialised");
+      f.pc("pc", pc).text("space", "device").number("buffer", slot);
+      f.number("offset", (long long)(i << b.granule_shift));
+      f.thread("thread", thread_number()).note();
     }
     if (write) b.written[i] = 1;
     if (whole && g_launch->sanitize) race_check(b.cells[i], write, atomic, MH_DEVICE, pc, slot, nullptr,
@@ -124,6 +124,8 @@ void access_threadgroup(Address address, unsigned size, bool write, bool atomic,
     if (near) {
       f.text("variable", near->name).number("offset", (long long)(address - near->low));
       f.number("extent", (long long)near->size);
+    } else {
+      f.number("address", (long long)address);
     }
     f.thread("thread", thread_number()).fatal();
   }
@@ -131,6 +133,7 @@ void access_threadgroup(Address address, unsigned size, bool write, bool atomic,
   for (unsigned i = 0; i < size; ++i) {
     Cell& cell = g_arena_cells[at + i];
     if (!write && cell.write.thread == 0) {
+      g_read_uninitialised = true;
       Finding f("uninitialised");
       f.pc("pc", pc).text("space", "threadgroup").text("variable", v.name);
       f.number("offset", (long long)(address - v.low)).thread("thread", thread_number()).note();
@@ -163,7 +166,7 @@ void map_buffers(int file) {
     Finding("memory-limit").number("size", (long long)total).fatal();
   }
   // One slot of address space for each buffer, a power of two, with unmapped pages between.
-  g_slot_shift = 12;
+  g_slot_shift = 26;  // far misses stay within the slot and are named
   while ((1ull << g_slot_shift) < 4 * (largest + page)) ++g_slot_shift;
   g_device_span = uint64_t(g_buffer_count) << g_slot_shift;
   void* base = mmap(nullptr, g_device_span + page, PROT_NONE,
@@ -176,6 +179,7 @@ void map_buffers(int file) {
     b.writable = r.flags & kWritable;
     b.unwritten = r.flags & kUnwritten;
     b.report = r.flags & kReport;
+    b.floats = r.flags & kFloats;
     b.size = r.size;
     if (r.kind == 3) {
       // An argument that a false function constant leaves out: compilers may hoist a load
@@ -211,7 +215,7 @@ void map_buffers(int file) {
     }
     if (b.unwritten) memset(low, 0xff, r.size);
   }
-  if (g_shadow_bytes > 8 * g_launch->memory_limit) {
+  if (g_shadow_bytes > 16 * g_launch->memory_limit) {
     Finding("memory-limit").number("size", (long long)g_shadow_bytes).fatal();
   }
   g_arena = Address(reserve(kArena));
@@ -270,16 +274,31 @@ void access_range(Address address, uint64_t size, bool write, Address pc) {
   }
 }
 
-void report_unwritten() {
+void report_outputs() {
   for (unsigned i = 0; i < g_buffer_count; ++i) {
     const Buffer& b = g_buffers[i];
-    if (!b.present || !b.unwritten || !b.report || !b.written) continue;
+    if (!b.present || !b.cells) continue;
     const uint64_t count = b.size >> b.granule_shift;
+    const unsigned granule = 1u << b.granule_shift;
     uint64_t missing = 0, first = 0;
     for (uint64_t k = 0; k < count; ++k) {
-      if (!b.written[k] && (!b.gaps || b.gaps[k << b.granule_shift]) && !missing++) first = k;
+      if (b.gaps && !b.gaps[k << b.granule_shift]) continue;
+      if (!b.written[k]) {
+        if (!missing++) first = k;
+        continue;
+      }
+      // Clang fills locals with ones and fresh threadgroup memory holds ones: as a float that is a
+      // NaN whose bits survive arithmetic and rounding, and no operation on numbers makes it.
+      const uint8_t* element = reinterpret_cast<const uint8_t*>(b.low) + (k << b.granule_shift);
+      static const uint8_t ones[4] = {0xff, 0xff, 0xff, 0xff};
+      if (b.floats && granule > 1 && b.cells[k].write.thread && !g_read_uninitialised &&
+          memcmp(element, ones, granule) == 0) {
+        Finding("uninitialised").pc("pc", unpack_pc(b.cells[k].write.pc)).text("why", "value")
+            .number("buffer", i).number("offset", (long long)k)
+            .thread("thread", b.cells[k].write.thread).note();
+      }
     }
-    if (missing) {
+    if (missing && b.unwritten && b.report) {
       Finding("unwritten").number("buffer", i).number("offset", (long long)first)
           .number("size", (long long)missing).number("extent", (long long)count).note();
     }

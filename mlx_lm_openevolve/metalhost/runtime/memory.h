@@ -19,7 +19,7 @@ struct Buffer {
   Cell* cells;        // of writable buffers, one a granule
   uint8_t* written;   // count mode and unwritten outputs: one byte a granule
   unsigned granule_shift;
-  bool present, writable, unwritten, constant, report;
+  bool present, writable, unwritten, constant, report, floats;
 };
 
 struct Variable {  // of threadgroup memory
@@ -40,6 +40,6 @@ unsigned threadgroup_bytes_peak();
 // Every access of a sanitised or counted kernel comes through here.
 void access(Address address, unsigned size, bool write, bool atomic, bool aligned, Address pc);
 void access_range(Address address, uint64_t size, bool write, Address pc);
-void report_unwritten();
+void report_outputs();  // elements never written, values that come from nowhere
 
 }  // namespace mh

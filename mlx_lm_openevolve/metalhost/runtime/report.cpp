@@ -35,6 +35,28 @@ void flush() {
   g_used = 0;
 }
 
+#if defined(__x86_64__) && !defined(__APPLE__)
+// The length of a DIV or IDIV instruction, or 0.
+unsigned division_length(const uint8_t* code) {
+  unsigned n = 0;
+  if (code[n] == 0x66) ++n;
+  if ((code[n] & 0xf0) == 0x40) ++n;
+  if (code[n] != 0xf7 && code[n] != 0xf6) return 0;
+  const uint8_t modrm = code[++n];
+  ++n;
+  if ((modrm >> 3 & 7) < 6) return 0;
+  const unsigned mode = modrm >> 6, base = modrm & 7;
+  if (mode == 3) return n;
+  if (base == 4) {  // a SIB byte
+    if (mode == 0 && (code[n] & 7) == 5) n += 4;
+    ++n;
+  } else if (mode == 0 && base == 5) {
+    n += 4;
+  }
+  return n + (mode == 1 ? 1 : mode == 2 ? 4 : 0);
+}
+#endif
+
 Address interrupted_pc(void* context) {
   const ucontext_t* c = static_cast<const ucontext_t*>(context);
 #if defined(__APPLE__) && defined(__aarch64__)
@@ -48,14 +70,61 @@ Address interrupted_pc(void* context) {
 #endif
 }
 
+Address interrupted_stack(void* context) {
+  const ucontext_t* c = static_cast<const ucontext_t*>(context);
+#if defined(__APPLE__) && defined(__aarch64__)
+  return Address(c->uc_mcontext->__ss.__sp);
+#elif defined(__APPLE__)
+  return Address(c->uc_mcontext->__ss.__rsp);
+#elif defined(__aarch64__)
+  return Address(c->uc_mcontext.sp);
+#else
+  return Address(c->uc_mcontext.gregs[15]);  // REG_RSP
+#endif
+}
+
+// Words of the interrupted stack: some are return addresses, the first in the kernel is its line.
+void add_stack(Finding& f, Address stack) {
+  const Thread* t = g_thread;
+  if (!t || stack < t->stack_low || stack >= t->stack_high) {
+    // The scheduler switches stacks: a waiting thread's stack tells where it waits.
+    if (!t || !t->wait_pc) return;
+    f.pc("pc0", t->wait_pc);
+    return;
+  }
+  const Address* word = reinterpret_cast<const Address*>(stack & ~Address(7));
+  const Address low = Address(&mh_entry) - (64u << 20), high = Address(&mh_entry) + (64u << 20);
+  char key[8];
+  for (int n = 0; n < 24 && Address(word) + 8 <= t->stack_high; ++word) {
+    if (*word < low || *word > high) continue;
+    snprintf(key, sizeof key, "pc%d", n++);
+    f.pc(key, *word);
+  }
+}
+
 void on_signal(int signal, siginfo_t* info, void* context) {
+#if defined(__x86_64__) && !defined(__APPLE__)
+  // Integer division by zero only gives an unspecified value in Metal: step over it.
+  if (signal == SIGFPE) {
+    greg_t* r = static_cast<ucontext_t*>(context)->uc_mcontext.gregs;
+    const unsigned length = division_length(reinterpret_cast<const uint8_t*>(r[16]));
+    if (length) {
+      r[16] += length;
+      r[13] = r[12] = 0;  // RAX, RDX: quotient and remainder
+      return;
+    }
+  }
+#endif
   const Address pc = interrupted_pc(context) + 1;  // a return address lies behind its call
+  const Address stack = interrupted_stack(context);
+  static bool entered;
+  if (entered) _exit(1);
+  entered = true;
   const char* kind = "fault";
   if (signal == SIGALRM || signal == SIGXCPU) {
     kind = "time-limit";
-  } else if (signal == SIGFPE) {
-    kind = "division-by-zero";
-  } else if (in_stack_guard(Address(info->si_addr))) {
+  } else if (in_stack_guard(Address(info->si_addr)) ||
+             (g_thread && stack < g_thread->stack_low && stack + (1u << 30) > g_thread->stack_low)) {
     kind = "stack-overflow";
   }
   Finding f(kind);
@@ -64,6 +133,7 @@ void on_signal(int signal, siginfo_t* info, void* context) {
     f.number("address", (long long)(Address(info->si_addr)));
   }
   if (g_thread) f.thread("thread", thread_number());
+  add_stack(f, stack);
   f.fatal();
 }
 
@@ -155,7 +225,7 @@ void watch(uint64_t time_limit_ms) {
   struct sigaction action;
   memset(&action, 0, sizeof action);
   action.sa_sigaction = on_signal;
-  action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_RESETHAND;
+  action.sa_flags = SA_SIGINFO | SA_ONSTACK;
   const int signals[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGALRM, SIGXCPU};
   for (int s : signals) sigaction(s, &action, nullptr);
   struct itimerval timer;

@@ -26,17 +26,17 @@ unsigned g_thread_count;
 Random g_random;
 unsigned g_current;    // the simdgroup that runs
 unsigned g_rotation;   // of the lanes, by the seed
+bool g_diverged;       // this threadgroup has missed a barrier: said once
 
 unsigned all_lanes(const Simdgroup& s) { return s.lanes == 32 ? ~0u : (1u << s.lanes) - 1; }
 
 Thread& first_of(Simdgroup& s, unsigned set) { return *s.lane[__builtin_ctz(set)]; }
 
+// Reports that `waiting` waits where `other` does not; the launch goes on with those that do.
 void divergence(const char* kind, Thread& waiting, Thread& other, unsigned missing) {
   Finding f(kind);
-  f.pc("pc", waiting.wait_pc).text("call", waiting.wait_name).number("line", waiting.wait_line);
-  f.number("missing", missing);
-  // thread_number() speaks of g_thread
-  g_thread = &waiting;
+  f.pc("pc", waiting.wait_pc).text("call", waiting.wait_name).number("missing", missing);
+  g_thread = &waiting;  // thread_number() speaks of g_thread
   f.thread("thread", thread_number());
   g_thread = &other;
   f.thread("other_thread", thread_number());
@@ -44,9 +44,8 @@ void divergence(const char* kind, Thread& waiting, Thread& other, unsigned missi
     f.text("other_access", "returned");
   } else {
     f.text("other_access", other.wait_name).pc("other_pc", other.wait_pc);
-    f.number("other_line", other.wait_line);
   }
-  f.fatal();
+  f.note();
 }
 
 bool same_wait(const Thread& a, const Thread& b) {
@@ -94,13 +93,21 @@ bool resolve_simdgroup(Simdgroup& s) {
     }
     if (released) return true;
   }
+  unsigned together = 0;
+  Thread* other = nullptr;
   for (unsigned k = 0; k < s.lanes; ++k) {
-    if (!same_wait(t, *s.lane[k])) {
-      divergence("divergent-collective", t, *s.lane[k],
-                 unsigned(__builtin_popcount(everyone & ~waiting)));
-    }
+    if (same_wait(t, *s.lane[k])) together |= 1u << k;
+    else if (!other) other = s.lane[k];
   }
-  complete(s, everyone);
+  if (!other) {
+    s.diverged = false;
+  } else if (!s.diverged) {  // one finding until the lanes are together again
+    s.diverged = true;
+    Thread* self = g_thread;
+    divergence("divergent-collective", t, *other, unsigned(__builtin_popcount(everyone & ~together)));
+    g_thread = self;
+  }
+  complete(s, together);
   return true;
 }
 
@@ -113,9 +120,13 @@ bool release_barrier() {
     else ++missing;
   }
   if (!waiting) return false;
-  for (unsigned i = 0; i < g_thread_count; ++i) {
+  for (unsigned i = 0; i < g_thread_count && !g_diverged; ++i) {
     if (!same_wait(*waiting, g_threads[i])) {
+      g_diverged = true;
+      Thread* self = g_thread;
       divergence("divergent-barrier", *waiting, g_threads[i], missing);
+      g_thread = self;
+      break;
     }
   }
   if (waiting->wait_flags & MH_FENCE_DEVICE) ++g_barrier_epoch_device;
@@ -123,9 +134,11 @@ bool release_barrier() {
   if (g_launch->count) count_barrier();
   for (unsigned i = 0; i < g_simdgroup_count; ++i) {
     Simdgroup& s = g_simdgroups[i];
-    s.ready = all_lanes(s);
+    s.ready = s.barrier;
     s.barrier = 0;
-    for (unsigned k = 0; k < s.lanes; ++k) s.lane[k]->state = State::kReady;
+    for (unsigned k = 0; k < s.lanes; ++k) {
+      if (s.ready >> k & 1) s.lane[k]->state = State::kReady;
+    }
   }
   g_current = g_random.below(g_simdgroup_count);
   return true;
@@ -192,8 +205,10 @@ void start_group(const unsigned group[3]) {
     s.ready = all_lanes(s);
     s.collective = s.simd_barrier = s.barrier = s.done = 0;
     s.device_epoch = s.threadgroup_epoch = 0;
+    s.diverged = false;
   }
   g_barrier_epoch_device = g_barrier_epoch_threadgroup = 0;
+  g_diverged = false;
   for (unsigned i = 0; i < g_thread_count; ++i) {
     Thread& t = g_threads[i];
     MhPlace& p = t.place;
