@@ -1,0 +1,494 @@
+"""The gate: what it accepts, what it refuses to say, and what it leaves behind."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from dataclasses import replace
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlx_lm_openevolve import backends, budget, exam, gate, mutants, race, reference, timing
+from mlx_lm_openevolve.device import detect
+from mlx_lm_openevolve.errors import BackendError
+from mlx_lm_openevolve.kernel import Kernel
+from mlx_lm_openevolve.reference import sdpa
+from mlx_lm_openevolve.registry import Registry, Verdict
+from mlx_lm_openevolve.workload import DTYPES, MASKS, Workload
+
+HOST = detect("host")
+SMALL = Workload(2, 4, 2, 8, 64, 64, 64, "float32", "causal")
+
+# One thread a result: slow, short, right, and strided as a cache is.
+NAIVE = """
+const int d = thread_position_in_grid.x;
+const int row = thread_position_in_grid.y;
+const int head = thread_position_in_grid.z % HEADS;
+const int batch = thread_position_in_grid.z / HEADS;
+const int kv_len = keys_shape[2];
+const device T* q = queries + batch * queries_strides[0] + head * queries_strides[1]
+    + row * queries_strides[2];
+const device T* k = keys + batch * keys_strides[0] + head / GROUP * keys_strides[1];
+const device T* v = values + batch * values_strides[0] + head / GROUP * values_strides[1];
+const auto m = mask + batch * mask_strides[0] + head * mask_strides[1] + row * mask_strides[2];
+float top = -1e38f, sum = 0.0f, total = 0.0f;
+for (int j = 0; j < kv_len; ++j) {
+  float score = 0.0f;
+  for (int i = 0; i < D; ++i) {
+    score += float(q[i]) * float(k[j * keys_strides[2] + i]);
+  }
+  score *= scale[0];
+  bool seen = true;
+  if (KIND == 1) {
+    seen = j <= kv_len - L + row;
+  } else if (KIND == 2) {
+    seen = m[j * mask_strides[3]];
+  } else if (KIND == 3) {
+    score = max(score + float(m[j * mask_strides[3]]), -1e38f);
+  }
+  if (seen) {
+    const float next = max(top, score);
+    const float fade = exp(top - next);
+    const float weight = exp(score - next);
+    sum = sum * fade + weight;
+    total = total * fade + weight * float(v[j * values_strides[2] + d]);
+    top = next;
+  }
+}
+out[((batch * HEADS + head) * L + row) * DV + d] = T(sum > 0.0f ? total / sum : 0.0f);
+"""
+
+
+def naive(source: str = NAIVE, **changes: object) -> Kernel:
+    kind = "0 if mask == 'none' else 1 if mask == 'causal' else 2 if mask == 'bool' else 3"
+    meta = {
+        "format": 1,
+        "name": "naive",
+        "family": "attention",
+        "origin": "handwritten",
+        "applies": "not sinks and kv_bits == 0",
+        "stages": [
+            {
+                "source": "naive.metal",
+                "inputs": ["queries", "keys", "values", "mask", "scale"],
+                "outputs": [
+                    {
+                        "name": "out",
+                        "shape": ["batch", "q_heads", "q_len", "v_head_dim"],
+                        "dtype": "dtype",
+                    }
+                ],
+                "template": {
+                    "T": "dtype",
+                    "D": "head_dim",
+                    "DV": "v_head_dim",
+                    "L": "q_len",
+                    "HEADS": "q_heads",
+                    "GROUP": "group",
+                    "KIND": kind,
+                },
+                "grid": ["v_head_dim", "q_len", "batch * q_heads"],
+                "threadgroup": ["32", "1", "1"],
+            }
+        ],
+        **changes,
+    }
+    return Kernel.from_parts(meta, {"naive.metal": source})
+
+
+needs_compiler = pytest.mark.skipif(
+    bool(backends.get("host").unavailable()), reason="no clang on this machine"
+)
+
+
+# Correctness
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_mlx_own_attention_is_never_rejected(seed):
+    for dtype, mask in itertools.product(DTYPES, MASKS):
+        bucket = replace(SMALL, dtype=dtype, mask=mask, sinks=bool(seed % 2), kv_len=128)
+        questions = (exam.prepare(case) for case in reference.cases(bucket, seed))
+        assert exam.passes(sdpa, questions).reason == ""
+
+
+def weigh(build, bucket=SMALL, seconds=60.0, **options):
+    return gate.weigh(build, bucket, HOST, gate.Clock(seconds), **options)
+
+
+def test_a_finding_holds_the_evidence():
+    found = weigh(sdpa, speed=False)
+    assert found.correct
+    assert not found.faster
+    assert found.mutants["killed"] == found.mutants["of"] >= 40
+    assert found.mutants["survivors"] == []
+    errors = found.errors
+    assert 0 < errors["avg_difference"] <= errors["max_difference"]
+    assert 0 < errors["margin"] < 1
+    assert errors["sdpa"]["max_difference"] == errors["max_difference"]
+    assert len(errors["cases"]) == 8
+
+
+@pytest.mark.parametrize("name", ["zeros", "last-key-lost", "replayed-output", "wrong-gqa-map"])
+def test_a_wrong_kernel_is_rejected_with_its_case(name):
+    wrong = next(m for m in mutants.MUTANTS if m.name == name)
+    found = weigh(wrong.build)
+    assert not found.correct
+    assert "kv_len=" in found.reason
+    assert found.errors["margin"] == 0
+    assert not found.timing
+
+
+def test_a_surviving_mutant_blocks_acceptance_and_is_named(monkeypatch):
+    fake = mutants.Mutant("harmless", "nothing at all", lambda w: True, mutants.Attention.out)
+    monkeypatch.setattr(mutants, "MUTANTS", [*mutants.MUTANTS, fake])
+    monkeypatch.setattr(gate, "_trials", {})
+    found = weigh(sdpa)
+    assert not found.correct
+    assert "harmless" in found.reason
+    assert found.mutants["survivors"] == ["harmless"]
+
+
+def test_inputs_that_change_are_noticed():
+    question = exam.prepare(reference.case("peaked", SMALL, 0))
+    right = sdpa(SMALL)
+    assert exam.Calls(lambda exact: right)(question).reason == ""
+    changed = type(question)(**{**vars(question), "checksum": (0, 0, 0)})
+    assert "inputs were changed" in exam.Calls(lambda exact: right)(changed).reason
+
+
+def test_rows_without_a_truth_are_compared_with_sdpa():
+    bucket = replace(SMALL, q_len=2048, kv_len=64, batch=1, mask="none")
+    case = reference.case("peaked", replace(bucket, q_len=64), 0)
+    question = exam.prepare(case)
+    unseen = next(i for i in range(64) if i not in question.truth.rows)
+
+    def build(exact):
+        def call(*args):
+            out = sdpa(exact)(*args)
+            return mx.where((mx.arange(64) == unseen)[:, None], 0, out)
+
+        return call
+
+    assert f"row {unseen}" in exam.Calls(build)(question).reason
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [(lambda x: x.astype(mx.float16), "float16"), (lambda x: x[..., :-1], "expected")],
+)
+def test_a_wrong_dtype_or_shape_is_named(change, word):
+    found = weigh(lambda exact: lambda *args: change(sdpa(exact)(*args)))
+    assert not found.correct
+    assert word in found.reason
+
+
+# Speed
+
+
+def test_sdpa_against_itself_is_never_accepted():
+    bucket = replace(SMALL, q_len=1, mask="none", batch=1)
+    for run in range(20):
+        try:
+            found = weigh(sdpa, bucket, seconds=0.6, seed=run, label=f"run {run}")
+        except gate.GateTimeout:
+            continue
+        assert not found.faster, found.timing
+
+
+@pytest.mark.slow
+def test_sdpa_against_itself_is_never_accepted_in_200_runs():
+    for run in range(200):
+        bucket = replace(SMALL, q_len=(1, 8)[run % 2], mask="none", kv_len=(64, 1024)[run % 2])
+        try:
+            found = weigh(sdpa, bucket, seconds=2.0, seed=run, label=f"run {run}")
+        except gate.GateTimeout:
+            continue
+        assert not found.faster, found.timing
+
+
+class Invented:
+    """Stands for timing.Arm: SDPA takes a second, the contender what `speed` says."""
+
+    speed = 1.0
+
+    def __init__(self, bench, call):
+        self._arm = timing.Arm(bench, call)
+        self._own = getattr(call, "contender", False)
+        self._noise = np.random.default_rng(int(self._own))
+
+    @property
+    def last(self):
+        return self._arm.last
+
+    def seconds(self, calls):
+        self._arm.seconds(1)
+        return (1 / self.speed if self._own else 1.0) * (1 + 1e-3 * self._noise.random())
+
+
+@pytest.fixture
+def invented(monkeypatch):
+    monkeypatch.setattr(timing.Bench, "arm", lambda bench, call: Invented(bench, call))
+    monkeypatch.setattr(timing, "bandwidth", lambda cache: 1e9)
+    real = timing.paired
+    monkeypatch.setattr(
+        timing, "paired", lambda a, b, seconds, budget, seed: real(a, b, 1e-3, 0.2, seed)
+    )
+
+    def contender(speed, change=lambda out: out):
+        Invented.speed = speed
+
+        def build(exact):
+            def call(*args):
+                return change(sdpa(exact)(*args))
+
+            call.contender = True
+            return call
+
+        return build
+
+    return contender
+
+
+def test_a_faster_kernel_is_accepted_with_both_arms_and_the_sealed_length(invented):
+    found = weigh(invented(1.3))
+    assert found.faster, found.reason
+    times = found.timing
+    assert times["low"] <= times["ratio"] <= times["high"]
+    assert times["ratio"] == pytest.approx(1.3, rel=0.01)
+    assert times["kv_len"] == 64
+    assert 32 < times["sealed"]["kv_len"] < 64
+    assert times["same"]["low"] <= 1 <= times["same"]["high"]
+    for arm in ("baseline", "candidate"):
+        assert {"mean", "std", "min", "max", "trials", "samples"} == set(times[arm])
+
+
+def test_one_percent_is_not_enough(invented):
+    found = weigh(invented(1.01))
+    assert found.correct
+    assert not found.faster
+    assert "not faster" in found.reason
+    assert "sealed" not in found.timing
+
+
+def test_the_sealed_length_depends_on_the_contender(invented):
+    bucket = replace(SMALL, kv_len=1024, batch=1)
+    lengths = {
+        weigh(invented(1.3), bucket, label=f"kernel {i}").timing["sealed"]["kv_len"]
+        for i in range(4)
+    }
+    assert len(lengths) == 4
+
+
+def test_an_impossible_time_is_a_fault_of_the_measurement(invented, monkeypatch):
+    monkeypatch.setattr(timing, "bandwidth", lambda cache: 1.0)
+    found = weigh(invented(1.3))
+    assert not found.faster
+    assert "measurement fault" in found.reason
+
+
+def test_what_was_timed_is_checked_again(invented):
+    # Right whenever it is asked, wrong as soon as it is timed.
+    state = {"on": False}
+
+    def change(out):
+        return out * 2 if state["on"] else out
+
+    build = invented(1.3, change)
+    real = race.race
+
+    def racing(*args, **options):
+        state["on"] = True
+        return real(*args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gate, "race", racing)
+        found = weigh(build)
+    assert found.correct
+    assert not found.faster
+    assert "timed result differs" in found.reason
+
+
+def test_an_unsteady_clock_gives_no_verdict(monkeypatch):
+    class Drifting:
+        last = None
+        turn = 0
+
+        def __init__(self, bench, call):
+            Drifting.turn += 1
+            self.base = 1.0 + Drifting.turn
+
+        def seconds(self, calls):
+            return self.base
+
+    monkeypatch.setattr(timing.Bench, "arm", lambda bench, call: Drifting(bench, call))
+    monkeypatch.setattr(timing, "calls_for", lambda seconds: 1)
+    monkeypatch.setattr(timing, "warm_up", lambda arms, seconds: 1e-4)
+    with pytest.raises(gate.GateTimeout, match="unsteady"):
+        weigh(sdpa)
+
+
+# A guest
+
+
+def test_no_time_no_verdict():
+    with pytest.raises(gate.GateTimeout, match="do not suffice"):
+        weigh(sdpa, seconds=0.0)
+
+
+def test_no_memory_no_verdict(monkeypatch):
+    monkeypatch.setattr(gate, "memory_for", lambda device: 1 << 10)
+    with pytest.raises(gate.GateTimeout, match="MiB"):
+        weigh(sdpa)
+
+
+def test_the_caller_is_undisturbed():
+    held = mx.zeros((8 << 20,), mx.uint8)
+    mx.eval(held)
+    del held
+    peak, active = mx.get_peak_memory(), mx.get_active_memory()
+    mx.random.seed(3)
+    want = mx.random.uniform(shape=(8,)).tolist()
+    mx.random.seed(3)
+    weigh(sdpa, replace(SMALL, kv_len=4096, batch=4, q_len=1, mask="none"), seconds=30)
+    assert mx.random.uniform(shape=(8,)).tolist() == want
+    assert mx.get_active_memory() - active < 1 << 20
+    assert abs(mx.get_peak_memory() - peak) < 64 << 10
+
+
+def test_an_error_of_the_gate_leaves_the_peak_as_it_was():
+    mx.eval(mx.zeros((4 << 20,), mx.uint8))
+    peak = mx.get_peak_memory()
+
+    def fail():
+        with budget.undisturbed():
+            mx.eval(mx.zeros((peak + (4 << 20),), mx.uint8))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert abs(mx.get_peak_memory() - peak) < 64 << 10
+
+
+def test_memory_is_a_small_share(monkeypatch):
+    chip = replace(HOST, memory=64 << 30)
+    assert 0 < budget.memory_for(chip) <= 8 << 30
+    monkeypatch.setattr(mx, "get_active_memory", lambda: 63 << 30)
+    assert budget.memory_for(chip) == 1 << 29
+
+
+# Kernels
+
+
+def test_static_rules_name_what_is_missing():
+    assert gate.static_rules(naive(), {}, SMALL) == ""
+    assert "does not apply" in gate.static_rules(naive(), {}, replace(SMALL, sinks=True))
+    lost = naive(NAIVE.replace("keys_shape[2]", "queries_shape[2]") + "// keys_shape[2]\n")
+    assert "keys_shape[2]" in gate.static_rules(lost, {}, SMALL)
+    assert gate.static_rules(naive(NAIVE.replace("scale[0]", "1.0f")), {}, SMALL) == (
+        "no stage reads scale"
+    )
+
+
+@needs_compiler
+def test_a_right_kernel_is_correct_on_the_host_and_never_faster(tmp_path):
+    kernel = naive()
+    verdict = gate.judge(kernel, {}, SMALL, "host", seconds=120)
+    assert verdict.correct, verdict.reason
+    assert not verdict.accepted
+    assert verdict.reason == "the host backend proves correctness, it is never faster"
+    assert verdict.fingerprint["gate"] == gate.GATE_VERSION
+    registry = Registry(tmp_path)
+    registry.publish("host", verdict)
+    assert registry.verdicts("host", SMALL)[0] == Verdict.from_json(verdict.to_json())
+    text = "\n".join(gate.describe(verdict))
+    assert "rejected" in text
+    assert "killed" in text
+    assert "margin" in text
+
+
+@needs_compiler
+@pytest.mark.parametrize("mask", MASKS)
+def test_the_host_check_belongs_to_the_kernel(tmp_path, mask):
+    registry, kernel = Registry(tmp_path), naive()
+    registry.add(kernel)
+    check = gate.check_on_host(kernel, {}, replace(SMALL, mask=mask, dtype="bfloat16"))
+    assert check["ok"], check["reason"]
+    registry.add_host_check(kernel.id, check)
+    assert registry.host_checks(kernel.id) == [check]
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("old", "new", "word"),
+    [
+        ("j < kv_len;", "j <= kv_len;", "out-of-bounds"),
+        ("keys_strides[2] + i", "D + i + 0", ""),
+        ("j <= kv_len - L + row", "j < kv_len - L + row", "error max"),
+        ("head / GROUP * keys", "head % 2 * keys", "error max"),
+        ("score *= scale[0]", "score *= scale[0] * scale[0]", "error max"),
+        ("float score = 0.0f;", "float score = 0.0f", "compile"),
+    ],
+)
+def test_the_host_check_finds_faults_of_the_source(old, new, word):
+    assert old in NAIVE
+    check = gate.check_on_host(naive(NAIVE.replace(old, new)), {}, SMALL)
+    if word:
+        assert not check["ok"]
+        assert word in check["reason"]
+    else:  # rows of a cache are D apart: the same address
+        assert check["ok"]
+
+
+def test_an_absent_backend_is_no_verdict():
+    absent = "metal" if backends.get("metal").unavailable() else "cuda"
+    with pytest.raises(BackendError):
+        gate.judge(naive(), {}, SMALL, absent, seconds=1)
+
+
+# The worker
+
+
+@needs_compiler
+def test_the_worker_says_the_same():
+    bucket = replace(SMALL, q_len=1, mask="none")
+    here = gate.judge(naive(), {}, bucket, "host", seconds=120)
+    there = gate.judge_in_worker(naive(), {}, bucket, "host", seconds=120)
+    assert there.correct
+    assert (there.reason, there.errors, there.mutants) == (here.reason, here.errors, here.mutants)
+
+
+def test_the_worker_passes_on_that_time_ran_out():
+    with pytest.raises((gate.GateTimeout, BackendError)):
+        gate.judge_in_worker(naive(), {}, SMALL, "host", seconds=0.0)
+
+
+@pytest.mark.parametrize(
+    ("script", "word"),
+    [
+        ("kill -9 $$", "SIGKILL"),
+        ("kill -SEGV $$", "SIGSEGV"),
+        ("echo 'GPU fault' >&2; exit 3", "status 3: GPU fault"),
+        ("echo '{\"verdict'", "status 0"),
+        ("exec sleep 60", "hung"),
+    ],
+)
+def test_a_kernel_that_ends_its_worker_is_rejected_and_can_be_poisoned(
+    tmp_path, monkeypatch, script, word
+):
+    worker = tmp_path / "worker"
+    worker.write_text(f"#!/bin/sh\n{script}\n")
+    worker.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(worker))
+    monkeypatch.setattr(gate, "_STARTUP", 1.0 if word == "hung" else 30.0)
+    with pytest.raises(gate.Poisoned, match=word) as caught:
+        gate.judge_in_worker(naive(), {}, SMALL, "host", seconds=0.5)
+    verdict = caught.value.verdict
+    assert not verdict.correct
+    assert word in verdict.reason
+    registry = Registry(tmp_path / "registry")
+    registry.publish("host", verdict)
+    registry.poison("host", verdict.kernel, verdict.reason)
+    assert word in registry.poisoned("host")[verdict.kernel]
