@@ -1,6 +1,7 @@
 """Metal kernels on the CPU: compiled, run, sanitised and counted on any machine.
 
-    kernel = metal_kernel("double", ["x"], ["y"], "uint i = thread_position_in_grid.x; y[i] = 2 * x[i];")
+    body = "uint i = thread_position_in_grid.x; y[i] = 2 * x[i];"
+    kernel = metal_kernel("double", ["x"], ["y"], body)
     launch = kernel([x], grid=(n, 1, 1), threadgroup=(64, 1, 1), output_shapes=[x.shape],
                     output_dtypes=[x.dtype])
     launch.outputs, launch.findings
@@ -12,20 +13,24 @@ a finding, never an error of the caller's.
 from __future__ import annotations
 
 from .api import MetalFunction, MetalKernel, check_source, metal_function, metal_kernel
-from .counters import Counters
+from .counters import Chip, Counters, Roofline, chips, roofline
 from .findings import Finding, Place
 from .launch import Launch
 from .toolchain import compiler_available
 
 __all__ = [
+    "Chip",
     "Counters",
     "Finding",
     "Launch",
     "MetalFunction",
     "MetalKernel",
     "Place",
+    "Roofline",
     "check_source",
+    "chips",
     "compiler_available",
     "metal_function",
     "metal_kernel",
+    "roofline",
 ]

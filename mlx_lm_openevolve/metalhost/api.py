@@ -124,9 +124,7 @@ class MetalKernel:
             for k, (shape, dtype) in enumerate(zip(shapes, names, strict=True))
             if first_output + k in raw.outputs
         ]
-        return Launch(
-            outputs, raw.findings, raw.counters, program.compile_seconds, raw.run_seconds
-        )
+        return Launch(outputs, raw.findings, raw.counters, program.compile_seconds, raw.run_seconds)
 
     def compile(
         self,
@@ -320,7 +318,9 @@ class MetalFunction:
             threads = _three(grid, "grid")
         else:
             assert threadgroups is not None
-            x, y, z = (g * t for g, t in zip(_three(threadgroups, "threadgroups"), group, strict=True))
+            x, y, z = (
+                g * t for g, t in zip(_three(threadgroups, "threadgroups"), group, strict=True)
+            )
             threads = (x, y, z)
         written = self._written(program)
         arguments: dict[int, Argument] = {}
@@ -360,9 +360,7 @@ class MetalFunction:
             for slot in sorted(raw.outputs)
             if raw.outputs[slot].size == math.prod(shapes[slot][0]) * itemsize(shapes[slot][1])
         ]
-        return Launch(
-            results, raw.findings, raw.counters, program.compile_seconds, raw.run_seconds
-        )
+        return Launch(results, raw.findings, raw.counters, program.compile_seconds, raw.run_seconds)
 
     @staticmethod
     def _written(program: Program) -> set[int]:

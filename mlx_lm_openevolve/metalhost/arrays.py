@@ -34,7 +34,9 @@ def dtype_name(dtype: Any) -> str:
     if name == "bool_":
         name = "bool"
     if name not in METAL_TYPES:
-        raise UsageError(f"metalhost takes no arrays of {name}: use one of {', '.join(METAL_TYPES)}")
+        raise UsageError(
+            f"metalhost takes no arrays of {name}: use one of {', '.join(METAL_TYPES)}"
+        )
     return name
 
 

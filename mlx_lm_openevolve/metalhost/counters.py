@@ -72,6 +72,17 @@ class Counters:
         return cls(**values)
 
     @property
+    def simd_ops(self) -> int:
+        """Operations of whole simdgroups: reductions, shuffles, votes, scans, matrix multiplies."""
+        return (
+            self.simd_reductions
+            + self.simd_shuffles
+            + self.simd_votes
+            + self.simd_scans
+            + self.matrix_multiplies
+        )
+
+    @property
     def line_efficiency(self) -> float:
         """Used share of the 128-byte lines that loads and stores touch, 0 to 1."""
         lines = self.read_lines + self.write_lines
@@ -91,6 +102,7 @@ class Counters:
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON, with the derived shares."""
         data: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        data["simd_ops"] = self.simd_ops
         data["line_efficiency"] = self.line_efficiency
         data["divergence"] = self.divergence
         data["read_amplification"] = self.read_amplification

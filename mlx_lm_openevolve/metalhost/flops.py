@@ -17,7 +17,8 @@ _OPERATION = re.compile(
 )
 # One operation an element; a fused multiply-add has two. Transcendental functions count nothing.
 _CALL = re.compile(
-    r"call .*?@llvm\.(fma|fmuladd|maxnum|minnum|maximum|minimum|maximumnum|minimumnum|sqrt)\.(?:v(\d+))?"
+    r"call .*?@llvm\.(fma|fmuladd|maxnum|minnum|maximum|minimum|maximumnum|minimumnum|sqrt)\."
+    r"(?:v(\d+))?"
 )
 
 
@@ -60,10 +61,9 @@ def count_blocks(ir: str) -> str:
             m = _MARK.match(line)
             if m is not None:
                 mark = (len(out), m.group(1))
-                instructions = flops = 0 if instructions < 0 else flops
                 out.append("")
                 continue
-            if not line.lstrip().startswith(("#dbg", "call void @__tsan")):
+            if not line.lstrip().startswith(("#dbg", "call void @__tsan", "tail call void @__tsan")):
                 instructions += 1
                 flops += block_flops(line)
         if line.startswith("define "):

@@ -131,13 +131,13 @@ def _message(record: Mapping[str, str], names: Mapping[int, str]) -> str:
             f"of {what} at byte {offset}, with no barrier between them"
         )
     if kind in ("divergent-barrier", "divergent-collective"):
-        other, _ = _where(record["other_thread"])
+        who, _ = _where(record["other_thread"])
         doing = record["other_access"]
         doing = "has returned" if doing == "returned" else f"waits in {doing}"
         return (
             f"{record['call']} is not reached by all threads of the "
             f"{'threadgroup' if kind == 'divergent-barrier' else 'simdgroup'}: "
-            f"thread {other} {doing}"
+            f"thread {who} {doing}"
         )
     if kind == "threadgroup-memory":
         return (

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["ArgumentType", "MLX_ATTRIBUTES", "generate"]
+__all__ = ["MLX_ATTRIBUTES", "ArgumentType", "generate"]
 
 # An input of fewer elements is passed in the constant address space.
 CONSTANT_BELOW = 8

@@ -10,6 +10,9 @@ from pathlib import Path
 __all__ = ["LineTable"]
 
 
+_END = -1  # the line of the row that ends a sequence
+
+
 class LineTable:
     """Rows (address, file, line) of one program, relative to the symbol mh_entry."""
 
@@ -24,7 +27,10 @@ class LineTable:
         """The line of the call whose return address is mh_entry + distance."""
         address = self.entry + distance - 1
         i = bisect_right(self._addresses, address) - 1
-        if i < 0 or self.rows[i][2] == 0:
+        # Line 0: code that belongs to no single line; the line before it is near enough.
+        while i >= 0 and self.rows[i][2] == 0:
+            i -= 1
+        if i < 0 or self.rows[i][2] == _END:
             return None
         return self.rows[i][1], self.rows[i][2]
 
@@ -32,7 +38,7 @@ class LineTable:
 def _elf(data: bytes) -> tuple[dict[str, bytes], dict[str, int]]:
     if data[:4] != b"\x7fELF":
         return _macho(data)
-    offset, = struct.unpack_from("<Q", data, 0x28)
+    (offset,) = struct.unpack_from("<Q", data, 0x28)
     size, count, names = struct.unpack_from("<HHH", data, 0x3A)
     headers = [struct.unpack_from("<IIQQQQIIQQ", data, offset + i * size) for i in range(count)]
     base = headers[names][4]
@@ -56,17 +62,17 @@ def _macho(data: bytes) -> tuple[dict[str, bytes], dict[str, int]]:
     symbols: dict[str, int] = {}
     if data[:4] != b"\xcf\xfa\xed\xfe":
         return sections, symbols
-    count, = struct.unpack_from("<I", data, 16)
+    (count,) = struct.unpack_from("<I", data, 16)
     at = 32
     for _ in range(count):
         command, size = struct.unpack_from("<II", data, at)
         if command == 0x19:  # segment
-            number, = struct.unpack_from("<I", data, at + 64)
+            (number,) = struct.unpack_from("<I", data, at + 64)
             for k in range(number):
                 s = at + 72 + 80 * k
                 name = data[s : s + 16].rstrip(b"\0").decode()
-                length, = struct.unpack_from("<Q", data, s + 40)
-                offset, = struct.unpack_from("<I", data, s + 48)
+                (length,) = struct.unpack_from("<Q", data, s + 40)
+                (offset,) = struct.unpack_from("<I", data, s + 48)
                 sections["." + name.lstrip("_")] = data[offset : offset + length]
         elif command == 2:  # symbol table
             sym, n, strings, _ = struct.unpack_from("<IIII", data, at + 8)
@@ -103,7 +109,7 @@ def _line_rows(data: bytes) -> list[tuple[int, str, int]]:
     rows: list[tuple[int, str, int]] = []
     at = 0
     while at + 4 < len(data):
-        length, = struct.unpack_from("<I", data, at)
+        (length,) = struct.unpack_from("<I", data, at)
         end = at + 4 + length
         version, header_length = struct.unpack_from("<HI", data, at + 4)
         if 2 <= version <= 4:
@@ -147,10 +153,10 @@ def _program(
         elif code == 0:
             size, at = _uleb(data, at)
             if data[at] == 1:  # end of sequence
-                emit(0)
+                emit(_END)
                 address, file, line = 0, 1, 1
             elif data[at] == 2:
-                address, = struct.unpack_from("<Q", data, at + 1)
+                (address,) = struct.unpack_from("<Q", data, at + 1)
             at += size
         elif code == 1:
             emit(line)

@@ -19,11 +19,27 @@ __all__ = ["METAL_HEADERS", "Toolchain", "compiler_available", "package_digest",
 
 # Headers that a source may include; the shim is all of them, so that each stands for nothing.
 METAL_HEADERS = (
-    "metal_stdlib metal_math metal_simdgroup metal_simdgroup_matrix metal_atomic metal_common "
-    "metal_integer metal_relational metal_types metal_type_traits metal_limits metal_compute "
-    "metal_pack metal_geometric metal_matrix metal_quadgroup metal_numeric metal_utility "
-    "metal_array simd/simd.h"
-).split()
+    "metal_stdlib",
+    "metal_math",
+    "metal_simdgroup",
+    "metal_simdgroup_matrix",
+    "metal_atomic",
+    "metal_common",
+    "metal_integer",
+    "metal_relational",
+    "metal_types",
+    "metal_type_traits",
+    "metal_limits",
+    "metal_compute",
+    "metal_pack",
+    "metal_geometric",
+    "metal_matrix",
+    "metal_quadgroup",
+    "metal_numeric",
+    "metal_utility",
+    "metal_array",
+    "simd/simd.h",
+)
 
 HERE = Path(__file__).parent
 SHIM = HERE / "shim"
@@ -102,6 +118,7 @@ def _toolchain(wish: str | None) -> Toolchain:
     # The libc is linked by zig, from its own stubs; raw clang compiles, for its speed.
     clang_target = target.replace("-macos", "-apple-macos")
     link_target = target + ".2.28" if target.endswith("-gnu") else target
+    link: tuple[str, ...]
     link = (tool, "build-exe", "-target", link_target, "-lc", "-fno-compiler-rt", "-fno-ubsan-rt")
     if target.endswith("-musl"):
         link = (tool, "cc", "-target", link_target)
