@@ -19,7 +19,7 @@ from .cache import store
 from .findings import Finding, Sources, position, unique
 from .flops import count_blocks
 from .lint import lint_raw, lint_translated
-from .strict import strict_findings
+from .strict import STRICT_FLAGS, strict_findings, strict_warnings
 from .toolchain import METAL_HEADERS, RUNTIME, SHIM, package_digest, toolchain
 from .translate import KernelFunction, Translation, TranslationError, translate
 
@@ -241,10 +241,9 @@ def _build(request: Request, sources: Sources, work: Path) -> None:
          str(unit), *output],
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
     )  # fmt: skip
-    strict = strict_flags()
-    strict_status, strict_said = run_tool(
-        [*chain.clang, *strict, "-include-pch", str(_pch(tuple(strict))), "-I", str(SHIM),
-         "-fsyntax-only", str(unit)]
+    tree, warned = _syntax_tree(
+        [*chain.clang, *flags, "-include-pch", str(_pch(tuple(flags))), "-I", str(SHIM),
+         *STRICT_FLAGS, str(unit)]
     )  # fmt: skip
     try:
         _, said_bytes = compile_.communicate(timeout=300)
@@ -256,7 +255,8 @@ def _build(request: Request, sources: Sources, work: Path) -> None:
     if compile_.returncode != 0 and not any(f.kind == "compile" for f in found):
         found.append(Finding("compile", f"the compiler failed: {' '.join(said.split())[:300]}"))
     if not any(f.kind == "compile" for f in found):
-        found += strict_findings(diagnostics(strict_said, sources, strict=True))
+        found += strict_findings(tree, sources, translation.kernels, translation.constants)
+        found += strict_warnings(diagnostics(warned, sources, strict=True))
     if not found:
         if request.count:
             assemble_counted(work)
@@ -265,6 +265,17 @@ def _build(request: Request, sources: Sources, work: Path) -> None:
             for name in ("source.metal", "expanded.ii", "kernel.cpp", "kernel.o"):
                 (work / name).unlink(missing_ok=True)
     _save(work, unique(found), function)
+
+
+def _syntax_tree(command: Sequence[str]) -> tuple[str, str]:
+    """The syntax tree that a compiler prints, and its warnings."""
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=120, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return "", ""
+    return done.stdout.decode("utf-8", "replace"), done.stderr.decode("utf-8", "replace")
 
 
 def assemble_counted(work: Path) -> None:
@@ -312,15 +323,6 @@ def compile_flags(request: Request) -> list[str]:
         *(INSTRUMENT if request.instrument else PLAIN),
         *(["-fsanitize-coverage=bb,no-prune,trace-pc-guard"] if request.count else []),
         *MATH[request.math_mode],
-    ]
-
-
-def strict_flags() -> list[str]:
-    return [
-        *LANGUAGE,
-        *toolchain().target_flags,
-        *("-DMH_STRICT", "-Wimplicit-float-conversion", "-Wvla", "-Wuninitialized"),
-        *("-Wsometimes-uninitialized", "-ferror-limit=0"),
     ]
 
 

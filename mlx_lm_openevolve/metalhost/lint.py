@@ -100,7 +100,10 @@ _RULES = (
     (re.compile(r"\blong\s+long\b|\blong\s+double\b"), "this type is not supported in Metal"),
     (re.compile(r"\b(?:new|delete)\s+[\w\[(]|\bnew\s*\("), "new and delete are not supported in Metal"),
     (re.compile(r"\b(?:try|catch|throw)\b"), "exceptions are not supported in Metal"),
-    (re.compile(r"\b(?:dynamic_cast|typeid|thread_local|goto|virtual)\b"), "not supported in Metal"),
+    (re.compile(r"\b(?:dynamic_cast|typeid|thread_local|goto|virtual|register)\b"),
+     "not supported in Metal"),
+    (re.compile(r"(?:\[\[\s*kernel\b[^\]]*\]\]|\bkernel\b)\s+(?!void\b)\w+\s+\w+\s*\("),
+     "a kernel returns void"),
     (re.compile(r"\b(?:printf|malloc|free|memcpy|memset|memmove|assert|abort|exit)\s*\("),
      "there is no C library in Metal"),
 )  # fmt: skip

@@ -190,6 +190,10 @@ def _kernels(result: Translation) -> None:
         parts = [p for p in split_top(inside) if p.strip()]
         before = text[: m.start()].rstrip()
         parameters = _numbered([_parameter(p) for p in parts])
+        always = [p.index for p in parameters if p.attribute == "buffer" and not p.condition]
+        twice = next((n for n in always if always.count(n) > 1), None)
+        if twice is not None:
+            raise TranslationError(f"two arguments at buffer index {twice}", m.start())
         function = KernelFunction(head.group(1), parameters, before.endswith(">"))
         result.kernels[function.name] = function
         text = text[: m.start()] + _blank(m.group()) + text[m.end() :]

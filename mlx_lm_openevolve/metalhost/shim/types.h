@@ -140,10 +140,9 @@ template <class T> struct is_class : bool_constant<__is_class(T)> {};
 template <class T> struct is_empty_base : bool_constant<__is_empty(T)> {};
 template <class A, class B> struct is_base_of : bool_constant<__is_base_of(A, B)> {};
 template <class A, class B> struct is_convertible : bool_constant<__is_convertible_to(A, B)> {};
-#ifdef MH_STRICT
 template <> struct is_convertible<float, bfloat> : false_type {};
 template <> struct is_convertible<half, bfloat> : false_type {};
-#endif
+template <> struct is_convertible<bfloat, half> : false_type {};
 template <class T, class... A>
 struct is_constructible : bool_constant<__is_constructible(T, A...)> {};
 template <class T> struct is_trivially_copyable : bool_constant<__is_trivially_copyable(T)> {};
