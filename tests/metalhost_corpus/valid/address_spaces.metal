@@ -5,7 +5,7 @@
 // grid: 8
 // threadgroup: 8
 // header
-void scale(thread float& v, constant float& k) { v *= k; }
+void scale(thread float& v, constant const float& k) { v *= k; }
 float first(const device float* p) { return *p; }
 void put(threadgroup float* p, float v) { *p = v; }
 float get(const threadgroup float& v) { return v; }
