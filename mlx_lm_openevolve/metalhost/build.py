@@ -66,6 +66,9 @@ INSTRUMENT = [
     "-ftrivial-auto-var-init=pattern",
     *("-mllvm", "-tsan-instrument-atomics=0", "-mllvm", "-tsan-instrument-func-entry-exit=0"),
     *("-mllvm", "-tsan-instrument-read-before-write=1"),
+    # An access stays where the source has it: not moved behind a guard, not merged with another.
+    *("-mllvm", "-instcombine-code-sinking=0", "-mllvm", "-simplifycfg-sink-common=0"),
+    *("-mllvm", "-simplifycfg-merge-cond-stores=0"),
 ]
 PLAIN = ["-O2", "-gline-tables-only", "-gdwarf-4"]
 MATH = {

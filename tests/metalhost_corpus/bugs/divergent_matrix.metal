@@ -9,4 +9,4 @@ simdgroup_load(m, a, 8);
 if (thread_index_in_simdgroup < 24) {
   simdgroup_multiply(m, m, m);  // BUG
 }
-simdgroup_store(m, y, 8);
+simdgroup_store(m, y, 8);  // BUG
