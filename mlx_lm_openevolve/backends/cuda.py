@@ -88,6 +88,18 @@ _FLOAT = re.compile(
 _ASSIGN = ("=", "+=", "-=", "*=", "/=", "%=", "&=", "|=", "^=")
 
 
+# The strides of a mask's view as [B, Hq, L, N], from its own axes, the last ones of these.
+_BROADCAST = """Strides mask_steps = {};
+#pragma unroll
+for (int to = 0; to < 4; ++to) {
+#pragma unroll
+  for (int from = 0; from < 4; ++from) {
+    if (to + mask_ndim == from + 4 && mask_shape[from] != 1) mask_steps[to] = mask_strides[from];
+  }
+}
+"""
+
+
 class UnsupportedOnCuda(BackendError):
     """A Metal source uses what the CUDA header cannot carry; the message says what and where."""
 
@@ -256,8 +268,12 @@ def build(kernel: Kernel, params: Mapping[str, int], workload: Workload) -> Call
     if not workload.sinks:
         absent["sinks"] = _TYPES[workload.dtype]
     known = ["queries", "keys", "values", "scale", "mask", "sinks"]
+    launches = kernel.launches(workload, params)
+    # An operation more costs the host as much as a launch: the stages broadcast by themselves,
+    # unless one asks for the mask's full shape.
+    strided = not any(re.search(r"\bmask_(shape|ndim)\b", x.stage.source) for x in launches)
     steps = []
-    for i, launch in enumerate(kernel.launches(workload, params)):
+    for i, launch in enumerate(launches):
         inputs = [name for name in launch.stage.inputs if name not in absent]
         run = _make(launch, f"{kernel.name}_{kernel.id}_{i}", inputs, absent)
         steps.append((run, [known.index(name) for name in inputs]))
@@ -278,7 +294,8 @@ def build(kernel: Kernel, params: Mapping[str, int], workload: Workload) -> Call
         if masked and mask is not None:
             if mask.dtype != mx.bool_:
                 mask = mask.astype(dtype)
-            mask = mx.broadcast_to(mask, (*rows, keys.shape[2]))
+            if not strided or not 0 < mask.ndim <= 4:
+                mask = mx.broadcast_to(mask, (*rows, keys.shape[2]))
         arrays: list[Any] = [queries, keys, values, scale, mask, sinks]
         for run, inputs in steps:
             arrays += run([arrays[i] for i in inputs])
@@ -292,9 +309,11 @@ def sources(launch: Launch, absent: Mapping[str, str]) -> tuple[str, str]:
     """(header, source) of a launch as CUDA text, template arguments written into the source.
 
     Inputs in `absent`, name by CUDA type, are not passed: the source declares them, as the 8 zeros
-    that a stage may count on. A native stage with a template integer CLUSTER runs in thread block clusters of
-    that many blocks along x: MLX writes the kernel's signature, so that the attribute has to come
-    by way of the word __global__ in it. Raises UnsupportedOnCuda.
+    that a stage may count on. A mask that is passed may have fewer axes than four, and axes of 1:
+    the source makes the strides of its broadcast view. Raises UnsupportedOnCuda.
+
+    No stage may set a cluster size: MLX (0.32.4) updates a cached CUDA graph in place as if any
+    two kernels were alike, and a kernel that inherits another's cluster size computes rubbish.
     """
     stage = launch.stage
     source, header = minify(stage.source), minify(stage.header)
@@ -313,11 +332,6 @@ def sources(launch: Launch, absent: Mapping[str, str]) -> tuple[str, str]:
         else:
             kind = "bool" if isinstance(value, bool) else "int"
             body += f"constexpr {kind} {name} = {str(value).lower()};\n"
-        if name == "CLUSTER" and stage.language == "cuda":
-            head += (
-                "#undef __global__\n"
-                f"#define __global__ __attribute__((global)) __cluster_dims__({value}, 1, 1)\n"
-            )
     for name, kind in absent.items():
         if name in stage.inputs:
             body += (
@@ -325,9 +339,13 @@ def sources(launch: Launch, absent: Mapping[str, str]) -> tuple[str, str]:
                 f"[[maybe_unused]] const Shape {name}_shape = {{8, 1, 1, 1}};\n"
                 f"[[maybe_unused]] const Strides {name}_strides = {{1, 1, 1, 1}};\n"
             )
+    strides = ""
+    if "mask" in stage.inputs and "mask" not in absent and "mask_strides" in source:
+        body += _BROADCAST
+        strides = "#define mask_strides mask_steps\n"
     if absent:
         head += "namespace mlx::core::cu {\n__device__ const ulonglong4 absent_input[2] = {};\n}\n"
-    return head, f'{body}#line 1 "{stage.file}"\n{source}\n'
+    return head, f'{body}{strides}#line 1 "{stage.file}"\n{source}\n'
 
 
 def _make(launch: Launch, name: str, inputs: list[str], absent: Mapping[str, str]) -> Run:
