@@ -45,7 +45,7 @@ class Case:
 
     @property
     def scale(self) -> float:
-        return self.head_dim**-0.5
+        return float(self.head_dim**-0.5)
 
     def __str__(self) -> str:
         mask = self.mask + ("-sinks" if self.sinks else "")
@@ -505,6 +505,71 @@ def test_gemv_matches_float64(dtype: str, n_in: int, n_out: int) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_gemv_of_a_transposed_matrix_matches_float64(dtype: str, n_in: int, n_out: int) -> None:
     done, expected = gemv(dtype, n_in, n_out, transposed=True)
+    assert_right(done, expected, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize(("vectors", "n_in", "n_out"), [(2, 40, 33), (5, 1028, 8), (7, 96, 90)])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_gemv_of_several_vectors_matches_float64(
+    dtype: str, vectors: int, n_in: int, n_out: int
+) -> None:
+    """The choice of tiles is that of gemv_wide_config in mlx/backend/metal/matmul.cpp."""
+    passes = (vectors + 4) // 5
+    lanes = 32 if passes == 1 or n_out <= 64 else 16
+    mat = random_array(dtype, n_out, n_in)
+    vec = random_array(dtype, vectors, n_in, seed=1)
+    sizes = n_in, n_out, vectors, n_in, n_in
+    done = launch(
+        mlx.text("gemv.h"),
+        f"gemv_wide<{DTYPES[dtype]}, {-(-vectors // passes)}, {lanes}>",
+        {
+            0: mat,
+            1: vec,
+            3: Out((vectors, n_out), vec.dtype),
+            **{4 + i: scalar("i", size) for i, size in enumerate(sizes)},
+            11: scalar("i", 1),
+            12: scalar("i", 1),
+            13: scalar("q", 0),
+            14: scalar("q", 0),
+        },
+        groups=(passes, -(-n_out // 4), 1),
+        threadgroup=(32, lanes // 8, 1),
+        constants={0: False, 1: False},
+    )
+    assert_right(done, wide(vec) @ wide(mat).T, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gemv_of_gathered_matrices_matches_float64(dtype: str) -> None:
+    n_in, n_out, experts, pick = 130, 16, 5, (3, 0, 4)
+    mats = random_array(dtype, experts, n_out, n_in)
+    vecs = random_array(dtype, len(pick), n_in, seed=1)
+    done = launch(
+        mlx.text("gemv.h"),
+        f"gemv_gather<{DTYPES[dtype]}, 4, 1, 1, 32, 4, 4>",
+        {
+            0: mats,
+            1: vecs,
+            3: Out((len(pick), n_out), vecs.dtype),
+            4: scalar("i", n_in),
+            5: scalar("i", n_out),
+            6: scalar("i", n_in),
+            9: scalar("i", 1),
+            10: scalar("i", len(pick)),
+            11: scalar("2q", 1, 1),
+            12: scalar("i", 1),
+            13: scalar("i", len(pick)),
+            14: scalar("q", n_in),
+            15: scalar("i", 1),
+            16: scalar("i", experts),
+            17: scalar("q", n_in * n_out),
+            18: scalar("3I", 0, 1, 2),
+            19: scalar("3I", *pick),
+        },
+        groups=(1, 1, len(pick)),
+        threadgroup=(32, 1, 4),
+    )
+    expected = np.einsum("boi,bi->bo", wide(mats)[list(pick)], wide(vecs))
     assert_right(done, expected, TOLERANCE[dtype])
 
 
