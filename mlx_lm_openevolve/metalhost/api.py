@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from ..errors import UsageError
 from .arrays import FLOATS, as_numpy, dtype_name, from_bytes, itemsize, metal_type
-from .build import MATH, Program, Request, build
+from .build import Program, Request, build
 from .findings import Finding
+from .flags import MATH
 from .launch import Argument, Launch, Options, run
 from .signature import ArgumentType, generate, mentions
 

@@ -101,10 +101,11 @@ class Sources:
 
 def unique(findings: Iterable[Finding]) -> tuple[Finding, ...]:
     """Without repeats of one kind at one line, in order."""
-    seen: set[tuple[str, str, int | None, Place | None]] = set()
+    seen: set[tuple[str, frozenset[Any]]] = set()
     kept = []
     for f in findings:
-        key = (f.kind, f.file, f.line, f.other)
+        sides = frozenset({(f.file, f.line), f.other and (f.other.file, f.other.line)})
+        key = (f.kind, sides)
         if f.line is None or key not in seen:
             seen.add(key)
             kept.append(f)

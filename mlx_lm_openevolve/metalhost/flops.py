@@ -57,13 +57,15 @@ def count_blocks(ir: str) -> str:
         elif inside and line and not line.startswith(" "):
             close()  # a label begins the next block
             instructions = flops = 0
-        elif inside:
+        elif inside and line:
             m = _MARK.match(line)
             if m is not None:
                 mark = (len(out), m.group(1))
                 out.append("")
                 continue
-            if not line.lstrip().startswith(("#dbg", "call void @__tsan", "tail call void @__tsan")):
+            if not line.lstrip().startswith(
+                ("#dbg", "call void @__tsan", "tail call void @__tsan")
+            ):
                 instructions += 1
                 flops += block_flops(line)
         if line.startswith("define "):

@@ -115,7 +115,9 @@ def lint_translated(text: str, sources: Sources) -> list[Finding]:
     found = []
     for start, end in _own_spans(text, sources):
         part = text[start:end]
-        code = re.sub(r'"(?:\\.|[^"\\\n])*"', lambda m: '"' + " " * (len(m.group()) - 2) + '"', part)
+        code = re.sub(
+            r'"(?:\\.|[^"\\\n])*"', lambda m: '"' + " " * (len(m.group()) - 2) + '"', part
+        )
         for pattern, message in _RULES:
             for m in pattern.finditer(code):
                 place = sources.place(*position(text, start + m.start()))

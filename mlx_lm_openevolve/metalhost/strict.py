@@ -114,9 +114,7 @@ def strict_findings(
 
 def strict_warnings(found: Iterable[Finding]) -> list[Finding]:
     """Clang's warnings of STRICT_FLAGS as findings."""
-    return [
-        replace(f, kind="uninitialised") if "uninitialized" in f.message else f for f in found
-    ]
+    return [replace(f, kind="uninitialised") if "uninitialized" in f.message else f for f in found]
 
 
 def _judge(

@@ -177,9 +177,13 @@ def _numbered(parameters: list[Parameter]) -> tuple[Parameter, ...]:
 
 def _kernels(result: Translation) -> None:
     text = result.text
-    pattern = re.compile(r"(\[\[\s*kernel\b[^\]]*\]\]|\bkernel\b)(?=\s+(?:\[\[[^\]]*\]\]\s*)*void\b)")
+    pattern = re.compile(
+        r"(\[\[\s*kernel\b[^\]]*\]\]|\bkernel\b)(?=\s+(?:\[\[[^\]]*\]\]\s*)*void\b)"
+    )
     for m in reversed(list(pattern.finditer(text))):
-        head = re.compile(r"\s*(?:\[\[[^\]]*\]\]\s*)*void\s+([A-Za-z_]\w*)\s*\(").match(text, m.end())
+        head = re.compile(r"\s*(?:\[\[[^\]]*\]\]\s*)*void\s+([A-Za-z_]\w*)\s*\(").match(
+            text, m.end()
+        )
         if head is None:
             continue
         open_ = head.end() - 1
@@ -342,15 +346,23 @@ def _is_line_marker(text: str) -> bool:
 def _vectors(result: Translation) -> None:
     text = result.text
     names = set(_VECTORS)
-    for m in re.finditer(r"\busing\s+(\w+)\s*=\s*(?:typename\s+)?(?:metal\s*::\s*)?(\w+)\s*([<;])", text):
+    for m in re.finditer(
+        r"\busing\s+(\w+)\s*=\s*(?:typename\s+)?(?:metal\s*::\s*)?(\w+)\s*([<;])", text
+    ):
         if (m.group(2) == "vec" and m.group(3) == "<") or m.group(2) in names:
             names.add(m.group(1))
     for m in re.finditer(r"\btypedef\s+(?:metal\s*::\s*)?(vec\s*<[^;]*>|\w+)\s+(\w+)\s*;", text):
         if m.group(1).startswith("vec") or m.group(1) in names:
             names.add(m.group(2))
     kind = "(?:" + "|".join(sorted(names, key=len, reverse=True)) + ")"
-    text = re.sub(rf"\bstatic_cast\s*<\s*(?:metal\s*::\s*)?({kind})\s*>\s*\(", r"mh::make<\1>(", text)
-    text = re.sub(rf"(?<![\w.:<~])(?<!operator )(?:metal\s*::\s*)?\b({kind})\s*\((?!\s*\*)", r"mh::make<\1>(", text)
+    text = re.sub(
+        rf"\bstatic_cast\s*<\s*(?:metal\s*::\s*)?({kind})\s*>\s*\(", r"mh::make<\1>(", text
+    )
+    text = re.sub(
+        rf"(?<![\w.:<~])(?<!operator )(?:metal\s*::\s*)?\b({kind})\s*\((?!\s*\*)",
+        r"mh::make<\1>(",
+        text,
+    )
     text = re.sub(
         rf"(\w*)(\s*)\(\s*({kind})\s*\)(?=\s*[\w(.\-+~])",
         lambda m: (

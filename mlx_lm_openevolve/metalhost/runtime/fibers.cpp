@@ -15,13 +15,14 @@ size_t g_guard;
 
 // mh_switch(save, load): stores the stack pointer in *save and continues at the stack `load`.
 // A fresh stack holds zeros for the saved registers and the entry as its return address.
-#if defined(__x86_64__)
+#if defined(__APPLE__)
+#define MH_SYMBOL "_mh_switch"
+#else
 #define MH_SYMBOL "mh_switch"
-asm(R"(
-.text
-.globl mh_switch
-.type mh_switch,@function
-mh_switch:
+#endif
+#if defined(__x86_64__)
+asm(".text\n.globl " MH_SYMBOL "\n" MH_SYMBOL ":\n"
+    R"(
   pushq %rbp
   pushq %rbx
   pushq %r12
@@ -39,11 +40,7 @@ mh_switch:
   ret
 )");
 #elif defined(__aarch64__)
-#if defined(__APPLE__)
-asm(".text\n.globl _mh_switch\n.p2align 2\n_mh_switch:\n"
-#else
-asm(".text\n.globl mh_switch\n.p2align 2\nmh_switch:\n"
-#endif
+asm(".text\n.globl " MH_SYMBOL "\n.p2align 2\n" MH_SYMBOL ":\n"
     R"(
   sub sp, sp, #160
   stp x19, x20, [sp, #0]

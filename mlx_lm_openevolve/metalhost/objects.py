@@ -1,0 +1,114 @@
+"""Objects that all kernels share (the precompiled shim, the runtime), and the steps after the
+compilation of a kernel."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import re
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import BackendError
+from .cache import store
+from .findings import Finding
+from .flops import count_blocks
+from .toolchain import METAL_HEADERS, RUNTIME, SHIM, Toolchain, package_digest
+
+__all__ = ["assemble_counted", "header_folder", "link", "precompiled_shim", "run_tool"]
+
+
+def run_tool(command: Sequence[str], timeout: float = 120.0) -> tuple[int, str, str]:
+    """Runs a compiler: (exit status, standard output, standard error)."""
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return 1, "", "error: the compiler took too long\n"
+    said = [text.decode("utf-8", "replace") for text in (done.stdout, done.stderr)]
+    return done.returncode, said[0], said[1]
+
+
+@functools.lru_cache(maxsize=1)
+def header_folder() -> Path:
+    """A folder with an empty file for each of Metal's own headers."""
+
+    def make(work: Path) -> None:
+        for name in METAL_HEADERS:
+            (work / name).parent.mkdir(exist_ok=True)
+            (work / name).write_text("#pragma once\n", encoding="ascii")
+
+    key = hashlib.sha256(" ".join(METAL_HEADERS).encode())
+    return store().get(key.hexdigest(), make)
+
+
+@functools.lru_cache(maxsize=32)
+def precompiled_shim(chain: Toolchain, flags: tuple[str, ...]) -> Path:
+    """The shim, precompiled for these flags."""
+    key = hashlib.sha256("\0".join(("pch", package_digest(), chain.identity, *flags)).encode())
+
+    def make(work: Path) -> None:
+        status, _, said = run_tool(
+            [*chain.clang, *flags, "-x", "c++-header", "-Xclang", "-fno-pch-timestamp",
+             str(SHIM / "metal.h"), "-o", str(work / "metal.pch")]
+        )  # fmt: skip
+        if status != 0:
+            raise BackendError(f"the shim does not compile: {said.strip()[:2000]}")
+
+    return store().get(key.hexdigest(), make) / "metal.pch"
+
+
+@functools.lru_cache(maxsize=4)
+def runtime_object(chain: Toolchain) -> Path:
+    """The runtime, compiled."""
+    flags = ["-std=c++17", "-O2", "-fno-exceptions", "-fno-rtti", "-fno-stack-protector",
+             "-fno-sanitize=all", "-fno-threadsafe-statics", "-g0"]  # fmt: skip
+    parts = ("runtime", package_digest(), chain.identity, *chain.runtime, *flags)
+    key = hashlib.sha256("\0".join(parts).encode())
+
+    def make(work: Path) -> None:
+        status, _, said = run_tool(
+            [*chain.runtime, *flags, "-c", str(RUNTIME / "metalhost.cpp"),
+             "-o", str(work / "runtime.o")]
+        )  # fmt: skip
+        if status != 0:
+            raise BackendError(f"the runtime does not compile: {said.strip()[:2000]}")
+
+    return store().get(key.hexdigest(), make) / "runtime.o"
+
+
+def assemble_counted(chain: Toolchain, work: Path) -> None:
+    """From the instrumented IR to an object whose basic blocks report what they hold."""
+    ir = work / "kernel.ll"
+    ir.write_text(count_blocks(ir.read_text(encoding="utf-8")), encoding="utf-8")
+    status, _, said = run_tool(
+        [*chain.clang, "-x", "ir", "-O1", *chain.target_flags, "-fno-sanitize=all", "-w",
+         "-Xclang", "-disable-llvm-passes", "-c", str(ir), "-o", str(work / "kernel.o")]
+    )  # fmt: skip
+    if status != 0:
+        raise BackendError(f"the counted kernel does not assemble: {said.strip()[:400]}")
+    ir.unlink()
+
+
+def link(chain: Toolchain, work: Path) -> list[Finding]:
+    """Links work/kernel; a function that the source only declares is a finding."""
+    objects = [str(work / "kernel.o"), str(runtime_object(chain))]
+    output = work / "kernel"
+    if "build-exe" in chain.link:
+        with tempfile.TemporaryDirectory(dir=work) as scratch:
+            status, out, said = run_tool(
+                [*chain.link, *objects, f"-femit-bin={output}", "--cache-dir", scratch,
+                 "-fno-strip"]
+            )  # fmt: skip
+    else:
+        status, out, said = run_tool([*chain.link, *objects, "-o", str(output), "-lm"])
+    missing = re.search(r"undefined (?:symbol:|reference to) ([^\n]+)", out + said)
+    if missing:
+        name = missing.group(1).strip(" `'")
+        return [Finding("compile", f"'{name}' is declared but nowhere defined")]
+    if status != 0 or not output.is_file():
+        raise BackendError(f"linking failed: {said.strip()[:400]}")
+    return []
