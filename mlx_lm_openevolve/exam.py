@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .mutants import Mutant, applicable, correct
-from .reference import Case, Inputs, Truth, sdpa
+from .reference import Case, Inputs, Truth, sdpa, smallest
 from .workload import Workload
 
 __all__ = [
@@ -103,6 +103,7 @@ def prepare(case: Case) -> Question:
     rest = (case.scale, inputs.mask, inputs.sinks)
     answer = numpy(baseline(inputs.queries, inputs.keys, inputs.values, *rest))
     mass = numpy(baseline(inputs.queries, inputs.keys, mx.abs(inputs.values), *rest))
+    mass = np.maximum(mass, np.float32(smallest(w.dtype)))
     truth = case.truth()
     own = truth.error(answer)
     if not np.isfinite(own).all():  # then SDPA is no measure: only rounding is excused
@@ -189,7 +190,7 @@ def relative(
 ) -> npt.NDArray[np.float32]:
     """The largest |got - want| / mass of every row [B, Hq, L]; inf where it is no number."""
     with np.errstate(invalid="ignore", over="ignore"):
-        off = np.abs(got - want) / np.maximum(mass, 1e-30)
+        off = np.abs(got - want) / mass
     worst: npt.NDArray[np.float32] = np.where(np.isfinite(off), off, np.inf).max(-1)
     return worst
 

@@ -33,6 +33,7 @@ __all__ = [
     "encode",
     "mask",
     "sdpa",
+    "smallest",
 ]
 
 Array = npt.NDArray[np.generic]
@@ -45,6 +46,8 @@ _LEAD, _TAIL = 3, 5
 _TRUTH_ELEMENTS = 2 << 20
 _MASK_ELEMENTS = 16 << 20
 _TRUTH_ROWS = 16
+# Random entries that are drawn for a cache with more than that for each head.
+_POOL = 1 << 20
 
 # 256 quantiles of the standard normal: a random byte is an index, which is fast for large caches.
 _NORMAL = np.array([NormalDist().inv_cdf((i + 0.5) / 256) for i in range(256)], np.float32)
@@ -139,9 +142,8 @@ class Truth:
         ):
             group = want.shape[0]
             got = out[b, h * group : (h + 1) * group][:, self.rows].astype(np.float64)
-            unit = np.maximum(mass, 1e-30)
             with np.errstate(invalid="ignore", over="ignore"):
-                off = (np.abs(got - want) / unit)[live]
+                off = (np.abs(got - want) / mass)[live]
             off = np.where(np.isfinite(off), off, np.inf)
             if off.size:
                 worst = max(worst, float(off.max()))
@@ -196,7 +198,7 @@ class Case:
 
     def truth(self) -> Truth:
         """Float64 results for as many (batch, KV head) pairs and rows as are affordable; the
-        first and the last of each are always among them."""
+        first and the last of each are among them, unless one pair is all."""
         w, rng = self.workload, np.random.default_rng(self.seed)
         rows = _sample(rng, w.q_len, _TRUTH_ROWS)
         share = w.kv_len * (w.head_dim + w.v_head_dim)
@@ -220,7 +222,7 @@ class Case:
             )
             logit = max(logit, largest)
             outs.append(out)
-            masses.append(mass)
+            masses.append(np.maximum(mass, smallest(w.dtype)))
             live.append(~dead[b, heads][:, rows])
         return Truth(rows, tuple(pairs), tuple(outs), tuple(masses), tuple(live), logit)
 
@@ -288,11 +290,19 @@ def _floor(dtype: str) -> float:
     )
 
 
+def smallest(dtype: str) -> float:
+    """Below this a dtype's numbers lose precision, and a chip may flush them to zero: errors are
+    measured in units of no less."""
+    return 16 * float(np.finfo(np.float16 if dtype == "float16" else np.float32).tiny)
+
+
 def _sample(rng: np.random.Generator, n: int, count: int) -> npt.NDArray[np.int64]:
-    """At most max(2, count) of range(n), sorted, the first and the last among them."""
-    if n <= max(2, count):
+    """At most `count` of range(n), sorted; from two on the first and the last among them."""
+    if n <= count:
         return np.arange(n)
-    inner = rng.choice(np.arange(1, n - 1), max(0, count - 2), replace=False)
+    if count == 1:
+        return rng.integers(0, n, 1)
+    inner = rng.choice(np.arange(1, n - 1), count - 2, replace=False)
     return np.sort(np.concatenate([[0, n - 1], inner]).astype(np.int64))
 
 
@@ -335,10 +345,19 @@ def _filled(rng: np.random.Generator, shape: tuple[int, ...], table: Array, dtyp
     buffer[:, :, :_LEAD] = nan
     buffer[:, :, _LEAD + length :] = nan
     stored = encode(table, dtype)
+    # Fresh entries for every head while that is cheap, for a long cache windows of one pool.
+    pool = stored[rng.integers(0, 256, min(length * width, _POOL), np.uint8)]
     for b in range(batch):
         for h in range(heads):
-            bytes_ = rng.integers(0, 256, (length, width), np.uint8)
-            np.take(stored, bytes_, out=buffer[b, h, _LEAD : _LEAD + length])
+            rows = buffer[b, h, _LEAD : _LEAD + length].reshape(-1)
+            at = 0
+            while at < rows.size:  # windows of the pool, each from another place
+                start = 0 if pool.size == rows.size else int(rng.integers(pool.size // 2))
+                part = pool[start : start + rows.size - at]
+                rows[at : at + part.size] = part
+                at += part.size
+            if pool.size == rows.size:
+                pool = stored[rng.integers(0, 256, pool.size, np.uint8)]
     return buffer[:, :, _LEAD : _LEAD + length]
 
 

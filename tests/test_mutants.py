@@ -45,7 +45,7 @@ def test_every_mutant_is_killed_when_decoding_one_sequence(dtype, mask):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("dtype", "mask", "q_len", "seed"),
-    list(itertools.product(DTYPES, MASKS, (1, 8, 32, 2048), range(5))),
+    list(itertools.product(DTYPES, MASKS, (1, 8, 32, 2048), range(2))),
 )
 def test_every_mutant_is_killed_in_every_setting(dtype, mask, q_len, seed):
     if mask == "causal" and q_len == 1:
