@@ -1,0 +1,180 @@
+"""Importer: an OpenEvolve program with mx.fast.metal_kernel becomes a kernel folder.
+
+The program is read with `ast` and never run. Its attention function is followed symbolically, once
+for each kind of mask: shapes become workload fields, numbers become launch expressions, arrays
+stay what the caller passed. What cannot be followed is named with its line.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .errors import KernelError
+from .kernel import FORMAT, Kernel
+from .symbols import (
+    MASK_KINDS,
+    Array,
+    Launched,
+    Number,
+    Reader,
+    Scalar,
+    Unreadable,
+)
+
+__all__ = ["import_program", "read_program"]
+
+_MAX_BYTES = 4 << 20
+
+
+def import_program(program: Path | str, out: Path | str) -> Kernel:
+    """Write the kernel that a program launches into the folder `out`. Raises KernelError with the
+    line and the construct that cannot be read."""
+    kernel = read_program(program)
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise KernelError(f"{out}: exists and is not an empty folder")
+    kernel.save(out)
+    return kernel
+
+
+def read_program(program: Path | str) -> Kernel:
+    """The kernel that a program launches. Raises KernelError."""
+    path = Path(program)
+    try:
+        with path.open("rb") as file:
+            text = file.read(_MAX_BYTES + 1)
+        if len(text) > _MAX_BYTES:
+            raise KernelError(f"{path}: longer than {_MAX_BYTES} bytes")
+        tree = ast.parse(text)
+    except OSError as error:
+        raise KernelError(f"{path}: {error.strerror or error}") from None
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        line = getattr(error, "lineno", None)
+        where = f"{path}:{line}" if line else str(path)
+        raise KernelError(f"{where}: not Python: {getattr(error, 'msg', error)}") from None
+    found: dict[str, list[str]] = {}
+    problems: list[str] = []
+    parts: dict[str, tuple[dict[str, Any], dict[str, str]]] = {}
+    for kind in MASK_KINDS:
+        try:
+            meta, sources = _parts(tree, kind, path.name)
+        except Unreadable as error:
+            problems.append(f"{path}:{error.line}: {error}" if error.line else f"{path}: {error}")
+            continue
+        except RecursionError:
+            problems.append(f"{path}: nested too deeply")
+            continue
+        key = repr((meta, sources))
+        parts[key] = (meta, sources)
+        found.setdefault(key, []).append(kind)
+    if not found:
+        raise KernelError(problems[0])
+    key, kinds = max(found.items(), key=lambda item: len(item[1]))
+    meta, sources = parts[key]
+    one = f"mask == '{kinds[0]}'" if len(kinds) == 1 else f"mask in {tuple(kinds)!r}"
+    meta["applies"] = f"{one} and {meta['applies']}"
+    return Kernel.from_parts(meta, sources, str(path))
+
+
+def _parts(tree: ast.Module, kind: str, name: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """kernel.json (its `applies` without the mask) and the sources, for one kind of mask."""
+    reader = Reader(kind)
+    result = reader.read(tree)
+    if not reader.launches:
+        raise reader.problem or Unreadable(
+            "nothing is launched: no call of a kernel made by metal_kernel", 0
+        )
+    last = reader.launches[-1]
+    if not isinstance(result, Array) or result.name not in last.outputs:
+        raise Unreadable(
+            "the function does not return an output of its last launch unchanged", last.line
+        )
+    names = {result.name: "out"}
+    stages, sources = [], {}
+    for i, launch in enumerate(reader.launches):
+        file = f"{_identifier(launch.kernel.name)}{i or ''}.metal"
+        stage, source = _stage(launch, names, file)
+        stages.append(stage)
+        sources[file] = source
+    shape = stages[-1]["outputs"][list(last.outputs).index(result.name)]["shape"]
+    wanted = [] if shape[-1] == "v_head_dim" else ["head_dim == v_head_dim"]
+    sinks = any("sinks" in stage["inputs"] for stage in stages)
+    wanted += ["sinks" if sinks else "not sinks", "kv_bits == 0"]
+    return {
+        "format": FORMAT,
+        "name": _identifier(last.kernel.name),
+        "family": "attention",
+        "origin": "imported",
+        "description": f"Imported from {name}.",
+        "applies": " and ".join(wanted),
+        "params": {},
+        "stages": stages,
+    }, sources
+
+
+def _stage(launch: Launched, names: Mapping[str, str], file: str) -> tuple[dict[str, Any], str]:
+    """A stage of kernel.json and its source, with the family's names for its arrays."""
+    source, template = launch.kernel.source, dict(launch.template)
+    renamed: dict[str, str] = {}
+    inputs: list[str] = []
+    for name, value in zip(launch.kernel.inputs, launch.inputs, strict=True):
+        if isinstance(value, Scalar):
+            constant = f"{name.upper()}_VALUE"
+            source, count = re.subn(rf"\b{name}\s*\[\s*0\s*\]", constant, source)
+            if re.search(rf"\b{name}\b", source) or not count:
+                raise Unreadable(
+                    f"input {name} is a number, yet not read as {name}[0]", launch.line
+                )
+            template[constant] = value.number
+        elif isinstance(value, Array):
+            role = names.get(value.name, value.name)
+            if role in inputs:
+                raise Unreadable(f"{role} is handed over twice", launch.line)
+            inputs.append(role)
+            renamed[name] = role
+            if role == "scale" and not value.shaped:
+                source = re.sub(rf"\b{name}\b(?!\s*\[)", f"{name}[0]", source)
+        else:
+            raise Unreadable(f"input {name}: {value}", launch.line)
+    outputs = []
+    for name, key, shape, dtype in zip(
+        launch.kernel.outputs, launch.outputs, launch.shapes, launch.dtypes, strict=True
+    ):
+        renamed[name] = names.get(key, key)
+        outputs.append({"name": renamed[name], "shape": [n.text for n in shape], "dtype": dtype})
+    stage = {
+        "source": file,
+        "inputs": inputs,
+        "outputs": outputs,
+        "template": {name: _value(value) for name, value in template.items()},
+        "grid": [n.text for n in launch.grid],
+        "threadgroup": [n.text for n in launch.threadgroup],
+    }
+    return stage, _rename(source, renamed)
+
+
+def _value(value: Number | str) -> str:
+    return value if isinstance(value, str) else value.text
+
+
+def _rename(source: str, names: Mapping[str, str]) -> str:
+    """The source with its arrays (and their _shape, _strides, _ndim) under other names; a local
+    name that is in the way gets out of it."""
+    table = {
+        old + suffix: new + suffix
+        for old, new in names.items()
+        for suffix in ("", "_shape", "_strides", "_ndim")
+    }
+    for new in set(table.values()) - set(table):
+        table[new] = f"{new}_local"
+    pattern = re.compile(r"(?<![\w.])[A-Za-z_]\w*")
+    return pattern.sub(lambda match: table.get(match.group(), match.group()), source)
+
+
+def _identifier(name: str) -> str:
+    text = re.sub(r"\W+", "_", name, flags=re.ASCII).strip("_")[:60] or "kernel"
+    return text if text[0].isalpha() else f"k{text}"
