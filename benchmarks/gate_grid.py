@@ -1,0 +1,127 @@
+"""Judge the shipped kernels over a grid of workloads on this GPU: `make tune`.
+
+    python benchmarks/gate_grid.py --output DIR [--minutes 9] [--suite decode batch ...]
+
+Every verdict is the library's own gate's, with its evidence, in a registry under DIR (the folder
+`v1` of it is what tuned/ ships for a device). A workload that was judged there before is skipped,
+so that an interrupted run goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from mlx_lm_openevolve import gate
+from mlx_lm_openevolve.device import BACKENDS, detect, fingerprint
+from mlx_lm_openevolve.errors import BackendError, KernelError
+from mlx_lm_openevolve.registry import Registry, tuned_root
+from mlx_lm_openevolve.workload import Workload
+
+
+def shape(q_heads: int, kv_heads: int, dim: int) -> Workload:
+    return Workload(1, q_heads, kv_heads, 1, 1, dim, dim, "bfloat16")
+
+
+QWEN3_06B, LLAMA_1B, LLAMA_8B = shape(16, 8, 128), shape(32, 8, 64), shape(32, 8, 128)
+GEMMA3_4B, GEMMA3_12B, GPT_OSS = shape(8, 4, 256), shape(16, 8, 256), shape(64, 8, 64)
+D80 = shape(32, 32, 80)
+
+
+def powers(low: int, high: int) -> list[int]:
+    return [1 << n for n in range(low.bit_length() - 1, high.bit_length())]
+
+
+SUITES: dict[str, list[Workload]] = {
+    "batch": [
+        replace(w, batch=b, kv_len=n, mask="bool")
+        for w in (LLAMA_8B, QWEN3_06B, LLAMA_1B)
+        for b in (8, 32, 2, 4, 16)
+        for n in powers(512, 8192)
+    ],
+    "decode": [
+        replace(w, kv_len=n) for w in (QWEN3_06B, LLAMA_8B, LLAMA_1B) for n in powers(256, 65536)
+    ],
+    "wide": [
+        replace(w, kv_len=n) for w in (GEMMA3_4B, GEMMA3_12B, D80) for n in powers(1024, 16384)
+    ],
+    "sinks": [
+        replace(GPT_OSS, kv_len=n, mask=mask, sinks=True)
+        for mask in ("none", "bool")
+        for n in powers(128, 16384)
+    ],
+    "window": [replace(GPT_OSS, kv_len=n, mask="bool") for n in powers(128, 16384)],
+    "verify": [
+        replace(w, kv_len=n, q_len=8, mask="causal")
+        for w in (QWEN3_06B, LLAMA_1B)
+        for n in powers(512, 16384)
+    ],
+    "half": [replace(QWEN3_06B, kv_len=n, dtype="float16") for n in powers(1024, 16384)],
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, default=60)
+    parser.add_argument("--seconds", type=float, default=10, help="for one verdict")
+    parser.add_argument("--suite", nargs="+", choices=SUITES, default=list(SUITES))
+    parser.add_argument("--backend", choices=BACKENDS)
+    options = parser.parse_args()
+
+    device = detect(options.backend)
+    stamp = fingerprint(device, gate.GATE_VERSION)
+    registry = Registry(options.output)
+    kernels = Registry(tuned_root(), writable=False).kernels()
+    end = time.monotonic() + 60 * options.minutes
+    accepted = judged = 0
+    for suite in options.suite:
+        for workload in SUITES[suite]:
+            bucket = workload.bucket()
+            done = {
+                (v.kernel, tuple(v.params.items()))
+                for v in registry.verdicts(device.slug, bucket)
+                if v.counts_for(stamp)
+            }
+            for kernel in kernels:
+                if time.monotonic() > end:
+                    print(f"out of time: {judged} judged, {accepted} accepted")
+                    return 0
+                if not kernel.applies_to(bucket):
+                    continue
+                params = kernel.default_params(bucket)
+                if (kernel.id, tuple(params.items())) in done:
+                    continue
+                start = time.monotonic()
+                try:
+                    verdict = gate.judge(
+                        kernel, params, bucket, device.backend, seconds=options.seconds
+                    )
+                except (gate.GateTimeout, BackendError, KernelError) as error:
+                    print(f"{bucket.slug} {kernel.name}: {error}", flush=True)
+                    continue
+                registry.publish(device.slug, verdict)
+                judged += 1
+                accepted += verdict.accepted
+                times = verdict.timing
+                figures = (
+                    f"{times['ratio']:.2f} [{times['low']:.2f}, {times['high']:.2f}]"
+                    f" {times['candidate']['mean'] * 1e6:.1f} us"
+                    if "ratio" in times
+                    else ""
+                )
+                print(
+                    f"{suite} {bucket.slug} {kernel.name} {verdict.status} {figures}"
+                    f" {verdict.reason if not verdict.accepted else ''}"
+                    f" ({time.monotonic() - start:.1f} s)",
+                    flush=True,
+                )
+    print(f"{judged} judged, {accepted} accepted")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
