@@ -498,6 +498,47 @@ def test_no_file_stays_open() -> None:
     assert len(list(folder.iterdir())) <= before
 
 
+@on_host
+@pytest.mark.parametrize(
+    "header",
+    [
+        '#include "/etc/passwd"',
+        "#include <../../etc/passwd>",
+        "#in\\\nclude </etc/passwd>",
+        "#in\\ \nclude </etc/passwd>",
+        "//\r#include </etc/passwd>",
+        "/**/ # /**/ include </etc/passwd>",
+        "/*\n*/ #include </etc/passwd>",
+        "%:include </etc/passwd>",
+        "#define F </etc/passwd>\n#include F",
+        "constant char q = '\"'; /* \" */\n#include </etc/passwd>",
+        "#import </etc/passwd>",
+        "#embed </etc/passwd>",
+        '#line 1 "<entry>"\nasm("");',
+        '# 1 "<entry>"\nasm("");',
+        "#pragma redefine_extname f system",
+        "#pragma clang attribute push",
+        '_Pragma("weak f = system")',
+        '#define P "weak f = system"\n_Pragma(P)',
+        'asm(".incbin \\"/etc/passwd\\"");',
+        '#define J(a, b) a##b\nJ(as, m)(".incbin \\"/etc/passwd\\"");',
+        'constant char q = \'"\'; // "/*"\nasm(""); constant char r = \'"\'; // "*/"',
+        'extern "C" int system(const char*);',
+        "#define J(a, b) a##b\nJ(ext, ern) int system(int);",
+        'int f() __attribute__((alias("system")));',
+        "[[gnu::weak]] int f();",
+        "#define J(a, b) a##b\nint f() { return J(__builtin_, trap)(), 0; }",
+        "namespace mh { int f(); }",
+        "#define J(a, b) a##b\nint f() { J(m, h)::finish(); return 0; }",
+    ],
+)
+def test_no_way_out_of_the_sandbox(header: str) -> None:
+    done = launch("y[thread_position_in_grid.x] = 1;", header=header)
+    assert {f.kind for f in done.findings} == {"sandbox"}, said(done)
+    assert len(done.findings) == 1, said(done)
+    assert "root:" not in said(done)
+
+
 # ---- counters -----------------------------------------------------------------------------------
 
 

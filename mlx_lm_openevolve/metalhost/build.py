@@ -139,7 +139,7 @@ def _compile(
 ) -> tuple[list[Finding], KernelFunction | None]:
     """From source to work/kernel.o (or kernel.ll, to count): findings and the kernel found."""
     translation, found = _translate(request, chain, sources, work)
-    if translation is None:
+    if translation is None or any(f.kind == "sandbox" for f in found):
         return found, None
     call, function = resolve(translation, request.function)
     if function is None:

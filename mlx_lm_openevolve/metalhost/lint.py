@@ -13,65 +13,81 @@ __all__ = ["lint_raw", "lint_translated"]
 
 MAX_SOURCE = 1024 * 1024  # characters
 
-_COMMENTS = re.compile(r'//[^\n]*|/\*.*?\*/|"(?:\\.|[^"\\\n])*"', re.S)
+# What a directive may be. #line is not among them: the places of findings rest on it.
+_DIRECTIVES = (
+    *("define", "undef", "if", "ifdef", "ifndef", "elif", "else", "endif", "error", "warning"),
+    *("include", "pragma"),
+)
+_BLOCK = r"/\*.*?\*/"
+# Comments are not removed first: a quote in them could hide a directive from the removal.
+_DIRECTIVE = re.compile(
+    rf"(?:^|\*/)(?:[ \t]|{_BLOCK})*(?:\#|%:|\?\?=)(?:[ \t]|{_BLOCK})*([^\s/\"<]*)([^\n]*)", re.M
+)
+_PRAGMA = re.compile(
+    r"\s*(?:once|mark\b.*|(?:no)?unroll\b[\s()\w]*|METAL\b[\s:\w]*|STDC\b[\s\w]*"
+    r"|clang\s+(?:loop|fp)\b[\s()\w,]*|GCC\s+unroll\b[\s\w]*)$"
+)
+_PRAGMA_OPERATOR = re.compile(r"\b_Pragma\b\s*(?:\(\s*\"([^\"\\\n]*)\"\s*\))?")
 
-
-def strip_comments(text: str) -> str:
-    """Without comments, string contents kept; lines stay."""
-
-    def keep(m: re.Match[str]) -> str:
-        return m.group() if m.group().startswith('"') else re.sub(r"[^\n]", " ", m.group())
-
-    return _COMMENTS.sub(keep, text)
-
-
+# Words that could reach past the kernel. They are looked for in the preprocessed text, where no
+# macro hides them.
 _FORBIDDEN = (
-    (r"#\s*embed\b|%:", "files cannot be embedded, nor directives spelled with digraphs"),
-    (r"\b__?has_(?:include|embed)\w*", "__has_include is not available"),
     (r"\basm\b|\b__asm(?:__)?\b", "asm is not Metal"),
     (r"\b__attribute(?:__)?\b|\b__declspec\b", "__attribute__ is not available in kernels"),
-    (r"\b__builtin_\w+", "compiler builtins are not Metal"),
+    (r"\b__builtin_\w+|\b__c11_atomic\w+|\b__atomic_\w+|\b__sync_\w+",
+     "compiler builtins are not Metal"),
     (r"\bextern\b", "extern is not available in kernels"),
-    (r"\bmh(?:::|_)\w*|\bMh[A-Z]\w*|\bMH_\w+", "names of the host runtime are reserved"),
-    (r"\b__tsan_\w+|\b__ubsan_\w+|\b__sanitizer_\w+", "names of the host runtime are reserved"),
-    (r"\b(?:import|module|export)\s+[<\"\w]", "modules are not Metal"),
+    (r"\bmh(?:\s*::|_)\w*|\bMh[A-Z]\w*|\bMH_\w+|\bnamespace\s+mh\b",
+     "names of the host runtime are reserved"),
+    (r"\b__(?:tsan|ubsan|sanitizer)_\w+", "names of the host runtime are reserved"),
+    (r"(?<!\w)(?:import|module|export)\s+[<\"\w]", "modules are not Metal"),
     (r"\[\[\s*(?:gnu|clang|__gnu__|_Clang|using)\b", "compiler attributes are not Metal"),
-    (r"\?\?[=/'()!<>-]", "trigraphs are not available"),
-)
+)  # fmt: skip
 
 
 def lint_raw(
     text: str, files: Sequence[tuple[str, str]], include_root: str | None
 ) -> list[Finding]:
-    """Findings that stop a build before any tool reads the source."""
+    """Findings that stop a build before any tool reads the source: one for each of `files`."""
     size = sum(len(t) for _, t in files)
     if size > MAX_SOURCE:
         message = f"the source has {size} characters; the limit is {MAX_SOURCE}"
         return [Finding("sandbox", message)]
     found: list[Finding] = []
     for name, body in files:
-        sources = Sources({name: body})
-
-        def add(kind: str, message: str, at: int, name: str = name, body: str = body,
-                sources: Sources = sources) -> None:  # fmt: skip
-            place = sources.place(name, body.count("\n", 0, at) + 1)
+        refusal = _refusal(body, include_root)
+        if refusal is not None:
+            kind, message, at = refusal
+            place = Sources({name: body}).place(name, body.count("\n", 0, at) + 1)
             found.append(Finding(kind, message, place.line, name, place.text))
+    return found
 
-        for k, c in enumerate(body):
-            if ord(c) > 126 or (ord(c) < 32 and c not in "\t\n\r"):
-                add("non-ascii", f"character U+{ord(c):04X}: Metal sources here are ASCII", k)
-                break
-        # Spliced lines first: a backslash may cut a directive in two.
-        plain = strip_comments(re.sub(r"\\\r?\n", "  ", body))
-        for m in re.finditer(r"^[ \t]*#[ \t]*(include\w*|import)\b[ \t]*([^\n]*)", plain, re.M):
-            if not _include_allowed(m.group(2).strip(), include_root):
-                message = f"#include {m.group(2).strip()[:80]} is outside the sandbox"
-                add("sandbox", message, m.start(1))
-        for pattern, message in _FORBIDDEN:
-            hit = re.search(pattern, plain)
-            if hit:
-                add("sandbox", message, hit.start())
-    return found[:8]
+
+def _refusal(body: str, include_root: str | None) -> tuple[str, str, int] | None:
+    """The first thing that bars a text from the compiler: kind, message, position."""
+    for k, c in enumerate(body):
+        if ord(c) > 126 or (ord(c) < 32 and c not in "\t\n\r"):
+            return "non-ascii", f"character U+{ord(c):04X}: Metal sources here are ASCII", k
+    # As long as the text was: a carriage return ends a line, a backslash joins two.
+    plain = body.replace("\r", "\n")
+    plain = re.sub(r"\\[ \t]*\n", lambda m: " " * len(m.group()), plain)
+    for m in _DIRECTIVE.finditer(plain):
+        word, operand = m.group(1), re.sub(r"//.*|/\*.*?\*/", "", m.group(2)).strip()
+        if word in ("include", "import"):
+            if word == "import" or not _include_allowed(operand, include_root):
+                return "sandbox", f"#{word} {operand[:80]} is outside the sandbox", m.start(1)
+        elif word == "pragma":
+            if not _PRAGMA.match(operand):
+                return "sandbox", f"#pragma {operand[:60]} is not available", m.start(1)
+        elif word and word not in _DIRECTIVES:
+            return "sandbox", f"#{word[:40]} is not available in kernels", m.start(1)
+    for m in _PRAGMA_OPERATOR.finditer(plain):
+        if m.group(1) is None or not _PRAGMA.match(m.group(1)):
+            return "sandbox", "_Pragma takes a literal about loops here", m.start()
+    hit = re.search(r"\b__?has_(?:include|embed)\w*", plain)
+    if hit:
+        return "sandbox", "__has_include is not available", hit.start()
+    return None
 
 
 def _include_allowed(operand: str, include_root: str | None) -> bool:
@@ -118,6 +134,11 @@ def lint_translated(text: str, sources: Sources) -> list[Finding]:
         code = re.sub(
             r'"(?:\\.|[^"\\\n])*"', lambda m: '"' + " " * (len(m.group()) - 2) + '"', part
         )
+        for spelled, message in _FORBIDDEN:
+            hit = re.search(spelled, code)
+            if hit:
+                place = sources.place(*position(text, start + hit.start()))
+                found.append(Finding("sandbox", message, place.line, place.file, place.text))
         for pattern, message in _RULES:
             for m in pattern.finditer(code):
                 place = sources.place(*position(text, start + m.start()))

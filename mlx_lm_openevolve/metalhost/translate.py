@@ -61,7 +61,7 @@ def _blank(text: str) -> str:
 def _close(text: str, at: int, pair: str) -> int:
     """Position of the bracket that closes the one at `at`; -1 without one."""
     depth = 0
-    opening, closing = pair
+    opening = pair[0]
     for m in re.compile(f"[{re.escape(pair)}]").finditer(text, at):
         depth += 1 if m.group() == opening else -1
         if depth == 0:
@@ -130,7 +130,7 @@ def _literals(result: Translation) -> None:
 
 
 def _host_names(result: Translation) -> None:
-    pattern = re.compile(r'template\s*\[\[\s*host_name\s*\(\s*"([^"]*)"\s*\)\s*\]\]')
+    pattern = re.compile(r'template\s*\[\[\s*host_name\s*\(\s*((?:"[^"]*"\s*)+)\)\s*\]\]')
     text = result.text
     for m in reversed(list(pattern.finditer(text))):
         end = text.find(";", m.end())
@@ -138,7 +138,8 @@ def _host_names(result: Translation) -> None:
         k = statement.find("decltype")
         if k >= 0:
             close = _close(statement, statement.index("(", k), "()")
-            result.host_names[m.group(1)] = " ".join(statement[close + 1 :].split())
+            name = "".join(re.findall(r'"([^"]*)"', m.group(1)))
+            result.host_names[name] = " ".join(statement[close + 1 :].split())
         text = text[: m.start()] + _blank(text[m.start() : end + 1]) + text[end + 1 :]
     result.text = text
 
