@@ -764,20 +764,31 @@ def test_the_store_builds_once_and_stays_small(tmp_path: Path) -> None:
 
 
 @on_host
-@pytest.mark.parametrize(
-    "target", ["aarch64-macos", "x86_64-macos", "aarch64-linux-gnu", "x86_64-linux-musl"]
-)
-def test_the_runtime_compiles_for_other_machines(target: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("target", ["aarch64-macos", "x86_64-macos", "aarch64-linux-gnu.2.28"])
+def test_the_runtime_builds_for_other_machines(target: str, tmp_path: Path) -> None:
     tool = toolchain().runtime[0]
     if not tool.endswith("zig"):
         pytest.skip("needs zig, which brings the libraries of other systems")
+    kernel = tmp_path / "kernel.cpp"
+    kernel.write_text('extern "C" void mh_signature() {}\nextern "C" void mh_entry() {}\n')
+    objects = []
+    for source in (kernel, RUNTIME / "metalhost.cpp"):
+        objects.append(str(tmp_path / f"{source.stem}.o"))
+        done = subprocess.run(
+            [tool, "c++", "-target", target, "-std=c++17", "-O1", "-fno-exceptions", "-fno-rtti",
+             "-fno-sanitize=all", "-Wall", "-Wextra", "-Werror", "-c", str(source),
+             "-o", objects[-1]],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[:2000]
     done = subprocess.run(
-        [tool, "c++", "-target", target, "-std=c++17", "-O1", "-fno-exceptions", "-fno-rtti",
-         "-Wall", "-Wextra", "-Werror", "-c", str(RUNTIME / "metalhost.cpp"),
-         "-o", str(tmp_path / "runtime.o")],
+        [tool, "build-exe", "-target", target, "-lc", "-fno-compiler-rt", "-fno-ubsan-rt", *objects,
+         f"-femit-bin={tmp_path / 'program'}", "--cache-dir", str(tmp_path / "zig")],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[:2000]
+    magic = (tmp_path / "program").read_bytes()[:4]
+    assert magic == (b"\xcf\xfa\xed\xfe" if "macos" in target else b"\x7fELF")
 
 
 @on_host

@@ -123,7 +123,9 @@ def _build(request: Request, chain: Toolchain, sources: Sources, work: Path) -> 
         found = link(chain, work)
     if not os.environ.get("MLX_LM_OPENEVOLVE_KEEP"):
         for path in work.glob("kernel.*"):
-            path.unlink()
+            # Mach-O programs leave their line table in the object.
+            if path.suffix != ".o" or "apple" not in chain.target:
+                path.unlink()
     record = {
         "findings": [
             {k: getattr(f, k) for k in ("kind", "message", "line", "file", "text")}

@@ -36,7 +36,8 @@ def render(
     if not report.findings and not report.errors:
         return ()
     assert program.executable is not None
-    table = LineTable(program.executable)
+    with_lines = program.folder / "kernel.o"
+    table = LineTable(with_lines if with_lines.is_file() else program.executable)
     names = _names(program, arguments)
     found = [_finding(record, program, table, names) for record in report.findings]
     found += [Finding("runtime", message) for message in report.errors]

@@ -6,12 +6,16 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#if defined(__APPLE__)
+#include <mach-o/loader.h>
+extern "C" const struct mach_header_64 _mh_execute_header;
+#else
+extern "C" char __executable_start[], _end[];
+#endif
+
 #include "counters.h"
 #include "races.h"
 #include "report.h"
-
-extern "C" char __executable_start[] __attribute__((weak));
-extern "C" char _end[] __attribute__((weak));
 
 namespace mh {
 
@@ -37,6 +41,31 @@ uint64_t g_packed_bytes;
 uint64_t g_peak_bytes;
 uint64_t g_shadow_bytes;
 bool g_read_uninitialised;
+
+Address g_image_low, g_image_high;  // the program itself: constants that a kernel may read
+
+void find_image() {
+#if defined(__APPLE__)
+  const char* at = reinterpret_cast<const char*>(&_mh_execute_header + 1);
+  Address slide = 0;
+  for (uint32_t i = 0; i < _mh_execute_header.ncmds; ++i) {
+    const load_command* command = reinterpret_cast<const load_command*>(at);
+    at += command->cmdsize;
+    if (command->cmd != LC_SEGMENT_64) continue;
+    const segment_command_64* s = reinterpret_cast<const segment_command_64*>(command);
+    if (!strcmp(s->segname, SEG_PAGEZERO) || !strcmp(s->segname, SEG_LINKEDIT)) continue;
+    if (!strcmp(s->segname, SEG_TEXT)) {
+      g_image_low = Address(&_mh_execute_header);
+      slide = g_image_low - Address(s->vmaddr);
+    }
+    const Address end = Address(s->vmaddr + s->vmsize) + slide;
+    if (end > g_image_high) g_image_high = end;
+  }
+#else
+  g_image_low = Address(__executable_start);
+  g_image_high = Address(_end);
+#endif
+}
 
 const char* access_name(bool write, bool atomic) {
   return atomic ? "atomic" : write ? "write" : "read";
@@ -154,6 +183,7 @@ void* reserve(size_t bytes) {
 }
 
 void map_buffers(int file) {
+  find_image();
   const uint64_t page = uint64_t(sysconf(_SC_PAGESIZE));
   uint64_t largest = page, total = 0;
   g_buffer_count = unsigned(g_launch->buffers);
@@ -259,9 +289,7 @@ void access(Address address, unsigned size, bool write, bool atomic, bool aligne
     return;
   }
   if (address >= g_thread->stack_low && address + size <= g_thread->stack_high) return;
-  if (&__executable_start && address >= Address(__executable_start) && address < Address(_end)) {
-    return;  // constants of the program
-  }
+  if (address >= g_image_low && address < g_image_high) return;
   outside(nullptr, address, size, write, atomic, pc, "out-of-bounds", "wild");
 }
 
