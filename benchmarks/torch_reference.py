@@ -16,6 +16,7 @@ import re
 import statistics
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,11 +32,16 @@ SLUG = re.compile(
     r"attention-b(\d+)-hq(\d+)-hkv(\d+)-lq(\d+)-lk(\d+)-d(\d+)-v(\d+)-(\w+16|float32)-(none|causal|bool)"
 )
 DEFAULT = [
-    *(f"attention-b1-hq16-hkv8-lq1-lk{n}-d128-v128-bfloat16-none"
-      for n in (256, 1024, 4096, 16384, 65536)),
+    *(
+        f"attention-b1-hq16-hkv8-lq1-lk{n}-d128-v128-bfloat16-none"
+        for n in (256, 1024, 4096, 16384, 65536)
+    ),
     *(f"attention-b1-hq32-hkv8-lq1-lk{n}-d128-v128-bfloat16-none" for n in (1024, 4096, 16384)),
-    *(f"attention-b{b}-hq32-hkv8-lq1-lk{n}-d128-v128-bfloat16-{m}"
-      for b, n in ((8, 1024), (8, 4096), (32, 2048)) for m in ("none", "bool")),
+    *(
+        f"attention-b{b}-hq32-hkv8-lq1-lk{n}-d128-v128-bfloat16-{m}"
+        for b, n in ((8, 1024), (8, 4096), (32, 2048))
+        for m in ("none", "bool")
+    ),
     *(f"attention-b1-hq16-hkv8-lq1-lk{n}-d256-v256-bfloat16-none" for n in (1024, 4096, 16384)),
 ]
 CACHE_BYTES = 200e6
@@ -135,8 +141,7 @@ def main() -> None:
         ]
         print(f"{slug:76s} {'  '.join(cells)}", flush=True)
         if args.out:
-            with open(args.out, "w") as file:
-                json.dump(report, file)
+            Path(args.out).write_text(json.dumps(report) + "\n")
 
 
 if __name__ == "__main__":

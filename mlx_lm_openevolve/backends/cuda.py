@@ -4,7 +4,7 @@
 
 The rewrite works on tokens and knows no types: it drops or renames Metal's address spaces, makes
 attributes variables and swizzles calls. What it does not know it refuses with a reason, and the
-kernel is then not eligible on this backend. Read off mlx 0.32.4, mlx/backend/cuda/custom_kernel.cpp.
+kernel is then not eligible on this backend. Read off mlx 0.32.4, backend/cuda/custom_kernel.cpp.
 """
 
 from __future__ import annotations
@@ -89,14 +89,15 @@ _ASSIGN = ("=", "+=", "-=", "*=", "/=", "%=", "&=", "|=", "^=")
 
 
 # The strides of a mask's view as [B, Hq, L, N], from its own axes, the last ones of these.
-_BROADCAST = """Strides mask_steps = {};
+_BROADCAST = """Strides mask_axes = {};
 #pragma unroll
 for (int to = 0; to < 4; ++to) {
 #pragma unroll
   for (int from = 0; from < 4; ++from) {
-    if (to + mask_ndim == from + 4 && mask_shape[from] != 1) mask_steps[to] = mask_strides[from];
+    if (to + mask_ndim == from + 4 && mask_shape[from] != 1) mask_axes[to] = mask_strides[from];
   }
 }
+const Strides& mask_steps = mask_axes;
 """
 
 
