@@ -18,19 +18,20 @@ PACKAGE = ROOT / "mlx_lm_openevolve"
 
 # A module may import those before it; a later layer never reaches back. metalhost stands beside.
 LAYERS = [
-    ["errors", "device", "workload", "expressions"],
+    ["errors", "device", "workload", "expressions", "budget"],
     ["kernel"],
     ["registry", "metalhost"],
-    ["backends"],
+    ["backends", "importer", "symbols"],
     ["reference", "mutants", "timing"],
     ["exam"],
-    ["gate", "importer"],
+    ["race", "source_mutants"],
+    ["gate"],
     ["plan"],
     ["dispatch"],
     ["patch"],
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
-FREE = {"__init__", "__main__", "cli"}
+FREE = {"__init__", "__main__", "cli", "run", "bench", "sitecustom"}
 
 
 def imported(path: Path) -> set[str]:
