@@ -11,7 +11,10 @@ import mlx.core as mx
 from .device import Device
 from .errors import OpenEvolveError
 
-__all__ = ["Clock", "GateTimeout", "memory_for", "undisturbed"]
+__all__ = ["GATE_VERSION", "Clock", "GateTimeout", "memory_for", "undisturbed"]
+
+# Raised with any change after which an old verdict should not count.
+GATE_VERSION = 1
 
 _HOST_MEMORY = 2 << 30
 

@@ -25,7 +25,7 @@ from typing import Any
 import mlx.core as mx
 
 from . import backends, exam
-from .budget import Clock, GateTimeout, memory_for, undisturbed
+from .budget import GATE_VERSION, Clock, GateTimeout, memory_for, undisturbed
 from .device import Device, detect, fingerprint, version_of
 from .errors import BackendError, KernelError, OpenEvolveError
 from .exam import Build, Calls, Outcome, Result
@@ -47,8 +47,6 @@ __all__ = [
     "judge_in_worker",
     "static_rules",
 ]
-
-GATE_VERSION = 1
 
 
 class Poisoned(OpenEvolveError):
