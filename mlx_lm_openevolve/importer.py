@@ -136,8 +136,8 @@ def _stage(launch: Launched, names: Mapping[str, str], file: str) -> tuple[dict[
                 raise Unreadable(f"{role} is handed over twice", launch.line)
             inputs.append(role)
             renamed[name] = role
-            if role == "scale" and not value.shaped:
-                source = re.sub(rf"\b{name}\b(?!\s*\[)", f"{name}[0]", source)
+            if role == "scale":
+                source = _scale(source, name, value, template)
         else:
             raise Unreadable(f"input {name}: {value}", launch.line)
     outputs = []
@@ -155,6 +155,16 @@ def _stage(launch: Launched, names: Mapping[str, str], file: str) -> tuple[dict[
         "threadgroup": [n.text for n in launch.threadgroup],
     }
     return stage, _rename(source, renamed)
+
+
+def _scale(source: str, name: str, scale: Array, template: Mapping[str, Number | str]) -> str:
+    """The source with the family's scale, a float32 array of one element, in place of its own."""
+    if not scale.shaped:
+        source = re.sub(rf"\b{name}\b(?!\s*\[)", f"{name}[0]", source)
+    dtype = next((key for key, value in template.items() if value == "dtype"), "")
+    if scale.rounded and dtype:
+        source = re.sub(rf"\b{name}\s*\[\s*0\s*\]", f"{dtype}({name}[0])", source)
+    return source
 
 
 def _value(value: Number | str) -> str:

@@ -76,11 +76,12 @@ class Number:
 
 @dataclass(frozen=True)
 class Array:
-    """An array by its role in the family, or an earlier launch's output by name. shaped: it has
-    an axis (a scale may have none)."""
+    """An array by its role in the family, or an earlier launch's output by name. For a scale:
+    shaped, it has an axis; rounded, it was made in the workload's dtype."""
 
     name: str
     shaped: bool = True
+    rounded: bool = False
 
 
 @dataclass(frozen=True)
@@ -444,7 +445,8 @@ class Reader:
         if isinstance(inner, ast.List | ast.Tuple) and len(inner.elts) == 1:
             inner, shaped = inner.elts[0], True
         if isinstance(inner, ast.Name) and inner.id == self._scale:
-            return Array("scale", shaped)
+            dtype = [self._value(k.value) for k in node.keywords if k.arg == "dtype"]
+            return Array("scale", shaped, dtype == [Dtype("dtype")])
         value = self._value(inner)
         if isinstance(value, Number):
             return Scalar(value)

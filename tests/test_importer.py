@@ -50,7 +50,7 @@ def evolved_attention(queries, keys, values, scale=1.0, mask=None):
     uint head = thread_position_in_grid.y;
     uint batch = thread_position_in_grid.z;
     if (row >= LENGTH) { return; }
-    T factor = T(scale[0]);
+    T factor = scale[0];
     bool masked = use_mask[0] > 0;
     uint q0 = ((batch * HEADS + head) * LENGTH + row) * WIDTH;
     uint kv0 = (batch * KV_HEADS + head / PER_KV) * LENGTH * WIDTH;
@@ -195,6 +195,7 @@ def test_a_program_becomes_a_kernel_folder_without_being_run(tmp_path):
     assert "USE_MASK_VALUE > 0" in source
     assert "float(keys[kv0" in source
     assert "out[q0 + d]" in source
+    assert "T factor = T(scale[0]);" in source
     assert "k[kv0" not in source.replace("keys[kv0", "")
 
 
