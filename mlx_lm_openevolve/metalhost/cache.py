@@ -6,13 +6,17 @@ import contextlib
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import platformdirs
 
+from ..errors import BackendError
+
 __all__ = ["Store", "store"]
 
+ABANDONED_SECONDS = 3600
 LIMIT_BYTES = 512 * 1024 * 1024
 
 
@@ -44,7 +48,11 @@ class Store:
         return final
 
     def _prune(self, keep: Path) -> None:
-        """Removes the folders longest unused until the rest fits."""
+        """Removes the folders longest unused until the rest fits, and what a crash left."""
+        for left in [*self.root.glob("new-*"), *self.root.glob("old-*")]:
+            with contextlib.suppress(OSError):
+                if time.time() - left.stat().st_mtime > ABANDONED_SECONDS:
+                    shutil.rmtree(left, ignore_errors=True)
         entries = []
         for folder in self.root.glob("??/*"):
             with contextlib.suppress(OSError):
@@ -68,5 +76,8 @@ def store() -> Store:
     home = os.environ.get("MLX_LM_OPENEVOLVE_HOME")
     base = Path(home) / "cache" if home else Path(platformdirs.user_cache_dir("mlx-lm-openevolve"))
     root = base / "metalhost"
-    root.mkdir(parents=True, exist_ok=True)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BackendError(f"no cache folder ({error}): set MLX_LM_OPENEVOLVE_HOME") from None
     return Store(root.resolve())

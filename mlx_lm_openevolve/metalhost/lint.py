@@ -114,7 +114,8 @@ _RULES = (
     (re.compile(r"\bdouble\b"), "double is not supported in Metal"),
     (re.compile(r"\bstd\s*::"), "there is no namespace std in Metal"),
     (re.compile(r"\blong\s+long\b|\blong\s+double\b"), "this type is not supported in Metal"),
-    (re.compile(r"\b(?:new|delete)\s+[\w\[(]|\bnew\s*\("), "new and delete are not supported in Metal"),
+    (re.compile(r"\b(?:new|delete)\s+[\w\[(]|\bnew\s*\("),
+     "new and delete are not supported in Metal"),
     (re.compile(r"\b(?:try|catch|throw)\b"), "exceptions are not supported in Metal"),
     (re.compile(r"\b(?:dynamic_cast|typeid|thread_local|goto|virtual|register)\b"),
      "not supported in Metal"),
@@ -179,7 +180,8 @@ def _missing_space(code: str) -> list[tuple[int, str]]:
     names |= set(re.findall(r"\btypedef\s+[^;*&]*?\b([A-Za-z_]\w*)\s*;", code))
     extra = "|".join(sorted(names)) or "(?!)"
     declaration = re.compile(
-        rf"(?<=[;{{}}(,\n])([ \t\n]*(?:\w+[ \t\n]+)*?)\b({_TYPES}|{extra})((?:\s+(?:const|volatile))*)"
+        r"(?<=[;{}(,\n])([ \t]*(?:\w+[ \t\n]+){0,6}?)"
+        rf"\b({_TYPES}|{extra})((?:\s+(?:const|volatile))*)"
         r"\s*([*&])\s*(?:const\s+)?([A-Za-z_]\w*)\s*(?=[=,;)\[{]|:(?!:))"
     )
     found = []

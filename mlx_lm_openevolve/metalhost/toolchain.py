@@ -81,6 +81,8 @@ def _host_target() -> str:
         raise BackendError(f"metalhost runs on x86-64 and arm64, not on {machine}")
     if sys.platform == "darwin":
         return f"{arch}-macos"
+    if sys.platform != "linux":
+        raise BackendError(f"metalhost runs on Linux and macOS, not on {sys.platform}")
     libc = "gnu" if platform.libc_ver()[0] == "glibc" else "musl"
     return f"{arch}-linux-{libc}"
 

@@ -5,11 +5,16 @@
 #define MH_DEVICE_SPACE __attribute__((opencl_global))
 #define MH_CONSTANT_SPACE __attribute__((opencl_global_host))
 #define MH_THREADGROUP_SPACE __attribute__((opencl_local))
+// What is reachable from such a function is compiled; older clangs need no mark.
+#if __has_cpp_attribute(clang::sycl_external)
 #define MH_EXTERNAL [[clang::sycl_external]]
+#else
+#define MH_EXTERNAL
+#endif
 
 // Functions of the shim carry the line of their caller: nodebug.
 #define MH_INLINE inline __attribute__((always_inline, nodebug))
-#define MH_UNCHECKED __attribute__((no_sanitize("thread", "bounds", "integer-divide-by-zero", "coverage")))
+#define MH_UNCHECKED __attribute__((no_sanitize("thread", "bounds", "coverage")))
 
 #define device MH_DEVICE_SPACE
 #define constant MH_CONSTANT_SPACE
