@@ -34,6 +34,7 @@ from .mutants import proxy
 from .race import FASTER, race
 from .reference import cases
 from .registry import Verdict
+from .source_mutants import matrix
 from .workload import Workload
 
 __all__ = [
@@ -198,15 +199,9 @@ def weigh(
             f"{bucket.slug}: needs {3 * bucket.kv_bytes() >> 20} MiB, {memory >> 20} MiB are free"
         )
     with undisturbed():
-        trial = _try_mutants(proxy(bucket), seed, clock)
-        mutants = {
-            "killed": trial.killed,
-            "of": trial.of,
-            "survivors": list(trial.survivors),
-            "on": trial.on,
-        }
-        if trial.reason:
-            return Finding(reason=trial.reason, mutants=mutants)
+        mutants, reason = _mutants(bucket, seed, clock)
+        if reason:
+            return Finding(reason=reason, mutants=mutants)
         outcome, errors, limit = _correct(build, bucket, clock, seed, buffers)
         found = Finding(not outcome.reason, False, outcome.reason, errors, {}, mutants)
         if outcome.reason:
@@ -218,6 +213,28 @@ def weigh(
 
 
 _trials: dict[tuple[Workload, int], Result] = {}
+
+
+def _mutants(bucket: Workload, seed: int, clock: Clock) -> tuple[dict[str, Any], str]:
+    """(evidence, why this gate cannot be trusted on a bucket): array mutants are put up here,
+    source mutants were put up on a host, once for each gate version."""
+    trial = _try_mutants(proxy(bucket), seed, clock)
+    key = f"{bucket.op}/{bucket.dtype}/{bucket.mask}"
+    source = matrix().get(key, {})
+    evidence = {
+        "killed": trial.killed,
+        "of": trial.of,
+        "survivors": [*trial.survivors, *source.get("survivors", ())],
+        "on": trial.on,
+        "source": {"killed": len(source.get("killed", ())), "kernel": source.get("kernel", "")},
+    }
+    if trial.reason:
+        return evidence, trial.reason
+    if source.get("gate") != GATE_VERSION or not source["killed"]:
+        return evidence, f"no source mutants were put up for {key} by gate {GATE_VERSION}"
+    if source["survivors"]:
+        return evidence, f"source mutants survived for {key}: {', '.join(source['survivors'])}"
+    return evidence, ""
 
 
 def _try_mutants(small: Workload, seed: int, clock: Clock) -> Result:
@@ -393,7 +410,10 @@ def describe(verdict: Verdict) -> list[str]:
         f"  verdict  {verdict.status}: {verdict.reason}",
     ]
     if mutants:
-        lines.append(f"  mutants  {mutants['killed']} of {mutants['of']} killed")
+        lines.append(
+            f"  mutants  {mutants['killed']} of {mutants['of']} killed, "
+            f"and {mutants['source']['killed']} of the source"
+        )
     if errors:
         own = errors["sdpa"]
         lines.append(

@@ -151,6 +151,19 @@ def test_a_surviving_mutant_blocks_acceptance_and_is_named(monkeypatch):
     assert found.mutants["survivors"] == ["harmless"]
 
 
+def test_source_mutants_must_have_been_killed_by_this_gate(monkeypatch):
+    entry = {"gate": gate.GATE_VERSION, "kernel": "0" * 12, "killed": {"a": "b"}, "survivors": {}}
+    found = {"attention/float32/causal": entry}
+    monkeypatch.setattr(gate, "matrix", lambda: found)
+    assert weigh(sdpa, speed=False).mutants["source"] == {"killed": 1, "kernel": "0" * 12}
+    entry["survivors"] = {"scale-twice": "survived"}
+    assert "scale-twice" in weigh(sdpa).reason
+    entry["survivors"], entry["gate"] = {}, gate.GATE_VERSION + 1
+    assert "no source mutants" in weigh(sdpa).reason
+    found.clear()
+    assert not weigh(sdpa).correct
+
+
 def test_inputs_that_change_are_noticed():
     question = exam.prepare(reference.case("peaked", SMALL, 0))
     right = sdpa(SMALL)

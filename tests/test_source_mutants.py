@@ -1,0 +1,114 @@
+"""Source mutants: what they change, and the kill matrix that travels with the package."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from test_gate import NAIVE, naive
+
+from mlx_lm_openevolve import backends
+from mlx_lm_openevolve.budget import GATE_VERSION
+from mlx_lm_openevolve.mutants import proxy
+from mlx_lm_openevolve.source_mutants import SOURCE_MUTANTS, kill, main, matrix
+from mlx_lm_openevolve.workload import DTYPES, MASKS, Workload
+
+WORKLOAD = Workload(2, 8, 2, 8, 128, 64, 64, "bfloat16", "bool")
+BY_NAME = {mutant.name: mutant for mutant in SOURCE_MUTANTS}
+
+needs_compiler = pytest.mark.skipif(
+    bool(backends.get("host").unavailable()), reason="no clang on this machine"
+)
+
+
+def changed(name: str, workload: Workload = WORKLOAD) -> str:
+    broken = BY_NAME[name].change(naive(), {}, workload)
+    assert broken is not None
+    return broken.sources["naive.metal"]
+
+
+def test_names_differ_and_say_what_they_break():
+    assert len(BY_NAME) == len(SOURCE_MUTANTS) >= 36
+    assert all(mutant.breaks for mutant in SOURCE_MUTANTS)
+
+
+def test_the_contract_s_names_are_rewritten():
+    assert "kv_len = (keys_shape[2] - 1);" in changed("length-one-less")
+    assert "score *= (scale[0] * scale[0]);" in changed("scale-twice")
+    source = changed("keys-head-stride-zero")
+    assert source.startswith("const int64_t queries_steps[4]")
+    assert "keys_steps[4] = {keys_strides[0], 0, keys_strides[2], keys_strides[3]}" in source
+    assert "head / GROUP * keys_steps[1]" in source
+    assert "exp2(0.5f * (score - next))" in changed("exponents-halved")
+    assert "+ d) & ~1] = T(" in changed("half-written")
+
+
+def test_grids_and_templates_are_rewritten():
+    broken = BY_NAME["grid-z-halved"].change(naive(), {}, WORKLOAD)
+    assert broken.launches(WORKLOAD, {})[0].grid == (64, 8, 8)
+    assert BY_NAME["grid-y-halved"].change(naive(), {}, WORKLOAD).launches(WORKLOAD, {})[
+        0
+    ].grid == (64, 4, 16)
+    blind = BY_NAME["mask-not-asked-for"].change(naive(), {}, WORKLOAD)
+    assert dict(blind.launches(WORKLOAD, {})[0].template)["KIND"] == 0
+
+
+def test_what_the_text_does_not_name_is_no_mutant():
+    assert "simd_sum" not in NAIVE
+    assert BY_NAME["sums-lost"].change(naive(), {}, WORKLOAD) is None
+    commented = naive(NAIVE + "// simd_sum(x) and a comment that goes\n")
+    assert BY_NAME["sums-lost"].change(commented, {}, WORKLOAD) is None
+
+
+@needs_compiler
+def test_mutants_of_a_right_kernel_are_killed_and_harmless_changes_are_not():
+    kernel = naive()
+    names = ("length-one-less", "keys-contiguous")
+    found = kill(kernel, {}, proxy(WORKLOAD), [BY_NAME[name] for name in names])
+    assert set(found) == set(names)
+    assert all(reason != "survived" for reason in found.values()), found
+    assert not any(reason.startswith("not run") for reason in found.values()), found
+    harmless = type(BY_NAME["scale-twice"])(
+        "harmless", "nothing", lambda w: True, lambda source: source + "\n;"
+    )
+    unfit = type(harmless)("unfit", "syntax", lambda w: True, lambda source: source + "\n}}")
+    found = kill(kernel, {}, proxy(WORKLOAD), [harmless, unfit])
+    assert found["harmless"] == "survived"
+    assert found["unfit"].startswith("not run")
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_every_source_mutant_of_a_right_kernel_is_killed():
+    found = kill(naive(), {}, proxy(WORKLOAD), SOURCE_MUTANTS)
+    assert len(found) >= 24
+    assert [n for n, r in found.items() if r == "survived" or r.startswith("not run")] == []
+
+
+@pytest.mark.parametrize(("dtype", "mask"), list(itertools.product(DTYPES, MASKS)))
+def test_the_kill_matrix_is_whole(dtype, mask):
+    entry = matrix()[f"attention/{dtype}/{mask}"]
+    assert entry["gate"] == GATE_VERSION
+    assert entry["survivors"] == {}
+    assert len(entry["killed"]) >= 30
+    assert {"length-one-less", "barriers-lost", "keys-head-stride-zero"} <= set(entry["killed"])
+    assert not any("not run" in reason for reason in entry["killed"].values())
+
+
+def test_the_command_keeps_what_is_known(capsys, monkeypatch):
+    monkeypatch.setattr(
+        "mlx_lm_openevolve.source_mutants.matrix_entry",
+        lambda kernel, dtype, mask: pytest.fail("a known entry was run again"),
+    )
+    known = {f"attention/{d}/{m}": e for (d, m), e in _entries().items()}
+    monkeypatch.setattr("mlx_lm_openevolve.source_mutants.matrix", lambda: known)
+    monkeypatch.setattr(
+        "mlx_lm_openevolve.source_mutants.Kernel.load", staticmethod(lambda folder: naive())
+    )
+    assert main(["folder"]) == 0
+    assert "attention/float32/causal: 1 of 1 killed" in capsys.readouterr().err
+
+
+def _entries() -> dict[tuple[str, str], dict[str, object]]:
+    entry = {"gate": GATE_VERSION, "kernel": naive().id, "killed": {"a": "b"}, "survivors": {}}
+    return dict.fromkeys(itertools.product(DTYPES, MASKS), entry)
