@@ -61,8 +61,11 @@ def undisturbed() -> Iterator[None]:
         if mx.get_peak_memory() > peak:
             # A peak cannot be set, only reached: so much was allocated before, so it is again.
             mx.reset_peak_memory()
-            missing = peak - mx.get_active_memory()
-            if missing > 0:
+            for _ in range(3):  # what is freed late counts as active at first
+                missing = peak - mx.get_active_memory()
+                if mx.get_peak_memory() >= peak or missing <= 0:
+                    break
                 mx.eval(mx.zeros((missing,), mx.uint8))
+                mx.synchronize()
         if mx.get_cache_memory() > cached + (64 << 20):
             mx.clear_cache()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import sys
 from dataclasses import replace
@@ -143,7 +144,7 @@ def test_a_wrong_kernel_is_rejected_with_its_case(name):
 
 def test_a_surviving_mutant_blocks_acceptance_and_is_named(monkeypatch):
     fake = mutants.Mutant("harmless", "nothing at all", lambda w: True, mutants.Attention.out)
-    monkeypatch.setattr(mutants, "MUTANTS", [*mutants.MUTANTS, fake])
+    monkeypatch.setattr(mutants.base, "MUTANTS", [*mutants.MUTANTS, fake])
     monkeypatch.setattr(gate, "_trials", {})
     found = weigh(sdpa)
     assert not found.correct
@@ -365,7 +366,8 @@ def test_the_caller_is_undisturbed():
     mx.random.seed(3)
     want = mx.random.uniform(shape=(8,)).tolist()
     mx.random.seed(3)
-    weigh(sdpa, replace(SMALL, kv_len=4096, batch=4, q_len=1, mask="none"), seconds=30)
+    with contextlib.suppress(gate.GateTimeout):  # on a busy machine: that leaves no trace either
+        weigh(sdpa, replace(SMALL, kv_len=4096, batch=4, q_len=1, mask="none"), seconds=30)
     assert mx.random.uniform(shape=(8,)).tolist() == want
     assert mx.get_active_memory() - active < 1 << 20
     assert abs(mx.get_peak_memory() - peak) < 64 << 10
