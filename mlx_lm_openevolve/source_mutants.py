@@ -341,13 +341,15 @@ def matrix() -> dict[str, Any]:
 
 
 def main(argv: list[str]) -> int:
-    """Run every source mutant on a kernel (the first of tuned/, or the folder named) and write the
-    matrix entry by entry; what is known of this kernel already is kept. Exit code 1 where any
+    """Run every source mutant on a kernel (the first of tuned/ that
+    is all Metal, or the folder named) and write the matrix
+    entry by entry; what is known of this kernel already is kept. Exit code 1 where any
     mutant survived."""
     from .registry import Registry, tuned_root
 
     tuned = Registry(tuned_root(), writable=False).kernels()
-    kernel = Kernel.load(argv[0]) if argv else tuned[0]
+    portable = (k for k in tuned if all(stage.language == "metal" for stage in k.stages))
+    kernel = Kernel.load(argv[0]) if argv else next(portable)
     entries = matrix()
     for dtype in DTYPES:
         for mask in MASKS:
