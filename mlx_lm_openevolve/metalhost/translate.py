@@ -15,8 +15,11 @@ from itertools import count
 
 __all__ = ["KernelFunction", "Parameter", "Translation", "TranslationError", "translate"]
 
-_SCALARS = "bool char uchar short ushort int uint long ulong half bfloat float".split()
-_VECTORS = [f"{s}{n}" for s in _SCALARS if s != "bool" for n in (2, 3, 4)]
+_SCALARS = (
+    *("char", "uchar", "short", "ushort", "int", "uint", "long", "ulong"),
+    *("half", "bfloat", "float"),
+)
+_VECTORS = [f"{s}{n}" for s in _SCALARS for n in (2, 3, 4)]
 _SPACES = "thread|device|threadgroup|constant|threadgroup_imageblock|ray_data|object_data"
 
 
@@ -70,10 +73,11 @@ def _close(text: str, at: int, pair: str) -> int:
 
 
 def _close_angle(text: str, at: int) -> int:
-    """Position of the `>` that closes the `<` at `at`; parentheses hide what they hold."""
+    """Position of the `>` that closes the `<` at `at`; parentheses hide what they hold. -1 when
+    it is not near: arguments of a vector type are short, and a hostile text is long."""
     depth = 0
     i = at
-    while i < len(text):
+    while i < min(len(text), at + 200):
         c = text[i]
         if c == "(":
             i = _close(text, i, "()")
@@ -296,7 +300,7 @@ def _methods(result: Translation) -> None:
 
 
 _TG = re.compile(
-    r"(?<=[;{}\n>])(\s*)((?:alignas\s*\([^()]*\)\s*|static\s+)*)threadgroup\s+"
+    r"(?<=[;{}\n>])([ \t]*)((?:alignas\s*\([^()]*\)\s*|static\s+)*)threadgroup\s+"
     r"((?:[^;(){}=[]|\[[^;{}\]]*\])*)([;={(])"
 )
 
@@ -304,18 +308,17 @@ _TG = re.compile(
 def _threadgroup_variables(result: Translation) -> None:
     def replace(m: re.Match[str]) -> str:
         space, prefix, body, stop = m.groups()
-        previous = result.text[: m.start()].rstrip()
+        previous = result.text[max(0, m.start() - 4096) : m.start()].rstrip()
         if previous and previous[-1] not in ";{}" and not _is_line_marker(previous):
             return m.group()
         parts = split_top(body)
         head = re.match(r"^(.*?[\s>*&])([A-Za-z_]\w*)\s*((?:\[.*\])?)\s*$", parts[0], re.S)
         if head is None or "*" in head.group(1) or "&" in head.group(1):
             return m.group()
+        if stop == "=":
+            message = "metalhost takes no initialiser of a threadgroup variable: store its values"
+            raise TranslationError(message, m.start(3))
         if stop != ";":
-            if stop == "=":
-                raise TranslationError(
-                    "a threadgroup variable cannot have an initializer", m.start(3)
-                )
             return m.group()
         kind = head.group(1)
         align = prefix.replace("static", "")
@@ -364,15 +367,14 @@ def _vectors(result: Translation) -> None:
         r"mh::make<\1>(",
         text,
     )
-    text = re.sub(
-        rf"(\w*)(\s*)\(\s*({kind})\s*\)(?=\s*[\w(.\-+~])",
-        lambda m: (
-            m.group()
-            if m.group(1) not in ("", "return", "case", "else")
-            else f"{m.group(1)}{m.group(2)}mh::Cast<{m.group(3)}>()->*"
-        ),
-        text,
-    )
+
+    def cast(m: re.Match[str]) -> str:
+        # Behind a name this is a parameter list: `f(float4)`.
+        before = re.search(r"(\w*)\s*$", m.string[max(0, m.start() - 80) : m.start()])
+        word = before[1] if before else ""
+        return f"mh::Cast<{m[1]}>()->*" if word in ("", "return", "case", "else") else m[0]
+
+    text = re.sub(rf"\(\s*({kind})\s*\)(?=\s*[\w(.\-+~])", cast, text)
     text = _deducible(text)
     out, at = [], 0
     for m in re.finditer(r"(static_cast\s*<\s*)?(?<!operator )(?:\bmetal\s*::\s*)?\bvec\s*<", text):
