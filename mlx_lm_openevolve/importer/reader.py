@@ -8,22 +8,34 @@ An Unknown is no error until a launch needs it.
 from __future__ import annotations
 
 import ast
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = [
-    "MASK_KINDS",
-    "Array",
-    "KernelMade",
-    "Launched",
-    "Number",
-    "Reader",
-    "Scalar",
-    "Unknown",
-    "Unreadable",
-]
+from .symbols import (
+    Array,
+    Dtype,
+    KernelMade,
+    Launched,
+    Number,
+    Scalar,
+    Unknown,
+    Unreadable,
+    are_numbers,
+    is_a,
+    is_launch,
+    launches_kernel,
+    makes,
+    makes_kernel,
+    number_of,
+    opaque,
+    truth_of,
+    tuple_of,
+    unknown,
+    why,
+)
+
+__all__ = ["MASK_KINDS", "Reader"]
 
 MASK_KINDS = ("none", "causal", "bool", "additive")
 
@@ -49,90 +61,6 @@ _COMPARE = {ast.Eq: "==", ast.NotEq: "!=", ast.Lt: "<", ast.LtE: "<=", ast.Gt: "
 _MAX_STEPS = 100_000
 
 
-class Unreadable(Exception):
-    """A construct that cannot be followed; `line` is 0 where there is none."""
-
-    def __init__(self, reason: str, line: int) -> None:
-        super().__init__(reason)
-        self.line = line
-
-
-@dataclass(frozen=True)
-class Number:
-    """An integer or truth value as a launch expression. exact: it depends on the exact KV length,
-    which a launch does not see."""
-
-    text: str
-    exact: bool = False
-    truth: bool = False
-
-    @property
-    def known(self) -> bool | None:
-        """Its truth where it is a constant."""
-        if re.fullmatch(r"-?\d+|True|False", self.text):
-            return self.text not in ("0", "False")
-        return None
-
-
-@dataclass(frozen=True)
-class Array:
-    """An array by its role in the family, or an earlier launch's output by name. For a scale:
-    shaped, it has an axis; rounded, it was made in the workload's dtype."""
-
-    name: str
-    shaped: bool = True
-    rounded: bool = False
-
-
-@dataclass(frozen=True)
-class Scalar:
-    """An array that holds one number."""
-
-    number: Number
-
-
-@dataclass(frozen=True)
-class Dtype:
-    """A dtype by its name; "dtype" is the workload's."""
-
-    name: str
-
-
-@dataclass(frozen=True)
-class Unknown:
-    """A value that is not followed, and why."""
-
-    reason: str
-
-    def __str__(self) -> str:
-        return self.reason
-
-
-@dataclass(frozen=True)
-class KernelMade:
-    """What mx.fast.metal_kernel was told."""
-
-    name: str
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    source: str
-
-
-@dataclass(frozen=True)
-class Launched:
-    """One launch: values of its inputs, keys of its outputs, and its launch expressions."""
-
-    kernel: KernelMade
-    inputs: tuple[Any, ...]
-    outputs: tuple[str, ...]
-    shapes: tuple[tuple[Number, ...], ...]
-    dtypes: tuple[str, ...]
-    template: tuple[tuple[str, Number | str], ...]
-    grid: tuple[Number, ...]
-    threadgroup: tuple[Number, ...]
-    line: int
-
-
 class _Return(Exception):
     def __init__(self, value: Any) -> None:
         self.value = value
@@ -156,18 +84,18 @@ class Reader:
         """What the attention function returns. Raises Unreadable."""
         functions: list[ast.FunctionDef] = []
         for node in ast.walk(tree):
-            if isinstance(node, ast.AsyncFunctionDef) and _launches(node):
+            if isinstance(node, ast.AsyncFunctionDef) and launches_kernel(node):
                 raise Unreadable("an async function launches the kernel", node.lineno)
             if isinstance(node, ast.FunctionDef):
                 functions.append(node)
-        made = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and _makes_kernel(n)]
+        made = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and makes_kernel(n)]
         if not made:
             raise Unreadable("no mx.fast.metal_kernel(...) in it", 0)
         self._quietly([n for n in tree.body if isinstance(n, ast.Assign | ast.AnnAssign)])
         for function in functions:
             if function.name == "__init__":
                 self._quietly(function.body)
-        entry = next((f for f in functions if _launches(f)), None)
+        entry = next((f for f in functions if launches_kernel(f)), None)
         if entry is None:
             raise Unreadable("no function launches the kernel with inputs=...", made[0].lineno)
         self._bind(entry.args)
@@ -243,7 +171,7 @@ class Reader:
                 self._block(body)
             case ast.For() | ast.While():
                 word = "for" if isinstance(node, ast.For) else "while"
-                if any(_is_launch(n) or _makes(n) for n in ast.walk(node)):
+                if any(is_launch(n) or makes(n) for n in ast.walk(node)):
                     raise Unreadable(f"the kernel is made or launched inside `{word}`", node.lineno)
                 self._forget(node, f"set inside `{word}` on line {node.lineno}")
             case ast.FunctionDef(name=name) | ast.ClassDef(name=name):
@@ -254,7 +182,7 @@ class Reader:
     def _if(
         self, node: ast.If, test: ast.expr, body: Sequence[ast.stmt], orelse: Sequence[ast.stmt]
     ) -> None:
-        taken = _truth(self._value(test))
+        taken = truth_of(self._value(test))
         if taken is not None:
             self._block(body if taken else orelse)
             return
@@ -302,7 +230,7 @@ class Reader:
             case ast.Tuple(elts=elts) | ast.List(elts=elts):
                 parts = value if isinstance(value, tuple) and len(value) == len(elts) else None
                 for i, part in enumerate(elts):
-                    self._assign(part, parts[i] if parts else _unknown(value, "unpacked"))
+                    self._assign(part, parts[i] if parts else unknown(value, "unpacked"))
 
     # Expressions
 
@@ -323,18 +251,18 @@ class Reader:
             case ast.BinOp(left=left, op=op, right=right):
                 return self._binary(node, self._value(left), op, self._value(right))
             case ast.UnaryOp(op=ast.Not(), operand=operand):
-                truth = _truth(self._value(operand))
-                return _opaque(node) if truth is None else Number(str(not truth), truth=True)
+                truth = truth_of(self._value(operand))
+                return opaque(node) if truth is None else Number(str(not truth), truth=True)
             case ast.UnaryOp(op=ast.USub(), operand=operand):
                 value = self._value(operand)
                 known = isinstance(value, Number)
-                return Number(f"-{value.text}", value.exact) if known else _opaque(node)
+                return Number(f"-{value.text}", value.exact) if known else opaque(node)
             case ast.BoolOp(op=op, values=values):
-                truths = [_truth(self._value(part)) for part in values]
+                truths = [truth_of(self._value(part)) for part in values]
                 stop = isinstance(op, ast.Or)
                 if stop in truths:
                     return Number(str(stop), truth=True)
-                return _opaque(node) if None in truths else Number(str(not stop), truth=True)
+                return opaque(node) if None in truths else Number(str(not stop), truth=True)
             case ast.Compare(left=left, ops=[op], comparators=[right]):
                 return self._compare(node, self._value(left), op, self._value(right))
             case ast.IfExp(test=test, body=body, orelse=orelse):
@@ -344,7 +272,7 @@ class Reader:
             case ast.JoinedStr():
                 return Unknown(f"an f-string on line {node.lineno}")
             case _:
-                return _opaque(node)
+                return opaque(node)
 
     def _attribute(self, node: ast.Attribute) -> Any:
         if isinstance(node.value, ast.Name) and node.value.id == "self":
@@ -352,7 +280,7 @@ class Reader:
         if isinstance(node.value, ast.Name) and node.value.id in ("mx", "mlx"):
             if node.attr in _DTYPES or node.attr in _OTHER_DTYPES:
                 return Dtype(node.attr)
-            return _opaque(node)
+            return opaque(node)
         value = self._value(node.value)
         if isinstance(value, Array) and value.name in _SHAPES:
             if node.attr == "shape":
@@ -361,16 +289,16 @@ class Reader:
                 return Dtype("dtype")
             if node.attr == "ndim":
                 return Number("4")
-        return _opaque(node)
+        return opaque(node)
 
     def _subscript(self, node: ast.Subscript, value: Any, index: ast.expr) -> Any:
         at = self._value(index)
         if isinstance(value, tuple) and isinstance(at, Number) and at.known is not None:
             i = int(at.text)
-            return value[i] if -len(value) <= i < len(value) else _opaque(node)
+            return value[i] if -len(value) <= i < len(value) else opaque(node)
         if value == Array("mask") and set(ast.unparse(index)) <= set("None:., ()"):
             return value  # new axes for a broadcast, which the family does itself
-        return _unknown(value, f"subscripted on line {node.lineno}")
+        return unknown(value, f"subscripted on line {node.lineno}")
 
     def _binary(self, node: ast.BinOp, left: Any, op: ast.operator, right: Any) -> Any:
         if isinstance(left, str) and isinstance(right, str) and isinstance(op, ast.Add):
@@ -378,7 +306,7 @@ class Reader:
         if isinstance(left, Number) and isinstance(right, Number) and type(op) in _OPERATORS:
             exact = left.exact or right.exact
             return Number(f"({left.text} {_OPERATORS[type(op)]} {right.text})", exact)
-        return _unknown(left, "") if isinstance(left, Unknown) else _opaque(node)
+        return unknown(left, "") if isinstance(left, Unknown) else opaque(node)
 
     def _compare(self, node: ast.Compare, left: Any, op: ast.cmpop, right: Any) -> Any:
         plain = (type(None), str, Array)
@@ -391,22 +319,22 @@ class Reader:
                 return Number("True", truth=True)
             text = f"({left.text} {_COMPARE[type(op)]} {right.text})"
             return Number(text, left.exact or right.exact, truth=True)
-        return _opaque(node)
+        return opaque(node)
 
     def _choice(self, node: ast.IfExp, test: Any, body: ast.expr, orelse: ast.expr) -> Any:
-        taken = _truth(test)
+        taken = truth_of(test)
         if taken is not None:
             return self._value(body if taken else orelse)
         a, b = self._value(body), self._value(orelse)
         if all(isinstance(x, Number) for x in (test, a, b)):
             text = f"({a.text} if {test.text} else {b.text})"
             return Number(text, a.exact or b.exact or test.exact)
-        return a if a == b else _opaque(node)
+        return a if a == b else opaque(node)
 
     # Calls
 
     def _call(self, node: ast.Call) -> Any:
-        if _makes_kernel(node):
+        if makes_kernel(node):
             return self._make(node)
         made = self._value(node.func) if not isinstance(node.func, ast.Call) else None
         if isinstance(node.func, ast.Call):
@@ -415,18 +343,18 @@ class Reader:
             return self._launch(node, made)
         name = ast.unparse(node.func)
         args = [self._value(arg) for arg in node.args if not isinstance(arg, ast.Starred)]
-        if name in ("min", "max", "abs", "int", "bool") and args and _numbers(args):
+        if name in ("min", "max", "abs", "int", "bool") and args and are_numbers(args):
             exact = any(arg.exact for arg in args)
             text = ", ".join(arg.text for arg in args)
             return args[0] if name in ("int", "bool") else Number(f"{name}({text})", exact)
         if name == "math.ceil" and isinstance(node.args[0], ast.BinOp):
             quotient = node.args[0]
             parts = [self._value(quotient.left), self._value(quotient.right)]
-            if isinstance(quotient.op, ast.Div) and _numbers(parts):
+            if isinstance(quotient.op, ast.Div) and are_numbers(parts):
                 exact = any(part.exact for part in parts)
                 return Number(f"ceil_div({parts[0].text}, {parts[1].text})", exact)
         if name == "isinstance" and len(args) == 2 and isinstance(args[0], None | str | Array):
-            return Number(str(_is_a(args[0], ast.unparse(node.args[1]))), truth=True)
+            return Number(str(is_a(args[0], ast.unparse(node.args[1]))), truth=True)
         if name == "len" and args and isinstance(args[0], tuple):
             return Number(str(len(args[0])))
         if name == "mx.array" and node.args:
@@ -460,7 +388,7 @@ class Reader:
             if value.name in _SHAPES and dtype.name == "dtype":
                 return value
             return Unknown(f"{value.name} is converted by astype on line {node.lineno}")
-        return _opaque(node)
+        return opaque(node)
 
     def _make(self, node: ast.Call) -> KernelMade:
         given = self._keywords(node)
@@ -469,7 +397,7 @@ class Reader:
                 raise Unreadable(f"metal_kernel without {name}=", node.lineno)
         for name in ("name", "source"):
             if not isinstance(given[name], str):
-                raise Unreadable(f"metal_kernel: {name}: {_why(given[name])}", node.lineno)
+                raise Unreadable(f"metal_kernel: {name}: {why(given[name])}", node.lineno)
         if given.get("header", "") != "":
             raise Unreadable("metal_kernel: a header= is not carried", node.lineno)
         lists = []
@@ -484,21 +412,23 @@ class Reader:
         line, given = node.lineno, self._keywords(node)
         for name in ("inputs", "grid", "threadgroup", "output_shapes", "output_dtypes"):
             if not isinstance(given.get(name), tuple):
-                reason = _why(given[name]) if name in given else "missing"
+                reason = why(given[name]) if name in given else "missing"
                 raise Unreadable(f"launch: {name}: {reason}", line)
         if given.get("init_value") is not None:
             raise Unreadable("launch: init_value is not carried: write every element", line)
         template: list[tuple[str, Number | str]] = []
         for item in given.get("template", ()):
             if not isinstance(item, tuple) or len(item) != 2 or not isinstance(item[0], str):
-                raise Unreadable(f"launch: template: {_why(item)}", line)
+                raise Unreadable(f"launch: template: {why(item)}", line)
             name, value = item
             if isinstance(value, Dtype) and value.name in ("dtype", *_DTYPES):
                 template.append((name, value.name))
             else:
-                template.append((name, _number(value, f"template argument {name}", line)))
+                template.append((name, number_of(value, f"template argument {name}", line)))
         shapes = [
-            tuple(_number(n, "output_shapes", line) for n in _tuple(shape, "output_shapes", line))
+            tuple(
+                number_of(n, "output_shapes", line) for n in tuple_of(shape, "output_shapes", line)
+            )
             for shape in given["output_shapes"]
         ]
         dtypes = [
@@ -521,8 +451,8 @@ class Reader:
                 shapes=tuple(shapes),
                 dtypes=tuple(dtypes),
                 template=tuple(template),
-                grid=tuple(_number(n, "grid", line) for n in given["grid"]),
-                threadgroup=tuple(_number(n, "threadgroup", line) for n in given["threadgroup"]),
+                grid=tuple(number_of(n, "grid", line) for n in given["grid"]),
+                threadgroup=tuple(number_of(n, "threadgroup", line) for n in given["threadgroup"]),
                 line=line,
             )
         )
@@ -532,65 +462,3 @@ class Reader:
         if node.args or any(keyword.arg is None for keyword in node.keywords):
             raise Unreadable("only keyword arguments are read, without * or **", node.lineno)
         return {str(keyword.arg): self._value(keyword.value) for keyword in node.keywords}
-
-
-def _number(value: Any, what: str, line: int) -> Number:
-    if not isinstance(value, Number):
-        raise Unreadable(f"launch: {what}: {_why(value)}", line)
-    if value.exact:
-        raise Unreadable(
-            f"launch: {what}: uses the exact KV length ({value.text}), which a launch does not see",
-            line,
-        )
-    return value
-
-
-def _tuple(value: Any, what: str, line: int) -> tuple[Any, ...]:
-    if isinstance(value, tuple):
-        return value
-    raise Unreadable(f"launch: {what}: {_why(value)}", line)
-
-
-def _numbers(values: Sequence[Any]) -> bool:
-    return all(isinstance(value, Number) for value in values)
-
-
-def _truth(value: Any) -> bool | None:
-    if value is None:
-        return False
-    if isinstance(value, Number):
-        return value.known
-    return bool(value) if isinstance(value, str | tuple) else None
-
-
-def _is_a(value: str | Array | None, types: str) -> bool:
-    word = {type(None): "type(None)", str: "str", Array: "array"}[type(value)]
-    return word in types
-
-
-def _why(value: Any) -> str:
-    return str(value) if isinstance(value, Unknown) else "a construct that is not followed"
-
-
-def _unknown(value: Any, reason: str) -> Unknown:
-    return value if isinstance(value, Unknown) else Unknown(reason or "not followed")
-
-
-def _opaque(node: ast.expr) -> Unknown:
-    return Unknown(f"`{ast.unparse(node)[:60]}` on line {node.lineno} is not followed")
-
-
-def _makes_kernel(node: ast.Call) -> bool:
-    return isinstance(node.func, ast.Attribute) and node.func.attr == "metal_kernel"
-
-
-def _makes(node: ast.AST) -> bool:
-    return isinstance(node, ast.Call) and _makes_kernel(node)
-
-
-def _is_launch(node: ast.AST) -> bool:
-    return isinstance(node, ast.Call) and "output_shapes" in {k.arg for k in node.keywords}
-
-
-def _launches(function: ast.AST) -> bool:
-    return any(_is_launch(node) for node in ast.walk(function))

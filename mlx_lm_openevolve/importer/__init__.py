@@ -13,17 +13,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .errors import KernelError
-from .kernel import FORMAT, Kernel
-from .symbols import (
-    MASK_KINDS,
-    Array,
-    Launched,
-    Number,
-    Reader,
-    Scalar,
-    Unreadable,
-)
+from ..errors import KernelError
+from ..kernel import FORMAT, Kernel
+from .reader import MASK_KINDS, Reader
+from .symbols import Array, Launched, Number, Scalar, Unreadable
 
 __all__ = ["import_program", "read_program"]
 
