@@ -4,9 +4,10 @@
 
 For each workload: the kernel named, or the first of tuned/ (native ones first) that applies, with
 its default params unless given, after its result was compared with SDPA's. A sample is the wall
-time of a chain of calls over caches that together exceed the last-level cache; samples come in
-blocks A B B A. Prints microseconds a call, the ratio with its 99% interval, and the share of the
-copy bandwidth measured in the same run. Writes every sample as JSON.
+time of one call in a chain of 64, results being handed to the GPU while the next calls are built,
+over caches that together exceed the last-level cache; samples come in blocks A B B A. Prints
+microseconds a call, the ratio with its 99% interval, and the share of the copy bandwidth measured
+in the same run. Writes every sample as JSON.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ from mlx_lm_openevolve.workload import Workload
 
 TUNED = Path(__file__).resolve().parent.parent / "tuned" / "v1" / "kernels"
 STEP = 256  # mlx-lm's KVCache grows by so many keys
-SPAN = 1.5  # caches cycled through, in last-level caches
+SPAN = 3  # caches cycled through, in last-level caches
+CALLS = 64  # of one sample: start and end of a chain do not overlap with the GPU's work
+BLOCKS = 12
 
 
 def slugs(
@@ -97,7 +100,7 @@ def kernels(chosen: str | None) -> list[Kernel]:
     if chosen:
         path = Path(chosen) if Path(chosen).is_dir() else TUNED / chosen
         return [Kernel.load(path)]
-    found = [Kernel.load(path) for path in sorted(TUNED.iterdir())]
+    found = [Kernel.load(path.parent) for path in sorted(TUNED.glob("*/kernel.json"))]
     return sorted(found, key=lambda k: all(s.language == "metal" for s in k.stages))
 
 
@@ -106,7 +109,6 @@ def measure(
     candidates: list[Kernel],
     given: dict[str, int],
     backend: str,
-    seconds: float,
     bandwidth: float,
 ) -> dict[str, Any]:
     """One record: what ran, how far from SDPA, both arms' samples. `reason` where nothing ran."""
@@ -126,10 +128,13 @@ def measure(
     except (OpenEvolveError, MemoryError, RuntimeError) as error:
         return {**record, "reason": str(error).splitlines()[0]}
     arms = bench.arm(sdpa(workload)), bench.arm(build)
-    call_seconds = timing.warm_up(arms, seconds / 2)
-    found = timing.paired(*arms, call_seconds, seconds, 0)
-    if found is None:
-        return {**record, "reason": f"too slow to compare in {seconds} s"}
+    for arm in arms * 2:
+        arm.seconds(CALLS)
+    # as many calls and blocks as stated, whatever they take
+    found = timing.paired(
+        *arms, timing.SAMPLE_SECONDS / CALLS, 4.1 * timing.SAMPLE_SECONDS * BLOCKS, 0
+    )
+    assert found is not None
     times = found.to_json()
     best = sorted(found.b)[len(found.b) // 2]
     return {
@@ -150,7 +155,6 @@ def main() -> int:
     parser.add_argument("workloads", nargs="*", metavar="SLUG")
     parser.add_argument("--kernel", help="kernel folder, or id in tuned/")
     parser.add_argument("--params", default="", help="K=V,... instead of the kernel's defaults")
-    parser.add_argument("--seconds", type=float, default=1.0, help="time for one comparison")
     parser.add_argument("--out", help="JSON file with every sample")
     args = parser.parse_args()
     backend = next((b for b in ("metal", "cuda") if not backends.get(b).unavailable()), None)
@@ -174,7 +178,7 @@ def main() -> int:
     print(f"{'workload':66s} {'MLX us':>8s} {'ours us':>8s} {'ratio':>6s} {'interval':>13s}  share")
     for slug in args.workloads or DEFAULT:
         workload = Workload.parse(slug)
-        point = measure(workload, candidates, given, backend, args.seconds, bandwidth)
+        point = measure(workload, candidates, given, backend, bandwidth)
         report["points"].append(point)
         name = slug.removeprefix("attention-")
         if "ratio" in point:
