@@ -89,6 +89,8 @@ _FLOAT = re.compile(
 _ASSIGN = ("=", "+=", "-=", "*=", "/=", "%=", "&=", "|=", "^=")
 
 
+_ABSENT = "__device__ __align__(16) const unsigned long long absent_input[8] = {};"
+
 # The strides of a mask's view as [B, Hq, L, N], from its own axes, the last ones of these.
 _BROADCAST = """Strides mask_axes = {};
 #pragma unroll
@@ -352,7 +354,7 @@ def sources(launch: Launch, absent: Mapping[str, str]) -> tuple[str, str]:
         body += _BROADCAST
         strides = "#define mask_strides mask_steps\n"
     if absent:
-        head += "namespace mlx::core::cu {\n__device__ const ulonglong4 absent_input[2] = {};\n}\n"
+        head += f"namespace mlx::core::cu {{\n{_ABSENT}\n}}\n"
     return head, f'{body}{strides}#line 1 "{stage.file}"\n{source}\n'
 
 

@@ -11,6 +11,12 @@
 //
 // Scores are in base 2. A key that a row must not see scores HIDDEN; a running maximum starts at
 // FLOOR, below any real score and far above HIDDEN: no infinity ever enters the arithmetic.
+#ifndef INFINITY
+#define INFINITY __int_as_float(0x7f800000)
+#endif
+#ifndef NAN
+#define NAN __int_as_float(0x7fffffff)
+#endif
 constexpr float BASE2 = 1.44269504088896f;
 constexpr float HIDDEN_SCORE = -3.4e38f;
 constexpr float LOWEST_TOP = -1.7e38f;

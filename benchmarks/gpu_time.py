@@ -1,0 +1,302 @@
+"""GPU time of attention kernels on NVIDIA by CUDA graph, with PyTorch's backends beside.
+
+    python benchmarks/gpu_time.py [--sweep] [--no-torch] [--out FILE] [SLUG ...]
+
+The kernels of tuned/ are compiled by NVRTC from the same text that the CUDA backend hands to MLX,
+checked against float64, and launched from a graph as torch_reference.py launches PyTorch's: one
+call for each of several caches, together larger than the L2 cache. --sweep tries many params of
+each kernel. Needs PyTorch with CUDA, and mlx with its CUDA headers; MLX itself runs nothing here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import itertools
+import json
+import math
+import statistics
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import torch
+from torch_reference import CACHE_BYTES, copy_bandwidth, graph_microseconds, measure
+
+from mlx_lm_openevolve.backends import cuda
+from mlx_lm_openevolve.errors import KernelError
+from mlx_lm_openevolve.kernel import Kernel, Launch
+from mlx_lm_openevolve.workload import Workload
+
+TUNED = Path(__file__).resolve().parent.parent / "tuned" / "v1" / "kernels"
+DEFAULT = [
+    *(
+        f"attention-b1-hq{h}-hkv8-lq1-lk{n}-d128-v128-bfloat16-none"
+        for h in (16, 32)
+        for n in (256, 1024, 4096, 16384, 65536)
+    ),
+    *(
+        f"attention-b{b}-hq32-hkv8-lq1-lk{n}-d128-v128-bfloat16-bool"
+        for b, n in ((8, 1024), (8, 4096), (32, 2048))
+    ),
+    *(f"attention-b1-hq16-hkv8-lq1-lk{n}-d256-v256-bfloat16-none" for n in (1024, 4096, 16384)),
+    *(f"attention-b1-hq32-hkv32-lq1-lk{n}-d80-v80-bfloat16-none" for n in (1024, 4096, 16384)),
+    *(f"attention-b1-hq64-hkv8-lq1-lk{n}-d64-v64-bfloat16-bool-sinks" for n in (256, 1024, 4096)),
+]
+SWEEP = {
+    "splits": (1, 2, 4, 8, 16, 32),
+    "warps": (4, 8),
+    "fused": (0, 1),
+    "simdgroups": (4, 8),
+    "unroll": (2, 4),
+}
+CUDA_TYPES = {"bool": "bool", "float32": "float", "float16": "__half", "bfloat16": "__nv_bfloat16"}
+# What MLX puts before a kernel, as far as these use it.
+PRELUDE = """
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda/std/array>
+#include <cooperative_groups.h>
+namespace mlx::core::cu {
+namespace cg = cooperative_groups;
+using Shape = cuda::std::array<int32_t, 10>;
+using Strides = cuda::std::array<int64_t, 10>;
+}
+"""
+TOLERANCE = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 1e-2}
+
+
+def kernel_text(launch: Launch, w: Workload) -> tuple[str, tuple[tuple[str, str], ...]]:
+    """(CUDA source, arguments as (array, pointer | shape | strides | ndim)) of a launch."""
+    absent = {} if w.mask in ("bool", "additive") else {"mask": "bool"}
+    if not w.sinks:
+        absent["sinks"] = CUDA_TYPES[w.dtype]
+    header, source = cuda.sources(launch, absent)
+    dtypes = dict.fromkeys(("queries", "keys", "values", "sinks"), w.dtype)
+    dtypes |= {"mask": "bool" if w.mask == "bool" else w.dtype, "scale": "float32"}
+    parameters, plan = [], []
+    for name in launch.stage.inputs:
+        if name in absent:
+            continue
+        parameters.append(f"const {CUDA_TYPES[dtypes.get(name, 'float32')]}* {name}")
+        plan.append((name, "pointer"))
+        for suffix, kind in (("shape", "Shape"), ("strides", "Strides"), ("ndim", "int")):
+            if f"{name}_{suffix}" in source:
+                parameters.append(f"const __grid_constant__ {kind} {name}_{suffix}")
+                plan.append((name, suffix))
+    for name, _, dtype in launch.outputs:
+        parameters.append(f"{CUDA_TYPES[dtype]}* {name}")
+        plan.append((name, "pointer"))
+    text = (
+        f"{PRELUDE}{header}namespace mlx::core::cu {{\n"
+        f'extern "C" __global__ void kernel({", ".join(parameters)}) {{\n{source}\n}}\n}}\n'
+    )
+    return text, tuple(plan)
+
+
+def compiled(text: str) -> bytes | None:
+    """The cubin of a CUDA source, with the flags that MLX gives NVRTC; None where it fails."""
+    root = next(p for path in sys.path for p in Path(path).glob("nvidia/cu13"))
+    nvrtc = ctypes.CDLL(str(root / "lib" / "libnvrtc.so.13"))
+    headers = Path(str(mx.__file__)).parent / "include"
+    program, size = ctypes.c_void_p(), ctypes.c_size_t()
+    nvrtc.nvrtcCreateProgram(ctypes.byref(program), text.encode(), b"kernel.cu", 0, None, None)
+    major, minor = torch.cuda.get_device_capability()
+    flags = [
+        "--device-as-default-execution-space",
+        f"--gpu-architecture=sm_{major}{minor}{'a' if major >= 9 else ''}",
+        *(f"--include-path={p}" for p in (headers, headers / "cccl", root / "include")),
+    ]
+    failed = nvrtc.nvrtcCompileProgram(
+        program, len(flags), (ctypes.c_char_p * len(flags))(*(f.encode() for f in flags))
+    )
+    if failed:
+        nvrtc.nvrtcGetProgramLogSize(program, ctypes.byref(size))
+        log = ctypes.create_string_buffer(size.value)
+        nvrtc.nvrtcGetProgramLog(program, log)
+        print(log.value.decode()[:1000], file=sys.stderr)
+        return None
+    nvrtc.nvrtcGetCUBINSize(program, ctypes.byref(size))
+    cubin = ctypes.create_string_buffer(size.value)
+    nvrtc.nvrtcGetCUBIN(program, cubin)
+    return cubin.raw
+
+
+class Call:
+    """A kernel's launches with their outputs, ready for torch tensors."""
+
+    def __init__(
+        self, kernel: Kernel, params: dict[str, int], w: Workload, cubins: dict[str, bytes | None]
+    ) -> None:
+        self.driver = ctypes.CDLL("libcuda.so.1")
+        self.steps = []
+        for launch in kernel.launches(w, params):
+            text, plan = kernel_text(launch, w)
+            module, function = ctypes.c_void_p(), ctypes.c_void_p()
+            self._must(self.driver.cuModuleLoadData(ctypes.byref(module), cubins[text]))
+            self._must(self.driver.cuModuleGetFunction(ctypes.byref(function), module, b"kernel"))
+            outputs = {
+                name: torch.full(shape, math.nan, dtype=getattr(torch, dtype), device="cuda")
+                for name, shape, dtype in launch.outputs
+            }
+            blocks = [g // t for g, t in zip(launch.grid, launch.threadgroup, strict=True)]
+            self.steps.append((function, plan, outputs, (*blocks, *launch.threadgroup)))
+
+    @staticmethod
+    def _must(error: int) -> None:
+        if error:
+            raise RuntimeError(f"CUDA driver error {error}")
+
+    def bind(self, arrays: dict[str, Any]) -> Any:
+        """A function of no arguments that launches on torch's current stream, giving `out`."""
+        arrays, bound = dict(arrays), []
+        for function, plan, outputs, sizes in self.steps:
+            arrays |= outputs
+            values: list[Any] = []
+            for name, kind in plan:
+                t = arrays[name]
+                if kind == "pointer":
+                    values.append(ctypes.c_void_p(t.data_ptr()))
+                elif kind == "ndim":
+                    values.append(ctypes.c_int(t.dim()))
+                elif kind == "shape":
+                    values.append((ctypes.c_int32 * 10)(*t.shape))
+                else:
+                    values.append((ctypes.c_int64 * 10)(*t.stride()))
+            pointers = [ctypes.cast(ctypes.pointer(v), ctypes.c_void_p) for v in values]
+            bound.append((function, sizes, (ctypes.c_void_p * len(values))(*pointers), values))
+
+        def launch() -> torch.Tensor:
+            stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
+            for function, sizes, pointers, _ in bound:
+                self._must(self.driver.cuLaunchKernel(function, *sizes, 0, stream, pointers, None))
+            out: torch.Tensor = arrays["out"]
+            return out
+
+        return launch
+
+
+def inputs(w: Workload) -> list[dict[str, Any]]:
+    """Arrays by name, one set for each cache; beyond kv_len the caches hold NaN."""
+    count = max(2, min(100, math.ceil(CACHE_BYTES / w.kv_bytes())))
+    dtype = getattr(torch, w.dtype)
+    shared: dict[str, Any] = {"scale": torch.tensor([w.head_dim**-0.5], device="cuda")}
+    if w.mask == "bool":
+        shared["mask"] = torch.ones(w.batch, 1, 1, w.kv_len, dtype=torch.bool, device="cuda")
+        for row in range(w.batch):  # left padding, as a batch has it
+            shared["mask"][row, ..., : row % 8] = False
+    if w.sinks:
+        shared["sinks"] = torch.randn(w.q_heads, device="cuda", dtype=dtype)
+    sets = []
+    for _ in range(count):
+        arrays = dict(shared)
+        arrays["queries"] = torch.randn(
+            w.batch, w.q_heads, w.q_len, w.head_dim, device="cuda", dtype=dtype
+        )
+        for name, width in (("keys", w.head_dim), ("values", w.v_head_dim)):
+            shape = (w.batch, w.kv_heads, w.kv_len + 256, width)
+            buffer = torch.randn(shape, device="cuda", dtype=dtype)
+            buffer[:, :, w.kv_len :] = math.nan
+            arrays[name] = buffer[:, :, : w.kv_len]
+        sets.append(arrays)
+    return sets
+
+
+def reference(w: Workload, arrays: dict[str, Any]) -> torch.Tensor:
+    """Attention in float64, head by head of the KV cache."""
+    outputs = []
+    for head in range(w.kv_heads):
+        q = arrays["queries"][:, head * w.group : (head + 1) * w.group].double()
+        k, v = (arrays[n][:, head : head + 1].double() for n in ("keys", "values"))
+        scores = q @ k.transpose(-1, -2) * float(arrays["scale"])
+        if w.mask == "bool":
+            scores = scores.masked_fill(~arrays["mask"], -1e300)
+        if w.sinks:
+            sink = arrays["sinks"][head * w.group : (head + 1) * w.group].double()
+            sink = sink.reshape(1, -1, 1, 1).expand(*scores.shape[:-1], 1)
+            scores = torch.cat([sink, scores], -1)
+        outputs.append(torch.softmax(scores, -1)[..., -w.kv_len :] @ v)
+    return torch.cat(outputs, 1)
+
+
+def variants(kernel: Kernel, w: Workload, sweep: bool) -> Iterator[dict[str, int]]:
+    default = kernel.default_params(w)
+    yield default
+    names = [p.name for p in kernel.params if p.name in SWEEP] if sweep else []
+    for values in itertools.product(*(SWEEP[name] for name in names)):
+        params = {**default, **dict(zip(names, values, strict=True))}
+        try:
+            kernel.launches(w, params)
+        except KernelError:
+            continue
+        if params != default and params["splits"] * 64 <= max(64, w.kv_len):
+            yield params
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("workloads", nargs="*", metavar="SLUG")
+    parser.add_argument("--sweep", action="store_true", help="many params of each kernel")
+    parser.add_argument("--no-torch", action="store_true", help="leave PyTorch's backends out")
+    parser.add_argument("--out", help="JSON file with every sample")
+    args = parser.parse_args()
+    kernels = [Kernel.load(path.parent) for path in sorted(TUNED.glob("*/kernel.json"))]
+    workloads = [Workload.parse(slug) for slug in args.workloads or DEFAULT]
+    plan = [
+        (w, [(k, p) for k in kernels if k.applies_to(w) for p in variants(k, w, args.sweep)])
+        for w in workloads
+    ]
+    texts = list(
+        {
+            kernel_text(launch, w)[0]
+            for w, tried in plan
+            for kernel, params in tried
+            for launch in kernel.launches(w, params)
+        }
+    )
+    with ProcessPoolExecutor(16) as pool:
+        cubins = dict(zip(texts, pool.map(compiled, texts), strict=True))
+    bandwidth = copy_bandwidth()
+    report: dict[str, Any] = {
+        "device": torch.cuda.get_device_name(),
+        "torch": torch.__version__,
+        "copy_bytes_per_second": bandwidth,
+        "points": [],
+    }
+    for w, tried in plan:
+        sets = inputs(w)
+        expected = reference(w, sets[0])
+        rows = []
+        for kernel, params in tried:
+            point: dict[str, Any] = {"workload": w.slug, "kernel": kernel.name, "id": kernel.id}
+            point["params"] = params
+            try:
+                call = Call(kernel, params, w, cubins)
+                out = call.bind(sets[0])().double()
+                error = float((out - expected).norm() / expected.norm())
+                if not error < TOLERANCE[w.dtype]:
+                    raise RuntimeError(f"wrong by {error}")
+                samples = graph_microseconds([call.bind(arrays) for arrays in sets])
+                point |= {"error": error, "us": statistics.median(samples), "samples_us": samples}
+                rows.append(point)
+            except (RuntimeError, TypeError) as problem:
+                point["reason"] = str(problem).splitlines()[0]
+            report["points"].append(point)
+        torch_points = [] if args.no_torch or w.sinks else measure(w.slug)
+        report["points"] += torch_points
+        floor = w.kv_bytes() / bandwidth * 1e6
+        beside = "  ".join(f"{p['backend']} {p['us']:.1f}" for p in torch_points if "us" in p)
+        print(f"{w.slug}  at copy bandwidth {floor:.1f}  {beside}")
+        for point in sorted(rows, key=lambda p: float(p["us"]))[:4]:
+            print(f"  {point['us']:8.2f} us  {point['kernel']} {point['params']}", flush=True)
+        if args.out:
+            Path(args.out).write_text(json.dumps(report) + "\n")
+        del sets, expected
+        torch.cuda.empty_cache()
+
+
+if __name__ == "__main__":
+    main()
