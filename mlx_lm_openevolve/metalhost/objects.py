@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 import re
 import subprocess
 import tempfile
@@ -17,14 +18,32 @@ from .findings import Finding
 from .flops import count_blocks
 from .toolchain import METAL_HEADERS, RUNTIME, SHIM, Toolchain, package_digest
 
-__all__ = ["assemble_counted", "header_folder", "link", "precompiled_shim", "run_tool"]
+__all__ = [
+    "assemble_counted",
+    "header_folder",
+    "link",
+    "precompiled_shim",
+    "run_tool",
+    "runtime_object",
+]
+
+
+def tool_environment() -> dict[str, str]:
+    """The caller's, with zig's own caches beside ours."""
+    zig = str(store().root / "zig")
+    return {**os.environ, "ZIG_GLOBAL_CACHE_DIR": zig, "ZIG_LOCAL_CACHE_DIR": zig}
 
 
 def run_tool(command: Sequence[str], timeout: float = 120.0) -> tuple[int, str, str]:
     """Runs a compiler: (exit status, standard output, standard error)."""
     try:
         done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout, check=False
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=timeout,
+            check=False,
+            env=tool_environment(),
         )
     except subprocess.TimeoutExpired:
         return 1, "", "error: the compiler took too long\n"

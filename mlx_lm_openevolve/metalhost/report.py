@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -40,8 +41,17 @@ def render(
     table = LineTable(with_lines if with_lines.is_file() else program.executable)
     names = _names(program, arguments)
     found = [_finding(record, program, table, names) for record in report.findings]
+    found = [f for f in found if not _stores_components(f)]
     found += [Finding("runtime", message) for message in report.errors]
     return unique(found)
+
+
+_COMPONENTS = re.compile(r"(?:\.[xyzwrgba]{1,4}|\]\s*\[[^\]]*\])\s*=(?!=)")
+
+
+def _stores_components(f: Finding) -> bool:
+    """A store to components of a vector reads the others, whatever they hold."""
+    return f.details.get("written_back") == "1" and _COMPONENTS.search(f.text) is not None
 
 
 def _names(program: Program, arguments: Mapping[int, Argument]) -> dict[int, str]:

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "report.h"
+#include "threadgroup.h"
 
 namespace mh {
 

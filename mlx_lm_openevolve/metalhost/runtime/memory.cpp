@@ -1,5 +1,5 @@
-// Device buffers with exact bounds, threadgroup variables with red zones, and the checks of each
-// access: bounds, alignment, permission, initialisation. Races are judged in races.cpp.
+// Device buffers with exact bounds, and the checks of each access: bounds, alignment, permission,
+// initialisation. Threadgroup memory is in threadgroup.cpp, races are judged in races.cpp.
 #include "memory.h"
 
 #include <string.h>
@@ -16,11 +16,17 @@ extern "C" char __executable_start[], _end[];
 #include "counters.h"
 #include "races.h"
 #include "report.h"
+#include "threadgroup.h"
 
 namespace mh {
 
 Buffer g_buffers[kMaxBuffers];
+PendingRead g_pending;
 unsigned g_buffer_count;
+
+const char* access_name(bool write, bool atomic) {
+  return atomic ? "atomic" : write ? "write" : "read";
+}
 
 namespace {
 
@@ -28,17 +34,6 @@ Address g_device_low;
 uint64_t g_device_span;
 unsigned g_slot_shift;
 
-constexpr unsigned kMaxVariables = 62;
-constexpr unsigned kRedZone = 2048;
-constexpr uint64_t kArena = kThreadgroupBytes + (kMaxVariables + 2) * uint64_t(kRedZone);
-Address g_arena;
-uint64_t g_arena_used;
-uint8_t* g_owner;  // one byte an arena byte: the variable's number + 1, 0 in red zones
-Cell* g_arena_cells;
-Variable g_variables[kMaxVariables];
-unsigned g_variable_count;
-uint64_t g_packed_bytes;
-uint64_t g_peak_bytes;
 uint64_t g_shadow_bytes;
 bool g_read_uninitialised;
 
@@ -67,8 +62,22 @@ void find_image() {
 #endif
 }
 
-const char* access_name(bool write, bool atomic) {
-  return atomic ? "atomic" : write ? "write" : "read";
+void report_pending(bool written_back) {
+  const PendingRead p = g_pending;
+  g_pending.thread = 0;
+  if (!written_back) g_read_uninitialised = true;
+  Finding f("uninitialised");
+  f.pc("pc", p.pc).text("space", p.space == MH_DEVICE ? "device" : "threadgroup");
+  if (p.variable) f.text("variable", p.variable); else f.number("buffer", p.buffer);
+  f.number("offset", p.offset).number("written_back", written_back);
+  f.thread("thread", p.thread).note();
+}
+
+// Before the checks of any access: what it says of the read that is held.
+inline void settle_pending(Address address, unsigned size, bool write) {
+  if (!g_pending.thread) return;
+  report_pending(write && g_pending.thread == thread_number() && g_pending.address == address &&
+                 g_pending.size == size);
 }
 
 [[noreturn]] void outside(const Buffer* buffer, Address address, unsigned size, bool write,
@@ -120,55 +129,14 @@ void access_device(Address address, unsigned size, bool write, bool atomic, Addr
   const uint64_t last = (offset + size - 1) >> b.granule_shift;
   for (uint64_t i = first; i <= last; ++i) {
     if (b.unwritten && !b.written[i] && !write) {
-      g_read_uninitialised = true;
-      Finding f("uninitialised");
-      f.pc("pc", pc).text("space", "device").number("buffer", slot);
-      f.number("offset", (long long)(i << b.granule_shift));
-      f.thread("thread", thread_number()).note();
+      if (!g_pending.thread) {
+        g_pending = {thread_number(), size, address, pc, MH_DEVICE, int(slot), nullptr,
+                     (long long)(i << b.granule_shift)};
+      }
     }
     if (write) b.written[i] = 1;
     if (whole && g_launch->sanitize) race_check(b.cells[i], write, atomic, MH_DEVICE, pc, slot, nullptr,
                           i << b.granule_shift);
-  }
-}
-
-void access_threadgroup(Address address, unsigned size, bool write, bool atomic, Address pc) {
-  const uint64_t at = address - g_arena;
-  const uint8_t owner = g_owner[at];
-  bool inside = owner != 0;
-  for (unsigned i = 1; i < size; ++i) inside = inside && g_owner[at + i] == owner;
-  if (!inside) {
-    // Name the variable that the address is nearest to.
-    const Variable* near = nullptr;
-    uint64_t best = ~0ull;
-    for (unsigned i = 0; i < g_variable_count; ++i) {
-      const Variable& v = g_variables[i];
-      const uint64_t distance = address < v.low ? v.low - address : address - v.low - v.size + 1;
-      if (address >= v.low && address < v.low + v.size) { near = &v; break; }
-      if (distance < best) { best = distance; near = &v; }
-    }
-    Finding f("out-of-bounds");
-    f.pc("pc", pc).text("access", access_name(write, atomic)).number("size", size);
-    f.text("space", "threadgroup").text("why", "end");
-    if (near) {
-      f.text("variable", near->name).number("offset", (long long)(address - near->low));
-      f.number("extent", (long long)near->size);
-    } else {
-      f.number("address", (long long)address);
-    }
-    f.thread("thread", thread_number()).fatal();
-  }
-  const Variable& v = g_variables[owner - 1];
-  for (unsigned i = 0; i < size; ++i) {
-    Cell& cell = g_arena_cells[at + i];
-    if (!write && cell.write.thread == 0) {
-      g_read_uninitialised = true;
-      Finding f("uninitialised");
-      f.pc("pc", pc).text("space", "threadgroup").text("variable", v.name);
-      f.number("offset", (long long)(address - v.low)).thread("thread", thread_number()).note();
-    }
-    if (g_launch->sanitize) race_check(cell, write, atomic, MH_THREADGROUP, pc, -1, v.name, address + i - v.low);
-    else if (write) cell.write.thread = 1;
   }
 }
 
@@ -248,29 +216,11 @@ void map_buffers(int file) {
   if (g_shadow_bytes > 16 * g_launch->memory_limit) {
     Finding("memory-limit").number("size", (long long)g_shadow_bytes).fatal();
   }
-  g_arena = Address(reserve(kArena));
-  g_owner = static_cast<uint8_t*>(reserve(kArena));
-  g_arena_cells = static_cast<Cell*>(reserve(kArena * sizeof(Cell)));
+  make_threadgroup_memory();
 }
-
-void clear_threadgroup_memory() {
-  if (g_arena_used == 0) return;
-  for (unsigned i = 0; i < g_variable_count; ++i) {
-    const Variable& v = g_variables[i];
-    memset(reinterpret_cast<void*>(v.low), 0xff, v.size);
-    memset(g_owner + (v.low - g_arena), 0, v.size);
-    if (g_launch->sanitize || g_launch->count) {
-      memset(g_arena_cells + (v.low - g_arena), 0, v.size * sizeof(Cell));
-    }
-  }
-  g_variable_count = 0;
-  g_arena_used = 0;
-  g_packed_bytes = 0;
-}
-
-unsigned threadgroup_bytes_peak() { return unsigned(g_peak_bytes); }
 
 void access(Address address, unsigned size, bool write, bool atomic, bool aligned, Address pc) {
+  settle_pending(address, size, write);
   if (address - g_device_low < g_device_span) {
     access_device(address, size, write, atomic, pc);
     check_aligned(address, size, write, atomic, aligned, pc);
@@ -279,13 +229,10 @@ void access(Address address, unsigned size, bool write, bool atomic, bool aligne
     }
     return;
   }
-  if (address - g_arena < kArena) {
-    access_threadgroup(address, size, write, atomic, pc);
+  if (in_threadgroup_memory(address)) {
+    const unsigned offset = access_threadgroup(address, size, write, atomic, pc);
     check_aligned(address, size, write, atomic, aligned, pc);
-    if (g_launch->count) {
-      const Variable& v = g_variables[g_owner[address - g_arena] - 1];
-      count_threadgroup(v.packed + (address - v.low), size, write, pc);
-    }
+    if (g_launch->count) count_threadgroup(offset, size, write, pc);
     return;
   }
   if (address >= g_thread->stack_low && address + size <= g_thread->stack_high) return;
@@ -303,6 +250,7 @@ void access_range(Address address, uint64_t size, bool write, Address pc) {
 }
 
 void report_outputs() {
+  if (g_pending.thread) report_pending(false);
   for (unsigned i = 0; i < g_buffer_count; ++i) {
     const Buffer& b = g_buffers[i];
     if (!b.present || !b.cells) continue;
@@ -351,35 +299,6 @@ extern "C" void* mh_argument(int index) {
     return mh_threadgroup_variable(&r, r.size, 16, "threadgroup argument", 0);
   }
   return reinterpret_cast<void*>(g_buffers[index].argument);
-}
-
-extern "C" void* mh_threadgroup_variable(const void* key, unsigned long size, unsigned long align,
-                                         const char* name, int line) {
-  using namespace mh;
-  for (unsigned i = 0; i < g_variable_count; ++i) {
-    if (g_variables[i].key == key) return reinterpret_cast<void*>(g_variables[i].low);
-  }
-  const uint64_t padded = (size + 15) / 16 * 16;
-  if (g_variable_count == kMaxVariables) die("more than 62 threadgroup variables");
-  if (size > kThreadgroupBytes || g_packed_bytes + padded > kThreadgroupBytes) {
-    Finding("threadgroup-memory").number("line", line).text("variable", name)
-        .number("size", (long long)(g_packed_bytes + size)).number("extent", kThreadgroupBytes)
-        .pc("pc", MH_PC).fatal();
-  }
-  Variable& v = g_variables[g_variable_count];
-  v.key = key;
-  v.name = name;
-  v.line = line;
-  v.size = size;
-  v.packed = unsigned(g_packed_bytes);
-  v.low = (g_arena + g_arena_used + kRedZone + align - 1) / 16 * 16;
-  g_arena_used = v.low + padded - g_arena;
-  g_packed_bytes += padded;
-  if (g_packed_bytes > g_peak_bytes) g_peak_bytes = g_packed_bytes;
-  memset(g_owner + (v.low - g_arena), int(g_variable_count + 1), size);
-  ++g_variable_count;
-  memset(reinterpret_cast<void*>(v.low), 0xff, size);
-  return reinterpret_cast<void*>(v.low);
 }
 
 extern "C" void mh_atomic(const volatile void* address, unsigned size, int kind) {

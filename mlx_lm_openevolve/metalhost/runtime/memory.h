@@ -22,21 +22,24 @@ struct Buffer {
   bool present, writable, unwritten, constant, report, floats;
 };
 
-struct Variable {  // of threadgroup memory
-  const void* key;
-  const char* name;
-  Address low;
-  uint64_t size;
-  unsigned packed;  // offset without the red zones
-  int line;
+// A store to some components of a vector reads the vector, sets them and writes it back. So a read
+// of fresh memory is held until the thread's next access tells whether that is the write.
+struct PendingRead {
+  uint32_t thread;
+  unsigned size;
+  Address address, pc;
+  int space;
+  int buffer;
+  const char* variable;
+  long long offset;
 };
 
 extern Buffer g_buffers[kMaxBuffers];
 extern unsigned g_buffer_count;
+extern PendingRead g_pending;
 
 void map_buffers(int file);
-void clear_threadgroup_memory();
-unsigned threadgroup_bytes_peak();
+const char* access_name(bool write, bool atomic);
 // Every access of a sanitised or counted kernel comes through here.
 void access(Address address, unsigned size, bool write, bool atomic, bool aligned, Address pc);
 void access_range(Address address, uint64_t size, bool write, Address pc);

@@ -8,3 +8,4 @@
 #include "report.cpp"
 #include "sanitizer.cpp"
 #include "schedule.cpp"
+#include "threadgroup.cpp"

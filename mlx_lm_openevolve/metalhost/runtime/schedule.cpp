@@ -9,6 +9,7 @@
 #include "fibers.h"
 #include "memory.h"
 #include "report.h"
+#include "threadgroup.h"
 
 namespace mh {
 
