@@ -24,8 +24,14 @@ def main() -> None:
 
 
 def _answer(task: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return _judge(task)
+    except Exception as error:  # no fault of the kernel's: what it raises is in its verdict
+        return {"error": f"{type(error).__name__}: {error}"}
+
+
+def _judge(task: dict[str, Any]) -> dict[str, Any]:
     from . import gate
-    from .errors import BackendError
     from .kernel import Kernel
     from .workload import Workload
 
@@ -41,8 +47,6 @@ def _answer(task: dict[str, Any]) -> dict[str, Any]:
         )
     except gate.GateTimeout as error:
         return {"timeout": str(error)}
-    except BackendError as error:
-        return {"error": str(error)}
     return {"verdict": verdict.to_json()}
 
 

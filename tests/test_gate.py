@@ -480,6 +480,13 @@ def test_the_worker_passes_on_that_time_ran_out():
         gate.judge_in_worker(naive(), {}, SMALL, "host", seconds=0.0)
 
 
+def test_a_worker_that_cannot_start_its_work_is_no_fault_of_the_kernel():
+    kernel = naive()
+    broken = replace(kernel, meta={**kernel.meta, "format": 2})
+    with pytest.raises(BackendError, match="KernelError"):
+        gate.judge_in_worker(broken, {}, SMALL, "host", seconds=1)
+
+
 @pytest.mark.parametrize(
     ("script", "word"),
     [
