@@ -759,6 +759,26 @@ def test_a_clang_of_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert done.outputs[0].tolist() == [41.0] * 32
 
 
+@on_host
+@pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
+def test_conversions_without_the_cpus_help(dtype: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On an old x86 the runtime's own conversions serve: every value, rounding and special."""
+    monkeypatch.setattr("mlx_lm_openevolve.metalhost.toolchain._has_avx2", lambda: False)
+    halves = mx.arange(65536).astype(mx.uint16).view(dtype)
+    rng = np.random.default_rng(1)
+    floats = mx.array(rng.integers(0, 2**32, 65536, np.uint32).view(np.float32))
+    body = """
+        uint i = thread_position_in_grid.x;
+        y[i] = T(i < 65536 ? float(a[i]) : b[i - 65536]);
+        """
+    done = launch(body, [halves, floats], n=131072, group=1024, dtype=dtype,
+                  template=[("T", dtype)], sanitize=False)  # fmt: skip
+    assert done.ok, said(done)
+    expected = mx.concatenate([halves, floats.astype(dtype)])
+    same = (done.outputs[0] == expected) | (mx.isnan(done.outputs[0]) & mx.isnan(expected))
+    assert mx.all(same).item()
+
+
 def test_the_store_builds_once_and_stays_small(tmp_path: Path) -> None:
     built = []
 
