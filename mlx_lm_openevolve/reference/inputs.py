@@ -17,8 +17,8 @@ __all__ = ["KINDS", "case", "cases", "mask"]
 
 # Elements of a mask of its own for every head.
 _MASK_ELEMENTS = 16 << 20
-# Random entries that are drawn for a cache with more than that for each head.
-_POOL = 1 << 20
+# Random entries that are drawn for a cache; a larger one repeats them, shifted.
+_POOL = 4 << 20
 
 # 256 quantiles of the standard normal: a random byte is an index, which is fast for large caches.
 _NORMAL = np.array([NormalDist().inv_cdf((i + 0.5) / 256) for i in range(256)], np.float32)
@@ -64,19 +64,18 @@ def _filled(rng: np.random.Generator, shape: tuple[int, ...], table: Array, dtyp
     buffer[:, :, :LEAD] = nan
     buffer[:, :, LEAD + length :] = nan
     stored = encode(table, dtype)
-    # Fresh entries for every head while that is cheap, for a long cache windows of one pool.
-    pool = stored[rng.integers(0, 256, min(length * width, _POOL), np.uint8)]
+    total = batch * heads * length * width
+    pool = stored[rng.integers(0, 256, min(total, _POOL), np.uint8)]
+    used = 0
     for b in range(batch):
         for h in range(heads):
             rows = buffer[b, h, LEAD : LEAD + length].reshape(-1)
             at = 0
-            while at < rows.size:  # windows of the pool, each from another place
-                start = 0 if pool.size == rows.size else int(rng.integers(pool.size // 2))
+            while at < rows.size:  # a large cache is windows of the pool, each from another place
+                start = used if total <= _POOL else int(rng.integers(pool.size // 2))
                 part = pool[start : start + rows.size - at]
                 rows[at : at + part.size] = part
-                at += part.size
-            if pool.size == rows.size:
-                pool = stored[rng.integers(0, 256, pool.size, np.uint8)]
+                at, used = at + part.size, used + part.size
     return buffer[:, :, LEAD : LEAD + length]
 
 
