@@ -363,7 +363,8 @@ def _vectors(result: Translation) -> None:
         rf"\bstatic_cast\s*<\s*(?:metal\s*::\s*)?({kind})\s*>\s*\(", r"mh::make<\1>(", text
     )
     text = re.sub(
-        rf"(?<![\w.:<~])(?<!operator )(?:metal\s*::\s*)?\b({kind})\s*\((?!\s*\*)",
+        # But not the pointer to a function in `float4 (*f)(...)`.
+        rf"(?<![\w.:<~])(?<!operator )(?:metal\s*::\s*)?\b({kind})\s*\((?!\s*\*\s*\w+\s*\)\s*\()",
         r"mh::make<\1>(",
         text,
     )

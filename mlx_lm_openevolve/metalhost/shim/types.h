@@ -189,6 +189,7 @@ template <class... T> struct conjunction : bool_constant<(T::value && ...)> {};
 template <class... T> struct disjunction : bool_constant<(T::value || ...)> {};
 template <class T> struct negation : bool_constant<!T::value> {};
 template <class... T> inline constexpr bool conjunction_v = conjunction<T...>::value;
+template <class... T> using _disjunction = disjunction<T...>;
 template <class... T> inline constexpr bool disjunction_v = disjunction<T...>::value;
 
 template <class T> struct make_signed { typedef __make_signed(T) type; };
@@ -197,9 +198,6 @@ template <class T> using make_signed_t = typename make_signed<T>::type;
 template <class T> using make_unsigned_t = typename make_unsigned<T>::type;
 template <class T> T&& declval() noexcept;
 
-template <class T> MH_INLINE constexpr T&& forward(remove_reference_t<T>& x) {
-  return static_cast<T&&>(x);
-}
 template <class T> MH_INLINE constexpr remove_reference_t<T>&& move(T&& x) {
   return static_cast<remove_reference_t<T>&&>(x);
 }
