@@ -27,12 +27,11 @@ from mlx_lm_openevolve import backends, timing
 from mlx_lm_openevolve.device import detect
 from mlx_lm_openevolve.errors import OpenEvolveError
 from mlx_lm_openevolve.kernel import Kernel
+from mlx_lm_openevolve.reference import mask
 from mlx_lm_openevolve.workload import Workload
 
 TUNED = Path(__file__).resolve().parent.parent / "tuned" / "v1" / "kernels"
-STEP = 256  # mlx-lm's KVCache grows by so many keys
 SPAN = 3  # caches cycled through, in last-level caches
-CALLS = 64  # of one sample: start and end of a chain do not overlap with the GPU's work
 BLOCKS = 12
 
 
@@ -58,30 +57,6 @@ DEFAULT = [
     *slugs(1, (64, 8), (256, 1024, 4096), 64, "bool-sinks"),
     *slugs(8, (32, 8), (65536,), 128, "bool"),
 ]
-
-
-class Caches(timing.Bench):
-    """A bench whose caches are laid out as mlx-lm's KVCache has them: each a buffer of its own,
-    whole steps of 256 keys long. MLX takes its fastest path for such slices only."""
-
-    def __init__(self, workload: Workload, cache_bytes: int, memory: int) -> None:
-        w = workload
-        mask = mx.ones((w.batch, 1, w.q_len, w.kv_len), mx.bool_) if w.mask == "bool" else None
-        super().__init__(w, mask, 0, memory, 0)
-        count = max(2, min(256, 1 + int(SPAN * cache_bytes) // w.kv_bytes()))
-        count = max(1, min(count, memory // (2 * w.kv_bytes())))
-        dtype = self.queries.dtype
-        length = -(-(w.kv_len + 1) // STEP) * STEP
-        self.caches = []
-        for _ in range(count):
-            pair = []
-            for width in (w.head_dim, w.v_head_dim):
-                shape = (w.batch, w.kv_heads, length, width)
-                buffer = mx.random.normal(shape).astype(dtype)
-                mx.eval(buffer)
-                pair.append(buffer[..., : w.kv_len, :])
-            mx.eval(pair)
-            self.caches.append((pair[0], pair[1]))
 
 
 def sdpa(workload: Workload) -> Callable[..., mx.array]:
@@ -121,7 +96,7 @@ def measure(
     try:
         params = kernel.check_params({**kernel.default_params(workload), **given})
         build = backends.get(backend).build(kernel, params, workload)
-        bench = Caches(workload, device.cache, memory)
+        bench = timing.Bench(workload, mask(workload, 0), SPAN * device.cache, memory, 0)
         inputs = (bench.queries, *bench.caches[0], bench.scale, bench.mask, bench.sinks)
         ours, theirs = build(*inputs), sdpa(workload)(*inputs)
         difference = mx.abs(ours.astype(mx.float32) - theirs.astype(mx.float32)).max().item()
@@ -129,10 +104,10 @@ def measure(
         return {**record, "reason": str(error).splitlines()[0]}
     arms = bench.arm(sdpa(workload)), bench.arm(build)
     for arm in arms * 2:
-        arm.seconds(CALLS)
+        arm.seconds(timing.CHAIN)
     # as many calls and blocks as stated, whatever they take
     found = timing.paired(
-        *arms, timing.SAMPLE_SECONDS / CALLS, 4.1 * timing.SAMPLE_SECONDS * BLOCKS, 0
+        *arms, timing.SAMPLE_SECONDS / timing.CHAIN, 4.1 * timing.SAMPLE_SECONDS * BLOCKS, 0
     )
     assert found is not None
     times = found.to_json()

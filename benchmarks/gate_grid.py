@@ -69,28 +69,33 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--seconds", type=float, default=10, help="for one verdict")
     parser.add_argument("--suite", nargs="+", choices=SUITES, default=list(SUITES))
+    parser.add_argument("--all", action="store_true", help="go on after the first accepted")
     parser.add_argument("--backend", choices=BACKENDS)
     options = parser.parse_args()
 
     device = detect(options.backend)
     stamp = fingerprint(device, gate.GATE_VERSION)
     registry = Registry(options.output)
-    kernels = Registry(tuned_root(), writable=False).kernels()
+    # Native stages first: where they run at all they were written for this very chip.
+    kernels = sorted(
+        Registry(tuned_root(), writable=False).kernels(),
+        key=lambda k: all(stage.language == "metal" for stage in k.stages),
+    )
     end = time.monotonic() + 60 * options.minutes
     accepted = judged = 0
+    won: set[Workload] = set()
     for suite in options.suite:
         for workload in SUITES[suite]:
             bucket = workload.bucket()
-            done = {
-                (v.kernel, tuple(v.params.items()))
-                for v in registry.verdicts(device.slug, bucket)
-                if v.counts_for(stamp)
-            }
+            stored = [v for v in registry.verdicts(device.slug, bucket) if v.counts_for(stamp)]
+            if any(v.accepted for v in stored) and not options.all:
+                won.add(bucket)
+            done = {(v.kernel, tuple(v.params.items())) for v in stored}
             for kernel in kernels:
                 if time.monotonic() > end:
                     print(f"out of time: {judged} judged, {accepted} accepted")
                     return 0
-                if not kernel.applies_to(bucket):
+                if bucket in won or not kernel.applies_to(bucket):
                     continue
                 params = kernel.default_params(bucket)
                 if (kernel.id, tuple(params.items())) in done:
@@ -107,6 +112,8 @@ def main() -> int:
                 judged += 1
                 accepted += verdict.accepted
                 times = verdict.timing
+                if verdict.accepted and not options.all:
+                    won.add(bucket)
                 figures = (
                     f"{times['ratio']:.2f} [{times['low']:.2f}, {times['high']:.2f}]"
                     f" {times['candidate']['mean'] * 1e6:.1f} us"

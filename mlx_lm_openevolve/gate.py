@@ -154,6 +154,9 @@ def static_rules(kernel: Kernel, params: Mapping[str, int], bucket: Workload) ->
     for name in sorted(wanted):
         if name not in read or not re.search(rf"\b{name}\b", text):
             return f"no stage reads {name}"
+    if "__cluster_dims__" in text:
+        # MLX 0.32 updates its CUDA graphs without the cluster's size: other launches go wrong.
+        return "a stage sets __cluster_dims__, which MLX's graphs do not carry"
     if not re.search(r"\bkeys_shape\s*\[\s*2\s*\]", text):
         return "the exact KV length is not read: no stage has keys_shape[2]"
     return ""

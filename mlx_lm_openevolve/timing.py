@@ -25,7 +25,9 @@ from .workload import Workload
 __all__ = ["CONFIDENCE", "Arm", "Bench", "Comparison", "bandwidth", "paired"]
 
 CONFIDENCE = 0.99
-MIN_BLOCKS, MAX_BLOCKS = 10, 60
+MIN_BLOCKS, _BLOCKS, MAX_BLOCKS = 10, 16, 60
+CHAIN = 64
+STEP = 256  # keys that mlx-lm's KVCache grows by
 SAMPLE_SECONDS = 2e-3
 _RESAMPLES = 2000
 # Results handed to the GPU while the next calls are being built, as a model's layers do.
@@ -100,9 +102,9 @@ class Arm:
 class Bench:
     """What both arms run on: queries, scale, mask, sinks, and cache slices of an exact workload.
 
-    The slices are views of longer buffers, as a KVCache hands them out; their bytes together
-    exceed `cache_bytes`, as far as `memory` bytes allow. Raises MemoryError where not even two
-    fit.
+    The slices are what mlx-lm's KVCache hands out: each of a buffer of its own, whole steps of
+    keys long. MLX takes its fastest path for such slices only. Their bytes together exceed
+    `cache_bytes`, as far as `memory` bytes allow. Raises MemoryError where not even two fit.
     """
 
     def __init__(
@@ -110,25 +112,27 @@ class Bench:
     ) -> None:
         w = workload
         rng = np.random.default_rng([seed, 77])
-        spare = 16
-        stored = w.batch * w.kv_heads * (w.kv_len + spare) * (w.head_dim + w.v_head_dim)
-        room = memory // (stored * w.element_bytes)
+        length = -(-(w.kv_len + 1) // STEP) * STEP
+        stored = w.batch * w.kv_heads * length * (w.head_dim + w.v_head_dim) * w.element_bytes
+        room = memory // stored
         if room < 2:
-            raise MemoryError(f"timing needs {2 * stored * w.element_bytes >> 20} MiB")
+            raise MemoryError(f"timing needs {2 * stored >> 20} MiB")
         count = min(room, 512, max(2, 1 + -(-cache_bytes // w.kv_bytes())))
         pool = _uploaded(rng.standard_normal(1 << 20, np.float32), w.dtype)
 
-        def caches(width: int) -> mx.array:
-            shape = (count, w.batch, w.kv_heads, w.kv_len + spare, width)
+        def slice_of(width: int) -> mx.array:
+            shape = (w.batch, w.kv_heads, length, width)
             size = int(np.prod(shape))
-            return mx.concatenate([pool] * -(-size // pool.size))[:size].reshape(shape)
+            # Each starts elsewhere in the pool, so that no two hold the same values.
+            start = int(rng.integers(pool.size // 2))
+            first = pool[start : start + min(size, pool.size // 2)]
+            rest = [pool] * -(-(size - first.size) // pool.size)
+            buffer = mx.concatenate([first, *rest])[:size].reshape(shape)
+            mx.eval(buffer)
+            return buffer[:, :, : w.kv_len]
 
-        keys, values = caches(w.head_dim), caches(w.v_head_dim)
-        mx.eval(keys, values)
         self.workload, self.mask = w, mask
-        self.caches = [
-            (keys[i, :, :, : w.kv_len], values[i, :, :, : w.kv_len]) for i in range(count)
-        ]
+        self.caches = [(slice_of(w.head_dim), slice_of(w.v_head_dim)) for _ in range(count)]
         shape = (w.batch, w.q_heads, w.q_len, w.head_dim)
         self.queries = _uploaded(rng.standard_normal(shape, np.float32), w.dtype)
         self.sinks = (
@@ -185,7 +189,9 @@ def calls_for(seconds: float) -> int:
 def paired(a: Arm, b: Arm, call_seconds: float, budget: float, seed: int) -> Comparison | None:
     """Compare two arms in as many A B B A blocks as `budget` seconds hold; None where they hold
     fewer than MIN_BLOCKS. The number of blocks is fixed before the first sample is seen."""
-    calls = calls_for(call_seconds)
+    # Start and end of a chain do not overlap with the GPU's work: the longer, the truer.
+    affordable = int(budget / (4 * _BLOCKS * max(call_seconds, 1e-9)))
+    calls = max(calls_for(call_seconds), min(CHAIN, affordable))
     blocks = int(budget / (4 * calls * call_seconds))
     if blocks < MIN_BLOCKS:
         return None

@@ -123,3 +123,9 @@ def test_masks_and_sinks_are_timed_too():
 
 def test_bandwidth_is_positive_and_kept():
     assert timing.bandwidth(1 << 20) == timing.bandwidth(1 << 20) > 0
+
+
+def test_caches_grow_as_mlx_lms_do() -> None:
+    from mlx_lm.models.cache import KVCache
+
+    assert timing.STEP == KVCache.step
