@@ -1,0 +1,93 @@
+"""Check: a candidate on the CPU, compiled for Metal, sanitised, counted and compared with float64.
+
+It runs small workloads that ask what the real ones ask (mutants.proxy), so that a candidate costs
+a second or two. The whole gate judges the winners; see publish.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from mlx_lm_openevolve import backends, exam, gate, metalhost
+from mlx_lm_openevolve.errors import BackendError, KernelError
+from mlx_lm_openevolve.kernel import Kernel
+from mlx_lm_openevolve.mutants import proxy
+from mlx_lm_openevolve.reference import case
+from mlx_lm_openevolve.workload import Workload
+
+__all__ = ["check", "small"]
+
+# What the two questions show: lost, foreign or shifted keys and rows; a softmax without its maximum
+# and padded keys.
+_KINDS = ("needles", "flat")
+
+
+def small(kernel: Kernel, bucket: Workload) -> Workload:
+    """The smallest proxy bucket that the kernel still applies to."""
+    found = proxy(bucket)
+    while found.kv_len < bucket.kv_len and not kernel.applies_to(found):
+        found = replace(found, kv_len=2 * found.kv_len)
+    return found if kernel.applies_to(found) else bucket
+
+
+@functools.lru_cache(maxsize=8)
+def _questions(workload: Workload, seed: int) -> tuple[exam.Question, ...]:
+    exact = replace(
+        workload,
+        # Off every tile, and never the query length.
+        kv_len=max(workload.kv_len - 3, min(workload.q_len, workload.kv_len - 3) + 1),
+        q_len=min(workload.q_len, workload.kv_len - 4),
+    )
+    return tuple(exam.prepare(case(kind, exact, seed)) for kind in _KINDS)
+
+
+def check(kernel: Kernel, params: Mapping[str, int], bucket: Workload, seed: int) -> dict[str, Any]:
+    """What the host says of a kernel for a bucket: cause ("" where all is well), finding, margin,
+    error, counters of each launch and seconds. `host` is why there was no check, "" where there
+    was one. Raises nothing that a kernel can bring about."""
+    start = time.perf_counter()
+    host = backends.get("host")
+
+    def answer(cause: str = "", finding: str = "", **more: Any) -> dict[str, Any]:
+        seconds = round(time.perf_counter() - start, 3)
+        return {"cause": cause, "finding": finding, "host": "", "seconds": seconds, **more}
+
+    try:
+        bad = gate.static_rules(kernel, params, bucket)
+        if bad:
+            return answer("static", bad)
+        native = [stage.file for stage in kernel.stages if stage.language != "metal"]
+        if native or host.unavailable():
+            reason = f"{native[0]} is no Metal" if native else host.unavailable()
+            return answer(host=f"absent: {reason}")
+        tiny = small(kernel, bucket)
+        questions = _questions(tiny, seed)
+        exact = questions[0].case.workload
+        launches: list[metalhost.Launch] = []
+        call = host.build(kernel, params, exact, sanitize=True, launches=launches, seed=seed)
+        try:
+            call(*questions[0].arguments)
+        except BackendError as error:
+            if not any(launch.findings for launch in launches):
+                return answer("backend", str(error))
+        findings = [finding for launch in launches for finding in launch.findings]
+        if findings:
+            return answer(findings[0].kind, "\n".join(str(f) for f in findings[:3]))
+        calls = exam.Calls(lambda w: host.build(kernel, params, w, sanitize=True, seed=seed + 1))
+        outcomes = []
+        for question in questions:
+            outcomes.append(calls(question))
+            if outcomes[-1].reason:
+                return answer("wrong", outcomes[-1].reason)
+    except KernelError as error:
+        return answer("static", str(error))
+    return answer(
+        margin=min(outcome.margin for outcome in outcomes),
+        error=max(outcome.max for outcome in outcomes),
+        on=exact.slug,
+        counters=[launch.counters.to_dict() for launch in launches if launch.counters],
+    )

@@ -1,0 +1,137 @@
+"""Config: everything a run was told, as nested frozen dataclasses that a run's first event keeps."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from mlx_lm_openevolve.errors import UsageError
+from mlx_lm_openevolve.workload import Workload
+
+__all__ = ["PROPOSERS", "Budget", "Config", "Llm", "Model", "Search", "Work", "seconds_of"]
+
+PROPOSERS = ("tune", "llm", "mailbox")
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)([smh]?)")
+
+
+def seconds_of(text: str) -> float:
+    """Seconds of a duration such as 90, 90s, 10m or 2h. Raises UsageError."""
+    match = _DURATION.fullmatch(text.strip())
+    if match is None or float(match[1]) <= 0:
+        raise UsageError(f"{text!r} is no duration; write 90s, 10m or 2h")
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a run may spend; 0 is no limit."""
+
+    candidates: int = 0
+    seconds: float = 0.0
+    tokens: int = 0
+    money: float = 0.0
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model of the endpoint: how often it is asked, and its prices for a million tokens."""
+
+    name: str
+    weight: float = 1.0
+    price_in: float = 0.0
+    price_out: float = 0.0
+
+    @classmethod
+    def parse(cls, text: str) -> Model:
+        """NAME[,WEIGHT[,PRICE_IN,PRICE_OUT]]. Raises UsageError."""
+        name, *numbers = text.split(",")
+        try:
+            model = cls(name, *(float(number) for number in numbers))
+        except (TypeError, ValueError):
+            raise UsageError(f"{text!r} is no NAME[,WEIGHT[,PRICE_IN,PRICE_OUT]]") from None
+        if not name or model.weight <= 0 or model.price_in < 0 or model.price_out < 0:
+            raise UsageError(f"{text!r}: a name, a weight above 0 and prices of at least 0")
+        return model
+
+
+@dataclass(frozen=True)
+class Llm:
+    """How the endpoint is asked. context is in tokens, timeout in seconds; `failures` in a row
+    end the run."""
+
+    models: tuple[Model, ...] = ()
+    context: int = 32768
+    answer: int = 8192
+    timeout: float = 300.0
+    retries: int = 4
+    failures: int = 5
+
+
+@dataclass(frozen=True)
+class Search:
+    """How parents are chosen. explore: share of parents outside the elites; negative is adaptive.
+    tune_after: knob settings tried after a structural proposal. saturated: a workload whose best
+    time is within this factor of its floor is left alone. targets: (speed-up, share of workloads)
+    at which to stop."""
+
+    islands: int = 3
+    explore: float = -1.0
+    batch: int = 4
+    tune_after: int = 6
+    saturated: float = 1.1
+    targets: tuple[tuple[float, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Work:
+    """Worker processes: how many, and the seconds and bytes after which one is killed."""
+
+    jobs: int = 2
+    seconds: float = 120.0
+    memory: int = 8 << 30
+    measure_seconds: float = 0.6
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run. weights: use of each workload, in the order of `workloads`, adding up to 1."""
+
+    backend: str
+    workloads: tuple[Workload, ...]
+    weights: tuple[float, ...]
+    proposer: str = "tune"
+    suite: str = ""
+    seed: int = 0
+    budget: Budget = field(default_factory=Budget)
+    search: Search = field(default_factory=Search)
+    work: Work = field(default_factory=Work)
+    llm: Llm = field(default_factory=Llm)
+
+    def __post_init__(self) -> None:
+        if self.proposer not in PROPOSERS:
+            raise UsageError(f"proposer {self.proposer!r} is none of {', '.join(PROPOSERS)}")
+        if not self.workloads or len(self.workloads) != len(self.weights):
+            raise UsageError("there is no workload to search for")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, workloads by slug."""
+        return {**asdict(self), "workloads": [w.slug for w in self.workloads]}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Config:
+        """What `to_json` wrote. Raises KeyError, TypeError or ValueError on anything else."""
+        search = dict(data["search"])
+        llm = dict(data["llm"])
+        return cls(
+            **{
+                **data,
+                "workloads": tuple(Workload.parse(slug) for slug in data["workloads"]),
+                "weights": tuple(data["weights"]),
+                "budget": Budget(**data["budget"]),
+                "search": Search(**{**search, "targets": tuple(map(tuple, search["targets"]))}),
+                "work": Work(**data["work"]),
+                "llm": Llm(**{**llm, "models": tuple(Model(**m) for m in llm["models"])}),
+            }
+        )

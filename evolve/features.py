@@ -1,0 +1,101 @@
+"""Features: what a kernel does, read from its text or counted on the host; the axes of the archive.
+
+Code length and character difference say nothing about a kernel; its strategy, speed, steadiness
+and margin do.
+"""
+
+from __future__ import annotations
+
+import bisect
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import astuple, dataclass
+from typing import Any
+
+from mlx_lm_openevolve.kernel import Kernel
+
+__all__ = ["SPEED_TIERS", "Strategy", "code", "fingerprint", "strategy", "tier"]
+
+# Upper ends of the tiers; the last tier is open.
+SPEED_TIERS = (0.5, 0.9, 1.0, 1.1, 1.3, 1.7, 2.5)
+VARIANCE_TIERS = (0.02, 0.05, 0.15)
+MARGIN_TIERS = (0.25, 0.5, 0.75)
+
+_VECTOR = re.compile(
+    r"\b(?:float|half|bfloat|uint|int|short|ushort|uchar|char|packed_float|packed_half)([248])\b"
+    r"|\bvec\s*<[^<>]+,\s*([248])\s*>"
+)
+_WIDE = re.compile(r"alignas\s*\(\s*16\s*\)")
+
+
+def tier(value: float, ends: tuple[float, ...]) -> int:
+    """Index of the tier that a value falls into: 0 up to len(ends)."""
+    return bisect.bisect_right(ends, value)
+
+
+def code(source: str) -> str:
+    """A source without comments, and with single blanks: what a compiler sees."""
+    source = re.sub(r"//[^\n]*|/\*.*?\*/", " ", source, flags=re.DOTALL)
+    lines = (" ".join(line.split()) for line in source.splitlines())
+    return "\n".join(line for line in lines if line)
+
+
+def fingerprint(kernel: Kernel) -> str:
+    """Equal for kernels that differ in comments, blanks, name or origin alone."""
+    meta = {k: v for k, v in kernel.meta.items() if k not in ("name", "origin", "description")}
+    sources = {name: code(source) for name, source in kernel.sources.items()}
+    text = json.dumps([meta, sources], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """vector: elements of the widest vector type (1: none). passes: "online", "2-pass" or
+    "3-pass" over the keys. split: whether several launches share the keys. memory: "coalesced",
+    "strided", "random" by counted line efficiency, "" where nothing was counted. matrix: whether
+    simdgroup matrices or tensor cores are used."""
+
+    vector: int
+    passes: str
+    split: bool
+    memory: str
+    matrix: bool
+
+    def __str__(self) -> str:
+        parts = [
+            f"vec{self.vector}",
+            self.passes,
+            "split" if self.split else "single",
+            "matrix" if self.matrix else "",
+            self.memory,
+        ]
+        return " ".join(part for part in parts if part)
+
+    @property
+    def key(self) -> str:
+        """One word for each axis: a cell's strategy."""
+        return "/".join(str(part) for part in astuple(self))
+
+
+def strategy(kernel: Kernel, counters: Mapping[str, Any] | None = None) -> Strategy:
+    """The strategy of a kernel, as far as its text and its counters show it."""
+    text = "\n".join(code(source) for source in kernel.sources.values())
+    widths = [int(a or b) for a, b in _VECTOR.findall(text)]
+    vector = max([1, *widths, *([8] if _WIDE.search(text) else [])])
+    loops = len(re.findall(r"\b(?:for|while)\s*\([^{;]*;[^;]*(?:kv_len|shape\s*\[\s*2\s*\])", text))
+    # The mark of an online softmax is a weight that fades what was summed before.
+    online = re.search(r"exp2?\s*\(\s*[\w.\[\]]*(?:max|top|old|prev|m)\w*[\w.\[\]]*\s*-", text)
+    passes = "online" if online or loops <= 1 else "2-pass" if loops == 2 else "3-pass"
+    efficiency = (counters or {}).get("line_efficiency")
+    memory = ""
+    if efficiency is not None:
+        memory = "coalesced" if efficiency >= 0.7 else "strided" if efficiency >= 0.25 else "random"
+    return Strategy(
+        vector=vector,
+        passes=passes,
+        split=len(kernel.stages) > 1,
+        memory=memory,
+        matrix="simdgroup_matrix" in text or "mma" in text or "simdgroup_float8x8" in text,
+    )

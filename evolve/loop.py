@@ -1,0 +1,107 @@
+"""The loop: the whole search on one page.
+
+    propose -> check (host) -> check (GPU) -> measure -> archive -> publish
+
+Everything that a candidate can do wrong happens in a worker (see lab); everything that was found
+out is an event (see archive); what to try next follows from the events alone (see propose).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Protocol
+
+from .archive import MAX_DEATHS, Archive, Candidate, Done
+from .propose import Proposer
+from .propose.tune import headroom
+
+__all__ = ["Bench", "evolve", "why_stop"]
+
+Watch = Callable[[Archive], None]
+
+
+class Bench(Protocol):
+    """What runs candidates: workers (lab.Lab), or a table of measured points (replay.Table)."""
+
+    def baselines(self, archive: Archive) -> Iterable[tuple[str, dict[str, object]]]:
+        """SDPA's seconds and floor for each workload that has none yet."""
+        ...
+
+    def run(self, archive: Archive, batch: list[Candidate]) -> Iterable[tuple[int, Done]]:
+        """The fate of each candidate, as it becomes known."""
+        ...
+
+
+def evolve(archive: Archive, proposer: Proposer, bench: Bench, watch: Watch) -> str:
+    """Search until something says stop; returns what did."""
+    for slug, found in bench.baselines(archive):
+        archive.add("baseline", workload=slug, **found)
+    while not (reason := why_stop(archive)):
+        batch = archive.pending()  # what a killed run left unfinished comes first
+        if not batch:
+            batch = propose(archive, proposer)
+        if not batch:
+            reason = "nothing is left to try"
+            break
+        for candidate in refused(archive, batch):
+            batch.remove(candidate)
+        for number, done in bench.run(archive, batch):
+            archive.add("done", number=number, done=done.to_json())
+            watch(archive)
+        watch(archive)
+    archive.add("end", reason=reason)
+    return reason
+
+
+def propose(archive: Archive, proposer: Proposer) -> list[Candidate]:
+    """New candidates, on record before anything is done with them."""
+    room = archive.config.search.batch
+    if archive.config.budget.candidates:
+        room = min(room, archive.config.budget.candidates - len(archive.candidates))
+    batch = []
+    for candidate in proposer.propose(archive, room):
+        candidate = replace(candidate, number=archive.next_number())
+        twin = archive.duplicate(candidate)
+        if twin and not candidate.error:
+            candidate = replace(candidate, cause="duplicate", error=f"the same as #{twin}")
+        archive.add("proposed", candidate=candidate.to_json())
+        batch.append(candidate)
+    return batch
+
+
+def refused(archive: Archive, batch: list[Candidate]) -> list[Candidate]:
+    """Candidates that are done before they start: no kernel, a duplicate, or one that took the
+    main process down with it again and again."""
+    gone = []
+    for candidate in list(batch):
+        done = None
+        if candidate.error:
+            done = Done(cause=candidate.cause or "answer", finding=candidate.error)
+        elif archive.deaths[candidate.number] >= MAX_DEATHS:
+            done = Done(cause="lost", finding="in flight at two deaths of the main process")
+        if done is not None:
+            archive.add("done", number=candidate.number, done=done.to_json())
+            gone.append(candidate)
+    return gone
+
+
+def why_stop(archive: Archive) -> str:
+    """The budget, target or saturation that ends the run, "" where it goes on."""
+    config, spent = archive.config, archive.spent()
+    budget, unfinished = config.budget, len(archive.pending())
+    if budget.candidates and spent["candidates"] - unfinished >= budget.candidates:
+        return f"{budget.candidates} candidates are done"
+    for name in ("seconds", "tokens", "money"):
+        limit = getattr(budget, name)
+        if limit and spent[name] >= limit:
+            return f"the budget is spent: {spent[name]:.6g} of {limit:.6g} {name}"
+    if config.search.targets and all(archive.fast_p(p) >= n for p, n in config.search.targets):
+        return "reached " + ", ".join(f"fast_{p:g} = {n:g}" for p, n in config.search.targets)
+    if archive.baseline and all(
+        headroom(archive, slug) <= config.search.saturated for slug in archive.slugs
+    ):
+        return "every workload is within reach of its floor"
+    if archive.broken:
+        return archive.broken
+    return ""

@@ -1,0 +1,347 @@
+"""Tune: turns the numeric knobs of kernels and their structural switches; no model, no network.
+
+For one workload at a time, the one with the most to win: first every kernel's defaults, then
+neighbours of the best settings (one knob moved), children of two good ones, what won at similar
+workloads, and a few settings at random. A small Gaussian process over all settings tried so far
+says which of these to try first.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mlx_lm_openevolve.errors import KernelError
+from mlx_lm_openevolve.kernel import MATH_MODES, Kernel
+from mlx_lm_openevolve.workload import Workload
+
+from ..archive import Archive, Candidate, Result
+
+__all__ = ["Tune", "headroom", "switches"]
+
+Params = dict[str, int]
+_POOL = 160
+# A failed setting counts as this many times slower than the slowest that ran.
+_FAILED = 1.5
+# Share of turns that flip a structural switch of a kernel instead of a knob.
+_SWITCH = 0.05
+
+
+def headroom(archive: Archive, slug: str) -> float:
+    """Best time so far over the floor: what is left to win at a workload, at least 1."""
+    base = archive.baseline.get(slug)
+    if base is None:
+        return 2.0
+    best = float(base["seconds"])
+    if slug in archive.best:
+        best = min(best, best / archive.best[slug][1].ratio)
+    return max(1.0, best / float(base["floor"]))
+
+
+def switches(kernel: Kernel) -> list[tuple[str, Kernel]]:
+    """Kernels that differ in one structural switch, with what was switched: the math mode."""
+    made = []
+    current = {stage.math_mode for stage in kernel.stages}
+    for mode in MATH_MODES:
+        if current == {mode}:
+            continue
+        stages = [{**stage, "math_mode": mode} for stage in kernel.meta["stages"]]
+        meta = {**kernel.meta, "stages": stages, "origin": f"tuned from {kernel.id}"}
+        made.append((f"math_mode {mode}", Kernel.from_parts(meta, kernel.sources)))
+    return made
+
+
+@dataclass(frozen=True)
+class _Tried:
+    """What is known of one kernel: settings with log seconds (nan where they failed)."""
+
+    workloads: tuple[Workload, ...]
+    params: tuple[Params, ...]
+    logs: npt.NDArray[np.float64]
+
+
+class Tune:
+    """The proposer of knobs. `kernels` are the seeds; `only` limits it to one kernel; `points`
+    lists the settings of a kernel where not all may be tried."""
+
+    def __init__(
+        self,
+        kernels: Sequence[Kernel],
+        *,
+        only: str = "",
+        points: Callable[[Kernel], Sequence[Params]] | None = None,
+    ) -> None:
+        self.seeds, self.only, self._points = list(kernels), only, points
+
+    def propose(self, archive: Archive, count: int) -> list[Candidate]:
+        """Up to `count` settings for the workload with the most to win."""
+        rng = random.Random(f"{archive.config.seed} {archive.next_number()}")
+        for slug in self._workloads(archive):
+            workload = archive.workload(slug)
+            made = self._for(archive, workload, slug, count, rng)
+            if made:
+                first = archive.next_number()
+                return [
+                    Candidate(
+                        number=first + i,
+                        proposer="tune",
+                        kernel=kernel.id,
+                        workloads=(slug,),
+                        params=params,
+                        parent=parent,
+                        note=note,
+                        island=archive.kernels[kernel.id].island
+                        if kernel.id in archive.kernels
+                        else (first + i) % archive.config.search.islands,
+                    )
+                    for i, (kernel, params, parent, note) in enumerate(made)
+                ]
+        return []
+
+    def _workloads(self, archive: Archive) -> list[str]:
+        """Workloads by what one more candidate may win there, saturated ones left out."""
+        bar = archive.config.search.saturated
+
+        def gain(slug: str) -> float:
+            tries = archive.tries(slug)
+            since = tries - archive.tries_at_best(slug)
+            return archive.weights[slug] * math.log(headroom(archive, slug)) / (4 + tries + since)
+
+        open_ = [slug for slug in archive.slugs if headroom(archive, slug) > bar]
+        return sorted(open_, key=gain, reverse=True)
+
+    def _kernels(self, archive: Archive, workload: Workload) -> list[Kernel]:
+        """Kernels that may be tuned for a workload: seeds, and what the run found to be correct."""
+        found = {kernel.id: kernel for kernel in self.seeds}
+        for id in archive.kernel_best:
+            kernel = archive.registry.kernel(id)
+            if kernel is not None:
+                found.setdefault(id, kernel)
+        kept = [k for k in found.values() if k.applies_to(workload) and k.id not in archive.banned]
+        return [k for k in kept if not self.only or k.id == self.only]
+
+    def _for(
+        self, archive: Archive, workload: Workload, slug: str, count: int, rng: random.Random
+    ) -> list[tuple[Kernel, Params, str, str]]:
+        kernels = self._kernels(archive, workload)
+        made: list[tuple[Kernel, Params, str, str]] = []
+        taken: set[Any] = set()
+
+        def take(kernel: Kernel, params: Params, note: str, parent: str = "") -> None:
+            key = effect(kernel, workload, params)
+            if key is None or key in taken:
+                return
+            if key in {effect(kernel, workload, p) for p in archive.tried(kernel.id, slug)}:
+                return
+            taken.add(key)
+            archive.registry.add(kernel)
+            made.append((kernel, params, parent or archive.parent(kernel.id), note))
+
+        for kernel in kernels:  # a kernel's own defaults come before anything made from them
+            if not archive.tried(kernel.id, slug):
+                try:
+                    defaults = kernel.default_params(workload)
+                except KernelError:
+                    continue
+                if self._points is not None:
+                    defaults = _nearest(kernel, workload, defaults, self._points(kernel))
+                take(kernel, defaults, "defaults")
+        del made[count:]
+        tries = 0
+        while len(made) < count and tries < 4 * count and kernels:
+            tries += 1
+            kernel = self._choose(archive, kernels, slug, rng)
+            before = len(made)
+            best = archive.kernel_best.get(kernel.id, {}).get(slug)
+            free = not self.only and self._points is None
+            if best is not None and free and rng.random() < _SWITCH:
+                for note, other in switches(kernel):
+                    if other.id not in archive.kernels:
+                        take(other, dict(best.params), note, parent=kernel.id)
+                        break
+            for params, note in self._ranked(archive, kernel, workload, slug, rng):
+                if len(made) > before:
+                    break
+                take(kernel, params, note)
+        return made[:count]
+
+    @staticmethod
+    def _choose(
+        archive: Archive, kernels: Sequence[Kernel], slug: str, rng: random.Random
+    ) -> Kernel:
+        """A kernel to turn knobs of: the better it did here and the fewer were tried, the likelier;
+        at the rate of `explore` any."""
+        if rng.random() < archive.explore():
+            return rng.choice(list(kernels))
+
+        def worth(kernel: Kernel) -> float:
+            best = archive.kernel_best.get(kernel.id, {}).get(slug)
+            ratio = best.ratio if best is not None else 0.5
+            return float(ratio**6 / (3 + len(archive.tried(kernel.id, slug))))
+
+        return rng.choices(list(kernels), [worth(kernel) for kernel in kernels])[0]
+
+    def _ranked(
+        self, archive: Archive, kernel: Kernel, workload: Workload, slug: str, rng: random.Random
+    ) -> list[tuple[Params, str]]:
+        """Settings worth trying, the most promising first."""
+        pool = self._pool(archive, kernel, workload, slug, rng)
+        if not pool:
+            return []
+        tried = _observations(archive, kernel)
+        if len(tried.params) < 3:  # too few to learn from: mostly one knob moved from the best
+            rng.shuffle(pool)
+            return sorted(pool, key=lambda item: item[1] == "random")
+        scores = _scores(kernel, workload, [params for params, _ in pool], tried)
+        return [pool[i] for i in np.argsort(scores, kind="stable")]
+
+    def _pool(
+        self, archive: Archive, kernel: Kernel, workload: Workload, slug: str, rng: random.Random
+    ) -> list[tuple[Params, str]]:
+        trials = archive.tried(kernel.id, slug)
+        good = sorted(
+            (p for p in trials if math.isfinite(archive.seconds(kernel.id, slug, p))),
+            key=lambda p: archive.seconds(kernel.id, slug, p),
+        )[:4]
+        pool: list[tuple[Params, str]] = []
+        for rank, base in enumerate(good):
+            for param in kernel.params:
+                at = param.values.index(base[param.name])
+                reach = len(param.values) if rank == 0 else 1
+                for j, value in enumerate(param.values):
+                    if j != at and abs(j - at) <= reach:
+                        note = f"{param.name} {base[param.name]} -> {value}"
+                        pool.append(({**base, param.name: value}, note))
+        if len(good) > 1:
+            for _ in range(24):
+                a, b = rng.sample(good, 2)
+                child = {name: rng.choice((a, b))[name] for name in a}
+                if rng.random() < 0.5:
+                    param = rng.choice(kernel.params)
+                    child[param.name] = rng.choice(param.values)
+                pool.append((child, "child of two"))
+        for other, results in _similar(archive, kernel, workload, slug):
+            pool.append((dict(results.params), f"best of {other}"))
+        if self._points is not None:
+            allowed = {tuple(p.items()) for p in self._points(kernel)}
+            pool = [item for item in pool if tuple(item[0].items()) in allowed]
+            pool += [(dict(key), "random") for key in rng.sample(sorted(allowed), len(allowed))]
+        else:
+            for _ in range(max(_POOL - len(pool), 40)):
+                pool.append(({p.name: rng.choice(p.values) for p in kernel.params}, "random"))
+        seen = {effect(kernel, workload, p) for p in trials} | {None}
+        kept = []
+        for params, note in pool:
+            key = effect(kernel, workload, params)
+            if key not in seen:
+                seen.add(key)
+                kept.append((params, note))
+        return kept
+
+
+def _nearest(
+    kernel: Kernel, workload: Workload, wanted: Params, points: Sequence[Params]
+) -> Params:
+    """The setting of `points` with the most knobs, and then the nearest, as wanted."""
+    here = np.array(_point(kernel, workload, wanted))
+
+    def apart(params: Params) -> tuple[int, float]:
+        off = np.abs(np.array(_point(kernel, workload, params)) - here)
+        return int((off > 0).sum()), float(off.sum())
+
+    return min(points, key=apart)
+
+
+def effect(kernel: Kernel, workload: Workload, params: Mapping[str, int]) -> Any:
+    """What params come to in the launches of a workload: equal for settings that differ in name
+    alone; None where they cannot be launched."""
+    return _effect(kernel, workload, tuple(params.items()))
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def _effect(kernel: Kernel, workload: Workload, params: tuple[tuple[str, int], ...]) -> Any:
+    try:
+        launches = kernel.launches(workload, dict(params))
+    except KernelError:
+        return None
+    return tuple((x.stage.file, x.template, x.grid, x.threadgroup, x.outputs) for x in launches)
+
+
+def _similar(
+    archive: Archive, kernel: Kernel, workload: Workload, slug: str
+) -> list[tuple[str, Result]]:
+    """The kernel's best at the three workloads most like this one."""
+    here = _place(workload)
+    found = [
+        (float(np.abs(_place(archive.workload(other)) - here).sum()), other, result)
+        for other, result in archive.kernel_best.get(kernel.id, {}).items()
+        if other != slug
+    ]
+    return [(other, result) for _, other, result in sorted(found, key=lambda x: x[:2])[:3]]
+
+
+# The surrogate
+
+
+def _place(w: Workload) -> npt.NDArray[np.float64]:
+    sizes = (w.batch, w.kv_heads, w.group, w.q_len, w.kv_len, w.head_dim)
+    kinds = (w.dtype == "float32", w.mask in ("bool", "additive"), w.sinks)
+    return np.array([*(math.log2(size) / 4 for size in sizes), *map(float, kinds)])
+
+
+def _point(kernel: Kernel, workload: Workload, params: Mapping[str, int]) -> list[float]:
+    """A setting as coordinates: each knob by the rank of its value, one unit from end to end, and
+    the workload at half weight."""
+    ranks = [
+        param.values.index(params[param.name]) / max(1, len(param.values) - 1)
+        for param in kernel.params
+    ]
+    return [*(2.5 * rank for rank in ranks), *(0.5 * _place(workload))]
+
+
+def _observations(archive: Archive, kernel: Kernel) -> _Tried:
+    workloads, params, logs = [], [], []
+    for slug in archive.slugs:
+        trials = archive.tried(kernel.id, slug)
+        seconds = [archive.seconds(kernel.id, slug, p) for p in trials]
+        finite = [math.log(s) for s in seconds if math.isfinite(s)]
+        if not finite:
+            continue
+        middle, worst = float(np.median(finite)), max(finite)
+        for p, s in zip(trials, seconds, strict=True):
+            if math.isnan(s):
+                continue
+            workloads.append(archive.workload(slug))
+            params.append(p)
+            logs.append((math.log(s) if math.isfinite(s) else worst + math.log(_FAILED)) - middle)
+    return _Tried(tuple(workloads), tuple(params), np.array(logs))
+
+
+def _scores(
+    kernel: Kernel, workload: Workload, pool: Sequence[Params], tried: _Tried
+) -> npt.NDArray[np.float64]:
+    """For each setting the log seconds that a Gaussian process thinks possible: its mean less a
+    part of its deviation. Lower is more promising."""
+    x = np.array([_point(kernel, w, p) for w, p in zip(tried.workloads, tried.params, strict=True)])
+    z = np.array([_point(kernel, workload, p) for p in pool])
+
+    def like(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        apart = ((a[:, None] - b[None]) ** 2).sum(-1)
+        near: npt.NDArray[np.float64] = np.exp(-apart / 2)
+        return near
+
+    spread = max(float(tried.logs.std()), 0.05)
+    noise = 0.02
+    inverse = np.linalg.inv(like(x, x) + noise * np.eye(len(x)))
+    cross = like(z, x)
+    centre = float(tried.logs.mean())
+    mean = centre + cross @ inverse @ (tried.logs - centre)
+    unsure = np.sqrt(np.maximum(1 - np.einsum("ij,jk,ik->i", cross, inverse, cross), 1e-9))
+    return np.asarray(mean - 0.5 * spread * unsure)

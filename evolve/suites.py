@@ -1,0 +1,122 @@
+"""Suites: the workloads a run is about, by name or traced from a model's own generation."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+
+from mlx_lm_openevolve.errors import OpenEvolveError, UsageError, WorkloadError
+from mlx_lm_openevolve.workload import Workload
+
+__all__ = ["SUITES", "suite", "traced"]
+
+
+def _w(
+    batch: int,
+    q_heads: int,
+    kv_heads: int,
+    q_len: int,
+    kv_len: int,
+    head_dim: int,
+    mask: str = "none",
+    dtype: str = "bfloat16",
+) -> Workload:
+    return Workload(batch, q_heads, kv_heads, q_len, kv_len, head_dim, head_dim, dtype, mask)
+
+
+def _grid() -> list[Workload]:
+    """Sequence 32 to 4096, head dims 64, 80 and 128, GQA 1 to 8, masks none, bool and causal:
+    prefill, one configuration of each (sequence, head dim, mask), heads and dtype varied along."""
+    heads = ((8, 8), (16, 8), (32, 8), (32, 4), (24, 24))
+    found = []
+    for i, length in enumerate((32, 64, 128, 256, 512, 1024, 2048, 4096)):
+        for j, dim in enumerate((64, 80, 128)):
+            for k, mask in enumerate(("none", "bool", "causal")):
+                q_heads, kv_heads = heads[(i + 2 * j + 3 * k) % len(heads)]
+                dtype = ("bfloat16", "float16")[(i + j + k) % 2]
+                q_len = min(length, 2048)
+                found.append(_w(1, q_heads, kv_heads, q_len, length, dim, mask, dtype))
+    return found
+
+
+SUITES: dict[str, tuple[Workload, ...]] = {
+    # One sequence being continued: the shapes of common models, short to long context.
+    "decode": (
+        _w(1, 16, 8, 1, 256, 128),
+        _w(1, 16, 8, 1, 1024, 128),
+        _w(1, 16, 8, 1, 4096, 128),
+        _w(1, 32, 8, 1, 1024, 128),
+        _w(1, 32, 8, 1, 4096, 128),
+        _w(1, 32, 8, 1, 4096, 64),
+        _w(1, 16, 8, 8, 4096, 128, "causal"),  # a speculative verify
+    ),
+    # The server and batch_generate: always with a bool mask.
+    "batch": (
+        _w(4, 32, 8, 1, 2048, 128, "bool"),
+        _w(8, 32, 8, 1, 1024, 128, "bool"),
+        _w(8, 32, 8, 1, 4096, 128, "bool"),
+        _w(8, 16, 8, 1, 2048, 128, "bool"),
+        _w(32, 32, 8, 1, 2048, 128, "bool"),
+    ),
+    "long": (
+        _w(1, 16, 8, 1, 16384, 128),
+        _w(1, 32, 8, 1, 32768, 128),
+        _w(1, 16, 8, 1, 65536, 128),
+    ),
+    "sdpa-grid": tuple(dict.fromkeys(w.bucket() for w in _grid())),
+}
+
+
+def suite(names: Sequence[str]) -> tuple[Workload, ...]:
+    """The buckets that `names` (suites or workload slugs) stand for, in order, without repeats.
+    Raises UsageError naming the choices."""
+    found: list[Workload] = []
+    for name in names:
+        if name in SUITES:
+            found += SUITES[name]
+            continue
+        try:
+            found.append(Workload.parse(name))
+        except WorkloadError as error:
+            raise UsageError(f"{name!r} is no suite ({', '.join(SUITES)}): {error}") from None
+    return tuple(dict.fromkeys(w.bucket() for w in found))
+
+
+# Runs in a process of its own: a model's memory must be gone before anything is timed. Nothing is
+# served there (no registry, stored verdicts only), every call is counted.
+_TRACE = """
+import json, sys
+import mlx_lm
+from mlx_lm_openevolve import enable_optimizations, get_optimization_info
+enable_optimizations(gate="stored")
+model, tokenizer = mlx_lm.load(sys.argv[1])
+prompt = [1 + i % 200 for i in range(int(sys.argv[2]))]
+for _ in mlx_lm.stream_generate(model, tokenizer, prompt, max_tokens=int(sys.argv[3])):
+    pass
+rows = get_optimization_info()["workloads"].items()
+print("TRACED " + json.dumps({slug: row["hits"] + row["fallbacks"] for slug, row in rows}))
+"""
+
+
+def traced(model: str, prompt_tokens: int = 512, new_tokens: int = 64) -> dict[Workload, float]:
+    """The buckets that a short generation of a model (a path or an id) asks attention for, with
+    their shares: calls, weighted by the bytes of keys and values that each must read. Raises
+    OpenEvolveError with the generation's last line."""
+    command = [sys.executable, "-c", _TRACE, model, str(prompt_tokens), str(new_tokens)]
+    with tempfile.TemporaryDirectory() as empty:
+        environment = {**os.environ, "MLX_LM_OPENEVOLVE_HOME": empty}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("TRACED ")]
+    if done.returncode or not lines:
+        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        raise OpenEvolveError(f"the generation of {model} failed: {last[:300]}")
+    counts = json.loads(lines[-1].removeprefix("TRACED "))
+    uses = {Workload.parse(slug): count for slug, count in counts.items() if count}
+    if not uses:
+        raise OpenEvolveError(f"the generation of {model} called no attention that can be served")
+    total = sum(n * w.kv_bytes() for w, n in uses.items())
+    return {w: n * w.kv_bytes() / total for w, n in sorted(uses.items())}
