@@ -128,4 +128,4 @@ def test_bandwidth_is_positive_and_kept():
 def test_caches_grow_as_mlx_lms_do() -> None:
     from mlx_lm.models.cache import KVCache
 
-    assert timing.STEP == KVCache.step
+    assert KVCache.step == timing.STEP

@@ -190,13 +190,10 @@ KINDS = {"needles": _needles, "peaked": _peaked, "large": _large, "flat": _flat}
 # Masks, in the forms in which mlx-lm passes them
 
 
-def _mask(
-    rng: np.random.Generator, w: Workload, form: str, padded: bool, dead: bool = True
-) -> Array | None:
+def _mask(rng: np.random.Generator, w: Workload, form: str, padded: bool) -> Array | None:
     """An array mask in one of three forms, [B, 1, L, N], [L, N] (or [N]) and [B, Hq, L, N].
 
-    padded=False leaves the last sequence without padding even where it is the only one;
-    dead=False gives every row a key."""
+    padded=False leaves the last sequence without padding even where it is the only one."""
     if w.mask in ("none", "causal"):
         return None
     if form == "heads" and w.batch * w.q_heads * w.q_len * w.kv_len > _MASK_ELEMENTS:
@@ -218,8 +215,6 @@ def _mask(
         seen = seen & (rng.random((w.batch, w.q_heads, w.q_len, w.kv_len)) < 0.7)
         if w.batch * w.q_heads * w.q_len > 1:
             seen[0, 0, 0] = False
-    if not dead:
-        seen = seen | (~seen.any(-1, keepdims=True) & (np.arange(w.kv_len) == 0))
     if w.mask == "bool":
         return seen
     bias = rng.standard_normal(seen.shape, np.float32)
