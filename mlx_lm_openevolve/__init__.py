@@ -193,9 +193,10 @@ def _prepare(
         only=only,
     )
     dispatcher = dispatch.Dispatcher(planner)
-    import mlx_lm.models.base
+    # By `from`: this works while that module's import is just being finished, too.
+    from mlx_lm.models import base
 
-    return Patch(mlx_lm.models.base, dispatcher.wrap), dispatcher
+    return Patch(base, dispatcher.wrap), dispatcher
 
 
 def _check_versions() -> None:

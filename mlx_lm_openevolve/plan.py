@@ -29,6 +29,7 @@ log = logging.getLogger("mlx_lm_openevolve")
 GATE_MODES = ("auto", "stored")
 MAX_CANDIDATES = 4
 PENDING = "pending: the gate's time in this process is spent"
+NEVER_FASTER = "no GPU here: on the CPU no kernel is faster than SDPA"
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,8 @@ class Planner:
             return Plan(bucket, "no kernel applies")
         if self.mode != "auto":
             return Plan(bucket, "no stored verdict, and gate='stored' makes none")
+        if self.device.backend == "host" and self.require_faster:
+            return Plan(bucket, NEVER_FASTER)
         return self._gate(bucket)
 
     def _verdicts(self, bucket: Workload) -> list[Verdict]:
@@ -142,8 +145,10 @@ class Planner:
             return self.only
         return next((k for k in (r.kernel(id) for r in self.registries) if k is not None), None)
 
-    @staticmethod
-    def _applies(kernel: Kernel, bucket: Workload) -> bool:
+    def _applies(self, kernel: Kernel, bucket: Workload) -> bool:
+        # A stage is written in Metal, which every backend carries, or for one backend alone.
+        if any(stage.language not in ("metal", self.device.backend) for stage in kernel.stages):
+            return False
         try:
             return kernel.applies_to(bucket)
         except KernelError:

@@ -15,7 +15,7 @@ from mlx.utils import tree_map
 import mlx_lm_openevolve
 from mlx_lm_openevolve.device import detect, fingerprint
 from mlx_lm_openevolve.kernel import Kernel
-from mlx_lm_openevolve.registry import Registry, Verdict
+from mlx_lm_openevolve.registry import Registry, Verdict, tuned_root
 from mlx_lm_openevolve.workload import Workload
 
 
@@ -109,6 +109,13 @@ def tiny_model() -> qwen3.Model:
     model.update(tree_map(lambda x: x.astype(mx.bfloat16), model.parameters()))
     mx.eval(model.parameters())
     return model
+
+
+def shipped_in_metal() -> list[Kernel]:
+    """The shipped kernels that the host can run: those without a stage native to another
+    backend."""
+    shipped = Registry(tuned_root(), writable=False).kernels()
+    return [k for k in shipped if all(stage.language == "metal" for stage in k.stages)]
 
 
 def store_correct(home: Path, kernel: Kernel, buckets: list[Workload]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import store_correct
+from conftest import shipped_in_metal, store_correct
 
 from mlx_lm_openevolve.cli import main
 from mlx_lm_openevolve.kernel import Kernel
@@ -32,8 +32,7 @@ def run_json(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, Any]:
 
 @pytest.fixture
 def shipped() -> Kernel:
-    kernels = Registry(tuned_root(), writable=False).kernels()
-    return next(k for k in kernels if k.applies_to(DECODE))
+    return next(k for k in shipped_in_metal() if k.applies_to(DECODE))
 
 
 def test_status_tells_versions_backends_and_registries(

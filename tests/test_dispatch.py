@@ -14,14 +14,14 @@ import mlx.nn as nn
 import mlx_lm.models.base as base
 import mlx_lm.models.qwen3 as qwen3
 import pytest
-from conftest import store_correct
+from conftest import shipped_in_metal, store_correct
 from mlx_lm.generate import generate_step
 from mlx_lm.models.cache import KVCache, make_prompt_cache
 
 import mlx_lm_openevolve
 from mlx_lm_openevolve import errors
 from mlx_lm_openevolve.kernel import Kernel
-from mlx_lm_openevolve.registry import Registry, tuned_root
+from mlx_lm_openevolve.registry import Registry
 from mlx_lm_openevolve.workload import Workload
 
 BUCKETS = [Workload(1, 4, 2, 1, n, 64, 64, "bfloat16") for n in (1, 2, 4, 8, 16, 32, 64, 128)]
@@ -30,8 +30,7 @@ BUCKETS = [Workload(1, 4, 2, 1, n, 64, 64, "bfloat16") for n in (1, 2, 4, 8, 16,
 @pytest.fixture
 def decode_kernel() -> Kernel:
     """The shipped kernel that serves the tiny model's decode."""
-    shipped = Registry(tuned_root(), writable=False).kernels()
-    return next(k for k in shipped if all(k.applies_to(w) for w in BUCKETS))
+    return next(k for k in shipped_in_metal() if all(k.applies_to(w) for w in BUCKETS))
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from conftest import COPY_FIRST, kernel_meta
 from mlx_lm_openevolve import gate
 from mlx_lm_openevolve.device import Device, fingerprint
 from mlx_lm_openevolve.kernel import Kernel
-from mlx_lm_openevolve.plan import BUDGETS, PENDING, Budget, Planner
+from mlx_lm_openevolve.plan import BUDGETS, NEVER_FASTER, PENDING, Budget, Planner
 from mlx_lm_openevolve.registry import Registry, Verdict
 from mlx_lm_openevolve.workload import Workload
 
@@ -192,6 +192,33 @@ def test_a_kernel_that_ends_its_worker_is_never_tried_again(
     longer = replace(BUCKET, kv_len=4096)
     assert Planner(CHIP, [user, tuned], only=named).plan(longer).kernel is None
     assert len(judge.asked) == 1
+
+
+def test_a_stage_written_for_another_backend_is_no_candidate(
+    user: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meta = kernel_meta()
+    meta["stages"][0] |= {"source": "copy.cu", "language": "cuda"}
+    native = Kernel.from_parts(meta, {"copy.cu": COPY_FIRST})
+    Registry(tmp_path / "tuned").add(native)
+    judge = Judge(make_verdict).install(monkeypatch)
+    tuned = Registry(tmp_path / "tuned", writable=False)
+    assert Planner(CHIP, [user, tuned]).plan(BUCKET).reason == "no kernel applies"
+    assert judge.asked == []
+    card = replace(CHIP, backend="cuda", slug="nvidia-x", architecture="sm_90")
+    Planner(card, [user, tuned]).plan(BUCKET)
+    assert judge.asked == [("judge", "copy_first")]
+
+
+def test_on_the_host_nothing_is_gated_to_be_faster(
+    user: Registry, tuned: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge = Judge(make_verdict).install(monkeypatch)
+    host = replace(CHIP, backend="host", slug="host")
+    assert Planner(host, [user, tuned]).plan(BUCKET).reason == NEVER_FASTER
+    assert judge.asked == []
+    Planner(host, [user, tuned], require_faster=False).plan(BUCKET)
+    assert judge.asked == [("judge", "copy_first")]
 
 
 def test_no_kernel_applies(user: Registry, tuned: Registry) -> None:

@@ -1,0 +1,333 @@
+"""`run`: mlx-lm's own commands in processes of their own, patched; a tiny model on the host."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import shipped_in_metal, store_correct
+
+from mlx_lm_openevolve import errors, run
+from mlx_lm_openevolve.cli import main
+from mlx_lm_openevolve.workload import Workload
+
+ROOT = Path(__file__).resolve().parent.parent
+RUN = [sys.executable, "-m", "mlx_lm_openevolve.cli", "run"]
+HOST = ["--backend", "host", "--any-correct", "--gate", "stored"]
+LINE = "mlx-lm-openevolve: "
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """examples/tiny_model.py's model, untrained: 4 query heads, 2 KV heads, D 64, bfloat16."""
+    sys.path.insert(0, str(ROOT / "examples"))
+    try:
+        import tiny_model
+    finally:
+        sys.path.pop(0)
+    folder = tmp_path_factory.mktemp("model")
+    tiny_model.make(folder, tiny_model.corpus(ROOT), steps=0)
+    return folder
+
+
+@pytest.fixture
+def proven(home: Path) -> None:
+    """Verdicts "correct" on the host for the model's decode, alone and in batches."""
+    buckets = [
+        Workload(batch, 4, 2, 1, kv_len, 64, 64, "bfloat16", mask)
+        for batch in (1, 2, 4, 8)
+        for kv_len in (1, 2, 4, 8, 16, 32, 64)
+        for mask in ("none", "bool")
+    ]
+    for kernel in shipped_in_metal():
+        store_correct(home, kernel, [bucket for bucket in buckets if kernel.applies_to(bucket)])
+
+
+def start(*arguments: str | Path, **changes: Any) -> subprocess.CompletedProcess[str]:
+    changes = {"capture_output": True, "text": True, "check": False, "cwd": ROOT} | changes
+    return subprocess.run([*RUN, *map(str, arguments)], **changes)
+
+
+def generate(model: Path, *more: str) -> list[str]:
+    words = ["mlx_lm.generate", "--model", str(model), "--prompt", "def main", "--max-tokens", "6"]
+    return [*words, "--temp", "0", *more]
+
+
+def without_rates(text: str) -> list[str]:
+    return [line for line in text.splitlines() if "tokens-per-sec" not in line]
+
+
+def test_generate_prints_what_it_always_prints_and_one_line_more(model: Path, proven: None) -> None:
+    command = generate(model)
+    script = Path(sys.executable).parent / command[0]
+    stock = subprocess.run([script, *command[1:]], capture_output=True, text=True, check=True)
+    ours = start(*HOST, *command)
+    assert ours.returncode == 0, ours.stderr
+    assert without_rates(ours.stdout) == without_rates(stock.stdout)
+    assert len(ours.stderr.splitlines()) == len(stock.stderr.splitlines()) + 1
+    line = ours.stderr.splitlines()[-1]
+    hits = int(line.removeprefix(LINE).split()[0])
+    assert hits > 0
+    assert hits % 2 == 0, "two layers"
+    assert "gqa_decode" in line
+    assert "on SDPA (no stored verdict" in line, "the prompt's chunk has none here"
+
+
+def test_json_is_the_last_line_of_standard_output(model: Path, proven: None) -> None:
+    done = start("--json", *HOST, *generate(model))
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["hits"] == sum(found["kernels"].values()) > 0
+    assert found["processes"] == 1
+    assert found["problems"] == []
+
+
+def test_without_a_gpu_and_without_wishes_it_says_why_nothing_is_served(model: Path) -> None:
+    done = start("--backend", "host", *generate(model))
+    assert done.returncode == 0
+    assert "0 attention calls on kernels" in done.stderr
+    assert "on the CPU no kernel is faster" in done.stderr
+
+
+SCRIPT = """
+import os, subprocess, sys
+import mlx.core as mx
+from mlx_lm.models import base
+from mlx_lm.models.cache import KVCache
+
+q, k = mx.ones((1, 4, 1, 64), mx.bfloat16), mx.ones((1, 2, 20, 64), mx.bfloat16)
+attended = base.scaled_dot_product_attention(q, k, k, cache=KVCache(), scale=1.0, mask=None)
+print(sys.argv[1:], attended.sum().item(), any("sitecustom" in entry for entry in sys.path))
+if sys.argv[1] == "parent":
+    subprocess.run([sys.executable, __file__, "child"], check=True)
+sys.exit(7)
+"""
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Path:
+    path = tmp_path / "script.py"
+    path.write_text(SCRIPT.replace("check=True", "check=False"))
+    return path
+
+
+def test_a_script_keeps_its_exit_code_and_its_children_are_patched(
+    script: Path, proven: None
+) -> None:
+    done = start("--json", *HOST, script, "parent", "--verbose")
+    assert done.returncode == 7
+    *printed, last = done.stdout.splitlines()
+    assert sorted(printed) == ["['child'] 256.0 False", "['parent', '--verbose'] 256.0 False"]
+    found = json.loads(last)
+    assert (found["processes"], found["hits"]) == (2, 2)
+    assert done.stderr.count(LINE) == 1
+    assert "2 processes" in done.stderr
+
+
+def test_nothing_is_left_in_the_temporary_folder(
+    script: Path, proven: None, tmp_path: Path
+) -> None:
+    (tmp_path / "tmp").mkdir()
+    start(*HOST, script, "parent", env={**os.environ, "TMPDIR": str(tmp_path / "tmp")})
+    assert list((tmp_path / "tmp").glob("mlx-lm-openevolve-run-*")) == []
+
+
+def test_the_kill_switch_wins(script: Path, proven: None) -> None:
+    done = start(*HOST, script, "alone", env={**os.environ, "MLX_LM_OPENEVOLVE": "0"})
+    assert done.returncode == 7
+    assert done.stderr == f"{LINE}mlx-lm stays as it is: MLX_LM_OPENEVOLVE=0\n"
+
+
+def test_a_broken_setting_does_not_stop_the_command(script: Path) -> None:
+    settings = {"path": "/nowhere", "backend": "host", "gate": "auto", "require_faster": True}
+    settings |= {"json": False, "verbose": False, "pid": 0, "folder": "/nowhere"}
+    done = subprocess.run(
+        [sys.executable, script, "alone"],
+        env=run.environment(settings),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (7, "['alone'] 256.0 False\n")
+    assert "Traceback" not in done.stderr
+
+
+def test_the_shadowed_sitecustomize_runs_and_ours_does_nothing_without_its_variable(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import sys; sys.shadowed = __name__, __file__")
+    code = (
+        "import sys, sitecustomize; print(sys.shadowed[0], sitecustomize.__file__);"
+        "import mlx_lm.models.base; print('mlx_lm_openevolve' in sys.modules)"
+    )
+    for active in (True, False):
+        env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+        before = os.environ.get("PYTHONPATH")
+        os.environ["PYTHONPATH"] = str(tmp_path)
+        try:
+            settings = {"path": None, "backend": "host", "gate": "stored", "require_faster": True}
+            settings |= {"json": False, "verbose": False, "pid": 0, "folder": "/nowhere"}
+            env = run.environment(settings)
+        finally:
+            os.environ.pop("PYTHONPATH")
+            if before is not None:
+                os.environ["PYTHONPATH"] = before
+        assert env["PYTHONPATH"].split(os.pathsep) == [str(run.SITE), str(tmp_path)]
+        if not active:
+            del env[run.VARIABLE]
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True
+        )
+        first, second = done.stdout.splitlines()
+        assert first == f"sitecustomize {tmp_path / 'sitecustomize.py'}"
+        assert second == str(active)
+
+
+SLEEPER = """
+import time
+from mlx_lm.models import base
+print("ready", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_signals_end_the_command_as_ever(tmp_path: Path, number: signal.Signals) -> None:
+    path = tmp_path / "sleeper.py"
+    path.write_text(SLEEPER)
+    process = subprocess.Popen(
+        [*RUN, *HOST, str(path)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(number)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == -number
+    assert (LINE in err) == (number != signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["mlx_lm.batch_generate"], "mlx_lm.benchmark --batch-size N"),
+        (["mlx_lm.nonsense"], "choose from mlx_lm, "),
+        (["nowhere.py"], "no such file"),
+        (["mlx_lm.generate", "--model", "/no/such/model"], "no such folder"),
+        (["mlx_lm.generate", "--model=./no-such-model"], "no such folder"),
+        (["mlx_lm.generate", "--draft-model", "a/b/c"], "no such folder"),
+        (["mlx_lm.generate", "--model", str(ROOT)], "no config.json"),
+        (["--kernel", "/nowhere", "mlx_lm.generate"], "kernel.json"),
+    ],
+)
+def test_wrong_usage_is_one_line_before_anything_starts(
+    arguments: list[str], says: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", *arguments]) == 2
+    err = capfd.readouterr().err
+    assert says in err
+    assert err.count("\n") == 1
+
+
+def test_a_command_without_a_script_file_runs_by_its_entry_point(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(run.sysconfig, "get_path", lambda name: "/nowhere")
+    argv = run.command_line("mlx_lm.generate", ["--help"])
+    done = subprocess.run(argv, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("usage: mlx_lm.generate")
+    with pytest.raises(errors.UsageError):
+        run.command_line("generate", [])
+
+
+def row(hits: int, fallbacks: int, reason: str = "accepted") -> dict[str, Any]:
+    return {
+        "kernel": "0123456789ab" if hits else None,
+        "name": "k" if hits else None,
+        "reason": reason,
+        "hits": hits,
+        "fallbacks": fallbacks,
+    }
+
+
+def test_reports_add_up() -> None:
+    a = {"problem": "", "fallbacks": {"odd": 1}, "workloads": {"w": row(5, 1), "v": row(0, 2, "x")}}
+    b = {"problem": "", "fallbacks": {"odd": 2}, "workloads": {"w": row(3, 0)}}
+    found = run.totals([a, b])
+    assert (found["processes"], found["hits"]) == (2, 8)
+    assert found["kernels"] == {"k 0123456789ab": 8}
+    assert found["fallbacks"] == {"odd": 3, "x": 2, "the kernel stepped aside": 1}
+    assert found["workloads"]["w"]["hits"] == 8
+    assert run.summary(found) == (
+        "8 attention calls on kernels (k 0123456789ab: 8), 6 attention calls on SDPA"
+        " (odd: 3; x: 2; the kernel stepped aside: 1), 2 processes"
+    )
+    assert run.summary(run.totals([])) == "no attention call was seen"
+
+
+@pytest.fixture
+def server(model: Path, proven: None, tmp_path: Path) -> Iterator[tuple[int, Any, Path]]:
+    """mlx_lm.server on the loopback: its port, its process, and its standard error."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    words = ["mlx_lm.server", "--model", str(model), "--host", "127.0.0.1", "--port", str(port)]
+    err = tmp_path / "err"
+    with err.open("w") as file:
+        process = subprocess.Popen([*RUN, "--json", *HOST, *words], cwd=ROOT, stderr=file,
+                                   stdout=subprocess.PIPE, text=True)  # fmt: skip
+    try:
+        for _ in range(300):
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
+                break
+            except OSError:
+                assert process.poll() is None, err.read_text()
+                time.sleep(0.1)
+        yield port, process, err
+    finally:
+        process.kill()
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+def ask(port: int, i: int) -> dict[str, Any]:
+    body = {"prompt": "def main" + " x" * i, "max_tokens": 5 + i, "temperature": 0}
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/v1/completions",
+        json.dumps(body).encode(),
+        {"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=120) as response:
+        answer: dict[str, Any] = json.load(response)
+    return answer
+
+
+def test_the_server_answers_clients_that_come_together(server: tuple[int, Any, Path]) -> None:
+    port, process, err = server
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda i: ask(port, i % 4), range(8)))
+    assert [a["usage"]["completion_tokens"] for a in answers] == [5 + i % 4 for i in range(8)]
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=30)
+    assert process.returncode == -signal.SIGTERM
+    text = err.read_text()
+    assert "Traceback" not in text, text
+    found = json.loads(out.splitlines()[-1])
+    batched = [s for s, r in found["workloads"].items() if "-b1-" not in s and r["hits"]]
+    assert batched, "requests that come together are decoded together, on a kernel"
