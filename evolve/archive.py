@@ -10,6 +10,7 @@ proposed and are not done: those are finished first.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -44,7 +45,7 @@ class Candidate:
     """Something to try: a kernel on workloads, with params or (None) its defaults.
 
     kernel is an id in the run's registry, "" where a proposal held none: `error` then says why.
-    parent is the kernel it was made from. cost: tokens_in, tokens_out, money, seconds.
+    parent is the kernel it was made from. cost: tokens_in, tokens_out, money, model, answer.
     """
 
     number: int
@@ -58,7 +59,7 @@ class Candidate:
     error: str = ""
     repairs: int = 0  # number of the candidate that this one repairs, 0 for none
     island: int = 0
-    cost: Mapping[str, float] = field(default_factory=dict)
+    cost: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data without empty fields."""
@@ -235,10 +236,8 @@ class Archive:
             self._file.flush()
             os.fsync(self._file.fileno())
         except OSError as error:
-            try:
+            with contextlib.suppress(OSError):  # else the next run cuts the half line off
                 os.ftruncate(self._file.fileno(), at)
-            except OSError:
-                pass  # the next run cuts the half line off
             raise OpenEvolveError(
                 f"{self.folder}: {error.strerror or error}; nothing before this is lost, go on "
                 f"later with --resume {self.folder}"
@@ -255,7 +254,7 @@ class Archive:
         self.events.append(event)
         self.elapsed = max(self.elapsed, float(event.get("t", 0.0)))
         match event["event"]:
-            case "start":
+            case "start" | "device":
                 self.device = event["device"]
             case "resume":
                 self.ended = ""

@@ -1,4 +1,4 @@
-"""Config: everything a run was told, as nested frozen dataclasses that a run's first event keeps."""
+"""Config: all that a run was told, as frozen dataclasses; the first event of a run keeps it."""
 
 from __future__ import annotations
 

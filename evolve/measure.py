@@ -159,7 +159,8 @@ def measure(
         least = 4 * timing.MIN_BLOCKS * timing.calls_for(call_seconds) * call_seconds * 1.01
         budget = least if aborted else max(least, 0.9 * seconds)
         race = timing.paired(stand.baseline, arm, call_seconds, budget, seed)
-        assert race is not None and arm.last is not None
+        assert race is not None
+        assert arm.last is not None
         queries, at, out = arm.last
         limit = max(question.limits[0] for question in stand.questions)
     wrong = _last_is_wrong(bench, stand.scale, queries, at, out, limit)

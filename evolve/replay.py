@@ -4,8 +4,7 @@ A table holds times of one or more kernels by workload and params. The same loop
 proposer run over it, so that what `tune` needs to come close to the best of the table, which is
 known, can be counted in candidates and compared with random search.
 
-    {"kernels": {"gqa_decode": {...kernel.json...}}, "baseline_us": {slug: us},
-     "points": [{"workload": slug, "kernel": "gqa_decode", "params": {...}, "us": 12.3}, ...]}
+    {"points": [{"workload": slug, "kernel": "gqa_decode", "params": {...}, "us": 12.3}, ...]}
 """
 
 from __future__ import annotations
@@ -15,10 +14,9 @@ import math
 import random
 import statistics
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from mlx_lm_openevolve.errors import UsageError
 from mlx_lm_openevolve.kernel import Kernel
@@ -54,73 +52,80 @@ class Outcome:
 
 
 class Table:
-    """Measured points of one workload, as a bench for the loop. `kernels` by the names that the
-    points use. Raises UsageError where the points make no sense."""
+    """Measured points, as a bench for the loop: seconds by workload, kernel (by the name in
+    `kernels`) and params. Raises UsageError where there are none."""
 
     def __init__(
-        self,
-        workload: Workload,
-        kernels: Mapping[str, Kernel],
-        points: Mapping[Point, float],
-        baseline: float = 0.0,
+        self, kernels: Mapping[str, Kernel], points: Mapping[Workload, Mapping[Point, float]]
     ) -> None:
-        if not points:
-            raise UsageError(f"{workload.slug}: a table without points")
-        self.workload, self.kernels = workload, dict(kernels)
-        self._seconds: dict[Point, float] = {}
-        for (name, params), seconds in points.items():
-            checked = self.kernels[name].check_params(dict(params))
-            self._seconds[self.kernels[name].id, tuple(checked.items())] = seconds
-        self.best = min(self._seconds.values())
-        self.baseline = baseline or statistics.median(self._seconds.values())
+        if not points or not all(points.values()):
+            raise UsageError("a table without points")
+        self.kernels = dict(kernels)
+        self._seconds: dict[str, dict[Point, float]] = {}
+        for workload, rows in points.items():
+            kept = self._seconds[workload.slug] = {}
+            for (name, params), seconds in rows.items():
+                checked = self.kernels[name].check_params(dict(params))
+                kept[self.kernels[name].id, tuple(checked.items())] = seconds
+        self.workloads = tuple(points)
+        self.best = {slug: min(rows.values()) for slug, rows in self._seconds.items()}
+        self.worst = {slug: max(rows.values()) for slug, rows in self._seconds.items()}
 
     def __len__(self) -> int:
-        return len(self._seconds)
+        return sum(len(rows) for rows in self._seconds.values())
 
     @classmethod
-    def read(cls, path: Path, kernels: Mapping[str, Kernel]) -> list[Table]:
-        """The tables of a file, one for each workload. `kernels` by name. Points of kernels that
-        are not given, or with params that a kernel no longer has, are left out."""
+    def read(cls, path: Path, kernels: Mapping[str, Kernel]) -> Table:
+        """The table in a file. Points of kernels that are not given, or with params that a kernel
+        no longer has, are left out."""
         try:
-            data = json.loads(path.read_text())
-            points = data["points"]
+            points = json.loads(path.read_text())["points"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UsageError(f"{path}: no table of points: {error}") from None
-        found: dict[str, dict[Any, float]] = {}
+        found: dict[Workload, dict[Point, float]] = {}
         for point in points:
-            name, params = point["kernel"], point["params"]
-            if name not in kernels or set(params) != {p.name for p in kernels[name].params}:
+            kernel, params = kernels.get(point["kernel"]), point["params"]
+            if kernel is None or set(params) != {p.name for p in kernel.params}:
                 continue
-            if any(params[p.name] not in p.values for p in kernels[name].params):
+            if any(params[p.name] not in p.values for p in kernel.params):
                 continue
-            ordered = tuple((p.name, params[p.name]) for p in kernels[name].params)
-            found.setdefault(point["workload"], {})[name, ordered] = point["us"] * 1e-6
-        baselines = data.get("baseline_us", {})
-        return [
-            cls(Workload.parse(slug), kernels, rows, baselines.get(slug, 0.0) * 1e-6)
-            for slug, rows in found.items()
-        ]
+            ordered = tuple((p.name, params[p.name]) for p in kernel.params)
+            rows = found.setdefault(Workload.parse(point["workload"]), {})
+            rows[point["kernel"], ordered] = point["us"] * 1e-6
+        return cls(kernels, found)
 
-    def points(self, kernel: Kernel) -> list[dict[str, int]]:
-        """The settings of a kernel that the table holds."""
-        return [dict(params) for id, params in self._seconds if id == kernel.id]
+    def part(self, workloads: Sequence[Workload]) -> Table:
+        """The table of some of the workloads."""
+        names = {kernel.id: name for name, kernel in self.kernels.items()}
+        return Table(
+            self.kernels,
+            {
+                w: {(names[id], params): s for (id, params), s in self._seconds[w.slug].items()}
+                for w in workloads
+            },
+        )
+
+    def points(self, kernel: Kernel, workload: Workload) -> list[dict[str, int]]:
+        """The settings of a kernel that the table holds for a workload."""
+        return [dict(params) for id, params in self._seconds[workload.slug] if id == kernel.id]
 
     # The bench's side
 
     def baselines(self, archive: Archive) -> Iterator[tuple[str, dict[str, object]]]:
-        """SDPA's time; no floor is known, so half of the best stands for it."""
+        """The worst point stands for SDPA, half of the best for the floor: neither is known."""
         for slug in archive.slugs:
-            if slug not in archive.baseline:
-                yield slug, {"seconds": self.baseline, "floor": self.best / 2, "bound": "memory"}
+            floor = self.best[slug] / 2
+            yield slug, {"seconds": self.worst[slug], "floor": floor, "bound": "memory"}
 
     def run(self, archive: Archive, batch: list[Candidate]) -> Iterator[tuple[int, Done]]:
         """What the table says."""
         for candidate in batch:
             assert candidate.params is not None
-            seconds = self._seconds[candidate.kernel, tuple(candidate.params.items())]
-            ratio = self.baseline / seconds
+            (slug,) = candidate.workloads
+            seconds = self._seconds[slug][candidate.kernel, tuple(candidate.params.items())]
+            ratio = self.worst[slug] / seconds
             result = Result(dict(candidate.params), seconds, ratio, ratio, ratio)
-            yield candidate.number, Done(results={candidate.workloads[0]: result})
+            yield candidate.number, Done(results={slug: result})
 
     # Searches
 
@@ -128,32 +133,37 @@ class Table:
         """The distance to the best after each candidate of the loop with `tune`."""
         config = Config(
             backend="host",
-            workloads=(self.workload,),
-            weights=(1.0,),
+            workloads=self.workloads,
+            weights=(1 / len(self.workloads),) * len(self.workloads),
             seed=seed,
             budget=Budget(candidates=min(candidates, len(self))),
             search=Search(batch=1),
         )
         with tempfile.TemporaryDirectory() as folder:
             archive = Archive.create(Path(folder) / "run", config, {})
-            kernels = [k for k in self.kernels.values() if any(k.id == i for i, _ in self._seconds)]
+            kernels = list(self.kernels.values())
             evolve(archive, Tune(kernels, points=self.points), self, lambda archive: None)
-            times = [
-                next(iter(archive.done[n].results.values())).seconds for n in sorted(archive.done)
+            found = [
+                (slug, result.seconds)
+                for number in sorted(archive.done)
+                for slug, result in archive.done[number].results.items()
             ]
             archive.close()
-        return self._trace(times)
+        return self._trace(found)
 
     def random(self, candidates: int, seed: int) -> tuple[float, ...]:
         """The same for points drawn at random, none twice."""
-        points = list(self._seconds.values())
+        points = [(slug, s) for slug, rows in self._seconds.items() for s in rows.values()]
         return self._trace(random.Random(seed).sample(points, min(candidates, len(points))))
 
-    def _trace(self, times: list[float]) -> tuple[float, ...]:
-        best, trace = math.inf, []
-        for seconds in times:
-            best = min(best, seconds)
-            trace.append(best / self.best)
+    def _trace(self, found: Sequence[tuple[str, float]]) -> tuple[float, ...]:
+        """After each candidate the geometric mean over the workloads of the best time found over
+        the best time there is; the worst time where nothing was tried yet."""
+        best, trace = dict(self.worst), []
+        for slug, seconds in found:
+            best[slug] = min(best[slug], seconds)
+            off = [math.log(best[slug] / self.best[slug]) for slug in best]
+            trace.append(math.exp(statistics.fmean(off)))
         return tuple(trace)
 
 

@@ -63,7 +63,8 @@ class Worker:
         if fresh:
             self._start()
         process = self._process
-        assert process is not None and process.stdin is not None
+        assert process is not None
+        assert process.stdin is not None
         deadline = time.monotonic() + seconds + (_START_SECONDS if fresh else 0.0)
         try:
             process.stdin.write(json.dumps(request).encode() + b"\n")
@@ -90,14 +91,15 @@ class Worker:
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout, self._errors):
             with contextlib.suppress(OSError):
-                pipe.close()
+                if pipe is not None:
+                    pipe.close()
         self._process = None
 
     def _start(self) -> None:
         self.close()
         root = str(Path(mlx_lm_openevolve.__file__).resolve().parent.parent)
         paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-        self._errors = tempfile.TemporaryFile()
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the process)
         self._rest = b""
         self._process = subprocess.Popen(
             [sys.executable, "-m", "mlx_lm_openevolve.evolve.worker"],
@@ -111,7 +113,8 @@ class Worker:
     def _line(self, deadline: float) -> bytes:
         """The next whole line, b"" at the end of the stream. Raises Died."""
         process = self._process
-        assert process is not None and process.stdout is not None
+        assert process is not None
+        assert process.stdout is not None
         descriptor = process.stdout.fileno()
         while b"\n" not in self._rest:
             if time.monotonic() > deadline:

@@ -76,7 +76,7 @@ class Tune:
         kernels: Sequence[Kernel],
         *,
         only: str = "",
-        points: Callable[[Kernel], Sequence[Params]] | None = None,
+        points: Callable[[Kernel, Workload], Sequence[Params]] | None = None,
     ) -> None:
         self.seeds, self.only, self._points = list(kernels), only, points
 
@@ -151,7 +151,10 @@ class Tune:
                 except KernelError:
                     continue
                 if self._points is not None:
-                    defaults = _nearest(kernel, workload, defaults, self._points(kernel))
+                    points = self._points(kernel, workload)
+                    if not points:
+                        continue
+                    defaults = _nearest(kernel, workload, defaults, points)
                 take(kernel, defaults, "defaults")
         del made[count:]
         tries = 0
@@ -230,7 +233,7 @@ class Tune:
         for other, results in _similar(archive, kernel, workload, slug):
             pool.append((dict(results.params), f"best of {other}"))
         if self._points is not None:
-            allowed = {tuple(p.items()) for p in self._points(kernel)}
+            allowed = {tuple(p.items()) for p in self._points(kernel, workload)}
             pool = [item for item in pool if tuple(item[0].items()) in allowed]
             pool += [(dict(key), "random") for key in rng.sample(sorted(allowed), len(allowed))]
         else:

@@ -1,0 +1,111 @@
+"""Live: what a run is doing, on the terminal, while it does it."""
+
+from __future__ import annotations
+
+import time
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from .archive import Archive
+
+__all__ = ["View"]
+
+
+class View:
+    """A live view of an archive on a terminal, single lines elsewhere. Use it as a context."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._live = Live(console=console, refresh_per_second=4, transient=True)
+        self._said = 0
+        self._began = time.monotonic()
+        self._first = -1
+
+    def __enter__(self) -> View:
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._console.is_terminal:
+            self._live.stop()
+
+    def say(self, text: str) -> None:
+        """One line for people."""
+        self._console.print(text, markup=False)
+
+    def __call__(self, archive: Archive) -> None:
+        """Show an archive as it is now."""
+        if self._first < 0:
+            self._first = len(archive.done) - 1
+        if self._console.is_terminal:
+            self._live.update(picture(archive, self.rate(archive)))
+        elif len(archive.done) != self._said:
+            self._said = len(archive.done)
+            self._console.print(line(archive, self.rate(archive)), markup=False)
+
+    def rate(self, archive: Archive) -> float:
+        """Candidates a minute in this session."""
+        minutes = (time.monotonic() - self._began) / 60
+        return (len(archive.done) - max(self._first, 0)) / minutes if minutes > 0 else 0.0
+
+
+def line(archive: Archive, rate: float) -> str:
+    """The state of a run in one line."""
+    ratio, low, high = archive.fitness()
+    number = max(archive.done, default=0)
+    done = archive.done.get(number)
+    fate = ""
+    if done is not None:
+        rows = [f"{r.ratio:.3f}x" for r in done.results.values()]
+        fate = f"failed: {done.cause}" if done.cause else " ".join(rows[:4])
+    candidate = archive.candidates.get(number)
+    note = f"{candidate.proposer} {candidate.note}" if candidate is not None else ""
+    return (
+        f"#{number} {note}: {fate} | best {ratio:.3f}x [{low:.3f}, {high:.3f}]"
+        f"{_modelled(archive)} | {rate:.1f}/min | valid {archive.valid_share():.0%}"
+    )
+
+
+def _modelled(archive: Archive) -> str:
+    return " modelled" if archive.config.backend == "host" else ""
+
+
+def picture(archive: Archive, rate: float) -> RenderableType:
+    """The state of a run as a small page."""
+    spent, budget = archive.spent(), archive.config.budget
+    ratio, low, high = archive.fitness()
+    head = Text.assemble(
+        (f"{archive.folder.name}  ", "bold"),
+        (f"{ratio:.3f}x", "bold green" if low > 1 else "bold"),
+        f" [{low:.3f}, {high:.3f}]{_modelled(archive)}   {len(archive.done)} candidates, "
+        f"{rate:.1f} a minute, {archive.valid_share():.0%} valid, "
+        f"{spent['tokens']:.0f} tokens, ${spent['money']:.2f}",
+    )
+    share = max(
+        len(archive.done) / budget.candidates if budget.candidates else 0.0,
+        spent["seconds"] / budget.seconds if budget.seconds else 0.0,
+        spent["tokens"] / budget.tokens if budget.tokens else 0.0,
+        spent["money"] / budget.money if budget.money else 0.0,
+    )
+    table = Table("workload", "SDPA us", "floor us", "best us", "speed-up", "kernel", box=None)
+    for slug in archive.slugs:
+        base, best = archive.baseline.get(slug), archive.best.get(slug)
+        row = [slug.removeprefix("attention-")]
+        row += [f"{base['seconds'] * 1e6:.1f}", f"{base['floor'] * 1e6:.1f}"] if base else ["", ""]
+        if best is not None:
+            kernel, result, number = best
+            text = f"{result.ratio:.3f} [{result.low:.3f}, {result.high:.3f}]"
+            row += [f"{result.seconds * 1e6:.1f}", text, f"{kernel} #{number}"]
+        table.add_row(*row)
+    causes = "  ".join(f"{cause} {count}" for cause, count in archive.failures().items())
+    return Group(
+        head,
+        ProgressBar(total=1.0, completed=min(1.0, share), width=60),
+        table,
+        Text(f"failures  {causes or 'none'}", style="dim"),
+    )

@@ -1,0 +1,196 @@
+"""LLM: asks any OpenAI-compatible endpoint for new source (OPENAI_API_KEY, OPENAI_BASE_URL).
+
+What comes back, whatever it is, is a candidate: a truncated or empty answer, an edit that does not
+apply and an endpoint that fails are recorded failures with their cost. The run ends where the
+endpoint failed several times in a row, and where the budget is spent.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from mlx_lm_openevolve.errors import UsageError
+from mlx_lm_openevolve.kernel import Kernel
+
+from .. import prompt
+from ..archive import Archive, Candidate
+from ..config import Model
+from .answers import AnswerError, apply, note_of
+from .structural import Structural, choose_parent, fitting, to_repair
+
+__all__ = ["Llm"]
+
+_FIRST_WAIT, _LONGEST_WAIT = 1.0, 60.0
+_SYSTEM = "You are an expert in GPU kernels. Answer in exactly the format that is asked for."
+
+
+class Llm(Structural):
+    """The proposer that asks models. `sleep` is for the tests."""
+
+    def __init__(
+        self, seeds: Sequence[Kernel], *, sleep: Callable[[float], None] = time.sleep
+    ) -> None:
+        self._seeds, self._sleep = list(seeds), sleep
+        self._client: Any = None
+        self._models: tuple[Model, ...] = ()
+
+    def propose(self, archive: Archive, count: int) -> list[Candidate]:
+        """One candidate: the answer to one question."""
+        self._connect(archive)
+        number = archive.next_number()
+        failed = to_repair(archive, "llm")
+        parent, island = self._parent(archive, failed, number)
+        rng = random.Random(f"model {archive.config.seed} {number}")
+        model = rng.choices(self._models, [m.weight for m in self._models])[0]
+        settings = archive.config.llm
+        asked = prompt.build(
+            archive, parent, failed=failed, context=settings.context - settings.answer
+        )
+        started = time.monotonic()
+        answer = self._ask(archive, model, asked.text)
+        cost = {
+            "model": model.name,
+            "tokens_in": answer.get("tokens_in", 0),
+            "tokens_out": answer.get("tokens_out", 0),
+            "money": (
+                answer.get("tokens_in", 0) * model.price_in
+                + answer.get("tokens_out", 0) * model.price_out
+            )
+            / 1e6,
+            "seconds": round(time.monotonic() - started, 2),
+        }
+        text = answer.get("text", "")
+        cause, error, kernel = answer.get("cause", ""), answer.get("error", ""), None
+        if not cause:
+            try:
+                kernel = apply(text, parent, f"run {archive.folder.name} candidate {number}")
+            except AnswerError as problem:
+                cause, error = "answer", str(problem)
+        if kernel is not None:
+            archive.registry.add(kernel)
+        self._count_failures(archive, cause, error)
+        return [
+            Candidate(
+                number=number,
+                proposer="llm",
+                kernel=kernel.id if kernel is not None else "",
+                workloads=fitting(archive, kernel) if kernel is not None else (),
+                parent=parent.id,
+                note=note_of(text),
+                cause=cause,
+                error=error,
+                repairs=failed.number if failed is not None else 0,
+                island=island,
+                cost=cost,
+            )
+        ]
+
+    def _parent(
+        self, archive: Archive, failed: Candidate | None, number: int
+    ) -> tuple[Kernel, int]:
+        if failed is None:
+            return choose_parent(archive, self._seeds, number)
+        kernel = archive.registry.kernel(failed.kernel or failed.parent)
+        return kernel or self._seeds[0], failed.island
+
+    @staticmethod
+    def _count_failures(archive: Archive, cause: str, error: str) -> None:
+        """End the run where the endpoint itself keeps failing; a model's rubbish never ends it."""
+        limit = archive.config.llm.failures
+        recent = [c for c in archive.candidates.values() if c.proposer == "llm"][-(limit - 1) :]
+        causes = [c.cause for c in recent] + [cause]
+        if len(causes) >= limit and all(c == "endpoint" for c in causes[-limit:]):
+            archive.broken = f"the endpoint failed {limit} times in a row: {error}"
+
+    def _connect(self, archive: Archive) -> None:
+        if self._client is not None:
+            return
+        import openai
+
+        settings = archive.config.llm
+        local = bool(os.environ.get("OPENAI_BASE_URL"))
+        if not os.environ.get("OPENAI_API_KEY") and not local:
+            raise UsageError(
+                "--proposer llm needs OPENAI_API_KEY, or OPENAI_BASE_URL of an endpoint of your own"
+            )
+        self._client = openai.OpenAI(
+            api_key=os.environ.get("OPENAI_API_KEY") or "none",
+            timeout=settings.timeout,
+            max_retries=0,  # ours are on record
+        )
+        self._models = settings.models
+        if not self._models:
+            try:
+                names = [model.id for model in self._client.models.list()]
+            except openai.OpenAIError as error:
+                raise UsageError(f"the endpoint names no model, give --llm NAME: {error}") from None
+            if not names:
+                raise UsageError("the endpoint has no model")
+            self._models = (Model(names[0]),)
+
+    def _ask(self, archive: Archive, model: Model, text: str) -> dict[str, Any]:
+        """The answer's text and tokens, or cause and error. Retries what may pass by itself, with
+        growing pauses, as long as the run's time lasts."""
+        import openai
+
+        settings = archive.config.llm
+        wait, error = _FIRST_WAIT, "no answer"
+        for attempt in range(settings.retries + 1):
+            if attempt:
+                seconds = archive.config.budget.seconds
+                if seconds and archive.now() + wait >= seconds:
+                    return {"cause": "endpoint", "error": f"{error}; the run's time is spent"}
+                self._sleep(wait)
+                wait = min(2 * wait, _LONGEST_WAIT)
+            try:
+                reply = self._client.chat.completions.create(
+                    model=model.name,
+                    messages=[
+                        {"role": "system", "content": _SYSTEM},
+                        {"role": "user", "content": text},
+                    ],
+                    max_tokens=settings.answer,
+                )
+            except openai.APITimeoutError:
+                error = f"no answer within {settings.timeout:g} s"
+            except openai.APIConnectionError as problem:
+                error = f"no connection: {problem.__cause__ or problem}"
+            except openai.APIStatusError as problem:
+                error = f"HTTP {problem.status_code}: {str(problem)[:200]}"
+                if problem.status_code not in (408, 409, 429) and problem.status_code < 500:
+                    break
+                wait = max(wait, _retry_after(problem))
+            except openai.OpenAIError as problem:
+                error = str(problem)[:200]
+            else:
+                return _read(reply, text)
+        return {"cause": "endpoint", "error": error}
+
+
+def _retry_after(problem: Any) -> float:
+    """Seconds that the endpoint asks us to wait, 0 where it does not say."""
+    try:
+        return min(_LONGEST_WAIT, max(0.0, float(problem.response.headers["retry-after"])))
+    except (KeyError, ValueError, AttributeError):
+        return 0.0
+
+
+def _read(reply: Any, asked: str) -> dict[str, Any]:
+    """Text and tokens of a reply; tokens are estimated where the endpoint does not count."""
+    choice = reply.choices[0] if getattr(reply, "choices", None) else None
+    text = (choice.message.content or "") if choice is not None and choice.message else ""
+    usage = getattr(reply, "usage", None)
+    found: dict[str, Any] = {
+        "text": text,
+        "tokens_in": getattr(usage, "prompt_tokens", None) or prompt.tokens_of(asked),
+        "tokens_out": getattr(usage, "completion_tokens", None) or prompt.tokens_of(text),
+    }
+    if not text.strip():
+        return {**found, "cause": "empty", "error": "the model answered nothing"}
+    if choice is not None and choice.finish_reason == "length":
+        return {**found, "cause": "truncated", "error": "the answer was cut at its token limit"}
+    return found

@@ -1,0 +1,125 @@
+"""Structural: what proposers of new source share: parents, repair turns, and knobs in between.
+
+After every structural proposal that works `tune` turns its numeric knobs for a while; a proposal
+that failed is handed back once, with the exact finding.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+
+from mlx_lm_openevolve.errors import OpenEvolveError
+from mlx_lm_openevolve.kernel import Kernel
+
+from ..archive import Archive, Candidate
+from .tune import Tune
+
+__all__ = ["WithTuning", "choose_parent", "fitting", "to_repair"]
+
+# Failures that a repair turn with the finding can mend; not those of the endpoint itself.
+_NOT_REPAIRED = ("endpoint", "duplicate", "lost", "empty", "hang", "crash", "memory", "error")
+
+
+def fitting(archive: Archive, kernel: Kernel) -> tuple[str, ...]:
+    """The run's workloads that a kernel says it can serve."""
+    kept = []
+    for slug in archive.slugs:
+        try:
+            if kernel.applies_to(archive.workload(slug)):
+                kept.append(slug)
+        except OpenEvolveError:
+            continue
+    return tuple(kept)
+
+
+def choose_parent(archive: Archive, seeds: Sequence[Kernel], number: int) -> tuple[Kernel, int]:
+    """A parent and its island. Islands take turns; within one the elites by rank, at the rate of
+    `explore` any kernel that works, or another island's best (a migrant)."""
+    rng = random.Random(f"parent {archive.config.seed} {number}")
+    island = number % archive.config.search.islands
+    elites = archive.elites(island)
+    outside = [kernel for kernel in archive.kernel_best if kernel not in elites]
+    if rng.random() < archive.explore():
+        pool = outside + archive.elites()
+        chosen = rng.choice(pool) if pool else ""
+    else:
+        weights = [0.6**rank for rank in range(len(elites))]
+        chosen = rng.choices(elites, weights)[0] if elites else ""
+    kernel = archive.registry.kernel(chosen) if chosen else None
+    return kernel or seeds[number % len(seeds)], island
+
+
+def to_repair(archive: Archive, proposer: str) -> Candidate | None:
+    """The latest failed proposal that had no repair turn yet; one that was a repair gets none."""
+    repaired = {candidate.repairs for candidate in archive.candidates.values()}
+    for number, candidate in sorted(archive.candidates.items(), reverse=True):
+        done = archive.done.get(number)
+        if candidate.proposer != proposer or done is None:
+            continue
+        if candidate.repairs or number in repaired or not done.cause:
+            return None
+        return None if done.cause in _NOT_REPAIRED else candidate
+    return None
+
+
+class WithTuning:
+    """A structural proposer, with some turns of `tune` after each of its kernels that works."""
+
+    def __init__(self, structural: Structural, seeds: Sequence[Kernel]) -> None:
+        self._structural, self._seeds = structural, list(seeds)
+
+    def propose(self, archive: Archive, count: int) -> list[Candidate]:
+        """Seeds first, then knobs of the newest kernel, then new structure."""
+        for kernel in self._seeds:
+            if kernel.id not in archive.kernels:
+                archive.registry.add(kernel)
+                return [
+                    Candidate(
+                        number=archive.next_number(),
+                        proposer="seed",
+                        kernel=kernel.id,
+                        workloads=fitting(archive, kernel),
+                        note="a seed with its defaults",
+                    )
+                ]
+        newest = self._newest(archive)
+        if newest is not None:
+            tuned = [
+                c
+                for c in archive.candidates.values()
+                if c.proposer == "tune" and c.kernel == newest.id
+            ]
+            room = archive.config.search.tune_after - len(tuned)
+            if room > 0:
+                made = Tune([newest], only=newest.id).propose(archive, min(room, count))
+                if made:
+                    return made
+        return self._structural.propose(archive, count)
+
+    @staticmethod
+    def _newest(archive: Archive) -> Kernel | None:
+        """The kernel of the latest structural proposal, where that worked and has knobs."""
+        for number, candidate in sorted(archive.candidates.items(), reverse=True):
+            if candidate.proposer in ("tune", "seed"):
+                continue
+            done = archive.done.get(number)
+            if done is None or done.cause:
+                return None
+            kernel = archive.registry.kernel(candidate.kernel)
+            return kernel if kernel is not None and kernel.params else None
+        return None
+
+
+class Structural:
+    """A proposer of new source."""
+
+    def propose(self, archive: Archive, count: int) -> list[Candidate]:
+        """Up to `count` new kernels."""
+        raise NotImplementedError
+
+
+def renumbered(candidates: Sequence[Candidate], first: int) -> list[Candidate]:
+    """The candidates with numbers from `first` on."""
+    return [replace(candidate, number=first + i) for i, candidate in enumerate(candidates)]
