@@ -174,27 +174,43 @@ class Case:
         share = w.kv_len * (w.head_dim + w.v_head_dim)
         count = max(1, _TRUTH_ELEMENTS // share)
         pairs = [divmod(int(i), w.kv_heads) for i in _sample(rng, w.batch * w.kv_heads, count)]
-        mask: Array | None = visible(w, self.mask) if w.mask in ("causal", "bool") else None
-        if self.mask is not None and w.mask == "additive":
-            mask = decode(self.mask, w.dtype)
-            mask = mask.reshape((1,) * (4 - mask.ndim) + mask.shape)
         dead = self.dead_rows()
         outs, masses, live, logit = [], [], [], 0.0
         for b, h in pairs:
             heads = slice(h * w.group, (h + 1) * w.group)
-            out, mass, largest = attention(
-                decode(self.queries[b, heads][:, rows], w.dtype),
-                decode(self.keys[b, h], w.dtype),
-                decode(self.values[b, h], w.dtype),
-                self.scale,
-                None if mask is None else _part(mask, b, heads, rows),
-                None if self.sinks is None else decode(self.sinks[heads], w.dtype),
-            )
+            out, mass, largest = self._exact(b, heads, rows)
             logit = max(logit, largest)
             outs.append(out)
-            masses.append(np.maximum(mass, smallest(w.dtype)))
+            masses.append(mass)
             live.append(~dead[b, heads][:, rows])
         return Truth(rows, tuple(pairs), tuple(outs), tuple(masses), tuple(live), logit)
+
+    def row_error(self, batch: int, head: int, row: int, got: Array) -> float:
+        """Largest |got - truth| / mass of one row [Dv], by float64; inf where it is no number."""
+        out, mass, _ = self._exact(batch, slice(head, head + 1), np.array([row]))
+        with np.errstate(invalid="ignore", over="ignore"):
+            off = np.abs(got.astype(np.float64) - out[0, 0]) / mass[0, 0]
+        return float(np.where(np.isfinite(off), off, np.inf).max())
+
+    def _exact(
+        self, batch: int, heads: slice, rows: npt.NDArray[np.int64]
+    ) -> tuple[Float, Float, float]:
+        """Float64 attention of some rows of query heads that share a KV head."""
+        w = self.workload
+        kv_head = heads.start // w.group
+        mask: Array | None = visible(w, self.mask) if w.mask in ("causal", "bool") else None
+        if self.mask is not None and w.mask == "additive":
+            mask = decode(self.mask, w.dtype)
+            mask = mask.reshape((1,) * (4 - mask.ndim) + mask.shape)
+        out, mass, largest = attention(
+            decode(self.queries[batch, heads][:, rows], w.dtype),
+            decode(self.keys[batch, kv_head], w.dtype),
+            decode(self.values[batch, kv_head], w.dtype),
+            self.scale,
+            None if mask is None else _part(mask, batch, heads, rows),
+            None if self.sinks is None else decode(self.sinks[heads], w.dtype),
+        )
+        return out, np.maximum(mass, smallest(w.dtype)), largest
 
 
 def visible(w: Workload, mask: Array | None) -> Bool | None:
