@@ -90,8 +90,8 @@ class Dispatcher:
                     queries.dtype,
                     keys.dtype,
                     values.dtype,
-                    mask if mask is None or mask.__class__ is str else mask.dtype,
-                    sinks is None,
+                    mask if mask is None or mask.__class__ is str else (mask.shape, mask.dtype),
+                    sinks if sinks is None else (sinks.shape, sinks.dtype),
                 )
                 route = routes[key]
             except KeyError:
@@ -212,6 +212,14 @@ def _workload(queries: Any, keys: Any, values: Any, mask: Any, sinks: Any) -> Wo
         return "keys, values and queries differ in shape"
     if q_len > keys.shape[2]:
         return "more queries than keys"
+    if kind in ("bool", "additive"):
+        # A kernel walks the mask by strides: one that does not fit must not reach it.
+        scores = (batch, q_heads, q_len, keys.shape[2])
+        fits = all(m in (1, n) for m, n in zip(mask.shape[::-1], scores[::-1], strict=False))
+        if not 0 < mask.ndim <= 4 or not fits:
+            return "the mask does not broadcast to the scores"
+        if kind == "additive" and not mx.issubdtype(mask.dtype, mx.floating):
+            return f"the mask is {mask.dtype}"
     try:
         return Workload(
             batch=batch,

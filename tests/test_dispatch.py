@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,7 @@ def test_a_proven_kernel_serves_decode_and_prefill_goes_to_sdpa(proven: Kernel) 
         pytest.param(attention(sinks=mx.zeros((4,), mx.bfloat16)), id="sinks without a verdict"),
         pytest.param(attention(mask=mx.ones((1, 1, 1, 20), mx.bool_)), id="mask without a verdict"),
         pytest.param(attention(q_len=9, kv_len=4), id="more queries than keys"),
+        pytest.param(attention(mask=mx.zeros((1, 4, 1, 20), mx.int32)), id="mask of integers"),
     ],
 )
 def test_what_no_kernel_may_serve_is_the_originals_result_bit_for_bit(
@@ -132,6 +134,25 @@ def test_wrong_arguments_raise_what_stock_raises(proven: Kernel) -> None:
     assert str(ours.value) == str(stock.value)
     with pytest.raises(TypeError, match="surprise"):
         base.scaled_dot_product_attention(**attention(), surprise=1)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 19), (2, 1, 1, 20), (3, 20), (1, 1, 1, 1, 20)])
+def test_a_mask_that_does_not_fit_never_reaches_a_kernel(
+    home: Path, decode_kernel: Kernel, shape: tuple[int, ...]
+) -> None:
+    masked = [replace(bucket, mask="bool") for bucket in BUCKETS]
+    store_correct(home, decode_kernel, masked)
+    bad = attention(mask=mx.ones(shape, mx.bool_))
+    with pytest.raises(ValueError, match="broadcast|shape|dimensions") as stock:
+        mx.eval(base.scaled_dot_product_attention(**bad))
+    enable()
+    fits = attention(mask=mx.ones((20,), mx.bool_))
+    base.scaled_dot_product_attention(**fits)
+    assert hits() == 1
+    with pytest.raises(ValueError, match="broadcast|shape|dimensions") as ours:
+        mx.eval(base.scaled_dot_product_attention(**bad))
+    assert str(ours.value) == str(stock.value)
+    assert hits() == 1
 
 
 def test_a_quantised_cache_goes_to_stock(tiny_model: qwen3.Model) -> None:
