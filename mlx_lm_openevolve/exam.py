@@ -79,11 +79,11 @@ def numpy(array: mx.array) -> npt.NDArray[np.float32]:
     return np.array(array.astype(mx.float32))
 
 
-def _floors(dtype: mx.Dtype, logit: float) -> tuple[float, float]:
+def _floors(dtype: mx.Dtype, logit: float, head_dim: int) -> tuple[float, float]:
     """Errors (max, average) that rounding explains: of the dtype, and of logits of that
-    magnitude in float32."""
+    magnitude in float32, whose rounding grows with the square root of the terms in a sum."""
     eps, single = float(mx.finfo(dtype).eps), float(np.finfo(np.float32).eps)
-    softmax = single * max(8.0, logit)
+    softmax = single * max(8.0, logit) * max(1.0, head_dim / 64) ** 0.5
     return eps + 4 * softmax, eps / 2 + 2 * softmax
 
 
@@ -110,7 +110,7 @@ def prepare(case: Case) -> Question:
     own = truth.error(answer)
     if not np.isfinite(own).all():  # then SDPA is no measure: only rounding is excused
         own = (0.0, 0.0)
-    floors = _floors(inputs.queries.dtype, truth.logit)
+    floors = _floors(inputs.queries.dtype, truth.logit, w.head_dim)
     limits = (MULTIPLE * max(own[0], floors[0]), MULTIPLE * max(own[1], floors[1]))
     return Question(case, inputs, truth, answer, mass, own, limits, _checksum(inputs))
 
