@@ -1,4 +1,4 @@
-"""The command line: mlx-lm-openevolve run | check | import | list | show | status | clear.
+"""The command line: mlx-lm-openevolve run | bench | check | import | list | show | status | clear.
 
 Exit codes: 0 done, 1 rejected or not faster, 2 usage. With --json one JSON object is the last line
 of standard output, and everything for people goes to standard error.
@@ -82,10 +82,13 @@ def _parser() -> argparse.ArgumentParser:
     program.add_argument("program", metavar="PROGRAM.py", type=Path)
     program.add_argument("--out", metavar="FOLDER", type=Path, required=True)
 
-    from . import run
+    from . import bench, run
 
     run.add_arguments(
         add("run", run.run, "Run a command of mlx-lm, or a script, with the patch on.")
+    )
+    bench.add_arguments(
+        add("bench", bench.run, "Measure a model, stock against patched, in fresh processes.")
     )
 
     add("list", _list, "List the verdicts that are stored, for every device.")

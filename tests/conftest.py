@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,20 @@ def tiny_model() -> qwen3.Model:
     model.update(tree_map(lambda x: x.astype(mx.bfloat16), model.parameters()))
     mx.eval(model.parameters())
     return model
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder that `mlx_lm.load` opens: that of examples/tiny_model.py, untrained."""
+    root = Path(__file__).resolve().parent.parent
+    sys.path.insert(0, str(root / "examples"))
+    try:
+        import tiny_model
+    finally:
+        sys.path.pop(0)
+    folder = tmp_path_factory.mktemp("model")
+    tiny_model.make(folder, tiny_model.corpus(root), steps=0)
+    return folder
 
 
 def shipped_in_metal() -> list[Kernel]:

@@ -31,7 +31,8 @@ LAYERS = [
     ["patch"],
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
-FREE = {"__init__", "__main__", "cli", "run", "bench", "sitecustom"}
+FREE = {"__init__", "__main__", "cli", "run", "sitecustom"}
+FREE |= {"bench", "bench_worker", "bench_kernel", "shapes"}
 
 
 def imported(path: Path) -> set[str]:

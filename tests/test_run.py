@@ -28,17 +28,9 @@ HOST = ["--backend", "host", "--any-correct", "--gate", "stored"]
 LINE = "mlx-lm-openevolve: "
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """examples/tiny_model.py's model, untrained: 4 query heads, 2 KV heads, D 64, bfloat16."""
-    sys.path.insert(0, str(ROOT / "examples"))
-    try:
-        import tiny_model
-    finally:
-        sys.path.pop(0)
-    folder = tmp_path_factory.mktemp("model")
-    tiny_model.make(folder, tiny_model.corpus(ROOT), steps=0)
-    return folder
+@pytest.fixture
+def model(tiny_folder: Path) -> Path:
+    return tiny_folder
 
 
 @pytest.fixture

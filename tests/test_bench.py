@@ -1,0 +1,203 @@
+"""`bench`: the arithmetic of blocks, withdrawal, and a whole case on the host in real processes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import shipped_in_metal, store_correct
+
+from mlx_lm_openevolve import bench, errors, shapes
+from mlx_lm_openevolve.cli import main
+from mlx_lm_openevolve.device import detect, fingerprint
+from mlx_lm_openevolve.gate import GATE_VERSION
+from mlx_lm_openevolve.plan import Planner
+from mlx_lm_openevolve.registry import Registry, Verdict, tuned_root
+from mlx_lm_openevolve.workload import Workload
+
+BUCKET = Workload(1, 4, 2, 1, 16, 64, 64, "bfloat16")
+
+
+def arm(rates: list[float], tokens: list[int], memory: float = 1.0) -> dict[str, Any]:
+    rows = [{"prompt_tps": 10 * r, "generation_tps": r, "peak_memory": memory} for r in rates]
+    return {"trials": rows, "tokens": tokens}
+
+
+def test_a_blocks_ratio_is_that_of_its_means_and_drift_cancels() -> None:
+    # The machine slows down by a third from block to block; patched is 1.5 times as fast.
+    rows: dict[str, list[dict[str, Any]]] = {"stock": [], "patched": []}
+    for speed in (90.0, 60.0, 40.0):
+        rows["stock"] += [arm([speed - 2], [1, 2, 3, 4]), arm([speed + 2], [1, 2, 3, 4])]
+        rows["patched"] += [arm([1.5 * speed], [1, 2, 9, 4], 2.0)] * 2
+    found = bench.compare(rows)
+    assert found["blocks"] == pytest.approx([1.5, 1.5, 1.5])
+    assert (found["ratio"], found["low"], found["high"]) == pytest.approx((1.5, 1.5, 1.5))
+    assert found["prompt_ratio"] == pytest.approx(1.5)
+    assert found["memory_ratio"] == pytest.approx(2.0)
+    assert found["equal_tokens"] == 2
+
+
+def test_the_interval_spans_the_blocks_that_disagree() -> None:
+    rows = {
+        "stock": [arm([100.0], [1])] * 6,
+        "patched": [arm([r], [1]) for r in (90.0, 90.0, 100.0, 100.0, 130.0, 130.0)],
+    }
+    found = bench.compare(rows)
+    assert (found["low"], found["ratio"], found["high"]) == pytest.approx((0.9, 1.0, 1.3))
+
+
+def case(**changes: Any) -> dict[str, Any]:
+    logits = {"hits": 8, "stock": 1e-3, "patched": 1e-3, "difference": 1e-3}
+    return {"hits": 5, "ratio": 1.1, "low": 1.0, "high": 1.2, "logits": logits} | changes
+
+
+@pytest.mark.parametrize(
+    ("changes", "faster", "says"),
+    [
+        ({}, True, ""),
+        ({"hits": 0}, True, "stock with stock"),
+        ({"ratio": 0.98, "high": 0.985}, True, "slower than stock: 0.980x"),
+        ({"ratio": 0.98, "high": 1.05}, True, "not told from noise"),
+        ({"ratio": 0.01, "high": 0.02}, False, ""),
+        ({"logits": {"hits": 8, "stock": 1e-3, "patched": 3e-3}}, True, "logits"),
+        ({"logits": {"hits": 8, "stock": float("nan"), "patched": 0.0}}, True, "logits"),
+        ({"logits": {"hits": 0, "stock": 1e-3, "patched": 1e-3}}, True, "stock with stock"),
+        ({"logits": {"hits": 8, "stock": None, "patched": None}}, True, ""),
+    ],
+)
+def test_what_is_wrong_with_a_case_is_said(
+    changes: dict[str, Any], faster: bool, says: str
+) -> None:
+    found = bench.problems(case(**changes), faster)
+    assert bool(found) == bool(says)
+    assert says in " ".join(found)
+
+
+def test_a_withdrawn_verdict_serves_no_longer_and_is_not_gated_again(home: Path) -> None:
+    kernel = next(k for k in shipped_in_metal() if k.applies_to(BUCKET))
+    verdict = Verdict(
+        kernel=kernel.id,
+        params=kernel.default_params(BUCKET),
+        workload=BUCKET.slug,
+        correct=True,
+        faster=True,
+        reason="accepted",
+        fingerprint=fingerprint(detect("host"), GATE_VERSION),
+        timing={"ratio": 1.3},
+    )
+    user = Registry(home)
+    user.publish("host", verdict)
+
+    def planner() -> Planner:
+        tuned = Registry(tuned_root(), writable=False)
+        return Planner(detect("host"), [Registry(home), tuned], only=kernel)
+
+    assert planner().plan(BUCKET).kernel == kernel
+    other = replace(BUCKET, kv_len=32).slug
+    found = case(
+        ratio=0.9,
+        averages={},
+        routes={
+            BUCKET.slug: {"hits": 3, "verdict": verdict.to_json()},
+            other: {"hits": 0, "verdict": replace(verdict, workload=other).to_json()},
+        },
+    )
+    assert bench.withdraw("code_generation", found, user, "host") == [BUCKET.slug]
+    plan = planner().plan(BUCKET)
+    assert plan.kernel is None
+    assert plan.reason == "rejected: withdrawn: code_generation ran at 0.900x of stock end to end"
+    (kept,) = Registry(home).verdicts("host", BUCKET)
+    assert kept.correct
+    assert kept.evidence["end_to_end"]["ratio"] == 0.9
+    assert kept.timing == {"ratio": 1.3}
+
+
+def test_presets_are_the_five_of_the_example_and_shapes_build_by_name() -> None:
+    assert len(bench.PRESETS) == 5
+    assert set(bench.SHAPES) == set(shapes.SHAPES)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ([], "--shape"),
+        (["--shape", "qwen3-0.6b", "--backend", "host"], "no GPU"),
+        (["--model", "x", "-g", "9", "--preset", "code_generation", "--any-correct"], "-p and -g"),
+        (["--model", "x", "-b", "2", "--draft", "x", "--any-correct"], "neither"),
+        (["--model", "x", "-p", "1", "--any-correct"], "two tokens"),
+        (["--kernel", "/nowhere"], "kernel.json"),
+    ],
+)
+def test_wrong_usage_is_one_line(
+    words: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", *words]) == 2
+    err = capsys.readouterr().err
+    assert says in err
+    assert err.count("\n") == 1
+
+
+def test_a_model_that_does_not_load_is_told_in_one_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    words = ["--model", str(tmp_path), "--backend", "host", "--any-correct", "-p", "12", "-g", "4"]
+    assert main(["bench", *words]) == 2
+    assert "config.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("more", [["-b", "1"], ["-b", "2"]], ids=["alone", "batch"])
+def test_a_case_on_the_host_end_to_end(
+    home: Path,
+    tiny_folder: Path,
+    tmp_path: Path,
+    more: list[str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    buckets = [
+        replace(BUCKET, batch=batch, kv_len=kv_len, mask=mask)
+        for batch, mask in ((1, "none"), (2, "bool"))
+        for kv_len in (1, 2, 4, 8, 16, 32)
+    ]
+    store_correct(home, next(k for k in shipped_in_metal() if k.applies_to(BUCKET)), buckets)
+    output = tmp_path / "result.json"
+    words = ["--model", str(tiny_folder), "--backend", "host", "--any-correct", *more]
+    words += ["-p", "12", "-g", "4", "-n", "1", "--output", str(output), "--json"]
+    code = main(["bench", *words])
+    out, err = capsys.readouterr()
+    assert code == 0, err
+    result = json.loads(out.splitlines()[-1])
+    assert json.loads(output.read_text()) == result
+    (found,) = result["cases"]
+    assert found["problems"] == []
+    # Two processes, two layers, four decode steps in the warm-up and again in the trial.
+    assert found["hits"] >= 2 * 2 * 2 * 3
+    assert found["logits"]["hits"] == 2 * 8
+    assert 0 < found["logits"]["stock"] < 0.05
+    assert "generation_tps=" in err
+    assert "greedy tokens equal" in err
+    assert "gqa_decode" in err
+
+
+def test_a_case_that_no_kernel_serves_fails(
+    tiny_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A quantised cache runs on stock: an honest bench says that it compared nothing."""
+    words = ["--model", str(tiny_folder), "--backend", "host", "--any-correct", "--kv-bits", "8"]
+    assert main(["bench", *words, "-p", "12", "-g", "4", "-n", "1"]) == 1
+    out = capsys.readouterr().out
+    assert "stock with stock" in out
+    assert "no plain arrays" in out
+
+
+def test_the_options_parse() -> None:
+    parser = argparse.ArgumentParser()
+    bench.add_arguments(parser)
+    options = parser.parse_args(["--shape", "qwen3-4b", "--preset", "code_generation"])
+    ((name, task),) = bench.tasks(options)
+    assert (name, task["prompt_tokens"], task["generation_tokens"]) == ("code_generation", 64, 300)
+    with pytest.raises(errors.UsageError):
+        bench.tasks(parser.parse_args(["--shape", "qwen3-4b", "-n", "0"]))
