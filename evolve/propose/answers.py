@@ -1,6 +1,7 @@
 """Answers: from what a model or a person wrote to a kernel, or to the reason why there is none.
 
-An answer holds a line `NOTE: what was changed and why`, and either edits of the parent's files
+An answer holds a line `NOTE: what was changed and why`, if it is not about the kernel that was
+asked about a line `PARENT <kernel id>`, and either edits of the parent's files
 
     EDIT split.metal
     <<<<<<< SEARCH
@@ -26,7 +27,7 @@ from pathlib import Path
 from mlx_lm_openevolve.errors import KernelError, OpenEvolveError
 from mlx_lm_openevolve.kernel import Kernel
 
-__all__ = ["AnswerError", "apply", "from_folder", "note_of"]
+__all__ = ["AnswerError", "apply", "from_folder", "note_of", "parent_of"]
 
 _FILE = re.compile(
     r"^[#*`\s]*FILE[:\s]+`?([A-Za-z0-9_]+\.(?:metal|cu|json))`?[*\s]*\n+```[^\n]*\n(.*?)^```",
@@ -37,6 +38,7 @@ _EDIT = re.compile(
 )
 _HEAD = re.compile(r"^[#*`\s]*EDIT[:\s]+`?([A-Za-z0-9_]+\.(?:metal|cu|json))`?", re.M)
 _NOTE = re.compile(r"^[#*\s]*NOTE[:*\s]+(.+)$", re.M)
+_PARENT = re.compile(r"^[#*\s]*PARENT[:*\s]+([0-9a-f]{12})\b", re.M)
 _MAX_ANSWER = 1 << 20
 
 
@@ -48,6 +50,12 @@ def note_of(text: str) -> str:
     """What the answer says that it changed."""
     match = _NOTE.search(text)
     return match[1].strip()[:300] if match else ""
+
+
+def parent_of(text: str) -> str:
+    """The id of the kernel that the answer names as its parent, "" where it names none."""
+    match = _PARENT.search(text)
+    return match[1] if match else ""
 
 
 def apply(text: str, parent: Kernel, origin: str) -> Kernel:

@@ -19,7 +19,7 @@ from mlx_lm_openevolve.kernel import Kernel
 
 from .. import prompt
 from ..archive import Archive, Candidate
-from .answers import AnswerError, apply, from_folder, note_of
+from .answers import AnswerError, apply, from_folder, note_of, parent_of
 from .structural import Structural, choose_parent, fitting, to_repair
 
 __all__ = ["Mailbox"]
@@ -104,6 +104,7 @@ class Mailbox(Structural):
             else:
                 text = path.read_text(errors="replace")
                 note = note_of(text)
+                parent = archive.registry.kernel(parent_of(text)) or parent
                 kernel = apply(text, parent, origin)
         except (AnswerError, OSError) as problem:
             error = str(problem)

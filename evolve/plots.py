@@ -1,0 +1,192 @@
+"""Plots: the pictures of a report, as PNG files. Needs matplotlib (extra `report`)."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from . import features, model
+from .archive import Archive, geomean
+
+__all__ = ["PICTURES", "draw"]
+
+_BLUE, _ORANGE, _GREY, _RED, _GREEN = "#2563a8", "#d9822b", "#8a8f98", "#b3372f", "#3b8a4e"
+
+
+def short(slug: str) -> str:
+    """A workload's slug as a label."""
+    return slug.removeprefix("attention-").replace("-bfloat16", " bf16").replace("-none", "")
+
+
+def trajectory(archive: Archive, axes: Any) -> None:
+    """The best over the candidates with its interval, and every candidate as a point."""
+    xs, ys = [], []
+    for number, done in archive.done.items():
+        if done.results:
+            results = list(done.results.values())
+            xs.append(number)
+            ys.append(geomean(results, [1.0] * len(results))[0])
+    axes.scatter(xs, ys, s=10, color=_GREY, label="a candidate, on its own workloads", zorder=2)
+    failed = [number for number, done in archive.done.items() if done.cause]
+    if failed:
+        low = min([*ys, 1.0]) * 0.9
+        axes.scatter(failed, [low] * len(failed), s=14, marker="x", color=_RED, label="failed")
+    steps = [{"number": 0, "ratio": 1.0, "low": 1.0, "high": 1.0}, *archive.history]
+    steps.append({**steps[-1], "number": max(archive.done, default=0)})
+    numbers = [step["number"] for step in steps]
+    axes.step(
+        numbers,
+        [s["ratio"] for s in steps],
+        where="post",
+        color=_BLUE,
+        label="best over the suite",
+        zorder=3,
+    )
+    axes.fill_between(
+        numbers,
+        [s["low"] for s in steps],
+        [s["high"] for s in steps],
+        step="post",
+        color=_BLUE,
+        alpha=0.2,
+        label="its interval",
+    )
+    axes.axhline(1, color="black", linewidth=0.8)
+    axes.set_xlabel("candidate")
+    axes.set_ylabel("speed-up over SDPA" + _modelled(archive))
+    axes.set_title("Best so far")
+    axes.legend(fontsize=8)
+
+
+def workloads(archive: Archive, axes: Any) -> None:
+    """Speed-up of the best kernel of each workload with its interval."""
+    slugs = list(reversed([slug for slug in archive.slugs if slug in archive.best]))
+    ratios = [archive.best[slug][1] for slug in slugs]
+    axes.barh(
+        range(len(slugs)),
+        [r.ratio for r in ratios],
+        xerr=[[r.ratio - r.low for r in ratios], [r.high - r.ratio for r in ratios]],
+        color=[_GREEN if r.low > 1 else _GREY for r in ratios],
+        ecolor="black",
+        capsize=3,
+    )
+    axes.set_yticks(range(len(slugs)), [short(slug) for slug in slugs], fontsize=8)
+    axes.axvline(1, color="black", linewidth=0.8)
+    for i, result in enumerate(ratios):
+        axes.text(result.high, i, f" {result.ratio:.2f}", va="center", fontsize=8)
+    axes.set_xlabel("speed-up over SDPA" + _modelled(archive))
+    axes.set_title("Best kernel of each workload")
+
+
+def roofline(archive: Archive, axes: Any) -> None:
+    """Every measured candidate under the roofs of the device."""
+    points: dict[str, tuple[list[float], list[float]]] = {"valid": ([], []), "best": ([], [])}
+    for number, done in archive.done.items():
+        for slug, result in done.results.items():
+            workload = archive.workload(slug)
+            work = model.flops(workload)
+            kind = "best" if archive.best.get(slug, ("", None, 0))[2] == number else "valid"
+            points[kind][0].append(work / model.compulsory(workload))
+            points[kind][1].append(work / result.seconds / 1e9)
+    axes.scatter(*points["valid"], s=10, color=_GREY, label="a candidate")
+    axes.scatter(*points["best"], s=28, color=_ORANGE, label="best of a workload")
+    sdpa: tuple[list[float], list[float]] = ([], [])
+    for slug, base in archive.baseline.items():
+        workload = archive.workload(slug)
+        sdpa[0].append(model.flops(workload) / model.compulsory(workload))
+        sdpa[1].append(model.flops(workload) / base["seconds"] / 1e9)
+    axes.scatter(*sdpa, s=30, marker="_", color=_RED, label="SDPA")
+    widths = [base.get("bandwidth", 0) for base in archive.baseline.values()]
+    xs = [x for x in (*points["valid"][0], *points["best"][0], *sdpa[0]) if x > 0]
+    if widths and max(widths) and xs:
+        left, right = min(xs) / 2, max(xs) * 2
+        axes.plot(
+            [left, right],
+            [left * max(widths) / 1e9, right * max(widths) / 1e9],
+            color=_BLUE,
+            label=f"memory, {max(widths) / 1e9:.0f} GB/s",
+        )
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("flops for a byte that must move")
+    axes.set_ylabel("Gflop/s" + _modelled(archive))
+    axes.set_title("Roofline, every candidate")
+    axes.legend(fontsize=8)
+
+
+def cells(archive: Archive, axes: Any) -> None:
+    """The archive's map: strategies over tiers of speed, the fittest kernel's speed-up in each."""
+    strategies = sorted({cell.split(" ", 1)[1] for c in archive.cells for cell in c})
+    columns = len(features.SPEED_TIERS) + 1
+    grid = [[math.nan] * columns for _ in strategies]
+    for island in archive.cells:
+        for cell, kernel in island.items():
+            tiers, text = cell.split(" ", 1)
+            row, column = strategies.index(text), int(tiers.split("-")[0])
+            value = archive.kernel_fitness(kernel)
+            if not grid[row][column] >= value:
+                grid[row][column] = value
+    if strategies:
+        axes.imshow(grid, aspect="auto", cmap="YlGn")
+    for row, values in enumerate(grid):
+        for column, value in enumerate(values):
+            if not math.isnan(value):
+                axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=8)
+    ends = ["0", *(f"{end:g}" for end in features.SPEED_TIERS), ""]
+    names = [f"{a}-{b}" if b else f">{a}" for a, b in itertools.pairwise(ends)]
+    axes.set_xticks(range(columns), names, fontsize=8)
+    axes.set_yticks(range(len(strategies)), [_strategy(text) for text in strategies], fontsize=8)
+    axes.set_xlabel("tier of speed-up")
+    axes.set_title("Archive: the fittest kernel of each cell")
+
+
+def failures(archive: Archive, axes: Any) -> None:
+    """Failed candidates by cause."""
+    found = archive.failures()
+    names = list(reversed(found))
+    axes.barh(names, [found[name] for name in names], color=_RED)
+    axes.set_xlabel("candidates")
+    axes.set_title(f"Failures by cause ({archive.valid_share():.0%} of all candidates are valid)")
+
+
+def _strategy(key: str) -> str:
+    vector, passes, split, memory, matrix = (key.split("/") + [""] * 5)[:5]
+    parts = [f"vec{vector}", passes, "split" if split == "True" else "single", memory]
+    return " ".join(p for p in [*parts, "matrix" if matrix == "True" else ""] if p)
+
+
+def _modelled(archive: Archive) -> str:
+    return " (modelled)" if archive.config.backend == "host" else ""
+
+
+PICTURES: dict[str, Callable[[Archive, Any], None]] = {
+    "trajectory": trajectory,
+    "workloads": workloads,
+    "roofline": roofline,
+    "archive": cells,
+    "failures": failures,
+}
+
+
+def draw(archive: Archive, folder: Path) -> dict[str, Path]:
+    """The pictures in a folder, by name; {} where matplotlib is not installed."""
+    try:
+        import matplotlib
+    except ImportError:
+        return {}
+    matplotlib.use("Agg")
+    from matplotlib.figure import Figure
+
+    made = {}
+    for name, paint in PICTURES.items():
+        height = 3.0 + 0.28 * (len(archive.slugs) if name == "workloads" else 4)
+        figure = Figure(figsize=(8.5, height), layout="constrained")
+        axes = figure.add_subplot()
+        axes.spines[["top", "right"]].set_visible(False)
+        paint(archive, axes)
+        made[name] = folder / f"{name}.png"
+        figure.savefig(made[name], dpi=110)
+    return made
