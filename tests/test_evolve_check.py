@@ -1,0 +1,43 @@
+"""The host check of the search: a cheating corpus, each caught by the check meant for it."""
+
+from __future__ import annotations
+
+import evolve_kernels
+import pytest
+from evolve_kernels import CAUSAL, CHEATS, DECODE, MASKED
+
+from mlx_lm_openevolve import metalhost
+from mlx_lm_openevolve.evolve import check, measure
+from mlx_lm_openevolve.workload import Workload
+
+pytestmark = pytest.mark.skipif(
+    not metalhost.compiler_available()[0], reason="no clang for the host backend"
+)
+
+
+@pytest.mark.parametrize("workload", [CAUSAL, DECODE, MASKED])
+def test_a_right_kernel_passes_and_is_counted(workload: Workload) -> None:
+    kernel = evolve_kernels.kernel()
+    found = check.check(kernel, {"step": 1}, workload, seed=0)
+    assert (found["cause"], found["finding"], found["host"]) == ("", "", "")
+    assert 0 < found["margin"] <= 1
+    (counters,) = found["counters"]
+    assert counters["device_read_bytes"] > counters["compulsory_read_bytes"] > 0
+    modelled = measure.modelled(
+        kernel, {"step": 1}, workload, Workload.parse(found["on"]), found["counters"]
+    )
+    assert modelled["modelled"]
+    assert modelled["seconds"] > 0
+
+
+def test_the_corpus_is_large_enough() -> None:
+    assert len(CHEATS) >= 20
+
+
+@pytest.mark.parametrize("name", CHEATS)
+def test_a_cheat_is_caught_by_the_check_meant_for_it(name: str) -> None:
+    kernel, workload, cause, words = CHEATS[name]
+    found = check.check(kernel, {"step": 1}, workload, seed=0)
+    assert found["cause"] == cause, found["finding"]
+    assert words in found["finding"]
+    assert found["finding"]

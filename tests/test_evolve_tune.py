@@ -1,0 +1,137 @@
+"""Tune, over tables of points in place of a GPU: measured ones, and a synthetic one."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import evolve_kernels
+import pytest
+
+from mlx_lm_openevolve.evolve.archive import Archive, Done, Result
+from mlx_lm_openevolve.evolve.config import Config
+from mlx_lm_openevolve.evolve.propose.tune import Tune, effect, headroom, switches
+from mlx_lm_openevolve.evolve.replay import Table, compare
+from mlx_lm_openevolve.kernel import Kernel
+from mlx_lm_openevolve.registry import Registry, tuned_root
+from mlx_lm_openevolve.workload import Workload
+
+MEASURED = Path(__file__).parent.parent / "benchmarks" / "results" / "h100-param-points.json"
+LARGE = Workload(1, 32, 8, 1, 4096, 128, 128, "bfloat16")
+
+
+def shipped() -> dict[str, Kernel]:
+    return {kernel.name: kernel for kernel in Registry(tuned_root(), writable=False).kernels()}
+
+
+def measured() -> Table:
+    """The workloads with most points of the committed table, until they are 200."""
+    whole = Table.read(MEASURED, shipped())
+    kept: list[Workload] = []
+    for workload in sorted(whole.workloads, key=lambda w: -len(whole.part([w]))):
+        kept.append(workload)
+        if len(whole.part(kept)) >= 200:
+            break
+    return whole.part(kept)
+
+
+def synthetic(seed: int, size: int = 200) -> Table:
+    """A smooth bowl with a rugged surface and one interaction over the knobs of gqa_decode: no
+    measurement."""
+    kernel = shipped()["gqa_decode"]
+    rng = random.Random(seed)
+    centre = {param.name: rng.random() for param in kernel.params}
+    weight = {param.name: rng.choice([0.2, 0.6, 1.2, 2.4]) for param in kernel.params}
+    points: dict[tuple[str, tuple[tuple[str, int], ...]], float] = {}
+    while len(points) < size:
+        values = {param.name: rng.choice(param.values) for param in kernel.params}
+        log = 0.3 * abs(math.log2(values["splits"] * values["simdgroups"] / 64)) / 6
+        for param in kernel.params:
+            rank = param.values.index(values[param.name]) / (len(param.values) - 1)
+            log += weight[param.name] * (rank - centre[param.name]) ** 2
+        log += random.Random(f"{seed} {sorted(values.items())}").gauss(0, 0.05)
+        points["gqa_decode", tuple(values.items())] = 2e-5 * math.exp(log)
+    return Table({"gqa_decode": kernel}, {LARGE: points})
+
+
+def test_the_measured_points_are_searched_well_within_40_candidates() -> None:
+    table = measured()
+    assert len(table) >= 200
+    found = compare(table, candidates=40, seeds=10)
+    assert found["tune"].after(40) <= 1.05
+    assert found["tune"].after(40) < found["random"].after(40)
+
+
+def test_a_synthetic_table_is_searched_well_within_40_candidates() -> None:
+    found = compare(synthetic(1), candidates=40, seeds=10)
+    assert found["tune"].after(40) <= 1.05
+    assert found["tune"].after(20) < found["random"].after(20)
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Iterator[Archive]:
+    config = Config("host", (evolve_kernels.DECODE, LARGE), (0.5, 0.5))
+    made = Archive.create(tmp_path / "run", config, {})
+    for slug in made.slugs:
+        made.add("baseline", workload=slug, seconds=4e-5, floor=1e-5, bound="memory")
+    yield made
+    made.close()
+
+
+def finish(archive: Archive, number: int, seconds: float) -> None:
+    candidate = archive.candidates[number]
+    ratio = 4e-5 / seconds
+    found = {
+        slug: Result(candidate.params or {}, seconds, ratio, ratio, ratio)
+        for slug in candidate.workloads
+    }
+    archive.add("done", number=number, done=Done(results=found).to_json())
+
+
+def test_defaults_come_first_and_nothing_comes_twice(archive: Archive) -> None:
+    kernel = evolve_kernels.kernel()
+    tune = Tune([kernel])
+    seen = []
+    while made := tune.propose(archive, 2):
+        for candidate in made:
+            archive.add("proposed", candidate=candidate.to_json())
+            finish(archive, candidate.number, 3e-5)
+            seen.append((candidate.kernel, candidate.workloads, tuple(candidate.params.items())))
+        if len(seen) > 40:
+            break
+    assert len(set(seen)) == len(seen)
+    first = archive.candidates[1]
+    assert (first.note, first.params) == ("defaults", {"step": 1})
+    # The knob is in the template, so each of its values counts, for the kernel and its switches.
+    assert {dict(p)["step"] for _, _, p in seen} == {1, 2, 4}
+
+
+def test_time_goes_where_there_is_most_to_win_and_none_to_the_saturated(archive: Archive) -> None:
+    kernel = evolve_kernels.kernel(threadgroup=["32", "1", "1"])
+    tune = Tune([kernel])
+    archive.add("baseline", workload=LARGE.slug, seconds=1.05e-5, floor=1e-5, bound="memory")
+    assert headroom(archive, LARGE.slug) == pytest.approx(1.05)
+    slugs = set()
+    for _ in range(3):
+        for candidate in tune.propose(archive, 2):
+            archive.add("proposed", candidate=candidate.to_json())
+            finish(archive, candidate.number, 3e-5)
+            slugs |= set(candidate.workloads)
+    assert slugs == {evolve_kernels.DECODE.slug}
+
+
+def test_settings_that_launch_alike_are_one() -> None:
+    kernel = shipped()["gqa_decode"]
+    params = kernel.default_params(LARGE)
+    assert effect(kernel, LARGE, params) == effect(kernel, LARGE, dict(params))
+    assert effect(kernel, LARGE, {**params, "rows": 1}) != effect(kernel, LARGE, params)
+    assert effect(kernel, LARGE, {**params, "splits": 7}) is None
+
+
+def test_a_switch_is_another_kernel_that_names_what_it_was_tuned_from() -> None:
+    kernel = evolve_kernels.kernel()
+    made = switches(kernel)
+    assert [note for note, _ in made] == ["math_mode relaxed", "math_mode fast"]
+    assert all(other.origin == f"tuned from {kernel.id}" for _, other in made)
