@@ -1,0 +1,66 @@
+"""What ships in tuned/: every record is whole, and every verdict stands on evidence."""
+
+from __future__ import annotations
+
+import pytest
+
+from mlx_lm_openevolve.gate import FASTER, GATE_VERSION
+from mlx_lm_openevolve.registry import Registry, Verdict, tuned_root
+from mlx_lm_openevolve.workload import Workload
+
+TUNED = Registry(tuned_root(), writable=False)
+VERDICTS = [
+    (device, workload, verdict)
+    for device in TUNED.devices()
+    for workload in TUNED.workloads(device)
+    for verdict in TUNED.verdicts(device, workload)
+]
+
+
+def test_every_record_is_whole(caplog: pytest.LogCaptureFixture) -> None:
+    registry = Registry(tuned_root(), writable=False)
+    files = list((tuned_root() / "v1" / "devices").glob("*/attention*.json"))
+    read = [
+        registry.verdicts(device, workload)
+        for device in registry.devices()
+        for workload in registry.workloads(device)
+    ]
+    assert len(read) == len(files) > 0
+    assert all(read)
+    assert len(registry.kernels()) == len(list((tuned_root() / "v1" / "kernels").glob("*/")))
+    assert not caplog.records
+
+
+def test_every_kernel_says_where_it_comes_from_and_carries_its_host_checks() -> None:
+    for kernel in TUNED.kernels():
+        assert kernel.origin
+        native = any(stage.language != "metal" for stage in kernel.stages)
+        checks = TUNED.host_checks(kernel.id)
+        assert native or len(checks) > 0
+        assert all(check["ok"] for check in checks), [c["reason"] for c in checks]
+
+
+def test_there_are_verdicts() -> None:
+    assert len(VERDICTS) > 100
+
+
+@pytest.mark.parametrize(
+    ("device", "workload", "verdict"), VERDICTS, ids=lambda x: getattr(x, "slug", None)
+)
+def test_a_verdict_stands_on_evidence(device: str, workload: Workload, verdict: Verdict) -> None:
+    kernel = TUNED.kernel(verdict.kernel)
+    assert kernel is not None
+    assert kernel.applies_to(workload)
+    assert kernel.launches(workload, verdict.params)
+    assert verdict.fingerprint["device"] == device
+    assert verdict.fingerprint["gate"] == GATE_VERSION
+    if not verdict.accepted:
+        return
+    assert verdict.mutants["killed"] == verdict.mutants["of"] > 0
+    assert verdict.errors["margin"] > 0
+    for heat in (verdict.timing, verdict.timing["sealed"]):
+        assert heat["low"] > FASTER
+        for arm in ("baseline", "candidate"):
+            found = heat[arm]
+            assert len(found["samples"]) == found["trials"] >= 20
+            assert found["min"] <= found["mean"] <= found["max"]
