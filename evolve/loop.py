@@ -42,7 +42,7 @@ def evolve(archive: Archive, proposer: Proposer, bench: Bench, watch: Watch) -> 
         if not batch:
             batch = propose(archive, proposer)
         if not batch:
-            reason = "nothing is left to try"
+            reason = archive.broken or "nothing is left to try"
             break
         for candidate in refused(archive, batch):
             batch.remove(candidate)

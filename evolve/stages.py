@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,7 @@ def measure_stage(batch: Path, say: Callable[[str], None], backend: str | None =
     reason = backends.get(name).unavailable()
     if reason:
         raise UsageError(f"backend {name!r}: {reason}")
+    config = replace(config, backend=name)
     device = detect(name)
     path = batch / "events.jsonl"
     # The batch's folder is a run of its own, so that a kill here loses one candidate as well.

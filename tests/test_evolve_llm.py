@@ -1,0 +1,373 @@
+"""The llm proposer against a scripted endpoint, and a run against a real mlx_lm.server."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import evolve_kernels
+import pytest
+
+from mlx_lm_openevolve import metalhost
+from mlx_lm_openevolve.errors import UsageError
+from mlx_lm_openevolve.evolve import loop
+from mlx_lm_openevolve.evolve.archive import Archive, Candidate, Done
+from mlx_lm_openevolve.evolve.config import Budget, Config, Llm, Model, Search
+from mlx_lm_openevolve.evolve.lab import Lab
+from mlx_lm_openevolve.evolve.prompt import effect
+from mlx_lm_openevolve.evolve.propose.llm import Llm as AskModels
+from mlx_lm_openevolve.evolve.propose.structural import WithTuning
+from mlx_lm_openevolve.evolve.publish import publish
+from mlx_lm_openevolve.kernel import Kernel
+from mlx_lm_openevolve.registry import Registry
+from mlx_lm_openevolve.workload import Workload
+
+SMALL = Workload(1, 4, 2, 1, 64, 64, 64, "bfloat16")
+_WASTE = """float waste = 0.0f;
+for (int j = 0; j < kv_len; ++j) {
+  waste += float(k[j * keys_strides[2] + lane]) + float(v[j * values_strides[2] + lane]);
+}
+"""
+WASTEFUL = evolve_kernels.kernel(
+    evolve_kernels.edited(
+        ("float sum = 0.0f;\n", "float sum = 0.0f;\n" + _WASTE),
+        ("T(result)", "T(result + 0.0f * waste)"),
+    ),
+)
+SAVED = f"""NOTE: keys and values are read once
+
+EDIT plain.metal
+<<<<<<< SEARCH
+{_WASTE}=======
+>>>>>>> REPLACE
+<<<<<<< SEARCH
+T(result + 0.0f * waste)
+=======
+T(result)
+>>>>>>> REPLACE
+""".replace("T(result + 0.0f * waste)\n", "lane + 32 * e] = T(result + 0.0f * waste);\n").replace(
+    "=======\nT(result)\n", "=======\nlane + 32 * e] = T(result);\n"
+)
+# The SEARCH of a part of a line: what stands before it in the kernel stays.
+NO_COMPILE = SAVED.replace("= T(result);", "= result;").replace("NOTE:", "NOTE: bfloat,")
+REPAIR = """NOTE: stored with T()
+
+EDIT plain.metal
+<<<<<<< SEARCH
+lane + 32 * e] = result;
+=======
+lane + 32 * e] = T(result);
+>>>>>>> REPLACE
+"""
+
+Reply = Callable[[BaseHTTPRequestHandler], None]
+
+
+def says(text: str, finish: str = "stop", usage: bool = True) -> Reply:
+    body: dict[str, Any] = {
+        "id": "x",
+        "object": "chat.completion",
+        "created": 0,
+        "model": "m",
+        "choices": [
+            {
+                "index": 0,
+                "finish_reason": finish,
+                "message": {"role": "assistant", "content": text},
+            }
+        ],
+    }
+    if usage:
+        body["usage"] = {"prompt_tokens": 1000, "completion_tokens": 100, "total_tokens": 1100}
+
+    def reply(handler: BaseHTTPRequestHandler) -> None:
+        send(handler, 200, json.dumps(body))
+
+    return reply
+
+
+def fails(status: int, **headers: str) -> Reply:
+    def reply(handler: BaseHTTPRequestHandler) -> None:
+        send(handler, status, '{"error": {"message": "no"}}', headers)
+
+    return reply
+
+
+def hangs(seconds: float) -> Reply:
+    def reply(handler: BaseHTTPRequestHandler) -> None:
+        time.sleep(seconds)
+
+    return reply
+
+
+def send(
+    handler: BaseHTTPRequestHandler, status: int, body: str, headers: dict[str, str] | None = None
+) -> None:
+    handler.send_response(status)
+    for name, value in {"Content-Type": "application/json", **(headers or {})}.items():
+        handler.send_header(name.replace("_", "-"), value)
+    handler.send_header("Content-Length", str(len(body)))
+    handler.end_headers()
+    handler.wfile.write(body.encode())
+
+
+class Endpoint:
+    """An endpoint that gives its replies in turn, the last one again and again."""
+
+    def __init__(self) -> None:
+        self.replies: list[Reply] = []
+        self.asked: list[dict[str, Any]] = []
+        endpoint = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                length = int(self.headers["Content-Length"])
+                endpoint.asked.append(json.loads(self.rfile.read(length)))
+                at = min(len(endpoint.asked), len(endpoint.replies)) - 1
+                endpoint.replies[at](self)
+
+            def log_message(self, *args: object) -> None:
+                return
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    @property
+    def prompts(self) -> list[str]:
+        return [request["messages"][-1]["content"] for request in self.asked]
+
+
+@pytest.fixture
+def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
+    made = Endpoint()
+    monkeypatch.setenv("OPENAI_BASE_URL", made.url)
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
+    yield made
+    made.server.shutdown()
+    made.server.server_close()
+
+
+class Unmeasured:
+    """A bench on which everything works and nothing is faster: for the endpoint's sake."""
+
+    def baselines(self, archive: Archive) -> Iterator[tuple[str, dict[str, object]]]:
+        for slug in archive.slugs:
+            yield slug, {"seconds": 2e-5, "floor": 1e-6, "bound": "memory"}
+
+    def run(self, archive: Archive, batch: list[Candidate]) -> Iterator[tuple[int, Done]]:
+        for candidate in batch:
+            yield candidate.number, Done("wrong", "unmeasured")
+
+
+def create(tmp_path: Path, *, candidates: int, budget: Budget | None = None, **llm: Any) -> Archive:
+    config = Config(
+        "host",
+        (SMALL,),
+        (1.0,),
+        proposer="llm",
+        budget=budget or Budget(candidates=candidates),
+        search=Search(tune_after=0, batch=1),
+        llm=replace(Llm(models=(Model("m", 1, 2.0, 10.0),), timeout=1.0), **llm),
+    )
+    return Archive.create(tmp_path / "run", config, {})
+
+
+def ask(archive: Archive, seeds: list[Kernel], bench: Any = None) -> tuple[str, list[float]]:
+    """Run to the end; why it stopped, and the pauses that were made."""
+    pauses: list[float] = []
+    proposer = WithTuning(AskModels(seeds, sleep=pauses.append), seeds)
+    try:
+        return loop.evolve(archive, proposer, bench or Unmeasured(), lambda a: None), pauses
+    finally:
+        archive.close()
+
+
+def causes(archive: Archive) -> list[str]:
+    return [archive.done[n].cause for n in sorted(archive.done) if n > 1]  # 1 is the seed
+
+
+def test_429_and_500_are_retried_with_growing_pauses(tmp_path: Path, endpoint: Endpoint) -> None:
+    endpoint.replies = [fails(429, Retry_After="7"), fails(500), fails(503), says("nothing")]
+    archive = create(tmp_path, candidates=2)
+    reason, pauses = ask(archive, [WASTEFUL])
+    assert reason == "2 candidates are done"
+    assert causes(archive) == ["answer"]
+    assert pauses == [7.0, 14.0, 28.0]  # as asked, then twice as long each time
+    assert len(endpoint.asked) == 4
+
+
+def test_an_endpoint_that_hangs_is_a_recorded_failure_and_then_the_end(
+    tmp_path: Path, endpoint: Endpoint
+) -> None:
+    endpoint.replies = [hangs(1.5)]
+    archive = create(tmp_path, candidates=9, timeout=0.3, retries=1, failures=2)
+    reason, _ = ask(archive, [WASTEFUL])
+    assert reason == "the endpoint failed 2 times in a row: no answer within 0.3 s"
+    assert causes(archive) == ["endpoint", "endpoint"]
+
+
+def test_a_refused_key_is_not_retried(tmp_path: Path, endpoint: Endpoint) -> None:
+    endpoint.replies = [fails(401)]
+    archive = create(tmp_path, candidates=9, failures=2)
+    reason, pauses = ask(archive, [WASTEFUL])
+    assert reason.startswith("the endpoint failed 2 times in a row: HTTP 401")
+    assert pauses == []
+
+
+def test_truncated_and_empty_answers_are_failures_with_their_cost(
+    tmp_path: Path, endpoint: Endpoint
+) -> None:
+    endpoint.replies = [says(SAVED[:80], finish="length"), says("  "), says("", usage=False)]
+    archive = create(tmp_path, candidates=4)
+    ask(archive, [WASTEFUL])
+    assert causes(archive) == ["truncated", "empty", "empty"]
+    assert archive.candidates[2].cost["money"] == pytest.approx((1000 * 2 + 100 * 10) / 1e6)
+    assert archive.candidates[4].cost["tokens_in"] > 100  # estimated
+
+
+@pytest.mark.parametrize(
+    ("budget", "reason"),
+    [
+        (Budget(tokens=2000), "the budget is spent: 2200 of 2000 tokens"),
+        (Budget(money=0.005), "the budget is spent: 0.006 of 0.005 money"),
+    ],
+)
+def test_a_spent_budget_ends_the_run(
+    tmp_path: Path, endpoint: Endpoint, budget: Budget, reason: str
+) -> None:
+    endpoint.replies = [says("rubbish")]
+    archive = create(tmp_path, candidates=0, budget=budget)
+    assert ask(archive, [WASTEFUL])[0] == reason
+    assert causes(archive) == ["answer", "answer"]
+
+
+def test_without_a_key_or_an_endpoint_of_ones_own_it_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    with pytest.raises(UsageError, match="OPENAI_API_KEY"):
+        ask(create(tmp_path, candidates=2), [WASTEFUL])
+
+
+def test_models_are_asked_by_their_weights(tmp_path: Path, endpoint: Endpoint) -> None:
+    endpoint.replies = [says("rubbish")]
+    archive = create(tmp_path, candidates=31, models=(Model("a", 9), Model("b", 1)))
+    ask(archive, [WASTEFUL])
+    names = [request["model"] for request in endpoint.asked]
+    assert names.count("a") > names.count("b") > 0
+
+
+def test_the_repair_turn_hands_the_exact_finding_back_once(
+    tmp_path: Path, endpoint: Endpoint
+) -> None:
+    endpoint.replies = [says("rubbish")]
+    archive = create(tmp_path, candidates=4)
+    ask(archive, [WASTEFUL])
+    assert [archive.candidates[n].repairs for n in (2, 3, 4)] == [0, 2, 0]
+    assert "neither a FILE with a code block nor an EDIT" in endpoint.prompts[1]
+    assert "Repair this" in endpoint.prompts[1]
+    assert "Repair this" not in endpoint.prompts[2]
+
+
+needs_clang = pytest.mark.skipif(
+    not metalhost.compiler_available()[0], reason="no clang for the host backend"
+)
+
+
+@needs_clang
+def test_an_improving_edit_is_found_credited_and_published(
+    tmp_path: Path, endpoint: Endpoint, home: Path
+) -> None:
+    endpoint.replies = [says(NO_COMPILE), says(REPAIR), says("rubbish")]
+    archive = create(tmp_path, candidates=3)
+    with Lab(archive) as lab:
+        ask(archive, [WASTEFUL], lab)
+    seed, broken, mended = (archive.candidates[n] for n in (1, 2, 3))
+    assert (seed.kernel, seed.proposer) == (WASTEFUL.id, "seed")
+    # A float stored as bfloat: refused as Metal refuses it, and mended in one turn.
+    assert archive.done[2].cause in ("strict", "compile")
+    assert "bfloat" in archive.done[2].finding
+    assert archive.done[2].finding.splitlines()[0].split(": ", 1)[1] in endpoint.prompts[1]
+    assert mended.repairs == 2
+    assert mended.parent == broken.kernel
+    assert archive.done[3].cause == ""
+    # Credited against the seed, found the best, and its origin names run and candidate.
+    assert effect(archive, mended.kernel, WASTEFUL.id) > 1.05
+    assert archive.best[SMALL.slug][0] == mended.kernel
+    assert archive.load(mended.kernel).origin == "run run candidate 3"
+
+    again = Archive.open(archive.folder)
+    again.best[SMALL.slug] = (mended.kernel, archive.done[3].results[SMALL.slug], 3)
+    fast = replace(archive.done[3].results[SMALL.slug], ratio=1.5, low=1.4, high=1.6)
+    again.kernel_best[mended.kernel][SMALL.slug] = fast
+    (event,) = publish(again, [Registry(home)])
+    again.close()
+    assert (event["kernel"], event["device"], event["correct"]) == (mended.kernel, "host", True)
+    (verdict,) = Registry(home).verdicts("host", SMALL)
+    assert verdict.correct
+    assert not verdict.faster  # the host proves, it never measures
+    assert Registry(home).host_checks(mended.kernel)[0]["ok"]
+    assert Registry(home).devices() == ["host"]
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def test_a_real_server_with_a_tiny_random_model_drives_a_whole_run(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = free_port()
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", "mlx_lm", "server", "--model", str(tiny_folder)]
+    command += ["--port", str(port), "--log-level", "WARNING"]
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    ) as server:
+        try:
+            await_server(port, server)
+            monkeypatch.setenv("OPENAI_BASE_URL", f"http://127.0.0.1:{port}/v1")
+            archive = create(
+                tmp_path,
+                candidates=4,
+                models=(Model(str(tiny_folder)),),
+                context=1200,
+                answer=24,
+                timeout=120.0,
+            )
+            reason, _ = ask(archive, [WASTEFUL])
+        finally:
+            server.kill()
+            server.communicate()
+    assert reason == "4 candidates are done"
+    assert len(causes(archive)) == 3
+    assert set(causes(archive)) <= {"answer", "truncated", "empty"}
+    assert all(archive.candidates[n].cost["tokens_out"] > 0 for n in (2, 3, 4))
+
+
+def await_server(port: int, server: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        assert server.poll() is None, server.communicate()[1][-400:]
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2):
+                return
+        except OSError:
+            time.sleep(0.2)
+    raise AssertionError("the server did not start")

@@ -1,0 +1,218 @@
+"""The loop on the host backend: a whole run, a kill at any moment, two machines, the report."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import evolve_kernels
+import pytest
+from rich.console import Console
+
+from mlx_lm_openevolve import metalhost
+from mlx_lm_openevolve.errors import UsageError
+from mlx_lm_openevolve.evolve import commands, live, stages
+from mlx_lm_openevolve.evolve.archive import Archive, Candidate
+from mlx_lm_openevolve.evolve.report import pass_at
+from mlx_lm_openevolve.registry import Registry
+
+pytestmark = pytest.mark.skipif(
+    not metalhost.compiler_available()[0], reason="no clang for the host backend"
+)
+SLUG = evolve_kernels.DECODE.slug
+
+
+def parse(*argv: object) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    commands.add_evolve_arguments(parser)
+    return parser.parse_args([str(a) for a in argv])
+
+
+def run(*argv: object) -> tuple[int, dict[str, Any], str]:
+    out = Console(file=io.StringIO(), record=True, width=200)
+    code, result = commands.evolve(parse(*argv), out)
+    return code, result, out.export_text()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    evolve_kernels.kernel().save(tmp_path / "kernel")
+    return tmp_path / "kernel"
+
+
+def test_a_run_with_tune_needs_no_key_and_no_network(tmp_path: Path, folder: Path) -> None:
+    out = tmp_path / "run"
+    arguments = ("--backend", "host", "--workloads", SLUG, "--kernels", folder)
+    code, result, text = run(*arguments, "--candidates", 3, "--out", out, "--no-publish")
+    assert result["candidates"] == 3
+    assert {"run", "candidates", "best", "ratio"} <= result.keys()
+    assert code == (0 if result["low"] > 1 else 1)
+    assert result["modelled"]
+    assert "(modelled)" in text
+    assert not Registry(commands.user_root()).devices()
+    kinds = [json.loads(line)["event"] for line in (out / "events.jsonl").read_text().splitlines()]
+    assert kinds[:2] == ["start", "baseline"]
+    assert kinds.count("done") == 3
+    assert kinds[-1] == "end"
+    _, more, _ = run("--resume", out, "--candidates", 4, "--kernels", folder, "--no-publish")
+    assert more["candidates"] == 4
+
+    parser = argparse.ArgumentParser()
+    commands.add_report_arguments(parser)
+    pytest.importorskip("matplotlib")
+    options = parser.parse_args([str(out), "--out", str(tmp_path / "page")])
+    code, report = commands.report(options, Console(file=io.StringIO()))
+    page = (tmp_path / "page" / "report.html").read_text()
+    assert code == 0
+    assert "modelled from counters" in page
+    assert page.count("data:image/png;base64,") == 5
+    assert "http" not in page.replace("http-equiv", "")  # nothing is fetched
+    assert len(report["files"]) == 6
+    view = Console(width=120, record=True, file=io.StringIO())
+    view.print(live.picture(Archive.open(out, write=False), 12.0))
+    assert "12.0 a minute" in view.export_text()
+
+
+def test_a_kill_at_any_moment_loses_and_repeats_nothing(tmp_path: Path, folder: Path) -> None:
+    out = tmp_path / "run"
+    script = (
+        "import sys, argparse\n"
+        "from rich.console import Console\n"
+        "from mlx_lm_openevolve.evolve import commands\n"
+        "parser = argparse.ArgumentParser(); commands.add_evolve_arguments(parser)\n"
+        "commands.evolve(parser.parse_args(sys.argv[1:]), Console())\n"
+    )
+    arguments = ["--kernels", str(folder), "--no-publish"]
+    first = ["--backend", "host", "--workloads", SLUG, "--candidates", "6", "--out", str(out)]
+    done: set[int] = set()
+    for turn, argv in enumerate((first, ["--resume", str(out)], ["--resume", str(out)])):
+        process = subprocess.Popen(
+            [sys.executable, "-c", script, *argv, *arguments],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        deadline = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline:
+            events = out / "events.jsonl"
+            seen = events.read_text().count('"event":"done"') if events.exists() else 0
+            if turn < 2 and seen > len(done):
+                process.send_signal(signal.SIGKILL)
+                break
+            time.sleep(0.01)
+        process.wait(timeout=120)
+        archive = Archive.open(out, write=False)
+        assert done <= set(archive.done)
+        done = set(archive.done)
+        kinds = [e["number"] for e in archive.events if e["event"] == "done"]
+        assert len(kinds) == len(set(kinds))  # none was run to its end twice
+    assert done == {1, 2, 3, 4, 5, 6}
+    assert archive.ended == "6 candidates are done"
+    settings = [(*(c.params or {}).items(), c.kernel) for c in archive.candidates.values()]
+    assert len(set(settings)) == 6
+
+
+def test_two_machines_give_what_one_would(tmp_path: Path, folder: Path) -> None:
+    arguments = ("--backend", "host", "--workloads", SLUG, "--kernels", folder, "--no-publish")
+    out, batch = tmp_path / "run", tmp_path / "batch"
+    _, checked, _ = run(*arguments, "--stage", "check", batch, "--candidates", 2, "--out", out)
+    assert (checked["passed"], checked["candidates"]) == (2, 0)
+    assert stages.measure_stage(batch, lambda text: None) == 2
+    assert stages.measure_stage(batch, lambda text: None) == 2  # again: nothing is left to do
+    events = batch / "events.jsonl"
+    tail = ("--kernels", folder, "--no-publish", "--candidates", 2)
+    _, merged, text = run("--resume", out, "--merge", events, *tail)
+    assert "2 results merged" in text
+    assert merged["candidates"] == 2
+    assert merged["best"][SLUG]["ratio"] > 0
+    other = tmp_path / "other"
+    run(*arguments, "--candidates", 1, "--out", other)
+    with pytest.raises(UsageError, match="not of this run"):
+        run("--resume", other, "--merge", events, *tail)
+
+
+def test_answers_in_the_mailbox_are_kernels_edits_and_failures(
+    tmp_path: Path, folder: Path
+) -> None:
+    out = tmp_path / "run"
+    answers = out / "answers"
+    answers.mkdir(parents=True)
+    faster = evolve_kernels.kernel(evolve_kernels.BODY.replace("exp(", "fast::exp("))
+    faster.save(answers / "a")
+    (answers / "a" / "note.txt").write_text("fast exponentials")
+    (answers / "b.md").write_text("I would rather not.")
+    (answers / "c.md").write_text(
+        "NOTE: nothing new\nEDIT plain.metal\n<<<<<<< SEARCH\nfloat sum = 0.0f;\n=======\n"
+        "float sum = 0.0f;  // the sum\n>>>>>>> REPLACE\n"
+        f"PARENT {evolve_kernels.kernel().id}\n"
+    )
+    for path in [answers, *answers.rglob("*")]:
+        os.utime(path, (1, 1))
+    _, result, _ = run(
+        *("--backend", "host", "--workloads", SLUG, "--kernels", folder, "--no-publish"),
+        *("--proposer", "mailbox", "--wait", "1s", "--out", out, "--candidates", 99),
+    )
+    archive = Archive.open(out, write=False)
+    by_answer = {c.cost.get("answer"): c for c in archive.candidates.values()}
+    assert archive.done[by_answer["a"].number].cause == ""
+    assert by_answer["a"].note == "fast exponentials"
+    assert archive.done[by_answer["b.md"].number].cause == "answer"
+    assert archive.done[by_answer["c.md"].number].cause == "duplicate"
+    assert "nobody answered" in result["stopped"]
+    # The knobs of the kernel that worked were turned afterwards.
+    tuned = [c for c in archive.candidates.values() if c.proposer == "tune"]
+    assert {c.kernel for c in tuned} == {by_answer["a"].kernel}
+    prompt = (out / "prompts" / "0002.md").read_text()
+    assert "bfloat has no implicit conversion" in prompt
+    assert SLUG in prompt
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (("--workloads", "decoed"), "is no suite"),
+        (("--stage", "measure"), "needs the BATCH"),
+        (("--stage", "measure", "/nowhere"), "holds no batch"),
+        (("--merge", "x"), "needs --resume"),
+        (("--resume", "/nowhere"), "holds no run"),
+        (("--budget", "soon"), "is no duration"),
+        (("--target", "2"), "SPEEDUP:SHARE"),
+        (("--explore", "2"), "between 0 and 1"),
+        (("--llm", "x,heavy"), "is no NAME"),
+        (("--candidates", "-1"), "not negative"),
+    ],
+)
+def test_bad_arguments_are_one_clear_line(
+    argv: tuple[str, ...], words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=words):
+        run(*argv, "--backend", "host")
+    assert not list((tmp_path / "home").glob("runs/*"))
+
+
+def test_a_workload_that_no_kernel_serves_is_named(tmp_path: Path, folder: Path) -> None:
+    with pytest.raises(UsageError, match="no kernel to begin with applies"):
+        run(
+            *("--backend", "host", "--kernels", folder, "--out", tmp_path / "run"),
+            *("--workloads", "attention-b1-hq8-hkv8-lq2048-lk2048-d64-v64-float16-causal"),
+        )
+
+
+def test_pass_at_k() -> None:
+    assert pass_at(0, 10, 3) == 0
+    assert pass_at(10, 10, 1) == 1
+    assert pass_at(5, 10, 1) == pytest.approx(0.5)
+    assert pass_at(1, 10, 10) == 1
+
+
+def test_a_candidate_reads_back(tmp_path: Path) -> None:
+    candidate = Candidate(3, "llm", "0123456789ab", ("a", "b"), {"x": 0}, cost={"money": 0.5})
+    assert Candidate.from_json(candidate.to_json()) == candidate

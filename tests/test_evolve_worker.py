@@ -1,0 +1,109 @@
+"""Workers: answers, and the three ways in which a worker dies of a candidate."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import evolve_kernels
+import pytest
+
+from mlx_lm_openevolve.evolve.worker import Died, Pool, Worker, request_for
+
+CHECK = request_for(
+    "check",
+    evolve_kernels.kernel(grid=["0", "1", "1"]),  # refused before anything is compiled
+    params=None,
+    workload=evolve_kernels.DECODE.slug,
+    seed=0,
+)
+
+
+@pytest.fixture
+def one() -> Iterator[Worker]:
+    made = Worker(8 << 30)
+    yield made
+    made.close()
+
+
+def test_a_worker_answers_and_lives_on(one: Worker) -> None:
+    first = one.ask(CHECK, 60)
+    assert (first["cause"], first["params"]) == ("static", {"step": 1})
+    process = one._process
+    assert one.ask(CHECK, 60)["cause"] == "static"
+    assert one._process is process
+
+
+def test_what_a_request_raises_is_an_answer(one: Worker) -> None:
+    answer = one.ask({**CHECK, "op": "nonsense"}, 60)
+    assert answer["cause"] == "error"
+    assert "nonsense" in answer["finding"]
+    assert one.ask(CHECK, 60)["cause"] == "static"
+
+
+def test_a_crash_names_the_signal_and_the_next_request_gets_a_new_worker(one: Worker) -> None:
+    one.ask(CHECK, 60)
+    assert one._process is not None
+    os.kill(one._process.pid, signal.SIGSEGV)
+    one._process.wait()
+    assert one.ask(CHECK, 60)["cause"] == "static"
+    threading.Timer(0.5, os.kill, (one._process.pid, signal.SIGKILL)).start()
+    os.kill(one._process.pid, signal.SIGSTOP)
+    with pytest.raises(Died, match="SIGKILL") as died:
+        one.ask(CHECK, 30)
+    assert died.value.cause == "crash"
+
+
+def test_a_hang_is_killed_with_all_its_children(one: Worker) -> None:
+    one.ask(CHECK, 60)
+    process = one._process
+    assert process is not None
+    os.kill(process.pid, signal.SIGSTOP)
+    with pytest.raises(Died) as died:
+        one.ask(CHECK, 0.5)
+    assert died.value.cause == "hang"
+    assert process.poll() is not None
+
+
+@pytest.mark.skipif(not Path("/proc").exists() and sys.platform != "darwin", reason="needs ps")
+def test_memory_above_the_limit_ends_a_worker(one: Worker) -> None:
+    one.ask(CHECK, 60)
+    assert one._process is not None
+    one.memory = 1 << 20  # any Python takes more
+    os.kill(one._process.pid, signal.SIGSTOP)
+    with pytest.raises(Died) as died:
+        one.ask(CHECK, 30)
+    assert died.value.cause == "memory"
+
+
+def test_a_pool_keeps_the_order_and_turns_deaths_into_answers() -> None:
+    slugs = [evolve_kernels.DECODE.slug, "no workload", evolve_kernels.MASKED.slug]
+    heard: list[int] = []
+    with Pool(2, 8 << 30) as pool:
+        answers = pool.map([{**CHECK, "workload": s} for s in slugs], 60, heard.append)
+        assert [answer["cause"] for answer in answers] == ["static", "error", "static"]
+        assert sorted(heard) == [0, 1, 2]
+        for each in pool._all:
+            if each._process is not None:
+                os.kill(each._process.pid, signal.SIGSTOP)
+        (answer,) = pool.map([CHECK], 0.5)
+        assert answer["cause"] == "hang"
+
+
+def test_a_kernels_own_print_cannot_pass_for_an_answer() -> None:
+    command = (
+        "import sys; from mlx_lm_openevolve.evolve import worker\n"
+        "worker._answer = lambda request: print('{\"cause\": \"\"}') or {'cause': 'real'}\n"
+        "worker.main()"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", command], input="{}\n", capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout == '{"cause": "real"}\n'
+    assert '{"cause": ""}' in done.stderr
