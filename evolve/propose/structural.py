@@ -7,8 +7,7 @@ that failed is handed back once, with the exact finding.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 
 from mlx_lm_openevolve.errors import OpenEvolveError
 from mlx_lm_openevolve.kernel import Kernel
@@ -71,7 +70,7 @@ class WithTuning:
         self._structural, self._seeds = structural, list(seeds)
 
     def propose(self, archive: Archive, count: int) -> list[Candidate]:
-        """Seeds first, then knobs of the newest kernel, then new structure."""
+        """Seeds first, then knobs of new kernels, then new structure."""
         for kernel in self._seeds:
             if kernel.id not in archive.kernels:
                 archive.registry.add(kernel)
@@ -84,32 +83,24 @@ class WithTuning:
                         note="a seed with its defaults",
                     )
                 ]
-        newest = self._newest(archive)
-        if newest is not None:
-            tuned = [
-                c
-                for c in archive.candidates.values()
-                if c.proposer == "tune" and c.kernel == newest.id
-            ]
-            room = archive.config.search.tune_after - len(tuned)
-            if room > 0:
-                made = Tune([newest], only=newest.id).propose(archive, min(room, count))
-                if made:
-                    return made
+        for kernel, room in self._untuned(archive):
+            made = Tune([kernel], only=kernel.id).propose(archive, min(room, count))
+            if made:
+                return made
         return self._structural.propose(archive, count)
 
     @staticmethod
-    def _newest(archive: Archive) -> Kernel | None:
-        """The kernel of the latest structural proposal, where that worked and has knobs."""
-        for number, candidate in sorted(archive.candidates.items(), reverse=True):
-            if candidate.proposer in ("tune", "seed"):
-                continue
+    def _untuned(archive: Archive) -> Iterator[tuple[Kernel, int]]:
+        """Structural proposals that work and have turns of `tune` left, with how many."""
+        turns = [c.kernel for c in archive.candidates.values() if c.proposer == "tune"]
+        for number, candidate in archive.candidates.items():
             done = archive.done.get(number)
-            if done is None or done.cause:
-                return None
-            kernel = archive.registry.kernel(candidate.kernel)
-            return kernel if kernel is not None and kernel.params else None
-        return None
+            if candidate.proposer in ("tune", "seed") or done is None or done.cause:
+                continue
+            room = archive.config.search.tune_after - turns.count(candidate.kernel)
+            kernel = archive.registry.kernel(candidate.kernel) if room > 0 else None
+            if kernel is not None and kernel.params:
+                yield kernel, room
 
 
 class Structural:
@@ -118,8 +109,3 @@ class Structural:
     def propose(self, archive: Archive, count: int) -> list[Candidate]:
         """Up to `count` new kernels."""
         raise NotImplementedError
-
-
-def renumbered(candidates: Sequence[Candidate], first: int) -> list[Candidate]:
-    """The candidates with numbers from `first` on."""
-    return [replace(candidate, number=first + i) for i, candidate in enumerate(candidates)]
