@@ -58,6 +58,10 @@ def run(options: argparse.Namespace, out: object) -> NoReturn:
     argv = command_line(options.wrapped, options.arguments)
     _check_paths(options.arguments)
     _check_kernels(options)
+    try:
+        folder = tempfile.mkdtemp(prefix="mlx-lm-openevolve-run-")
+    except OSError:  # a full disk: children are patched all the same, and not counted
+        folder = ""
     settings = {
         "path": options.kernel and str(Path(options.kernel).absolute()),
         "backend": options.backend,
@@ -66,7 +70,7 @@ def run(options: argparse.Namespace, out: object) -> NoReturn:
         "json": options.json,
         "verbose": options.verbose,
         "pid": os.getpid(),
-        "folder": tempfile.mkdtemp(prefix="mlx-lm-openevolve-run-"),
+        "folder": folder,
     }
     sys.stdout.flush()
     sys.stderr.flush()
@@ -150,10 +154,10 @@ def activate() -> None:
 
 def _finish(settings: Mapping[str, Any], info: dict[str, Any]) -> None:
     """Tell what happened: the first process prints the line, its children leave a report."""
-    folder = Path(settings["folder"])
+    folder = Path(settings["folder"] or os.devnull)
     try:
         if os.getpid() != settings["pid"]:
-            if folder.is_dir():
+            if folder.is_dir():  # gone where the first process ended before this one
                 (folder / f"{os.getpid()}.json").write_text(json.dumps(info))
             return
         reports = [info]

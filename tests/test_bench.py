@@ -8,13 +8,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import pytest
 from conftest import shipped_in_metal, store_correct
+from mlx_lm.models import base
+from mlx_lm.models.cache import make_prompt_cache
 
 from mlx_lm_openevolve import bench, errors, shapes
 from mlx_lm_openevolve.cli import main
 from mlx_lm_openevolve.device import detect, fingerprint
 from mlx_lm_openevolve.gate import GATE_VERSION
+from mlx_lm_openevolve.patch import Patch
 from mlx_lm_openevolve.plan import Planner
 from mlx_lm_openevolve.registry import Registry, Verdict, tuned_root
 from mlx_lm_openevolve.workload import Workload
@@ -119,6 +123,36 @@ def test_a_withdrawn_verdict_serves_no_longer_and_is_not_gated_again(home: Path)
 def test_presets_are_the_five_of_the_example_and_shapes_build_by_name() -> None:
     assert len(bench.PRESETS) == 5
     assert set(bench.SHAPES) == set(shapes.SHAPES)
+
+
+@pytest.mark.parametrize("shape", bench.SHAPES)
+def test_a_shape_is_what_mlx_lm_makes_of_it(shape: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its heads, masks and caches at full size; fewer and narrower layers, to be quick."""
+    full = shapes.SHAPES[shape]
+    small = {"num_hidden_layers": 6, "hidden_size": 64, "intermediate_size": 64, "vocab_size": 96}
+    if "layer_types" in full:
+        assert len(full["layer_types"]) == full["num_hidden_layers"]
+        small["layer_types"] = full["layer_types"][:6]
+    monkeypatch.setitem(shapes.SHAPES, shape, {**full, **small})
+    model = shapes.build(shape)
+    asked = []
+    original = base.scaled_dot_product_attention
+
+    def attention(queries: mx.array, keys: mx.array, *rest: Any, **named: Any) -> mx.array:
+        asked.append((queries.shape, keys.shape, queries.dtype))
+        return original(queries, keys, *rest, **named)
+
+    patch = Patch(base, lambda _: attention)
+    patch.install()
+    try:
+        out = model(mx.arange(5)[None], cache=make_prompt_cache(model))
+    finally:
+        patch.restore()
+    assert mx.all(mx.isfinite(out)).item()
+    head = full["head_dim"]
+    queries = (1, full["num_attention_heads"], 5, head)
+    keys = (1, full["num_key_value_heads"], 5, head)
+    assert asked == [(queries, keys, mx.bfloat16)] * 6
 
 
 @pytest.mark.parametrize(

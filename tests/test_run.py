@@ -134,6 +134,24 @@ def test_nothing_is_left_in_the_temporary_folder(
     assert list((tmp_path / "tmp").glob("mlx-lm-openevolve-run-*")) == []
 
 
+def test_without_a_temporary_folder_children_are_patched_and_not_counted(
+    script: Path, proven: None, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def full(**_: object) -> str:
+        raise OSError(28, "No space left on device")
+
+    def become(path: str, argv: list[str], env: dict[str, str]) -> None:
+        settings = json.loads(env[run.VARIABLE]) | {"pid": 0}
+        done = subprocess.run(argv, env={**env, run.VARIABLE: json.dumps(settings)}, check=False)
+        raise SystemExit(done.returncode)
+
+    monkeypatch.setattr(run.tempfile, "mkdtemp", full)
+    monkeypatch.setattr(run.os, "execve", become)
+    with pytest.raises(SystemExit, match="7"):
+        main(["run", *HOST, str(script), "alone"])
+    assert "Traceback" not in capfd.readouterr().err
+
+
 def test_the_kill_switch_wins(script: Path, proven: None) -> None:
     done = start(*HOST, script, "alone", env={**os.environ, "MLX_LM_OPENEVOLVE": "0"})
     assert done.returncode == 7
