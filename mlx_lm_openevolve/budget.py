@@ -14,7 +14,7 @@ from .errors import OpenEvolveError
 __all__ = ["GATE_VERSION", "Clock", "GateTimeout", "memory_for", "undisturbed"]
 
 # Raised with any change after which an old verdict should not count.
-GATE_VERSION = 1
+GATE_VERSION = 2
 
 _HOST_MEMORY = 2 << 30
 

@@ -225,13 +225,15 @@ def _mask(rng: np.random.Generator, w: Workload, form: str, padded: bool) -> Arr
 @dataclass(frozen=True)
 class _Plan:
     """One case: kind, index of its shape, factor on 1/sqrt(D) (models scale by other numbers
-    too), and the form of its mask where it has one."""
+    too), the form of its mask where it has one, and whether its keys and values lie in memory
+    column by column."""
 
     kind: str
     shape: int
     factor: float
     form: str
     padded: bool = True
+    columns: bool = False
 
 
 _PLANS = (
@@ -240,7 +242,7 @@ _PLANS = (
     _Plan("needles", 1, 1.25, "window"),
     _Plan("large", 1, 1.0, "heads"),
     _Plan("flat", 2, 1.5, "padding"),
-    _Plan("needles", 2, 0.75, "heads"),
+    _Plan("needles", 2, 0.75, "heads", columns=True),
     _Plan("needles", 3, 1.0, "padding"),
     _Plan("peaked", 3, 1.25, "heads"),
 )
@@ -293,4 +295,5 @@ def _case(plan: _Plan, w: Workload, seed: int, turn: int) -> Case:
         mask=masking,
         sinks=encode(content.sinks, w.dtype) if w.sinks else None,
         seed=seed,
+        columns=plan.columns,
     )

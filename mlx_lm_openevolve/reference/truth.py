@@ -127,6 +127,7 @@ class Case:
 
     workload is exact; keys and values are [B, Hkv, N, D] views into buffers that hold NaN around
     them; mask has the form in which mlx-lm passes it (None, bool, or additive), not broadcast.
+    columns: on the device the elements of a key lie apart, as in a transposed array.
     """
 
     name: str
@@ -138,14 +139,14 @@ class Case:
     mask: Array | None
     sinks: Array | None
     seed: int
+    columns: bool = False
 
     def upload(self) -> Inputs:
         """The case as evaluated MLX arrays: caches are strided slices, queries transposed views
         of [B, L, Hq, D] as the models make them."""
         w = self.workload
         queries = upload(np.ascontiguousarray(self.queries.transpose(0, 2, 1, 3)), w.dtype)
-        keys = upload(np.asarray(self.keys.base), w.dtype)
-        values = upload(np.asarray(self.values.base), w.dtype)
+        keys, values = (self._stored(np.asarray(x.base)) for x in (self.keys, self.values))
         window = slice(LEAD, LEAD + w.kv_len)
         inputs = Inputs(
             queries=queries.transpose(0, 2, 1, 3),
@@ -158,6 +159,12 @@ class Case:
         )
         mx.eval(inputs.queries, inputs.keys, inputs.values, *inputs.buffers)
         return inputs
+
+    def _stored(self, buffer: Array) -> mx.array:
+        if not self.columns:
+            return upload(buffer, self.workload.dtype)
+        turned = upload(np.ascontiguousarray(buffer.swapaxes(-1, -2)), self.workload.dtype)
+        return turned.swapaxes(-1, -2)
 
     def dead_rows(self) -> Bool:
         """Rows [B, Hq, L] with every key masked: no implementation owes a value there."""
