@@ -215,9 +215,11 @@ def run_case(
 def problems(found: Mapping[str, Any], faster: bool) -> list[str]:
     """Why a case is not as it should be; nothing where it is."""
     says = []
-    if not found["hits"] or not found["logits"]["hits"]:
-        says.append("not one call was served by a kernel: this compared stock with stock")
     logits = found["logits"]
+    if not found["hits"]:
+        says.append("not one call was served by a kernel: this compared stock with stock")
+    elif not logits["hits"]:
+        says.append("the logits were compared without a kernel: none serves plain decode here")
     # Asked this way round, so that NaN is no agreement.
     if logits["stock"] is not None and not logits["patched"] <= LOGITS_RATIO * logits["stock"]:
         says.append("the logits are further from float32 attention than rounding explains")

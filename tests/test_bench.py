@@ -69,7 +69,7 @@ def case(**changes: Any) -> dict[str, Any]:
         ({"ratio": 0.01, "high": 0.02}, False, ""),
         ({"logits": {"hits": 8, "stock": 1e-3, "patched": 3e-3}}, True, "logits"),
         ({"logits": {"hits": 8, "stock": float("nan"), "patched": 0.0}}, True, "logits"),
-        ({"logits": {"hits": 0, "stock": 1e-3, "patched": 1e-3}}, True, "stock with stock"),
+        ({"logits": {"hits": 0, "stock": 1e-3, "patched": 1e-3}}, True, "without a kernel"),
         ({"logits": {"hits": 8, "stock": None, "patched": None}}, True, ""),
     ],
 )
