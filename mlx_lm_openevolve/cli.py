@@ -7,6 +7,7 @@ of standard output, and everything for people goes to standard error.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import sys
@@ -126,9 +127,11 @@ def _check(options: argparse.Namespace, out: Console) -> Result:
             if refused
             else "name a --workload: the kernel applies to none of the usual ones"
         )
-    verdicts = []
+    verdicts, profiles = [], []
     for workload in workloads:
         params = kernel.default_params(workload)
+        profile = _on_host(kernel, params, workload, out)
+        profiles.append(profile)
         try:
             verdict = gate.judge_in_worker(
                 kernel, params, workload, backend, seconds=options.seconds
@@ -139,13 +142,57 @@ def _check(options: argparse.Namespace, out: Console) -> Result:
             verdict = error.verdict
         verdicts.append(verdict)
         _print_verdict(out, verdict)
-    good = all(verdict.correct for verdict in verdicts)
+    good = all(v.correct and p.get("ok", True) for v, p in zip(verdicts, profiles, strict=True))
     return (0 if good else 1), {
         "kernel": kernel.id,
         "backend": backend,
         "correct": good,
         "verdicts": [verdict.to_json() for verdict in verdicts],
+        "host": profiles,
     }
+
+
+def _on_host(
+    kernel: Kernel, params: dict[str, int], workload: Workload, out: Console
+) -> dict[str, Any]:
+    """The kernel under metalhost's sanitizer, with findings, counters and modelled times. Where
+    it cannot be run on the CPU the record says why, under `absent`."""
+    from . import backends, gate, metalhost, reference
+
+    host = backends.get("host")
+    absent = host.unavailable()
+    if not absent and any(stage.language != "metal" for stage in kernel.stages):
+        absent = "a stage is not written in Metal"
+    if absent:
+        out.print(f"no host check: {absent}", markup=False)
+        return {"absent": absent}
+    record = gate.check_on_host(kernel, params, workload)
+    colour = "green" if record["ok"] else "red"
+    text = "no finding, right on every case" if record["ok"] else record["reason"]
+    out.print(f"host check of {record['on']}: ", end="", markup=False)
+    out.print(text, markup=False, style=colour)
+    launches: list[metalhost.Launch] = []
+    inputs = reference.case("needles", workload, 0).upload()
+    call = host.build(kernel, params, workload, sanitize=True, launches=launches)
+    with contextlib.suppress(OpenEvolveError):  # the launches say why
+        call(inputs.queries, inputs.keys, inputs.values, inputs.scale, inputs.mask, inputs.sinks)
+    for launch in launches:
+        for finding in launch.findings:
+            out.print(str(finding), markup=False, style="red")
+        if launch.counters is not None:
+            c = launch.counters
+            out.print(
+                f"  counters reads {c.device_read_bytes} B, {c.read_amplification:.2f}x compulsory,"
+                f" line efficiency {c.line_efficiency:.0%}; {c.bank_conflicts} bank conflicts,"
+                f" {c.barriers} barriers, {c.simd_ops} simd ops, {c.flops} flops",
+                markup=False,
+            )
+            modelled = [
+                f"{chip} {metalhost.roofline(c, chip).modelled_seconds * 1e6:.1f}"
+                for chip in ("apple-m1-8", "apple-m2-max-38", "apple-m4-max-40")
+            ]
+            out.print(f"  modelled floor, us: {', '.join(modelled)}", markup=False)
+    return {**record, "launches": [launch.to_dict() for launch in launches]}
 
 
 def _print_verdict(out: Console, verdict: Verdict) -> None:
