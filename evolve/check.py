@@ -35,20 +35,21 @@ def small(kernel: Kernel, bucket: Workload) -> Workload:
 
 
 @functools.lru_cache(maxsize=8)
-def _questions(workload: Workload, seed: int) -> tuple[exam.Question, ...]:
-    exact = replace(
-        workload,
-        # Off every tile, and never the query length.
-        kv_len=max(workload.kv_len - 3, min(workload.q_len, workload.kv_len - 3) + 1),
-        q_len=min(workload.q_len, workload.kv_len - 4),
-    )
-    return tuple(exam.prepare(case(kind, exact, seed)) for kind in _KINDS)
+def _questions(workload: Workload, longer: int, seed: int) -> tuple[exam.Question, ...]:
+    """Two questions at the workload's length, off every tile, and one at about `longer` keys, for
+    what grows with them."""
+    q_len = min(workload.q_len, workload.kv_len - 4)
+    exact = replace(workload, kv_len=max(workload.kv_len - 3, q_len + 1), q_len=q_len)
+    made = [exam.prepare(case(kind, exact, seed)) for kind in _KINDS]
+    if longer > workload.kv_len:
+        made.append(exam.prepare(case(_KINDS[0], replace(exact, kv_len=longer - 3), seed)))
+    return tuple(made)
 
 
 def check(kernel: Kernel, params: Mapping[str, int], bucket: Workload, seed: int) -> dict[str, Any]:
-    """What the host says of a kernel for a bucket: cause ("" where all is well), finding, margin,
-    error, counters of each launch and seconds. `host` is why there was no check, "" where there
-    was one. Raises nothing that a kernel can bring about."""
+    """What the host says of a kernel for a bucket: cause ("" where all is well), finding, seconds,
+    margin, error, and at one or two lengths the counters of each launch (points). `host` is why
+    there was no check, "" where there was one. Raises nothing that a kernel can bring about."""
     start = time.perf_counter()
     host = backends.get("host")
 
@@ -65,21 +66,26 @@ def check(kernel: Kernel, params: Mapping[str, int], bucket: Workload, seed: int
             reason = f"{native[0]} is no Metal" if native else host.unavailable()
             return answer(host=f"absent: {reason}")
         tiny = small(kernel, bucket)
-        questions = _questions(tiny, seed)
+        questions = _questions(tiny, min(4 * tiny.kv_len, bucket.kv_len), seed)
         exact = questions[0].case.workload
-        launches: list[metalhost.Launch] = []
-        call = host.build(kernel, params, exact, sanitize=True, launches=launches, seed=seed)
-        try:
-            call(*questions[0].arguments)
-        except BackendError as error:
-            if not any(launch.findings for launch in launches):
-                return answer("backend", str(error))
-        findings = [finding for launch in launches for finding in launch.findings]
-        if findings:
-            return answer(findings[0].kind, "\n".join(str(f) for f in findings[:3]))
+        points = []
+        for question in (questions[0], *questions[2:]):
+            exact = question.case.workload
+            launches: list[metalhost.Launch] = []
+            call = host.build(kernel, params, exact, sanitize=True, launches=launches, seed=seed)
+            try:
+                call(*question.arguments)
+            except BackendError as error:
+                if not any(launch.findings for launch in launches):
+                    return answer("backend", str(error))
+            findings = [finding for launch in launches for finding in launch.findings]
+            if findings:
+                return answer(findings[0].kind, "\n".join(str(f) for f in findings[:3]))
+            counters = [launch.counters.to_dict() for launch in launches if launch.counters]
+            points.append({"on": exact.slug, "counters": counters})
         calls = exam.Calls(lambda w: host.build(kernel, params, w, sanitize=True, seed=seed + 1))
         outcomes = []
-        for question in questions:
+        for question in questions[:2]:
             outcomes.append(calls(question))
             if outcomes[-1].reason:
                 return answer("wrong", outcomes[-1].reason)
@@ -88,6 +94,5 @@ def check(kernel: Kernel, params: Mapping[str, int], bucket: Workload, seed: int
     return answer(
         margin=min(outcome.margin for outcome in outcomes),
         error=max(outcome.max for outcome in outcomes),
-        on=exact.slug,
-        counters=[launch.counters.to_dict() for launch in launches if launch.counters],
+        points=points,
     )

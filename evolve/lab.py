@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from mlx_lm_openevolve.errors import OpenEvolveError
-from mlx_lm_openevolve.workload import Workload
 
 from . import measure
 from .archive import Archive, Candidate, Done, Result
@@ -126,8 +125,7 @@ class Lab:
         if self._backend == "host":
             if check.get("host"):
                 return {"cause": "backend", "finding": check["host"]}
-            counted = Workload.parse(check["on"])
-            found = measure.modelled(kernel, check["params"], workload, counted, check["counters"])
+            found = measure.modelled(kernel, check["params"], workload, check["points"])
             return {**found, "params": check["params"]}
         best = archive.best[slug][1].seconds if slug in archive.best else 0.0
         request = request_for(
@@ -147,7 +145,7 @@ class Lab:
 
 
 def _result(found: dict[str, Any], check: dict[str, Any]) -> Result:
-    counters = check.get("counters") or []
+    points = check.get("points") or [{"counters": []}]
     return Result(
         params=found["params"],
         seconds=found["seconds"],
@@ -158,7 +156,7 @@ def _result(found: dict[str, Any], check: dict[str, Any]) -> Result:
         margin=found.get("margin", check.get("margin", 1.0)),
         error=found.get("error", check.get("error", 0.0)),
         modelled=bool(found.get("modelled", False)),
-        counters=_summed(counters),
+        counters=_summed(points[0]["counters"]),
         profile=found.get("profile", {}),
     )
 

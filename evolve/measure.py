@@ -236,11 +236,11 @@ def modelled(
     kernel: Kernel,
     params: Mapping[str, int],
     workload: Workload,
-    on: Workload,
-    counters: Sequence[Mapping[str, Any]],
+    points: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """As `measure`, from the counters of a host check on the exact workload `on`."""
-    seconds = model.kernel_seconds(kernel, params, workload, on, counters)
+    """As `measure`, from the counters that a host check returned (its `points`)."""
+    counted = [(Workload.parse(point["on"]), point["counters"]) for point in points]
+    seconds = model.kernel_seconds(kernel, params, workload, counted)
     ratio = model.sdpa_seconds(workload) / seconds
     return {
         "cause": "",

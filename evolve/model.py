@@ -77,33 +77,43 @@ def _seconds(lines: float, moved: float, work: float, threads: int, roof: Roof) 
     return max(moved / roof.bandwidth, lines / roof.cache, work / roof.flops) / share
 
 
+Point = tuple[Workload, Sequence[Mapping[str, Any]]]  # an exact workload, counters by launch
+
+
 def kernel_seconds(
     kernel: Kernel,
     params: Mapping[str, int],
     workload: Workload,
-    counted_on: Workload,
-    counters: Sequence[Mapping[str, Any]],
+    points: Sequence[Point],
     roof: Roof = NOMINAL,
 ) -> float:
-    """Modelled seconds of one call at a bucket's upper end, from the counters of each launch on a
-    small workload: launches that read keys scale with the keys, others with their grid."""
+    """Modelled seconds of one call at a bucket's upper end, from counters of small workloads: each
+    grows with the query rows, and by a straight line through two lengths with the keys."""
     total = 0.0
-    here = kernel.launches(workload, params)
-    there = kernel.launches(counted_on, params)
-    keys = workload.kv_bytes() / counted_on.kv_bytes()
-    for launch, tiny, counted in zip(here, there, counters, strict=True):
+    for i, launch in enumerate(kernel.launches(workload, params)):
         threads = launch.grid[0] * launch.grid[1] * launch.grid[2]
-        before = tiny.grid[0] * tiny.grid[1] * tiny.grid[2]
-        factor = keys if "keys" in launch.stage.inputs else threads / before
-        seen = traffic(counted)
-        total += roof.launch + _seconds(
-            seen["lines"] * factor, seen["compulsory"] * factor, seen["flops"] * factor, threads,
-            roof,
-        )  # fmt: skip
+        seen = _extrapolated(workload, [(w, traffic(counters[i])) for w, counters in points])
+        total += roof.launch
+        total += _seconds(seen["lines"], seen["compulsory"], seen["flops"], threads, roof)
         # Barriers and bank conflicts stall a threadgroup; the cores take threadgroups side by side.
-        stalls = seen["barriers"] * 40 + seen["threadgroup_cycles"]
-        total += stalls * (threads / before) / (roof.cores * roof.clock)
+        total += (seen["barriers"] * 40 + seen["threadgroup_cycles"]) / (roof.cores * roof.clock)
     return total
+
+
+def _extrapolated(
+    workload: Workload, points: Sequence[tuple[Workload, Mapping[str, float]]]
+) -> dict[str, float]:
+    def rows(w: Workload) -> int:
+        return w.batch * w.q_heads * w.q_len
+
+    (short, first), (long, last) = points[0], points[-1]
+    found = {}
+    for name in first:
+        a, b = first[name] / rows(short), last[name] / rows(long)
+        apart = long.kv_len - short.kv_len
+        slope = max(0.0, (b - a) / apart) if apart else 0.0
+        found[name] = rows(workload) * (a + slope * (workload.kv_len - short.kv_len))
+    return found
 
 
 def traffic(counters: Mapping[str, Any]) -> dict[str, float]:

@@ -25,7 +25,7 @@ h1{margin-bottom:0}h2{margin-top:2em;border-bottom:1px solid #d5dae1}
 table{border-collapse:collapse;font-size:13px;display:block;overflow-x:auto}
 td,th{padding:3px 9px;text-align:left;border-bottom:1px solid #e4e8ee;vertical-align:top}
 td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}
-img{max-width:100%}pre{background:#f5f7fa;padding:8px;overflow-x:auto;font-size:12px}
+td:first-child{white-space:nowrap}img{max-width:100%}pre{background:#f5f7fa;padding:8px;overflow-x:auto;font-size:12px}
 .cards{display:flex;flex-wrap:wrap;gap:12px;margin:1em 0}.card{border:1px solid #d5dae1;
 border-radius:6px;padding:8px 14px}.card b{display:block;font-size:20px}.m{color:#a4540a}
 """

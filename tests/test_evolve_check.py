@@ -21,11 +21,9 @@ def test_a_right_kernel_passes_and_is_counted(workload: Workload) -> None:
     found = check.check(kernel, {"step": 1}, workload, seed=0)
     assert (found["cause"], found["finding"], found["host"]) == ("", "", "")
     assert 0 < found["margin"] <= 1
-    (counters,) = found["counters"]
+    (counters,) = found["points"][0]["counters"]
     assert counters["device_read_bytes"] > counters["compulsory_read_bytes"] > 0
-    modelled = measure.modelled(
-        kernel, {"step": 1}, workload, Workload.parse(found["on"]), found["counters"]
-    )
+    modelled = measure.modelled(kernel, {"step": 1}, workload, found["points"])
     assert modelled["modelled"]
     assert modelled["seconds"] > 0
 
