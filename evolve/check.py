@@ -36,11 +36,12 @@ def small(kernel: Kernel, bucket: Workload) -> Workload:
 
 @functools.lru_cache(maxsize=8)
 def _questions(workload: Workload, longer: int, seed: int) -> tuple[exam.Question, ...]:
-    """Two questions at the workload's length, off every tile, and one at about `longer` keys, for
-    what grows with them."""
+    """Two questions at the workload's length, off every tile, the second with the elements of a key
+    apart in memory, and one at about `longer` keys, for what grows with them."""
     q_len = min(workload.q_len, workload.kv_len - 4)
     exact = replace(workload, kv_len=max(workload.kv_len - 3, q_len + 1), q_len=q_len)
-    made = [exam.prepare(case(kind, exact, seed)) for kind in _KINDS]
+    needles, flat = (case(kind, exact, seed) for kind in _KINDS)
+    made = [exam.prepare(needles), exam.prepare(replace(flat, columns=True))]
     if longer > workload.kv_len:
         made.append(exam.prepare(case(_KINDS[0], replace(exact, kv_len=longer - 3), seed)))
     return tuple(made)

@@ -267,6 +267,9 @@ def _seeds(archive: Archive, options: argparse.Namespace) -> list[Kernel]:
         for registry in (Registry(user_root()), Registry(tuned_root(), writable=False)):
             for kernel in registry.kernels():
                 found.setdefault(kernel.id, kernel)
+        for folder in sorted((Path(__file__).parent / "seeds").iterdir()):
+            kernel = Kernel.load(folder)
+            found.setdefault(kernel.id, kernel)
         kernels = list(found.values())
     metal = archive.config.backend != "cuda"
     kept = []

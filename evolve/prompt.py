@@ -28,7 +28,8 @@ mx.fast.scaled_dot_product_attention ("SDPA") on the workloads below.
 
 A stage's file is a body for mx.fast.metal_kernel (no signature; ASCII). Names are given:
 queries [B,Hq,L,D], keys [B,Hkv,N,D], values [B,Hkv,N,Dv] of type T, strided views: index them by
-queries_strides and so on (elements; the last axis is contiguous). keys_shape[2] is N, exactly.
+queries_strides[0..3] and so on, in elements. The last stride is 1 in nearly every call, but not in
+all: take a fast path where it is 1 and rows are aligned. keys_shape[2] is N, exactly.
 mask [B,Hq,L,N], bool or T (additive), by mask_strides, 0 on broadcast axes; a dummy without a mask.
 sinks [Hq]; scale float32 [1]; outputs of earlier stages by name; the last one is `out`
 [B,Hq,L,Dv], row contiguous. Query row i of L stands at position N - L + i; causal: key j <= it.

@@ -31,7 +31,8 @@ for (int e = 0; e < D / 32; ++e) {
 for (int j = 0; j < kv_len; ++j) {
   float score = 0.0f;
   for (int i = lane; i < D; i += 32) {
-    score += float(q[i]) * float(k[j * keys_strides[2] + i]);
+    score += float(q[i * queries_strides[3]])
+        * float(k[j * keys_strides[2] + i * keys_strides[3]]);
   }
   score = simd_sum(score) * scale[0];
   if (KIND == 1 && j > kv_len - L + row) {
@@ -46,7 +47,8 @@ for (int j = 0; j < kv_len; ++j) {
   const float weight = exp(score - next);
   sum = sum * fade + weight;
   for (int e = 0; e < D / 32; ++e) {
-    acc[e] = acc[e] * fade + weight * float(v[j * values_strides[2] + lane + 32 * e]);
+    const int at = (lane + 32 * e) * values_strides[3];
+    acc[e] = acc[e] * fade + weight * float(v[j * values_strides[2] + at]);
   }
   top = next;
 }

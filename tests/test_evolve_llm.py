@@ -36,7 +36,8 @@ from mlx_lm_openevolve.workload import Workload
 SMALL = Workload(1, 4, 2, 1, 64, 64, 64, "bfloat16")
 _WASTE = """float waste = 0.0f;
 for (int j = 0; j < kv_len; ++j) {
-  waste += float(k[j * keys_strides[2] + lane]) + float(v[j * values_strides[2] + lane]);
+  waste += float(k[j * keys_strides[2] + lane * keys_strides[3]]);
+  waste += float(v[j * values_strides[2] + lane * values_strides[3]]);
 }
 """
 WASTEFUL = evolve_kernels.kernel(

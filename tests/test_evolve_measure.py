@@ -1,0 +1,146 @@
+"""Measuring: real timing of stand-ins for a kernel, and what cannot be a measurement."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import evolve_kernels
+import mlx.core as mx
+import pytest
+
+from mlx_lm_openevolve import backends, timing
+from mlx_lm_openevolve.evolve import measure, model
+from mlx_lm_openevolve.reference import sdpa
+from mlx_lm_openevolve.workload import Workload
+
+W = Workload(1, 4, 2, 1, 256, 64, 64, "float32")
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Any], dict[str, Any]]]:
+    """Measure `make(workload) -> call` as if a backend had built it from a kernel."""
+    measure._stands.clear()
+    # A cache as small as this lies in the processor's own: no roof is known for that.
+    monkeypatch.setattr(timing, "bandwidth", lambda cache: 1e15)
+
+    def run(make: Any, best: float = 0.0) -> dict[str, Any]:
+        module = SimpleNamespace(build=lambda kernel, params, exact: make(exact))
+        monkeypatch.setattr(backends, "get", lambda name: module)
+        return measure.measure(
+            evolve_kernels.kernel(), {"step": 1}, W, "host", best=best, seconds=0.2, seed=0
+        )
+
+    yield run
+    measure._stands.clear()
+
+
+def test_sdpa_itself_is_correct_and_no_faster_than_itself(stand_in: Any) -> None:
+    found = stand_in(sdpa)
+    assert found["cause"] == ""
+    assert 0.3 < found["low"] <= found["ratio"] <= found["high"] < 3
+    assert found["margin"] > 0
+    assert found["seconds"] > 0
+    assert not found["aborted"]
+
+
+def test_a_candidate_twice_as_slow_as_the_best_is_cut_short(stand_in: Any) -> None:
+    found = stand_in(sdpa, best=1e-9)
+    assert found["cause"] == ""
+    assert found["aborted"]
+    assert found["trials"] == 2 * timing.MIN_BLOCKS
+
+
+def remembers(exact: Workload) -> Callable[..., mx.array]:
+    """A result of another call, handed out again."""
+    seen: list[mx.array] = []
+
+    def call(*arguments: Any) -> mx.array:
+        if not seen:
+            seen.append(sdpa(exact)(*arguments))
+        return seen[0]
+
+    return call
+
+
+def first_then_queries(exact: Workload) -> Callable[..., mx.array]:
+    """Right while it is examined, the queries once it is timed."""
+    count = [0]
+
+    def call(queries: mx.array, *rest: Any) -> mx.array:
+        count[0] += 1
+        return sdpa(exact)(queries, *rest) if count[0] <= 3 else queries
+
+    return call
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        remembers,
+        first_then_queries,
+        lambda exact: lambda queries, *rest: queries,
+        lambda exact: lambda queries, *rest: mx.zeros_like(queries),
+        lambda exact: lambda queries, keys, *rest: mx.zeros((1, 1, 1, 64)),
+        lambda exact: sdpa(exact) if exact.kv_len == W.kv_len else lambda q, *rest: q,
+    ],
+    ids=["replay", "right when examined", "no-op", "zeros", "broadcasts", "the benched shape"],
+)
+def test_cheats_in_a_call_are_wrong(stand_in: Any, make: Any) -> None:
+    found = stand_in(make)
+    assert found["cause"] == "wrong", found
+    assert found["finding"]
+
+
+def test_a_time_below_the_roofline_is_a_fault_of_the_measurement(
+    stand_in: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(timing, "bandwidth", lambda cache: 1.0)  # a byte a second
+    assert stand_in(sdpa)["cause"] == "roofline"
+
+
+def test_the_baseline_has_a_floor_below_it() -> None:
+    measure._stands.clear()
+    found = measure.baseline(W, "host", 0)
+    assert found["floor"] > 0
+    assert found["seconds"] > model.compulsory(W) / (10 * found["bandwidth"])
+    assert found["bound"] in ("memory", "compute", "launch")
+    measure._stands.clear()
+
+
+def test_floors_and_flops() -> None:
+    decode = Workload(1, 32, 8, 1, 4096, 128, 128, "bfloat16")
+    assert model.flops(decode) == 2 * 32 * 4096 * 256
+    assert decode.kv_bytes() < model.compulsory(decode) < 1.01 * decode.kv_bytes()
+    assert model.floor(decode, 1e12, 1e15, 1e-6) == (model.compulsory(decode) / 1e12, "memory")
+    assert model.floor(decode, 1e15, 1e18, 1e-6)[1] == "launch"
+    assert model.floor(decode, 1e15, 1e9, 1e-6)[1] == "compute"
+
+
+def test_modelled_time_grows_with_the_keys_and_with_what_is_read() -> None:
+    kernel = evolve_kernels.kernel()
+    small = Workload(1, 4, 2, 1, 125, 64, 64, "bfloat16")
+    long = Workload(1, 4, 2, 1, 509, 64, 64, "bfloat16")
+
+    def points(scale: int) -> list[dict[str, Any]]:
+        return [
+            {
+                "on": w.slug,
+                "counters": [
+                    {
+                        "read_lines": scale * w.kv_len,
+                        "compulsory_read_bytes": 128 * w.kv_len,
+                        "flops": w.kv_len,
+                    }
+                ],
+            }
+            for w in (small, long)
+        ]
+
+    def seconds(kv_len: int, scale: int = 100) -> float:
+        target = Workload(8, 32, 8, 1, kv_len, 64, 64, "bfloat16")
+        return float(measure.modelled(kernel, {"step": 1}, target, points(scale))["seconds"])
+
+    assert seconds(4096) > 1.5 * seconds(2048)
+    assert seconds(4096, scale=200) > 1.5 * seconds(4096)
