@@ -73,6 +73,10 @@ def demo(folder: Path) -> int:
     hits = sum(row["hits"] for row in info["workloads"].values())
     out.print(f"greedy tokens equal to stock mlx-lm: {equal}; calls served by a kernel: {hits}")
 
+    if not hits:
+        out.print("[red]not as promised: no kernel passed the gate[/]")
+        return 1
+
     out.rule("4. a broken kernel: the query's length used as the keys' length")
     broken = plant(info, folder / "broken")
     mlx_lm_openevolve.enable_optimizations(broken, backend=backend, require_faster=False)
