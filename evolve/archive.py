@@ -157,6 +157,7 @@ class Archive:
         self.published: list[dict[str, Any]] = []
         self.events: list[dict[str, Any]] = []
         self.deaths: dict[int, int] = defaultdict(int)
+        self.batched: set[int] = set()  # handed to another machine
         self.device: dict[str, Any] = {}
         self.ended = ""
         self.broken = ""  # why proposing cannot go on in this session
@@ -266,6 +267,8 @@ class Archive:
                 self._propose(Candidate.from_json(event["candidate"]))
             case "done":
                 self._finish(event["number"], Done.from_json(event["done"]))
+            case "batch":
+                self.batched |= set(event["numbers"])
             case "poison":
                 self.poison[event["key"]] = event["reason"]
                 kernel = event["key"].split()[0]

@@ -107,6 +107,10 @@ def evolve(options: argparse.Namespace, out: Console) -> Result:
         if options.merge:
             taken = stages.merge(archive, options.merge)
             out.print(f"{taken} results merged")
+        missing = [slug for slug in archive.slugs if slug not in archive.baseline]
+        absent = backends.get(archive.config.backend).unavailable()
+        if absent and options.stage is None and (archive.pending() or missing):
+            raise UsageError(f"backend {archive.config.backend!r}: {absent}; --merge its results")
         return _search(archive, options, out)
     finally:
         archive.close()
@@ -129,7 +133,10 @@ def _search(archive: Archive, options: argparse.Namespace, out: Console) -> Resu
     for slug in archive.slugs:
         if headroom(archive, slug) <= archive.config.search.saturated:
             out.print(f"saturated, left alone: {slug}", markup=False)
-    if not options.no_publish:
+    absent = backends.get(archive.config.backend).unavailable()
+    if absent and not options.no_publish:
+        out.print(f"nothing is published here ({absent}): resume the run where it can be measured")
+    if not absent and not options.no_publish:
         registries = [Registry(user_root())]
         if options.export:
             registries.append(Registry(options.export))
@@ -253,8 +260,9 @@ def _resume(options: argparse.Namespace) -> Archive:
         budget, tokens=options.tokens or budget.tokens, money=options.money or budget.money
     )
     archive.config = replace(archive.config, budget=budget)
-    pending = [candidate.number for candidate in archive.pending()]
-    archive.add("resume", pending=[] if options.merge else pending)
+    # What was in flight: batches are run in order, and what another machine has was not.
+    pending = [c.number for c in archive.pending() if c.number not in archive.batched]
+    archive.add("resume", pending=pending[: archive.config.search.batch])
     return archive
 
 

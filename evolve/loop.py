@@ -38,7 +38,8 @@ def evolve(archive: Archive, proposer: Proposer, bench: Bench, watch: Watch) -> 
     for slug, found in bench.baselines(archive):
         archive.add("baseline", workload=slug, **found)
     while not (reason := why_stop(archive)):
-        batch = archive.pending()  # what a killed run left unfinished comes first
+        # What a killed run left unfinished comes first.
+        batch = archive.pending()[: archive.config.search.batch]
         if not batch:
             batch = propose(archive, proposer)
         if not batch:

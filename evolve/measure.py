@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import re
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,12 +31,14 @@ from mlx_lm_openevolve.workload import Workload
 
 from . import model
 
-__all__ = ["baseline", "gpu", "measure", "modelled", "modelled_baseline"]
+__all__ = ["baseline", "gpu", "healthy", "measure", "modelled", "modelled_baseline"]
 
 # A candidate this many times slower than the best is not timed to the end.
 ABORT = 2.0
 _CASES = 3
 _LOCK_SECONDS = 1800.0
+# What an exam says of a call that raised: it did not compile, or not launch.
+_RAISED = re.compile(r": (?:RuntimeError|ValueError|BackendError|TypeError|KernelError): ")
 # Faster than this share of the bytes' time at copy bandwidth is a fault of the measurement.
 _ROOFLINE = 1.5
 
@@ -95,6 +98,14 @@ def _make_stand(workload: Workload, backend: str, seed: int) -> _Stand:
         tuple(questions),
         timing.bandwidth(device.cache),
     )
+
+
+def healthy() -> bool:
+    """Whether this process can still use its device: after a fault of a GPU nothing works."""
+    try:
+        return bool(mx.all(mx.ones((64,)) + 1 == 2).item())
+    except Exception:
+        return False
 
 
 def baseline(workload: Workload, backend: str, seed: int) -> dict[str, Any]:
@@ -164,7 +175,9 @@ def measure(
         for question in stand.questions:
             outcomes.append(calls(question))
             if outcomes[-1].reason:
-                return {"cause": "wrong", "finding": outcomes[-1].reason}
+                raised = _RAISED.search(outcomes[-1].reason)
+                cause = "launch" if raised else "wrong"
+                return {"cause": cause, "finding": outcomes[-1].reason}
         bench = stand.bench
         arm = bench.arm(module.build(kernel, params, bench.workload))
         arm.seconds(2)  # compiles

@@ -39,7 +39,11 @@ def publish(archive: Archive, registries: list[Registry]) -> Iterator[dict[str, 
     """Judge the best of each workload and store every verdict in all `registries`; yields what
     became of each workload, which is an event of the run as well. What an earlier session judged
     is not judged again: a sealed length is used once."""
-    judged = {(event["workload"], event["kernel"], _frozen(event)) for event in archive.published}
+    judged = {
+        (event["workload"], event["kernel"], _frozen(event))
+        for event in archive.published
+        if "correct" in event
+    }
     for slug in archive.slugs:
         for kernel_id, result in contenders(archive, slug):
             if (slug, kernel_id, _frozen({"params": result.params})) in judged:

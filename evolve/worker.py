@@ -80,6 +80,8 @@ class Worker:
             self.close()
             raise Died("crash", text)
         answer: dict[str, Any] = json.loads(line)
+        if answer.pop("ended", False):  # its device is lost: what came next would be blamed for it
+            self.close()
         return answer
 
     def close(self) -> None:
@@ -249,6 +251,11 @@ def main() -> None:
         except Exception as error:  # a candidate's fault or ours: it is this candidate that failed
             text = (str(error).strip() or "no message").splitlines()[0][:500]
             answer = {"cause": "error", "finding": f"{type(error).__name__}: {text}"}
+        if answer.get("cause") and request.get("op") != "check":
+            from . import measure
+
+            if not measure.healthy():
+                answer = {**answer, "cause": "crash", "ended": True}
         out.write(json.dumps(answer) + "\n")
         out.flush()
 

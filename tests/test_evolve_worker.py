@@ -107,3 +107,28 @@ def test_a_kernels_own_print_cannot_pass_for_an_answer() -> None:
     )
     assert done.stdout == '{"cause": "real"}\n'
     assert '{"cause": ""}' in done.stderr
+
+
+def test_a_worker_whose_device_is_lost_is_not_asked_again(one: Worker) -> None:
+    one.ask(CHECK, 60)
+    assert one._process is not None
+    script = (
+        "from mlx_lm_openevolve.evolve import measure, worker\n"
+        "measure.healthy = lambda: False\n"
+        "worker._answer = lambda request: {'cause': 'launch', 'finding': 'fault'}\n"
+        "worker.main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        input='{"op": "measure"}\n{"op": "check"}\n',
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.stdout.splitlines() == [
+        '{"cause": "crash", "finding": "fault", "ended": true}',
+        '{"cause": "launch", "finding": "fault"}',
+    ]
+    one._rest = b'{"cause": "crash", "ended": true}\n'
+    assert one.ask(CHECK, 60) == {"cause": "crash"}
+    assert one._process is None
