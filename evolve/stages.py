@@ -128,14 +128,18 @@ def merge(archive: Archive, events: Path) -> int:
             fields = {k: v for k, v in record.items() if k not in ("event", "t")}
             archive.add("baseline", **fields)
         elif kind == "start":
+            theirs = record["config"]["backend"]
+            if theirs != archive.config.backend:
+                ours = archive.config.backend
+                raise UsageError(f"{events}: measured on {theirs!r}, this run is about {ours!r}")
             archive.add("device", device=record["device"])
         elif kind == "poison":
             archive.add("poison", key=record["key"], reason=record["reason"])
         elif kind == "proposed":
-            theirs = Candidate.from_json(record["candidate"])
-            ours = archive.candidates.get(theirs.number)
-            if ours is None or ours.kernel != theirs.kernel:
-                raise UsageError(f"{events}: candidate #{theirs.number} is not of this run")
+            candidate = Candidate.from_json(record["candidate"])
+            known = archive.candidates.get(candidate.number)
+            if known is None or known.kernel != candidate.kernel:
+                raise UsageError(f"{events}: candidate #{candidate.number} is not of this run")
         elif kind == "done" and record["number"] not in archive.done:
             Done.from_json(record["done"])
             archive.add("done", number=record["number"], done=record["done"])

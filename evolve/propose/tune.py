@@ -111,6 +111,8 @@ class Tune:
 
         def gain(slug: str) -> float:
             tries = archive.tries(slug)
+            if tries == 0:  # a row for every workload comes first
+                return 1e9 + archive.weights[slug] * headroom(archive, slug)
             since = tries - archive.tries_at_best(slug)
             return archive.weights[slug] * math.log(headroom(archive, slug)) / (4 + tries + since)
 
