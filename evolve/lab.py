@@ -12,7 +12,8 @@ from typing import Any
 from mlx_lm_openevolve.errors import OpenEvolveError
 
 from . import measure
-from .archive import Archive, Candidate, Done, Result
+from .archive import Archive
+from .records import Candidate, Done, Result
 from .worker import Died, Pool, Worker, request_for
 
 __all__ = ["Lab"]

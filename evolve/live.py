@@ -6,7 +6,6 @@ import time
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
@@ -105,7 +104,13 @@ def picture(archive: Archive, rate: float) -> RenderableType:
     causes = "  ".join(f"{cause} {count}" for cause, count in archive.failures().items())
     return Group(
         head,
-        ProgressBar(total=1.0, completed=min(1.0, share), width=60),
+        Text(_bar(min(1.0, share)), style="blue"),
         table,
         Text(f"failures  {causes or 'none'}", style="dim"),
     )
+
+
+def _bar(share: float, width: int = 60) -> str:
+    """How much of the budget is spent."""
+    full = round(share * width)
+    return "\u2501" * full + "\u2500" * (width - full) + f" {share:.0%} of the budget"

@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Protocol
 
-from .archive import MAX_DEATHS, Archive, Candidate, Done
+from .archive import MAX_DEATHS, Archive
 from .propose import Proposer
 from .propose.tune import headroom
+from .records import Candidate, Done
 
 __all__ = ["Bench", "evolve", "why_stop"]
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from . import features, model
-from .archive import Archive, geomean
+from .archive import Archive
+from .records import geomean
 
 __all__ = ["PICTURES", "draw"]
 

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from mlx_lm_openevolve.kernel import Kernel
 
 from . import features
-from .archive import Archive, Candidate, Result
+from .archive import Archive
+from .records import Candidate, Result
 
 __all__ = ["Prompt", "build", "tokens_of"]
 

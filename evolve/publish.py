@@ -15,8 +15,9 @@ from mlx_lm_openevolve.errors import OpenEvolveError
 from mlx_lm_openevolve.kernel import Kernel
 from mlx_lm_openevolve.registry import Registry, Verdict
 
-from .archive import Archive, Result
+from .archive import Archive
 from .measure import gpu
+from .records import Result
 
 __all__ = ["contenders", "publish"]
 

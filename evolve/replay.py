@@ -22,10 +22,11 @@ from mlx_lm_openevolve.errors import UsageError
 from mlx_lm_openevolve.kernel import Kernel
 from mlx_lm_openevolve.workload import Workload
 
-from .archive import Archive, Candidate, Done, Result
+from .archive import Archive
 from .config import Budget, Config, Search
 from .loop import evolve
 from .propose.tune import Tune
+from .records import Candidate, Done, Result
 
 __all__ = ["Outcome", "Table", "compare"]
 

@@ -12,8 +12,9 @@ from typing import Any
 from mlx_lm_openevolve.errors import OpenEvolveError
 
 from . import plots
-from .archive import Archive, Candidate
+from .archive import Archive
 from .prompt import effect
+from .records import Candidate
 
 __all__ = ["FAST", "pass_at", "summary", "write"]
 

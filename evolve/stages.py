@@ -21,11 +21,12 @@ from mlx_lm_openevolve.device import detect
 from mlx_lm_openevolve.errors import OpenEvolveError, UsageError
 from mlx_lm_openevolve.registry import Registry
 
-from .archive import Archive, Candidate, Done
+from .archive import Archive
 from .config import Config
 from .lab import Lab
 from .loop import propose, refused
 from .propose import Proposer
+from .records import Candidate, Done
 
 __all__ = ["check_stage", "measure_stage", "merge"]
 

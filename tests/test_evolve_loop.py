@@ -20,7 +20,8 @@ from rich.console import Console
 from mlx_lm_openevolve import metalhost
 from mlx_lm_openevolve.errors import UsageError
 from mlx_lm_openevolve.evolve import commands, live, stages
-from mlx_lm_openevolve.evolve.archive import Archive, Candidate
+from mlx_lm_openevolve.evolve.archive import Archive
+from mlx_lm_openevolve.evolve.records import Candidate
 from mlx_lm_openevolve.evolve.report import pass_at
 from mlx_lm_openevolve.registry import Registry
 

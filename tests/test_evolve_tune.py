@@ -10,9 +10,10 @@ from pathlib import Path
 import evolve_kernels
 import pytest
 
-from mlx_lm_openevolve.evolve.archive import Archive, Done, Result
+from mlx_lm_openevolve.evolve.archive import Archive
 from mlx_lm_openevolve.evolve.config import Config
 from mlx_lm_openevolve.evolve.propose.tune import Tune, effect, headroom, switches
+from mlx_lm_openevolve.evolve.records import Done, Result
 from mlx_lm_openevolve.evolve.replay import Table, compare
 from mlx_lm_openevolve.kernel import Kernel
 from mlx_lm_openevolve.registry import Registry, tuned_root

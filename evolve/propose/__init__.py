@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from ..archive import Archive, Candidate
+from ..archive import Archive
+from ..records import Candidate
 
 __all__ = ["Proposer"]
 

@@ -17,8 +17,9 @@ from mlx_lm_openevolve.errors import UsageError
 from mlx_lm_openevolve.kernel import Kernel
 
 from .. import prompt
-from ..archive import Archive, Candidate
+from ..archive import Archive
 from ..config import Model
+from ..records import Candidate
 from .answers import AnswerError, apply, note_of
 from .structural import Structural, choose_parent, fitting, to_repair
 

@@ -18,7 +18,8 @@ from mlx_lm_openevolve.errors import OpenEvolveError
 from mlx_lm_openevolve.kernel import Kernel
 
 from .. import prompt
-from ..archive import Archive, Candidate
+from ..archive import Archive
+from ..records import Candidate
 from .answers import AnswerError, apply, from_folder, note_of, parent_of
 from .structural import Structural, choose_parent, fitting, to_repair
 

@@ -12,7 +12,8 @@ from collections.abc import Iterator, Sequence
 from mlx_lm_openevolve.errors import OpenEvolveError
 from mlx_lm_openevolve.kernel import Kernel
 
-from ..archive import Archive, Candidate
+from ..archive import Archive
+from ..records import Candidate
 from .tune import Tune
 
 __all__ = ["WithTuning", "choose_parent", "fitting", "to_repair"]

@@ -22,7 +22,8 @@ from mlx_lm_openevolve.errors import KernelError
 from mlx_lm_openevolve.kernel import MATH_MODES, Kernel
 from mlx_lm_openevolve.workload import Workload
 
-from ..archive import Archive, Candidate, Result
+from ..archive import Archive
+from ..records import Candidate, Result
 
 __all__ = ["Tune", "headroom", "switches"]
 
