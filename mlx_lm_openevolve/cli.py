@@ -1,4 +1,5 @@
-"""The command line: mlx-lm-openevolve run | bench | check | import | list | show | status | clear.
+"""The command line: mlx-lm-openevolve
+    run | bench | evolve | report | check | import | list | show | status | clear
 
 Exit codes: 0 done, 1 rejected or not faster, 2 usage. With --json one JSON object is the last line
 of standard output, and everything for people goes to standard error.
@@ -91,6 +92,14 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_arguments(
         add("bench", bench.run, "Measure a model, stock against patched, in fresh processes.")
     )
+
+    # The core does without evolve; the command line is where the two meet.
+    from .evolve import commands as evolve
+
+    evolve.add_evolve_arguments(
+        add("evolve", evolve.evolve, "Look for better kernels on this machine; resumable.")
+    )
+    evolve.add_report_arguments(add("report", evolve.report, "A run of evolve as one HTML page."))
 
     add("list", _list, "List the verdicts that are stored, for every device.")
     show = add("show", _show, "Show a kernel with its source, or what is known of a workload.")
