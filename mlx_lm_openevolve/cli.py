@@ -1,5 +1,7 @@
-"""The command line: mlx-lm-openevolve
-    run | bench | evolve | report | check | import | list | show | status | clear
+"""The command line.
+
+    mlx-lm-openevolve run | bench | evolve | report | check | import | list
+                      | show | status | clear
 
 Exit codes: 0 done, 1 rejected or not faster, 2 usage. With --json one JSON object is the last line
 of standard output, and everything for people goes to standard error.
@@ -63,7 +65,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="mlx-lm-openevolve", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="mlx-lm-openevolve", description="Proven attention kernels for mlx-lm."
+    )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
