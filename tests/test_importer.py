@@ -123,11 +123,13 @@ const device T* c = values + batch * values_strides[0] + head / GROUP * values_s
 float top = -1e38f, sum = 0.0f, total = 0.0f;
 for (int j = 0; j < n; ++j) {
   float score = 0.0f;
-  for (int i = 0; i < WIDTH; ++i) { score += float(a[i]) * float(b[j * keys_strides[2] + i]); }
+  for (int i = 0; i < WIDTH; ++i) {
+    score += float(a[i]) * float(b[j * keys_strides[2] + i * keys_strides[3]]);
+  }
   score *= scale;
   float next = max(top, score), fade = exp(top - next), weight = exp(score - next);
   sum = sum * fade + weight;
-  total = total * fade + weight * float(c[j * values_strides[2] + d]);
+  total = total * fade + weight * float(c[j * values_strides[2] + d * values_strides[3]]);
   top = next;
 }
 out[((batch * HEADS + head) * q_shape[2] + row) * OUT + d] = T(total / sum);
