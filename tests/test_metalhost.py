@@ -7,6 +7,7 @@ fidelity by MLX's own kernels (test_metalhost_mlx.py).
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -18,6 +19,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from mlx_lm_openevolve import metalhost
 from mlx_lm_openevolve.errors import BackendError, UsageError
 from mlx_lm_openevolve.metalhost import (
     Counters,
@@ -777,6 +779,33 @@ def test_conversions_without_the_cpus_help(dtype: Any, monkeypatch: pytest.Monke
     expected = mx.concatenate([halves, floats.astype(dtype)])
     same = (done.outputs[0] == expected) | (mx.isnan(done.outputs[0]) & mx.isnan(expected))
     assert mx.all(same).item()
+
+
+@on_host
+def test_two_installations_share_one_cache(tmp_path: Path) -> None:
+    """A precompiled header names its sources by path: the second must not use the first's."""
+    program = (
+        "import mlx.core as mx\n"
+        "from mlx_lm_openevolve.metalhost import metal_kernel\n"
+        "kernel = metal_kernel('probe', ['a'], ['y'],\n"
+        "    'uint i = thread_position_in_grid.x; y[i] = a[i] + {value};')\n"
+        "done = kernel([mx.zeros((32,))], None, grid=(32, 1, 1), threadgroup=(32, 1, 1),\n"
+        "    output_shapes=[(32,)], output_dtypes=[mx.float32])\n"
+        "assert done.ok, done.findings\n"
+    )
+    package = Path(metalhost.__file__).parents[1]
+    environment = {**os.environ, "MLX_LM_OPENEVOLVE_HOME": str(tmp_path / "home")}
+    first, second = tmp_path / "first", tmp_path / "second"
+    for place in (first, second):
+        shutil.copytree(package, place / package.name, ignore=shutil.ignore_patterns("__pycache__"))
+    for value, place in enumerate((first, second, second)):
+        if value == 2:
+            shutil.rmtree(first)
+        done = subprocess.run(
+            [sys.executable, "-c", program.format(value=value)], check=False,
+            capture_output=True, text=True, env={**environment, "PYTHONPATH": str(place)},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
 
 
 def test_the_store_builds_once_and_stays_small(tmp_path: Path) -> None:

@@ -67,7 +67,9 @@ def header_folder() -> Path:
 @functools.lru_cache(maxsize=32)
 def precompiled_shim(chain: Toolchain, flags: tuple[str, ...]) -> Path:
     """The shim, precompiled for these flags."""
-    key = hashlib.sha256("\0".join(("pch", package_digest(), chain.identity, *flags)).encode())
+    # A precompiled header names its sources by path: two installations must not share one.
+    parts = ("pch", str(SHIM.resolve()), package_digest(), chain.identity, *flags)
+    key = hashlib.sha256("\0".join(parts).encode())
 
     def make(work: Path) -> None:
         status, _, said = run_tool(
