@@ -803,7 +803,7 @@ def test_two_installations_share_one_cache(tmp_path: Path) -> None:
             shutil.rmtree(first)
         done = subprocess.run(
             [sys.executable, "-c", program.format(value=value)], check=False,
-            capture_output=True, text=True, env={**environment, "PYTHONPATH": str(place)},
+            capture_output=True, text=True, env=environment, cwd=place,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
 
