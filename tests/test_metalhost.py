@@ -796,8 +796,9 @@ def test_two_installations_share_one_cache(tmp_path: Path) -> None:
     package = Path(metalhost.__file__).parents[1]
     environment = {**os.environ, "MLX_LM_OPENEVOLVE_HOME": str(tmp_path / "home")}
     first, second = tmp_path / "first", tmp_path / "second"
-    for place in (first, second):
-        shutil.copytree(package, place / package.name, ignore=shutil.ignore_patterns("__pycache__"))
+    for place in (first, second):  # with modification times of their own
+        skipped = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(package, place / package.name, ignore=skipped, copy_function=shutil.copy)
     for value, place in enumerate((first, second, second)):
         if value == 2:
             shutil.rmtree(first)
