@@ -794,7 +794,7 @@ def test_two_installations_share_one_cache(tmp_path: Path) -> None:
         "assert done.ok, done.findings\n"
     )
     package = Path(metalhost.__file__).parents[1]
-    environment = {**os.environ, "MLX_LM_OPENEVOLVE_HOME": str(tmp_path / "home")}
+    environment = {**os.environ, "MLX_LM_OPENEVOLVE_HOME": str(tmp_path / "fresh")}
     first, second = tmp_path / "first", tmp_path / "second"
     for place in (first, second):  # with modification times of their own
         skipped = shutil.ignore_patterns("__pycache__")
