@@ -23,6 +23,7 @@ from rich.syntax import Syntax
 from rich.table import Table
 
 from . import __version__
+from .callers import Callers, callers
 from .device import BACKENDS, detect, version_of
 from .errors import OpenEvolveError, UsageError, WorkloadError
 from .kernel import Kernel
@@ -300,7 +301,7 @@ def _show_kernel(kernel: Kernel, registries: list[Registry], out: Console) -> Re
 def _status(options: argparse.Namespace, out: Console) -> Result:
     from . import backends
 
-    device = detect()
+    device, calls = detect(), callers()
     status: dict[str, Any] = {
         "version": __version__,
         "python": sys.version.split()[0],
@@ -313,6 +314,13 @@ def _status(options: argparse.Namespace, out: Console) -> Result:
             "cores": device.cores,
         },
         "backends": {name: backends.get(name).unavailable() or "available" for name in BACKENDS},
+        "architectures": {
+            "patched": sorted(calls.patched),
+            "direct": {
+                name: {"lines": list(lines), "served": False, "patched": name in calls.patched}
+                for name, lines in calls.direct.items()
+            },
+        },
         "registries": [],
     }
     for registry in _registries():
@@ -333,12 +341,28 @@ def _status(options: argparse.Namespace, out: Console) -> Result:
     out.print(f"{'device':10s} {device.slug} ({device.name}, {device.architecture})")
     for name, reason in status["backends"].items():
         out.print(f"{name:10s} {reason}", markup=False)
+    for line in _architectures(calls):
+        out.print(line, markup=False)
     for row in status["registries"]:
         out.print(
             f"{'user' if row['writable'] else 'tuned':10s} {row['root']}: {row['kernels']} kernels,"
             f" {row['workloads_here']} workloads judged on this device, {row['bytes']} bytes"
         )
     return 0, status
+
+
+def _architectures(calls: Callers) -> list[str]:
+    """Which of mlx-lm's architectures the patch reaches, for people."""
+    if not calls.patched:
+        return [f"{'models':10s} mlx-lm is not installed"]
+    lines = [f"{'models':10s} {len(calls.patched)} of mlx-lm's architectures call its attention"]
+    if calls.direct:
+        names = (f"{n} (in part)" if n in calls.patched else n for n in calls.direct)
+        lines.append(
+            f"{'not served':10s} {', '.join(names)}: these call MLX's attention directly,"
+            " past the patch; no kernel serves those calls"
+        )
+    return lines
 
 
 def _clear(options: argparse.Namespace, out: Console) -> Result:

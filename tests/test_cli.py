@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from conftest import shipped_in_metal, store_correct
+from mlx_lm.models import base
 
 from mlx_lm_openevolve.cli import main
 from mlx_lm_openevolve.kernel import Kernel
@@ -43,6 +44,27 @@ def test_status_tells_versions_backends_and_registries(
     assert set(status["backends"]) == {"metal", "cuda", "host"}
     assert [row["root"] for row in status["registries"]] == [str(home), str(tuned_root())]
     assert str(home) in run(capsys, "status")[1]
+
+
+def test_status_names_the_architectures_that_the_patch_does_not_reach(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """What mlx-lm's own sources say, found here by text: a call of mx.fast and no other."""
+    texts = {path.stem: path.read_text() for path in Path(base.__file__).parent.glob("*.py")}
+    del texts["base"]
+    wanted = {name for name, text in texts.items() if "mx.fast.scaled_dot_product_att" in text}
+    architectures = run_json(capsys, "status")[1]["architectures"]
+    assert set(architectures["direct"]) == wanted
+    assert wanted, "mlx-lm 0.32 has three; with none left the line should go"
+    for name, row in architectures["direct"].items():
+        assert row["served"] is False
+        assert row["patched"] == (name in architectures["patched"])
+        for line in row["lines"]:
+            assert "mx.fast" in texts[name].splitlines()[line - 1]
+    assert len(architectures["patched"]) > 90
+    (line,) = (text for text in run(capsys, "status")[1].splitlines() if "past the patch" in text)
+    assert line.startswith("not served")
+    assert all(name in line for name in wanted)
 
 
 def test_a_right_kernel_passes_check_and_nothing_is_stored(

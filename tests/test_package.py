@@ -18,8 +18,8 @@ PACKAGE = ROOT / "mlx_lm_openevolve"
 
 # A module may import those before it; a later layer never reaches back. metalhost stands beside.
 LAYERS = [
-    ["errors", "device", "workload", "expressions", "budget"],
-    ["kernel"],
+    ["errors", "device", "workload", "expressions", "budget", "callers"],
+    ["kernel", "quantized"],
     ["registry", "metalhost"],
     ["backends", "importer", "symbols"],
     ["reference", "mutants", "timing"],

@@ -1,0 +1,90 @@
+"""Which architectures of the installed mlx-lm call attention, and by which way.
+
+mlx-lm's models import one function, which the patch replaces. A few call MLX's own function
+themselves, past the patch. Both are read off the sources, so that it holds for every version of
+mlx-lm; nothing of it is imported.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["Callers", "callers", "models_folder"]
+
+NAME = "scaled_dot_product_attention"
+PATCHED = f"mlx_lm.models.base.{NAME}"
+DIRECT = f"mlx.core.fast.{NAME}"
+
+
+@dataclass(frozen=True)
+class Callers:
+    """Modules of mlx_lm.models by name, with the lines that use the attention function: mlx-lm's
+    own (`patched`: a kernel may serve these calls) and MLX's (`direct`: none ever does). An
+    architecture may be in both."""
+
+    patched: dict[str, tuple[int, ...]]
+    direct: dict[str, tuple[int, ...]]
+
+
+def models_folder() -> Path | None:
+    """The folder of mlx_lm.models, None where mlx-lm is not installed."""
+    spec = importlib.util.find_spec("mlx_lm")
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    return Path(spec.submodule_search_locations[0]) / "models"
+
+
+def callers(folder: Path | None = None) -> Callers:
+    """Scan the models of mlx-lm, by default the installed one's. A source that does not parse is
+    left out."""
+    found = Callers({}, {})
+    folder = folder or models_folder()
+    if folder is None:
+        return found
+    for path in sorted(folder.rglob("*.py")):
+        parts = path.relative_to(folder).with_suffix("").parts
+        if parts == ("base",):
+            continue  # the function itself
+        try:
+            source = path.read_bytes()
+            tree = ast.parse(source) if NAME.encode() in source else ast.Module([], [])
+        except (OSError, SyntaxError, ValueError):
+            continue
+        names = _imported(tree, ("mlx_lm", "models", *parts))
+        uses: dict[str | None, set[int]] = {PATCHED: set(), DIRECT: set()}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute | ast.Name):
+                uses.get(_path(node, names), set()).add(node.lineno)
+        for table, which in ((found.patched, PATCHED), (found.direct, DIRECT)):
+            if uses[which]:
+                table[".".join(parts)] = tuple(sorted(uses[which]))
+    return found
+
+
+def _imported(tree: ast.Module, module: tuple[str, ...]) -> dict[str, str]:
+    """What a module's imports bind, at any depth of its code: local name -> dotted path."""
+    names: dict[str, str] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                top = alias.name.partition(".")[0]
+                names[alias.asname or top] = alias.name if alias.asname else top
+        elif isinstance(node, ast.ImportFrom):
+            base = module[: len(module) - node.level] if node.level else ()
+            prefix = ".".join([*base, *filter(None, [node.module])])
+            for alias in node.names:
+                names[alias.asname or alias.name] = f"{prefix}.{alias.name}"
+    return names
+
+
+def _path(node: ast.expr, names: dict[str, str]) -> str | None:
+    """The dotted path that a name or an attribute stands for, None where no import tells."""
+    if isinstance(node, ast.Name):
+        return names.get(node.id)
+    if isinstance(node, ast.Attribute):
+        owner = _path(node.value, names)
+        return f"{owner}.{node.attr}" if owner else None
+    return None
