@@ -1,7 +1,7 @@
 """MLX's own attention kernels launched on metalhost as MLX's host code launches them.
 
-A Case is the shape of a call, a Call its arrays. The host code that these launches mirror is
-mlx/backend/metal/scaled_dot_product_attention.cpp.
+A Case is the shape of a call, a Call its arrays, a Route what MLX runs for it on a class of chips.
+The host code that this mirrors is mlx/backend/metal/scaled_dot_product_attention.cpp.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from mlx_kernels import Out, launch
 
 from mlx_lm_openevolve.metalhost import Launch
 from mlx_lm_openevolve.metalhost.arrays import as_numpy
+from mlx_lm_openevolve.workload import Workload
 
 DTYPES = {"float32": "float", "float16": "half", "bfloat16": "bfloat16_t"}
 Floats = np.ndarray[Any, np.dtype[np.float64]]
@@ -225,3 +226,38 @@ def steel_attention(
         },
         **options,
     )
+
+
+# ---- which of them runs ------------------------------------------------------------------------
+
+# MLX's routes depend on the last letter of Metal's name for a chip's architecture.
+CHIPS = {"base, Pro": "g", "Max": "s", "Ultra": "d"}
+Route = tuple[str, int, int]  # name, blocks, query heads of a simdgroup of the grouped variant
+
+
+def route(w: Workload, letter: str) -> Route | None:
+    """What MLX 0.32 runs on a chip, None where it has no fused kernel."""
+    if w.op != "attention" or w.head_dim != w.v_head_dim:
+        return None
+    if w.q_len > 8:
+        return ("steel_attention", 0, 0) if w.head_dim in (64, 72, 80, 96, 128) else None
+    if w.head_dim not in (64, 96, 128, 256) or w.q_len * w.group > 32:
+        return None
+    large = letter in "sd"
+    if not (large and w.kv_len >= 1024) and not (w.group > 1 and w.kv_len >= 4096):
+        return "sdpa_vector", 0, 0
+    n, rows = w.kv_len, w.group * w.q_len
+    if letter == "s":
+        blocks = 64
+        if n > 1024 and rows > 4:
+            blocks = 128 if n <= 8192 else 256 if n <= 32768 else 512 if n <= 65536 else 1024
+    elif letter == "d":
+        blocks = 256 if rows <= 2 and n > 8192 else 128
+        if rows >= 6 and n >= 16384:
+            blocks = 512 if n < 65536 else 1024
+    else:
+        blocks = 64 if rows >= 4 else 32
+    plain = w.mask == "none" and not w.sinks and w.q_len == 1
+    if plain and n >= 8192 and w.group == 8 and w.head_dim in (64, 128):
+        return "sdpa_vector_2pass_gqa", blocks, 8 if w.head_dim == 64 else 4
+    return "sdpa_vector_2pass", blocks, 0
