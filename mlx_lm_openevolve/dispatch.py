@@ -15,11 +15,11 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from . import backends
+from . import backends, quantized
 from .backends import Call
 from .errors import BackendError, OpenEvolveError, WorkloadError
 from .plan import Plan, Planner
@@ -33,12 +33,14 @@ MAX_ROUTES = 4096
 
 
 class Route:
-    """The plan for one exact shape: `call` is the built kernel, None for SDPA."""
+    """The plan for one exact shape: `call` is the built kernel, None for SDPA. `exact` is given
+    where mlx-lm's own function cannot serve the call on this machine (see quantized.py)."""
 
-    __slots__ = ("call", "fallbacks", "hits", "plan", "reason")
+    __slots__ = ("call", "exact", "fallbacks", "hits", "plan", "reason")
 
     def __init__(self, plan: Plan | None, reason: str, call: Call | None = None) -> None:
         self.plan, self.reason, self.call = plan, reason, call
+        self.exact: Workload | None = None
         self.hits = self.fallbacks = 0
 
 
@@ -62,6 +64,7 @@ class Dispatcher:
         """A function with mlx-lm's signature that serves what a kernel may serve, and hands
         every other call to `original` untouched."""
         off, routes, scales = self.off, self.routes, self._scales
+        packed = self._wrap_quantised(original)
         route_for, scale_for, refuse = self._route, self._scale, self._refuse
 
         def scaled_dot_product_attention(
@@ -86,7 +89,7 @@ class Dispatcher:
                 key = (
                     queries.shape,
                     keys.shape,
-                    values.shape,
+                    None if keys is values else values.shape,
                     queries.dtype,
                     keys.dtype,
                     values.dtype,
@@ -97,8 +100,7 @@ class Dispatcher:
             except KeyError:
                 route = route_for(key, queries, keys, values, mask, sinks)
             except AttributeError:  # a quantised cache holds tuples of arrays
-                refuse("keys or values are no plain arrays")
-                return original(queries, keys, values, cache, scale, mask, sinks)
+                return packed(queries, keys, values, cache, scale, mask, sinks)
             call = route.call
             if call is None:
                 route.fallbacks += 1
@@ -115,6 +117,45 @@ class Dispatcher:
             return out
 
         return scaled_dot_product_attention
+
+    def _wrap_quantised(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """The part of `wrap` for a quantised cache, whose keys and values are tuples."""
+
+        def attention(
+            queries: Any, keys: Any, values: Any, cache: Any, scale: float, mask: Any, sinks: Any
+        ) -> Any:
+            try:
+                key = (
+                    queries.shape,
+                    tuple(array.shape for array in (*keys, *values)),
+                    queries.dtype,
+                    tuple(array.dtype for array in (*keys, *values)),
+                    mask if mask is None or isinstance(mask, str) else (mask.shape, mask.dtype),
+                    sinks is None,
+                )
+            except (AttributeError, TypeError):
+                self._refuse("keys or values are neither arrays nor a quantised cache's tuples")
+                return original(queries, keys, values, cache, scale, mask, sinks)
+            route = self.routes.get(key)
+            if route is None:
+                route = self._route(key, queries, keys, values, mask, sinks)
+            try:
+                if route.call is not None:
+                    array = self._scales.get(scale)
+                    if array is None:
+                        array = self._scale(scale)
+                    out = route.call(queries, keys, values, array, mask, sinks)
+                    route.hits += 1
+                    return out
+            except (BackendError, ValueError):
+                pass
+            route.fallbacks += 1
+            if route.exact is not None:
+                bits, group = route.exact.kv_bits, route.exact.kv_group
+                return quantized.dequantised(queries, keys, values, scale, mask, bits, group)
+            return original(queries, keys, values, cache, scale, mask, sinks)
+
+        return attention
 
     def _refuse(self, reason: str) -> None:
         self.refused.setdefault(reason, Route(None, reason)).fallbacks += 1
@@ -141,7 +182,9 @@ class Dispatcher:
                         # Waits for the caller's work, so that none of it is timed as ours.
                         mx.eval(queries, keys, values)
                     except ValueError:
-                        return Route(None, "under tracing")
+                        route = Route(None, "under tracing")
+                        route.exact = _unserved(exact)
+                        return route
                     known = self._build(exact, self.planner.plan(exact.bucket()))
                     self.launches[launch] = known
                 route = known
@@ -151,6 +194,11 @@ class Dispatcher:
             return route
 
     def _build(self, exact: Workload, plan: Plan) -> Route:
+        route = self._built(exact, plan)
+        route.exact = _unserved(exact)
+        return route
+
+    def _built(self, exact: Workload, plan: Plan) -> Route:
         if plan.kernel is None or plan.verdict is None:
             return Route(plan, plan.reason)
         try:
@@ -193,6 +241,13 @@ class Dispatcher:
             return {reason: route.fallbacks for reason, route in self.refused.items()}
 
 
+class _Floats(NamedTuple):
+    """What a quantised array stands for."""
+
+    shape: tuple[int, ...]
+    dtype: mx.Dtype
+
+
 def _workload(queries: Any, keys: Any, values: Any, mask: Any, sinks: Any) -> Workload | str:
     """The exact workload of a call, or why it has none."""
     if mask is None:
@@ -203,6 +258,22 @@ def _workload(queries: Any, keys: Any, values: Any, mask: Any, sinks: Any) -> Wo
         kind = "bool" if mask.dtype == mx.bool_ else "additive"
     if queries.ndim != 4:
         return "queries have not four axes"
+    bits, group, op = 0, 0, "attention"
+    if keys is values and keys.shape[1] == 1:  # multi-head latent attention
+        op = "attention_latent"
+    elif not isinstance(keys, mx.array):
+        found = quantized.layout(queries.shape[3], keys, values)
+        if isinstance(found, str):
+            return found
+        if sinks is not None:
+            return "sinks with a quantised cache"
+        bits, group, v_head_dim = found
+        op = "attention_quantized"
+        # What follows asks the shapes and the dtype of the floats that the words stand for.
+        keys, values = (
+            _Floats((*packed[0].shape[:3], width), packed[1].dtype)
+            for packed, width in ((keys, queries.shape[3]), (values, v_head_dim))
+        )
     if not queries.dtype == keys.dtype == values.dtype:
         return "queries, keys and values differ in dtype"
     if sinks is not None and (sinks.dtype != queries.dtype or sinks.shape != queries.shape[1:2]):
@@ -232,9 +303,17 @@ def _workload(queries: Any, keys: Any, values: Any, mask: Any, sinks: Any) -> Wo
             dtype=str(queries.dtype).removeprefix("mlx.core."),
             mask="none" if kind == "causal" and q_len == 1 else kind,
             sinks=sinks is not None,
+            kv_bits=bits,
+            kv_group=group,
+            op=op,
         )
     except WorkloadError as error:
         return str(error)
+
+
+def _unserved(exact: Workload) -> Workload | None:
+    """The workload where mlx-lm's own function would raise on this machine, else None."""
+    return exact if exact.kv_bits and not quantized.stock_runs(exact) else None
 
 
 def _first_run(call: Call, exact: Workload) -> None:
@@ -247,11 +326,20 @@ def _first_run(call: Call, exact: Workload) -> None:
         mask = mx.ones((1, 1, 1, exact.kv_len), mx.bool_)
     elif exact.mask == "additive":
         mask = mx.zeros((1, 1, 1, exact.kv_len), dtype)
+
+    def ones(width: int) -> backends.Operand:
+        # Broadcast, so that no memory of a cache's size is taken; the last axis stays contiguous.
+        plain = mx.ones((width,), dtype)
+        if not exact.kv_bits:
+            return mx.broadcast_to(plain, (*rows, width))
+        parts = mx.quantize(plain[None], group_size=exact.kv_group, bits=exact.kv_bits)
+        return tuple(mx.broadcast_to(part[0], (*rows, part.shape[1])) for part in parts)
+
+    keys = ones(exact.head_dim)
     out = call(
         mx.zeros((exact.batch, exact.q_heads, exact.q_len, exact.head_dim), dtype),
-        # Broadcast, so that no memory of a cache's size is taken; the last axis stays contiguous.
-        mx.broadcast_to(mx.ones((exact.head_dim,), dtype), (*rows, exact.head_dim)),
-        mx.broadcast_to(mx.ones((exact.v_head_dim,), dtype), (*rows, exact.v_head_dim)),
+        keys,
+        keys if exact.op == "attention_latent" else ones(exact.v_head_dim),
         mx.array([1.0], mx.float32),
         mask,
         mx.full((exact.q_heads,), -1e4, dtype) if exact.sinks else None,

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .mutants import Mutant, applicable, correct
-from .reference import Case, Inputs, Truth, sdpa, smallest
+from .reference import Case, Inputs, Truth, answer, floats, mass, smallest
 from .workload import Workload
 
 __all__ = [
@@ -79,6 +79,11 @@ def numpy(array: mx.array) -> npt.NDArray[np.float32]:
     return np.array(array.astype(mx.float32))
 
 
+def unit_of(workload: Workload, *asked: Any) -> npt.NDArray[np.float32]:
+    """What errors of an answer are measured in, [B, Hq, L, Dv]."""
+    return np.maximum(numpy(mass(workload, *asked)), np.float32(smallest(workload.dtype)))
+
+
 def _floors(dtype: mx.Dtype, logit: float, head_dim: int) -> tuple[float, float]:
     """Errors (max, average) that rounding explains: of the dtype, and of logits of that
     magnitude in float32, whose rounding grows with the square root of the terms in a sum."""
@@ -91,7 +96,7 @@ def _checksum(inputs: Inputs) -> tuple[int, ...]:
     """Sums of the buffers' bits, what lies around the views included."""
     sums = []
     for buffer in inputs.buffers:
-        bits = buffer.view(mx.uint32 if buffer.dtype == mx.float32 else mx.uint16)
+        bits = buffer.view(mx.uint32 if buffer.dtype.size == 4 else mx.uint16)
         sums.append(mx.sum(bits.astype(mx.uint32)))
     mx.eval(sums)
     return tuple(int(np.array(total)) for total in sums)
@@ -101,18 +106,15 @@ def prepare(case: Case) -> Question:
     """Upload a case and have both the float64 reference and SDPA answer it."""
     inputs = case.upload()
     w = case.workload
-    baseline = sdpa(w)
-    rest = (case.scale, inputs.mask, inputs.sinks)
-    answer = numpy(baseline(inputs.queries, inputs.keys, inputs.values, *rest))
-    mass = numpy(baseline(inputs.queries, inputs.keys, mx.abs(inputs.values), *rest))
-    mass = np.maximum(mass, np.float32(smallest(w.dtype)))
+    asked = (inputs.queries, inputs.keys, inputs.values, case.scale, inputs.mask, inputs.sinks)
+    given, unit = numpy(answer(w, *asked)), unit_of(w, *asked)
     truth = case.truth()
-    own = truth.error(answer)
+    own = truth.error(given)
     if not np.isfinite(own).all():  # then SDPA is no measure: only rounding is excused
         own = (0.0, 0.0)
     floors = _floors(inputs.queries.dtype, truth.logit, w.head_dim)
     limits = (MULTIPLE * max(own[0], floors[0]), MULTIPLE * max(own[1], floors[1]))
-    return Question(case, inputs, truth, answer, mass, own, limits, _checksum(inputs))
+    return Question(case, inputs, truth, given, unit, own, limits, _checksum(inputs))
 
 
 def poison(buffers: Buffers, value: float) -> None:
@@ -215,7 +217,7 @@ def _dead_rows(got: npt.NDArray[np.float32], question: Question) -> str:
         return ""
     w = question.case.workload
     rows, want = got[dead], question.answer[dead]
-    values = numpy(question.inputs.values)
+    values = numpy(floats(w, question.inputs.values))
     if w.mask == "additive":
         top = np.abs(values).max(2).repeat(w.group, 1)[:, :, None]
         top = np.broadcast_to(top, got.shape)[dead] * (1 + question.limits[0])

@@ -29,10 +29,10 @@ from .budget import GATE_VERSION, Clock, GateTimeout, memory_for, undisturbed
 from .device import Device, detect, fingerprint, version_of
 from .errors import BackendError, KernelError, OpenEvolveError
 from .exam import Build, Calls, Outcome, Result
-from .kernel import Kernel
+from .kernel import INPUTS, Kernel
 from .mutants import proxy
 from .race import FASTER, race
-from .reference import cases
+from .reference import baseline_name, cases
 from .registry import Verdict
 from .source_mutants import matrix
 from .workload import Workload
@@ -129,7 +129,12 @@ def _verdict(
         errors=dict(found.errors),
         timing=dict(found.timing),
         mutants=dict(found.mutants),
-        evidence={"seed": seed, "unit": "sum of p |v|", **evidence},
+        evidence={
+            "seed": seed,
+            "unit": "sum of p |v|",
+            "baseline": baseline_name(bucket),
+            **evidence,
+        },
     )
 
 
@@ -144,13 +149,11 @@ def static_rules(kernel: Kernel, params: Mapping[str, int], bucket: Workload) ->
         launches = kernel.launches(bucket, params)
     except KernelError as error:
         return str(error)
-    if bucket.kv_bits:
-        return "the attention family has no inputs for a quantised cache"
     text = "\n".join(_code(launch.stage.source + launch.stage.header) for launch in launches)
     read = {name for launch in launches for name in launch.stage.inputs}
-    wanted = {"queries", "keys", "values", "scale"}
-    wanted |= {"mask"} if bucket.mask in ("bool", "additive") else set()
-    wanted |= {"sinks"} if bucket.sinks else set()
+    wanted = set(INPUTS[bucket.op])
+    wanted -= set() if bucket.mask in ("bool", "additive") else {"mask"}
+    wanted -= set() if bucket.sinks else {"sinks"}
     for name in sorted(wanted):
         if name not in read or not re.search(rf"\b{name}\b", text):
             return f"no stage reads {name}"

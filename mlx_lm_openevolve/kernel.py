@@ -27,6 +27,11 @@ FORMAT = 1
 # What a family's call provides to every stage, by name; `out` is the family's result.
 INPUTS = {
     "attention": ("queries", "keys", "values", "mask", "sinks", "scale"),
+    "attention_quantized": (
+        *("queries", "keys", "key_scales", "key_biases"),
+        *("values", "value_scales", "value_biases", "mask", "scale"),
+    ),
+    "attention_latent": ("queries", "keys", "mask", "sinks", "scale"),
 }
 MATH_MODES = ("safe", "relaxed", "fast")
 LANGUAGES = ("metal", "cuda")

@@ -11,13 +11,12 @@ import hashlib
 from dataclasses import replace
 from typing import Any
 
-import mlx.core as mx
 import numpy as np
 
 from . import exam, timing
 from .budget import Clock, GateTimeout
 from .device import Device
-from .reference import mask, sdpa, smallest
+from .reference import answer, mask, sdpa
 from .workload import Workload
 
 __all__ = ["FASTER", "race"]
@@ -131,10 +130,8 @@ def _recheck(arm: timing.Arm, bench: timing.Bench, scale: float, limit: float) -
     assert arm.last is not None
     queries, at, out = arm.last
     keys, values = bench.caches[at]
-    baseline = sdpa(bench.workload, scale)
-    rest = (bench.scale, bench.mask, bench.sinks)
-    want = exam.numpy(baseline(queries, keys, values, *rest))
-    mass = exam.numpy(baseline(queries, keys, mx.abs(values), *rest))
-    mass = np.maximum(mass, np.float32(smallest(bench.workload.dtype)))
+    asked = (queries, keys, values, scale, bench.mask, bench.sinks)
+    want = exam.numpy(answer(bench.workload, *asked))
+    mass = exam.unit_of(bench.workload, *asked)
     off = float(exam.relative(exam.numpy(out), want, mass).max())
     return f"a timed result differs from SDPA's by {off:.3g}" if off > 2 * limit else ""

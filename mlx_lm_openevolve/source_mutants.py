@@ -12,6 +12,7 @@ first use: the kill matrix travels with the package, by family, dtype and mask.
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import re
 import sys
@@ -23,7 +24,7 @@ from typing import Any
 from . import backends, exam
 from .budget import GATE_VERSION
 from .errors import KernelError
-from .kernel import Kernel
+from .kernel import INPUTS, Kernel
 from .mutants import proxy
 from .reference import cases
 from .workload import DTYPES, MASKS, Workload
@@ -31,7 +32,7 @@ from .workload import DTYPES, MASKS, Workload
 __all__ = ["SOURCE_MUTANTS", "SourceMutant", "kill", "matrix", "matrix_entry"]
 
 _FILE = Path(__file__).with_name("mutants.json")
-_ARRAYS = ("queries", "keys", "values", "mask")
+_ARRAYS = tuple(sorted({name for names in INPUTS.values() for name in names} - {"scale", "sinks"}))
 # What the outcome of a mutant says that does not even compile: it proves nothing.
 _NOT_RUN = re.compile(r"BackendError: [^:]+: \S+: (compile|strict|lint|non-ascii|sandbox)\b")
 
@@ -212,6 +213,11 @@ def _mutants() -> Iterator[SourceMutant]:
         "queries": (_batched, _heads, _rows),
         "keys": (_batched, _kv_heads, _always),
         "values": (_batched, _kv_heads, _always),
+        **{
+            f"{operand}_{part}": (_batched, _kv_heads, _always)
+            for operand in ("key", "value")
+            for part in ("scales", "biases")
+        },
         "mask": (_both(_masked, _batched), _both(_masked, _heads), _both(_masked, _rows)),
     }
     for array, axes in rules.items():
@@ -316,11 +322,21 @@ def kill(
     return found
 
 
+def _bucket(family: str, dtype: str, mask: str) -> Workload:
+    """The workload that a family's mutants are put up on: with all that it knows."""
+    w = Workload(2, 8, 2, 8, 128, 64, 64, dtype, mask, sinks=True)
+    if family == "attention_quantized":
+        return replace(w, sinks=False, kv_bits=4, kv_group=32, op=family)
+    if family == "attention_latent":
+        return Workload(2, 16, 1, 8, 128, 512, 512, dtype, mask, op=family)
+    return w
+
+
 def matrix_entry(kernel: Kernel, dtype: str, mask: str) -> dict[str, Any]:
     """One entry of the kill matrix: every source mutant on a small workload with sinks, with the
     params of a long context, which lead through the most stages. Raises KernelError where the
     kernel does not serve such a workload."""
-    bucket = Workload(2, 8, 2, 8, 128, 64, 64, dtype, mask, sinks=True)
+    bucket = _bucket(kernel.family, dtype, mask)
     if not kernel.applies_to(bucket):
         raise KernelError(f"kernel {kernel.id} does not apply to {bucket.slug}")
     params = kernel.default_params(replace(bucket, kv_len=4096))
@@ -347,29 +363,32 @@ def matrix() -> dict[str, Any]:
 
 
 def main(argv: list[str]) -> int:
-    """Run every source mutant on a kernel (the first of tuned/ that
-    is all Metal, or the folder named) and write the matrix
-    entry by entry; what is known of this kernel already is kept. Exit code 1 where any
-    mutant survived."""
+    """Run every source mutant on a kernel of each family (the first of tuned/ that is all Metal,
+    or the folders named) and write the matrix entry by entry; what is known of these kernels
+    already is kept. Exit code 1 where any mutant survived."""
     from .registry import Registry, tuned_root
 
     tuned = Registry(tuned_root(), writable=False).kernels()
-    portable = (k for k in tuned if all(stage.language == "metal" for stage in k.stages))
-    kernel = Kernel.load(argv[0]) if argv else next(portable)
+    portable = [k for k in tuned if all(stage.language == "metal" for stage in k.stages)]
     entries = matrix()
-    for dtype in DTYPES:
-        for mask in MASKS:
-            key = f"{kernel.family}/{dtype}/{mask}"
-            known = entries.get(key, {})
-            if (known.get("gate"), known.get("kernel")) != (GATE_VERSION, kernel.id):
-                entries[key] = matrix_entry(kernel, dtype, mask)
-                text = json.dumps(entries, indent=1, sort_keys=True)
-                _FILE.write_text(text + "\n", "ascii")
-            killed, survivors = entries[key]["killed"], entries[key]["survivors"]
-            total = len(killed) + len(survivors)
-            print(f"{key}: {len(killed)} of {total} killed", file=sys.stderr, flush=True)
-            for name, reason in survivors.items():
-                print(f"  {name}: {reason}", file=sys.stderr)
+    known = {entry["kernel"] for entry in entries.values()}
+    portable.sort(key=lambda k: k.id in known)  # the last of a family is taken
+    kernels = {k.family: k for k in [*portable, *map(Kernel.load, argv)]}
+    for family, dtype, mask in itertools.product(INPUTS, DTYPES, MASKS):
+        kernel = kernels.get(family)
+        if kernel is None or not kernel.applies_to(_bucket(family, dtype, mask)):
+            continue
+        key = f"{family}/{dtype}/{mask}"
+        old = entries.get(key, {})
+        if (old.get("gate"), old.get("kernel")) != (GATE_VERSION, kernel.id):
+            entries[key] = matrix_entry(kernel, dtype, mask)
+            text = json.dumps(entries, indent=1, sort_keys=True)
+            _FILE.write_text(text + "\n", "ascii")
+        killed, survivors = entries[key]["killed"], entries[key]["survivors"]
+        total = len(killed) + len(survivors)
+        print(f"{key}: {len(killed)} of {total} killed", file=sys.stderr, flush=True)
+        for name, reason in survivors.items():
+            print(f"  {name}: {reason}", file=sys.stderr)
     return int(any(entry["survivors"] for entry in entries.values()))
 
 

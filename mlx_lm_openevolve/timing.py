@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import mlx.core as mx
@@ -113,14 +113,14 @@ class Bench:
         w = workload
         rng = np.random.default_rng([seed, 77])
         length = -(-(w.kv_len + 1) // STEP) * STEP
-        stored = w.batch * w.kv_heads * length * (w.head_dim + w.v_head_dim) * w.element_bytes
+        stored = replace(w, kv_len=length).kv_bytes()
         room = memory // stored
         if room < 2:
             raise MemoryError(f"timing needs {2 * stored >> 20} MiB")
         count = min(room, 512, max(2, 1 + -(-cache_bytes // w.kv_bytes())))
         pool = _uploaded(rng.standard_normal(1 << 20, np.float32), w.dtype)
 
-        def slice_of(width: int) -> mx.array:
+        def slice_of(width: int) -> Any:
             shape = (w.batch, w.kv_heads, length, width)
             size = int(np.prod(shape))
             # Each starts elsewhere in the pool, so that no two hold the same values.
@@ -128,11 +128,19 @@ class Bench:
             first = pool[start : start + min(size, pool.size // 2)]
             rest = [pool] * -(-(size - first.size) // pool.size)
             buffer = mx.concatenate([first, *rest])[:size].reshape(shape)
+            if w.kv_bits:
+                parts = mx.quantize(buffer, group_size=w.kv_group, bits=w.kv_bits)
+                mx.eval(parts)
+                return tuple(part[:, :, : w.kv_len] for part in parts)
             mx.eval(buffer)
             return buffer[:, :, : w.kv_len]
 
         self.workload, self.mask = w, mask
-        self.caches = [(slice_of(w.head_dim), slice_of(w.v_head_dim)) for _ in range(count)]
+        self.caches = []
+        for _ in range(count):
+            keys = slice_of(w.head_dim)
+            latent = w.op == "attention_latent"
+            self.caches.append((keys, keys if latent else slice_of(w.v_head_dim)))
         shape = (w.batch, w.q_heads, w.q_len, w.head_dim)
         self.queries = _uploaded(rng.standard_normal(shape, np.float32), w.dtype)
         self.sinks = (

@@ -13,7 +13,11 @@ from typing import Any
 
 from .errors import WorkloadError
 
-__all__ = ["DTYPES", "MASKS", "Q_LEN_BUCKETS", "Workload", "next_pow2"]
+__all__ = ["DTYPES", "MASKS", "OPS", "Q_LEN_BUCKETS", "Workload", "next_pow2"]
+
+# Plain attention; over a quantised cache; and with one array for keys and values (MLA), whose
+# rows are read once.
+OPS = ("attention", "attention_quantized", "attention_latent")
 
 DTYPES = ("float16", "bfloat16", "float32")
 MASKS = ("none", "causal", "bool", "additive")
@@ -41,7 +45,8 @@ class Workload:
     [batch, kv_heads, kv_len, head_dim], values [batch, kv_heads, kv_len, v_head_dim].
 
     `mask` is one of MASKS; `kv_bits` is 0 for a float cache, else the bits of a quantised one
-    with `kv_group` values a group. Raises WorkloadError where a field makes no sense.
+    with `kv_group` values a group; `op` is one of OPS. Raises WorkloadError where a field makes
+    no sense.
     """
 
     batch: int
@@ -73,6 +78,12 @@ class Workload:
             raise WorkloadError(f"workload: mask is {self.mask!r}, expected one of {MASKS}")
         if (self.kv_bits == 0) != (self.kv_group == 0) or not 0 <= self.kv_bits <= 8:
             raise WorkloadError(f"workload: kv_bits {self.kv_bits} with kv_group {self.kv_group}")
+        if self.op not in OPS:
+            raise WorkloadError(f"workload: op is {self.op!r}, expected one of {OPS}")
+        if (self.op == "attention_quantized") != (self.kv_bits > 0):
+            raise WorkloadError(f"workload: {self.op} with kv_bits {self.kv_bits}")
+        if self.op == "attention_latent" and self.head_dim != self.v_head_dim:
+            raise WorkloadError("workload: keys that are the values have one width, not two")
 
     def bucket(self) -> Workload:
         """The bucket of this workload: batch and kv_len rounded up to powers of two, q_len to
@@ -129,7 +140,8 @@ class Workload:
 
     def kv_bytes(self) -> int:
         """Bytes of keys and values that any implementation must read once."""
-        elements = self.batch * self.kv_heads * self.kv_len * (self.head_dim + self.v_head_dim)
+        width = self.head_dim + (0 if self.op == "attention_latent" else self.v_head_dim)
+        elements = self.batch * self.kv_heads * self.kv_len * width
         if self.kv_bits:
             # packed words, and a scale and a bias of the activations' dtype for each group
             return elements * self.kv_bits // 8 + 2 * self.element_bytes * elements // self.kv_group

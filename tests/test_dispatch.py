@@ -155,18 +155,6 @@ def test_a_mask_that_does_not_fit_never_reaches_a_kernel(
     assert hits() == 1
 
 
-def test_a_quantised_cache_goes_to_stock(tiny_model: qwen3.Model) -> None:
-    def run() -> mx.array:
-        cache = [layer.to_quantized(64, 8) for layer in make_prompt_cache(tiny_model)]
-        return tiny_model(mx.arange(8)[None], cache=cache)
-
-    want = run()
-    enable()
-    assert mx.array_equal(run(), want)
-    (reason,) = mlx_lm_openevolve.get_optimization_info()["fallbacks"]
-    assert "no plain arrays" in reason
-
-
 def test_generation_is_the_same_and_uses_the_kernel(
     proven: Kernel, tiny_model: qwen3.Model
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 
@@ -76,7 +77,9 @@ def test_a_mutant_is_left_out_by_its_predicate_alone():
     assert {"key-batch-stride-zero", "mask-ignored", "sinks-ignored"} <= everywhere - alone
     assert "last-key-lost" in alone
     settings = itertools.product(DTYPES, MASKS, (1, 8))
-    named = {m.name for d, mask, n in settings for m in applicable(workload(d, mask, q_len=n))}
+    asked = [workload(d, mask, q_len=n) for d, mask, n in settings]
+    asked.append(replace(asked[0], op="attention_quantized", kv_bits=4, kv_group=32, sinks=False))
+    named = {m.name for w in asked for m in applicable(w)}
     assert named == {m.name for m in MUTANTS}
 
 
@@ -93,6 +96,26 @@ def test_questions_that_fail_a_correct_implementation_prove_nothing():
     question = prepare(case("peaked", small, 0))
     strict = type(question)(**{**vars(question), "limits": (0.0, 0.0)})
     assert "not even a correct implementation" in try_mutants(small, [strict]).reason
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize(("bits", "group", "dtype"), [(4, 64, "bfloat16"), (8, 32, "float16")])
+def test_every_mutant_of_a_quantised_cache_is_killed(bits, group, dtype, mask):
+    packed = {"op": "attention_quantized", "kv_bits": bits, "kv_group": group, "sinks": False}
+    small = proxy(workload(dtype, mask, **packed))
+    result = try_mutants(small, [prepare(c) for c in cases(small, 0)])
+    assert result.survivors == ()
+    assert result.killed >= 60
+    assert any("scales" in m.name for m in applicable(small))
+
+
+@pytest.mark.parametrize("mask", ["none", "additive"])
+def test_every_mutant_of_latent_attention_is_killed(mask):
+    shape = {"kv_heads": 1, "head_dim": 512, "v_head_dim": 512, "sinks": False}
+    small = proxy(workload("bfloat16", mask, op="attention_latent", **shape))
+    result = try_mutants(small, [prepare(c) for c in cases(small, 0)])
+    assert result.survivors == ()
+    assert result.killed >= 40
 
 
 @pytest.mark.parametrize(("dtype", "mask"), list(itertools.product(DTYPES, MASKS)))

@@ -5,8 +5,9 @@ Each is a module with two functions:
     unavailable() -> str                      "" where it can run here, else the reason in one line
     build(kernel, params, workload) -> Call   raises BackendError where it cannot carry the kernel
 
-A Call takes (queries, keys, values, scale, mask, sinks): the arrays as mlx-lm passed them, scale a
-float32 array of one element, mask and sinks an array or None. It returns [B, Hq, L, Dv].
+A Call takes (queries, keys, values, scale, mask, sinks): the arrays as mlx-lm passed them (keys and
+values of a quantised cache are 3-tuples), scale a float32 array of one element, mask and sinks an
+array or None. It returns [B, Hq, L, Dv].
 """
 
 from __future__ import annotations
@@ -20,16 +21,27 @@ import mlx.core as mx
 
 from ..device import BACKENDS
 from ..errors import BackendError, UsageError
-from ..kernel import Kernel, Launch
+from ..kernel import INPUTS, Kernel, Launch
 from ..workload import Workload
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Call", "Run", "chain", "dtype_of", "get", "template_of"]
+__all__ = [
+    "Call",
+    "Operand",
+    "Run",
+    "chain",
+    "dtype_of",
+    "get",
+    "kv_len",
+    "operands",
+    "template_of",
+]
 
+Operand = mx.array | Sequence[mx.array]  # keys or values: an array, or a quantised cache's three
 Call = Callable[
-    [mx.array, mx.array, mx.array, mx.array, "mx.array | None", "mx.array | None"], mx.array
+    [mx.array, Operand, Operand, mx.array, "mx.array | None", "mx.array | None"], mx.array
 ]
 Run = Callable[[Sequence[mx.array]], Sequence[mx.array]]
 
@@ -53,6 +65,29 @@ def template_of(launch: Launch) -> list[tuple[str, Any]]:
         (name, dtype_of(value) if isinstance(value, str) else value)
         for name, value in launch.template
     ]
+
+
+def operands(
+    op: str,
+    queries: mx.array,
+    keys: Any,
+    values: Any,
+    scale: mx.array,
+    mask: mx.array | None,
+    sinks: mx.array | None,
+) -> list[Any]:
+    """What a Call was handed, in the order of the family's INPUTS."""
+    if op == "attention_quantized":
+        return [queries, *keys, *values, mask, scale]
+    if op == "attention_latent":
+        return [queries, keys, mask, sinks, scale]
+    return [queries, keys, values, mask, sinks, scale]
+
+
+def kv_len(keys: Any) -> int:
+    """The number of keys of an array, or of a quantised cache's words."""
+    length: int = (keys if isinstance(keys, mx.array) else keys[0]).shape[2]
+    return length
 
 
 def chain(
@@ -80,6 +115,7 @@ def chain(
     mx.eval(no_mask, no_sinks)
     masked = workload.mask in ("bool", "additive")
     rows = (workload.batch, workload.q_heads, workload.q_len)
+    names = INPUTS[kernel.family]
     steps = [
         (make(launch, f"{kernel.name}_{kernel.id}_{i}"), launch.stage.inputs, launch.outputs)
         for i, launch in enumerate(launches)
@@ -87,8 +123,8 @@ def chain(
 
     def call(
         queries: mx.array,
-        keys: mx.array,
-        values: mx.array,
+        keys: Operand,
+        values: Operand,
         scale: mx.array,
         mask: mx.array | None,
         sinks: mx.array | None,
@@ -96,17 +132,12 @@ def chain(
         if masked and mask is not None:
             if mask.dtype != mx.bool_:
                 mask = mask.astype(dtype)
-            mask = mx.broadcast_to(mask, (*rows, keys.shape[2]))
+            mask = mx.broadcast_to(mask, (*rows, kv_len(keys)))
         else:
             mask = no_mask
-        arrays = {
-            "queries": queries,
-            "keys": keys,
-            "values": values,
-            "scale": scale,
-            "mask": mask,
-            "sinks": no_sinks if sinks is None else sinks,
-        }
+        sinks = no_sinks if sinks is None else sinks
+        given = operands(workload.op, queries, keys, values, scale, mask, sinks)
+        arrays: dict[str, mx.array] = dict(zip(names, given, strict=True))
         for run, inputs, outputs in steps:
             results = run([arrays[name] for name in inputs])
             for (name, _, _), result in zip(outputs, results, strict=True):

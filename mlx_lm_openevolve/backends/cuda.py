@@ -19,9 +19,9 @@ from typing import Any
 import mlx.core as mx
 
 from ..errors import BackendError
-from ..kernel import Kernel, Launch
+from ..kernel import INPUTS, Kernel, Launch
 from ..workload import Workload
-from . import Call, Run, dtype_of
+from . import Call, Operand, Run, dtype_of, kv_len, operands
 from .metal_to_cuda import UnsupportedOnCuda, minify, translate
 
 __all__ = ["HEADER", "UnsupportedOnCuda", "build", "minify", "sources", "translate", "unavailable"]
@@ -77,7 +77,7 @@ def build(kernel: Kernel, params: Mapping[str, int], workload: Workload) -> Call
     absent = {} if masked else {"mask": "bool"}
     if not workload.sinks:
         absent["sinks"] = _TYPES[workload.dtype]
-    known = ["queries", "keys", "values", "scale", "mask", "sinks"]
+    known = list(INPUTS[kernel.family])
     launches = kernel.launches(workload, params)
     # An operation more costs the host as much as a launch: the stages broadcast by themselves,
     # unless one asks for the mask's full shape.
@@ -96,8 +96,8 @@ def build(kernel: Kernel, params: Mapping[str, int], workload: Workload) -> Call
 
     def call(
         queries: mx.array,
-        keys: mx.array,
-        values: mx.array,
+        keys: Operand,
+        values: Operand,
         scale: mx.array,
         mask: mx.array | None,
         sinks: mx.array | None,
@@ -106,13 +106,13 @@ def build(kernel: Kernel, params: Mapping[str, int], workload: Workload) -> Call
             if mask.dtype != mx.bool_:
                 mask = mask.astype(dtype)
             if not strided or not 0 < mask.ndim <= 4:
-                mask = mx.broadcast_to(mask, (*rows, keys.shape[2]))
+                mask = mx.broadcast_to(mask, (*rows, kv_len(keys)))
         held = scales.get(id(scale))
         if held is None or held[0] is not scale:
             if len(scales) >= _MAX_SCALES:
                 scales.clear()
             held = scales[id(scale)] = (scale, _on_device(scale))
-        arrays: list[Any] = [queries, keys, values, held[1], mask, sinks]
+        arrays = operands(workload.op, queries, keys, values, held[1], mask, sinks)
         for run, inputs in steps:
             arrays += run([arrays[i] for i in inputs])
         result: mx.array = arrays[out]

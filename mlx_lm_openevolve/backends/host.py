@@ -16,7 +16,7 @@ from .. import metalhost
 from ..errors import BackendError
 from ..kernel import Kernel, Launch
 from ..workload import Workload
-from . import Call, Run, chain, dtype_of, template_of
+from . import Call, Operand, Run, chain, dtype_of, template_of
 
 __all__ = ["build", "unavailable"]
 
@@ -49,12 +49,14 @@ def build(
         return _make(launch, name, sanitize, launches, seed)
 
     run = chain(kernel, params, workload, ("metal",), make)
+    if workload.kv_bits:  # a quantised cache is never trained through
+        return run
     causal = workload.mask == "causal"
 
     def call(
         queries: mx.array,
-        keys: mx.array,
-        values: mx.array,
+        keys: Operand,
+        values: Operand,
         scale: mx.array,
         mask: mx.array | None,
         sinks: mx.array | None,

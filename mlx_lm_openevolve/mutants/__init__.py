@@ -7,7 +7,13 @@ stride cannot show at batch 1), never because it survived.
 
 from __future__ import annotations
 
-from . import masking, operands, results, softmax  # each declares its mutants when imported
+from . import (
+    masking,
+    operands,
+    packing,
+    results,
+    softmax,
+)  # each declares its mutants when imported
 from .base import MUTANTS, Attention, Mutant, applicable, correct, proxy
 
 __all__ = [
@@ -18,6 +24,7 @@ __all__ = [
     "correct",
     "masking",
     "operands",
+    "packing",
     "proxy",
     "results",
     "softmax",

@@ -12,7 +12,17 @@ import numpy.typing as npt
 
 from ..workload import Workload
 
-__all__ = ["MUTANTS", "Attention", "Mutant", "applicable", "correct", "divide", "mutant", "proxy"]
+__all__ = [
+    "MUTANTS",
+    "Attention",
+    "Mutant",
+    "Numbers",
+    "applicable",
+    "correct",
+    "divide",
+    "mutant",
+    "proxy",
+]
 
 Array = npt.NDArray[Any]
 Rule = Callable[[Workload], bool]
@@ -33,10 +43,27 @@ def proxy(bucket: Workload) -> Workload:
 
 
 @dataclass(frozen=True, eq=False)
+class Numbers:
+    """Quantised keys or values, repeated for the query heads: numbers [B, Hq, N, D], and scales
+    and biases [B, Hq, N, D / group], all float32."""
+
+    numbers: Array
+    scales: Array
+    biases: Array
+
+    def floats(self) -> Array:
+        """What they stand for."""
+        each = self.numbers.shape[-1] // self.scales.shape[-1]
+        scales, biases = self.scales.repeat(each, -1), self.biases.repeat(each, -1)
+        return np.asarray(self.numbers * scales + biases)
+
+
+@dataclass(frozen=True, eq=False)
 class Attention:
     """One call as float32 arrays: q [B, Hq, L, D], k [B, Hq, N, D] and v [B, Hq, N, Dv] already
     repeated for the query heads, mask [B, Hq, L, N] (bool or additive, causal made explicit) or
-    None, sinks [Hq] or None. `kv_heads` keys are distinct; `state` outlives a call."""
+    None, sinks [Hq] or None. `state` outlives a call; `packed` holds quantised keys and values,
+    of which k and v are the floats."""
 
     q: Array
     k: Array
@@ -46,6 +73,7 @@ class Attention:
     sinks: Array | None
     workload: Workload
     state: dict[str, Array] = field(default_factory=dict)
+    packed: tuple[Numbers, Numbers] | None = None
 
     def scores(self) -> Array:
         """Masked logits [B, Hq, L, N]."""
@@ -94,12 +122,27 @@ def _float(array: mx.array) -> Array:
     return np.array(array.astype(mx.float32))
 
 
+def _numbers(w: Workload, operand: Any) -> Numbers:
+    words, scales, biases = operand
+    raw = np.ascontiguousarray(np.array(words))
+    bits = np.unpackbits(raw.view(np.uint8), axis=-1, bitorder="little")
+    digits = bits.reshape(*raw.shape[:3], -1, w.kv_bits)
+    numbers = digits @ (1 << np.arange(w.kv_bits)).astype(np.float32)
+    parts = (numbers, _float(scales), _float(biases))
+    return Numbers(*(part.repeat(w.group, 1) for part in parts))
+
+
 def _read(
     w: Workload, state: dict[str, Array], args: tuple[Any, ...]
 ) -> tuple[Attention, mx.Dtype]:
     queries, keys, values, scale, mask, sinks = args
     q = _float(queries)
-    n = keys.shape[2]
+    packed = (_numbers(w, keys), _numbers(w, values)) if w.kv_bits else None
+    if packed is None:
+        k, v = (_float(x).repeat(w.group, 1) for x in (keys, values))
+    else:
+        k, v = packed[0].floats(), packed[1].floats()
+    n = k.shape[2]
     shape = (*q.shape[:3], n)
     full: Array | None = None
     if w.mask == "causal":
@@ -109,13 +152,14 @@ def _read(
         full = np.broadcast_to(raw, shape)
     attention = Attention(
         q=q,
-        k=_float(keys).repeat(w.group, 1),
-        v=_float(values).repeat(w.group, 1),
+        k=k,
+        v=v,
         scale=float(scale.item()),
         mask=full,
         sinks=None if sinks is None else _float(sinks),
         workload=w,
         state=state,
+        packed=packed,
     )
     return attention, queries.dtype
 

@@ -12,19 +12,40 @@ a lost key are then errors of order one, whatever the magnitude of V.
 from __future__ import annotations
 
 from .inputs import KINDS, case, cases, mask
-from .truth import Case, Inputs, Truth, attention, decode, encode, sdpa, smallest
+from .truth import (
+    Case,
+    Inputs,
+    Packed,
+    Truth,
+    answer,
+    attention,
+    baseline_name,
+    decode,
+    encode,
+    floats,
+    mass,
+    pack,
+    sdpa,
+    smallest,
+)
 
 __all__ = [
     "KINDS",
     "Case",
     "Inputs",
+    "Packed",
     "Truth",
+    "answer",
     "attention",
+    "baseline_name",
     "case",
     "cases",
     "decode",
     "encode",
+    "floats",
     "mask",
+    "mass",
+    "pack",
     "sdpa",
     "smallest",
 ]

@@ -11,7 +11,21 @@ import numpy as np
 import numpy.typing as npt
 
 from ..workload import Q_LEN_BUCKETS, Workload
-from .truth import LEAD, TAIL, Array, Bool, Case, causal, decode, encode, lowest, upload, visible
+from .truth import (
+    LEAD,
+    TAIL,
+    Array,
+    Bool,
+    Case,
+    Packed,
+    causal,
+    decode,
+    encode,
+    lowest,
+    pack,
+    upload,
+    visible,
+)
 
 __all__ = ["KINDS", "case", "cases", "mask"]
 
@@ -160,6 +174,9 @@ def _large(rng: np.random.Generator, w: Workload, scale: float, seen: Bool | Non
     """Nearly even weights over values up to 5e4: a sum kept in half precision overflows."""
     shape = (w.batch, w.q_heads, w.q_len, w.head_dim)
     queries = _NORMAL[rng.integers(0, 256, shape, np.uint8)] * (0.5 / (scale * w.head_dim**0.5))
+    if w.op == "attention_latent":  # keys are the values: large ones would make large logits
+        keys = _filled(rng, _shape_of(w, w.head_dim), 300 + 30 * _NORMAL, w.dtype)
+        return _Content(queries / 30, keys, keys, rng.standard_normal(w.q_heads))
     return _Content(
         queries,
         _filled(rng, _shape_of(w, w.head_dim), _NORMAL, w.dtype),
@@ -285,13 +302,19 @@ def _case(plan: _Plan, w: Workload, seed: int, turn: int) -> Case:
     if masking is not None:
         name += f" mask={'x'.join(str(n) for n in masking.shape)}"
     content = KINDS[plan.kind](rng, w, scale, visible(w, masking))
+    keys: Array | Packed = content.keys
+    values: Array | Packed = content.keys if w.op == "attention_latent" else content.values
+    if w.kv_bits:
+        keys, values = (
+            pack(x, w.dtype, w.kv_bits, w.kv_group) for x in (content.keys, content.values)
+        )
     return Case(
         name=name,
         workload=w,
         scale=scale,
         queries=encode(content.queries, w.dtype),
-        keys=content.keys,
-        values=content.values,
+        keys=keys,
+        values=values,
         mask=masking,
         sinks=encode(content.sinks, w.dtype) if w.sinks else None,
         seed=seed,

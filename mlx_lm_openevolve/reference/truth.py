@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
+from .. import quantized
 from ..workload import Workload
 
-__all__ = ["Case", "Inputs", "Truth", "attention", "decode", "encode", "sdpa", "smallest"]
+__all__ = [
+    *("Case", "Inputs", "Packed", "Truth", "attention", "baseline_name", "decode", "encode"),
+    *("answer", "floats", "mass", "pack", "sdpa", "smallest"),
+]
 
 Array = npt.NDArray[np.generic]
 Float = npt.NDArray[np.float64]
 Bool = npt.NDArray[np.bool_]
+
+Operand = mx.array | tuple[mx.array, ...]
 
 # A KV cache hands over a slice of a longer buffer: rows before and after it that must not be read.
 LEAD, TAIL = 3, 5
@@ -48,6 +55,56 @@ def upload(x: Array, dtype: str) -> mx.array:
     return array.view(mx.bfloat16) if dtype == "bfloat16" and x.dtype == np.uint16 else array
 
 
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """Quantised keys or values in NumPy: words uint32 [B, Hkv, N, D * bits / 32], scales and
+    biases [B, Hkv, N, D / group] as `encode` stores them, all views into longer buffers."""
+
+    words: Array
+    scales: Array
+    biases: Array
+    bits: int
+    dtype: str
+
+    def decode(self, batch: int, head: int) -> Float:
+        """The float64 values [N, D] of one KV head: number * scale + bias. The numbers follow
+        each other in the words' little-endian bytes, whatever their bits."""
+        words = np.ascontiguousarray(self.words[batch, head])
+        bits = np.unpackbits(words.view(np.uint8), axis=-1, bitorder="little")
+        numbers = bits.reshape(len(words), -1, self.bits) @ (1.0 * (1 << np.arange(self.bits)))
+        scales, biases = (
+            decode(part[batch, head], self.dtype)[:, :, None] for part in (self.scales, self.biases)
+        )
+        grouped = numbers.reshape(*scales.shape[:2], -1)
+        rows: Float = (grouped * scales + biases).reshape(len(words), -1)
+        return rows
+
+    def steps(self, batch: int, head: int) -> Float:
+        """What one more in a number means, for every element [N, D] of one KV head."""
+        scales = np.abs(decode(self.scales[batch, head], self.dtype))
+        width = self.words.shape[-1] * 32 // self.bits
+        steps: Float = scales.repeat(width // scales.shape[-1], -1)
+        return steps
+
+
+def pack(x: Array, dtype: str, bits: int, group: int) -> Packed:
+    """The quantisation by MLX of a stored array [B, Hkv, N, D], inside buffers of NaN scales."""
+    parts = mx.quantize(upload(np.ascontiguousarray(x), dtype), group_size=group, bits=bits)
+    mx.eval(parts)
+    held = []
+    for part in parts:
+        plain = np.array(part.view(mx.uint16) if part.dtype == mx.bfloat16 else part)
+        shape = (*plain.shape[:2], LEAD + plain.shape[2] + TAIL, plain.shape[3])
+        void = np.uint32(0xFFFFFFFF) if part.dtype == mx.uint32 else encode(_NAN, dtype)[0]
+        buffer = np.full(shape, void, plain.dtype)
+        buffer[:, :, LEAD:-TAIL] = plain
+        held.append(buffer[:, :, LEAD:-TAIL])
+    return Packed(held[0], held[1], held[2], bits, dtype)
+
+
+_NAN = np.array([np.nan], np.float32)
+
+
 def attention(
     queries: Float,
     keys: Float,
@@ -55,13 +112,14 @@ def attention(
     scale: float,
     mask: Array | None = None,
     sinks: Float | None = None,
+    sizes: Float | None = None,
 ) -> tuple[Float, Float, float]:
     """Attention of one KV head in float64: (out, mass, largest logit), the arrays [G, R, Dv].
 
     queries [G, R, D] for the G query heads that share keys [N, D] and values [N, Dv]; mask bool
     or additive, broadcast to [G, R, N]; sinks [G] are logits of a key without a value. mass is
-    the sum of p_j |v_j|. A row with every key masked spreads evenly over all keys, as MLX's own
-    composition does (with sinks it is zero).
+    the sum of p_j |v_j|, or of p_j times `sizes` [N, Dv]. A row with every key masked spreads
+    evenly over all keys, as MLX's own composition does (with sinks it is zero).
     """
     scores = np.einsum("grd,nd->grn", queries, keys, optimize=True) * scale
     largest = float(np.abs(scores).max())
@@ -77,7 +135,7 @@ def attention(
     if sinks is not None:
         total = total + np.exp(sinks[:, None, None] - top)
     weights /= np.maximum(total, np.finfo(np.float64).tiny)
-    return weights @ values, weights @ np.abs(values), largest
+    return weights @ values, weights @ (np.abs(values) if sizes is None else sizes), largest
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,8 +143,8 @@ class Inputs:
     """A case on the device: what a call is handed, and the buffers that its views look into."""
 
     queries: mx.array
-    keys: mx.array
-    values: mx.array
+    keys: Operand
+    values: Operand
     scale: mx.array
     mask: mx.array | None
     sinks: mx.array | None
@@ -126,7 +184,8 @@ class Case:
     """One attention call as NumPy arrays, stored as `encode` does.
 
     workload is exact; keys and values are [B, Hkv, N, D] views into buffers that hold NaN around
-    them; mask has the form in which mlx-lm passes it (None, bool, or additive), not broadcast.
+    them, or Packed; mask has the form in which mlx-lm passes it (None, bool, or additive), not
+    broadcast.
     columns: on the device the elements of a key lie apart, as in a transposed array.
     """
 
@@ -134,8 +193,8 @@ class Case:
     workload: Workload
     scale: float
     queries: Array
-    keys: Array
-    values: Array
+    keys: Array | Packed
+    values: Array | Packed
     mask: Array | None
     sinks: Array | None
     seed: int
@@ -146,25 +205,36 @@ class Case:
         of [B, L, Hq, D] as the models make them."""
         w = self.workload
         queries = upload(np.ascontiguousarray(self.queries.transpose(0, 2, 1, 3)), w.dtype)
-        keys, values = (self._stored(np.asarray(x.base)) for x in (self.keys, self.values))
-        window = slice(LEAD, LEAD + w.kv_len)
+        held: list[mx.array] = []
+        keys = self._stored(self.keys, held)
+        latent = w.op == "attention_latent"
         inputs = Inputs(
             queries=queries.transpose(0, 2, 1, 3),
-            keys=keys[:, :, window],
-            values=values[:, :, window],
+            keys=keys,
+            values=keys if latent else self._stored(self.values, held),
             scale=mx.array([self.scale], mx.float32),
             mask=None if self.mask is None else upload(self.mask, w.dtype),
             sinks=None if self.sinks is None else upload(self.sinks, w.dtype),
-            buffers=(queries, keys, values),
+            buffers=(queries, *held),
         )
         mx.eval(inputs.queries, inputs.keys, inputs.values, *inputs.buffers)
         return inputs
 
-    def _stored(self, buffer: Array) -> mx.array:
-        if not self.columns:
-            return upload(buffer, self.workload.dtype)
-        turned = upload(np.ascontiguousarray(buffer.swapaxes(-1, -2)), self.workload.dtype)
-        return turned.swapaxes(-1, -2)
+    def _stored(self, x: Array | Packed, held: list[mx.array]) -> Operand:
+        """Keys or values on the device: slices of buffers, which are appended to `held`."""
+        if isinstance(x, Packed):
+            parts = (x.words, x.scales, x.biases)
+            return tuple(self._slice(np.asarray(part.base), held) for part in parts)
+        return self._slice(np.asarray(x.base), held)
+
+    def _slice(self, buffer: Array, held: list[mx.array]) -> mx.array:
+        if self.columns:
+            turned = upload(np.ascontiguousarray(buffer.swapaxes(-1, -2)), self.workload.dtype)
+            stored = turned.swapaxes(-1, -2)
+        else:
+            stored = upload(buffer, self.workload.dtype)
+        held.append(stored)
+        return stored[:, :, LEAD : LEAD + self.workload.kv_len]
 
     def dead_rows(self) -> Bool:
         """Rows [B, Hq, L] with every key masked: no implementation owes a value there."""
@@ -209,15 +279,24 @@ class Case:
         if self.mask is not None and w.mask == "additive":
             mask = decode(self.mask, w.dtype)
             mask = mask.reshape((1,) * (4 - mask.ndim) + mask.shape)
+        values, sizes = _rows(self.values, batch, kv_head, w.dtype), None
+        if isinstance(self.values, Packed):
+            sizes = np.abs(values) + self.values.steps(batch, kv_head)
         out, mass, largest = attention(
             decode(self.queries[batch, heads][:, rows], w.dtype),
-            decode(self.keys[batch, kv_head], w.dtype),
-            decode(self.values[batch, kv_head], w.dtype),
+            _rows(self.keys, batch, kv_head, w.dtype),
+            values,
             self.scale,
             None if mask is None else _part(mask, batch, heads, rows),
             None if self.sinks is None else decode(self.sinks[heads], w.dtype),
+            sizes,
         )
         return out, np.maximum(mass, smallest(w.dtype)), largest
+
+
+def _rows(x: Array | Packed, batch: int, head: int, dtype: str) -> Float:
+    """The float64 rows of one KV head."""
+    return x.decode(batch, head) if isinstance(x, Packed) else decode(x[batch, head], dtype)
 
 
 def visible(w: Workload, mask: Array | None) -> Bool | None:
@@ -233,17 +312,31 @@ def visible(w: Workload, mask: Array | None) -> Bool | None:
     return seen.reshape((1,) * (4 - seen.ndim) + seen.shape)
 
 
+def baseline_name(workload: Workload) -> str:
+    """What `sdpa` is for a workload."""
+    if not workload.kv_bits:
+        return "mx.fast.scaled_dot_product_attention"
+    if quantized.stock_runs(workload):
+        return "mlx-lm's quantized_scaled_dot_product_attention"
+    return "dequantise + SDPA, since mlx-lm's quantised attention does not run here"
+
+
 def sdpa(workload: Workload, fixed: float | None = None) -> Callable[..., mx.array]:
-    """MLX's own attention as a Call for a workload: the baseline of every comparison.
+    """What mlx-lm runs, as a Call for a workload: the baseline of every comparison. MLX's own
+    attention; on a quantised cache mlx-lm's, or dequantise + SDPA where that does not run.
 
     A Call is handed its scale as an array; `fixed` is that number where it is known beforehand,
     as mlx-lm knows it, so that the baseline pays nothing for reading it."""
     causal = workload.mask == "causal"
+    bits, group = workload.kv_bits, workload.kv_group
+    packed = None
+    if bits:
+        packed = quantized.stock if quantized.stock_runs(workload) else quantized.dequantised
 
     def call(
         queries: mx.array,
-        keys: mx.array,
-        values: mx.array,
+        keys: Any,
+        values: Any,
         scale: mx.array | float,
         mask: mx.array | None,
         sinks: mx.array | None,
@@ -251,6 +344,11 @@ def sdpa(workload: Workload, fixed: float | None = None) -> Callable[..., mx.arr
         number = fixed
         if number is None:
             number = scale if isinstance(scale, float) else float(np.array(scale)[0])
+        if packed is not None:
+            own_masks = mask is not None and mask.ndim == 4 and mask.shape[1] > 1
+            # mlx-lm's own takes no mask of its own for every head.
+            serve = quantized.dequantised if own_masks else packed
+            return serve(queries, keys, values, number, "causal" if causal else mask, bits, group)
         return mx.fast.scaled_dot_product_attention(
             queries,
             keys,
@@ -261,6 +359,35 @@ def sdpa(workload: Workload, fixed: float | None = None) -> Callable[..., mx.arr
         )
 
     return call
+
+
+def answer(workload: Workload, queries: mx.array, keys: Any, values: Any, *rest: Any) -> mx.array:
+    """The answer that others are compared with, [B, Hq, L, Dv]: SDPA's. On a quantised cache by
+    SDPA in float32: mlx-lm's own there errs by whole values on peaked logits (bfloat16 on a CPU),
+    as it keeps scores and products in the activations' dtype."""
+    if not workload.kv_bits:
+        return sdpa(workload)(queries, keys, values, *rest)
+    plain = replace(workload, op="attention", kv_bits=0, kv_group=0)
+    k, v = floats(workload, keys), floats(workload, values)
+    return sdpa(plain)(queries.astype(mx.float32), k, v, *rest)
+
+
+def mass(workload: Workload, queries: mx.array, keys: Any, values: Any, *rest: Any) -> mx.array:
+    """The sum of p |v| for every element of the answer, by SDPA: the unit of errors. A quantised
+    value counts with its step too: quantised zeros are what rounding left of them."""
+    plain = replace(workload, op="attention", kv_bits=0, kv_group=0)
+    k, size = floats(workload, keys), mx.abs(floats(workload, values))
+    if workload.kv_bits:
+        size = size + mx.repeat(mx.abs(values[1].astype(mx.float32)), workload.kv_group, axis=-1)
+    return sdpa(plain)(queries.astype(k.dtype), k, size, *rest)
+
+
+def floats(workload: Workload, x: Any) -> mx.array:
+    """Keys or values as plain numbers: in float32 where they are quantised."""
+    if not workload.kv_bits:
+        plain: mx.array = x
+        return plain
+    return quantized.exact(x, workload.kv_bits, workload.kv_group)
 
 
 def _part(mask: Array, b: int, heads: slice, rows: npt.NDArray[np.int64]) -> Array:
