@@ -16,7 +16,7 @@ EXTRA ?= $(shell if [ "$$(uname -s)" = Darwin ]; then echo host; \
 	if [ -z "$$v" ]; then echo host,cpu; elif [ "$$v" -ge 13 ]; then echo host,cuda13; \
 	else echo host,cuda12; fi; fi)
 
-.PHONY: demo test lint types tests slow bench clean
+.PHONY: demo test lint types tests slow parity bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/python examples/demo.py
@@ -35,6 +35,10 @@ tests: $(VENV)/installed
 
 slow: $(VENV)/installed
 	$(BIN)/python -m pytest -n 2 -m "slow or not slow"
+
+# Every architecture of mlx-lm, patched against unpatched.
+parity: $(VENV)/installed
+	$(BIN)/python tests/parity.py
 
 bench: $(VENV)/installed
 	$(BIN)/python benchmarks/overhead.py
