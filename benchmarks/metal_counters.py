@@ -49,7 +49,7 @@ from mlx_lm_openevolve.errors import OpenEvolveError, UsageError
 from mlx_lm_openevolve.evolve.model import compulsory
 from mlx_lm_openevolve.kernel import Kernel
 from mlx_lm_openevolve.metalhost import Counters, Launch, chips, compiler_available, roofline
-from mlx_lm_openevolve.reference import case, mask, sdpa
+from mlx_lm_openevolve.reference import case, floats, mask
 from mlx_lm_openevolve.registry import Registry, tuned_root
 from mlx_lm_openevolve.workload import Workload
 
@@ -181,7 +181,7 @@ def class_of(chip: str) -> str:
 @dataclass(frozen=True)
 class Arrays:
     """One call's arrays. mask: [B, 1, L, N] or [B, Hq, L, N], every key seen that causality
-    allows; want: SDPA's answer in float32."""
+    allows; want: SDPA's answer, all in float32."""
 
     workload: Workload
     queries: mx.array
@@ -194,20 +194,24 @@ class Arrays:
 
     @classmethod
     def of(cls, w: Workload) -> Arrays:
-        made = case("peaked", w, 0)
-        x, seen = made.upload(), mask(w, 0)
-        want = sdpa(w)(x.queries, x.keys, x.values, made.scale, seen, x.sinks)
-        return cls(w, x.queries, x.keys, x.values, x.scale, seen, x.sinks, single(want))
+        x, seen = case("peaked", w, 0).upload(), mask(w, 0)
+        keys, values = floats(w, x.keys), floats(w, x.values)
+        wide = (array.astype(mx.float32) for array in (x.queries, keys, values))
+        bias = seen.astype(mx.float32) if w.mask == "additive" and seen is not None else seen
+        want = mx.fast.scaled_dot_product_attention(
+            *wide,
+            scale=x.scale.item(),
+            mask="causal" if w.mask == "causal" else bias,
+            sinks=None if x.sinks is None else x.sinks.astype(mx.float32),
+        )
+        return cls(w, x.queries, x.keys, x.values, x.scale, seen, x.sinks, np.array(want))
 
     def verify(self, who: str, got: mx.array) -> None:
         """Raises AssertionError where `got` is no attention over these arrays."""
-        error = float(np.abs(single(got) - self.want).max() / np.abs(self.want).max())
+        answer = np.array(got.astype(mx.float32))
+        error = float(np.abs(answer - self.want).max() / np.abs(self.want).max())
         limit = 1e-4 if self.workload.dtype == "float32" else 0.03
         assert error < limit, f"{who} on {self.workload.slug} is off by {error:.3g}"
-
-
-def single(x: mx.array) -> np.ndarray[Any, np.dtype[np.float32]]:
-    return np.array(x.astype(mx.float32))
 
 
 def shipped(

@@ -1,0 +1,95 @@
+"""benchmarks/server_soak.py: what it counts and how it judges; the patched server for a moment."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlx_lm_openevolve.metalhost import compiler_available
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
+import server_soak
+
+sys.path.pop(0)
+
+HOST, REASON = compiler_available()
+
+
+@pytest.mark.skipif(not HOST, reason=f"no compiler for metalhost: {REASON}")
+def test_the_patched_server_serves_two_clients(capsys: pytest.CaptureFixture[str]) -> None:
+    short = ["--only", "patched", "--minutes", "0.05", "--clients", "2", "--longest", "40"]
+    assert server_soak.main([*short, "--backend", "host", "--json"]) == 0
+    run = json.loads(capsys.readouterr().out)["runs"]["patched"]
+    assert run["hits"] > 0
+    assert run["requests"] == run["answered"] + run["left"] >= 2
+    assert run["tokens"] >= run["answered"]
+    assert run["errors"] == {}
+    assert len(run["samples"]) >= 2
+
+
+LOG = """127.0.0.1 - - "POST /v1/completions HTTP/1.1" 200 -
+----------------------------------------
+Exception occurred during processing of request from ('127.0.0.1', 36036)
+Traceback (most recent call last):
+  File "socketserver.py", line 691, in process_request_thread
+    self.finish_request(request, client_address)
+BrokenPipeError: [Errno 32] Broken pipe
+----------------------------------------
+Traceback (most recent call last):
+  File "x.py", line 1, in f
+ConnectionResetError: [Errno 104] Connection reset by peer
+Traceback (most recent call last):
+  File "x.py", line 1, in f
+mlx_lm_openevolve.errors.BackendError
+"""
+
+
+def test_exceptions_of_a_log_are_counted_by_type() -> None:
+    assert server_soak.exceptions(LOG) == {"client went away": 2, "BackendError": 1}
+    assert server_soak.exceptions("all is well\n") == {}
+
+
+def test_the_trend_leaves_the_warm_up_out() -> None:
+    warm = [(t, 100.0 + 10 * t, 5) for t in range(30)]  # ten MB a second, and then none
+    flat = server_soak.trend([*warm, *((t, 400.0, 7) for t in range(30, 101))])
+    assert (flat["growth_mb"], flat["slope_mb_per_minute"]) == (0, 0)
+    assert (flat["begin_mb"], flat["end_files"]) == (400, 7)
+    leak = server_soak.trend([(t, 100.0 + t / 60, 5) for t in range(601)])
+    assert leak["slope_mb_per_minute"] == pytest.approx(1, abs=1e-3)
+    assert leak["growth_mb"] == pytest.approx(7 * 3 / 4, abs=0.1)
+
+
+def run(**changes: Any) -> dict[str, Any]:
+    memory = {"begin_mb": 200.0, "growth_mb": 1.0}
+    made = {"errors": {}, "log": {}, "hits": 9, "problems": [], "memory": memory, "minutes": 10.0}
+    return made | changes
+
+
+@pytest.mark.parametrize(
+    ("stock", "patched", "says"),
+    [
+        (run(), run(), None),
+        (run(), run(errors={"status 404": 2}), "status 404 (2 times)"),
+        (run(errors={"status 404": 1}), run(errors={"status 404": 2}), None),
+        (run(), run(log={"BackendError": 1}), "BackendError (1 times)"),
+        (run(), run(log={"client went away": 3}), None),
+        (run(), run(hits=0), "no kernel served a call"),
+        (run(), run(problems=["not supported"]), "not supported"),
+        (run(), run(memory={"begin_mb": 200.0, "growth_mb": 8.0}), "memory grows by 8.0 MB"),
+        (run(), run(memory={"begin_mb": 200.0, "growth_mb": 8.0}, minutes=0.5), None),
+        (
+            run(memory={"begin_mb": 200.0, "growth_mb": 3.0}),
+            run(memory={"begin_mb": 200.0, "growth_mb": 8.0}),
+            None,
+        ),
+    ],
+)
+def test_the_patched_server_is_judged_beside_stock(
+    stock: dict[str, Any], patched: dict[str, Any], says: str | None
+) -> None:
+    wrong = server_soak.judge({"stock": stock, "patched": patched})
+    assert [line.startswith(says or "") for line in wrong] == ([True] if says else [])
