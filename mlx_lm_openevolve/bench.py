@@ -12,6 +12,7 @@ over the blocks, with a bootstrap interval. With --kernel one kernel is benched 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
@@ -29,6 +30,7 @@ from rich.progress import Progress
 
 from .device import BACKENDS, detect, fingerprint
 from .errors import BackendError, OpenEvolveError, RegistryError, UsageError
+from .hub import check_model
 from .registry import Registry, Verdict, user_root
 from .run import VARIABLE, summary, totals
 
@@ -69,7 +71,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-n", "--blocks", type=int, default=3, metavar="N", help="of four processes"
     )
     parser.add_argument("--trials", type=int, default=1, metavar="N", help="in each process")
-    parser.add_argument("--suite", metavar="NAME", action="append", help="with --kernel: workloads")
+    parser.add_argument(
+        "--suite", metavar="SUITE|SLUG", action="append", help="with --kernel: default decode"
+    )
     parser.add_argument("--subset", action="store_true", help="with --kernel: every third one")
     parser.add_argument("--backend", choices=BACKENDS, help="default: the GPU")
     parser.add_argument(
@@ -80,7 +84,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, out: Console) -> tuple[int, dict[str, Any]]:
     """The command. Exit code 0 where nothing is slower than the floor, every case was served by
-    kernels, and the results agree; else 1."""
+    kernels, and the results agree; else 1. With --output the file holds all that is known after
+    each case, so that an interrupted bench loses the one in flight alone."""
     from .gate import GATE_VERSION
 
     if os.environ.get("MLX_LM_OPENEVOLVE") == "0":
@@ -89,32 +94,56 @@ def run(options: argparse.Namespace, out: Console) -> tuple[int, dict[str, Any]]
     result: dict[str, Any] = {
         "machine": fingerprint(device, GATE_VERSION),
         "date": time.strftime("%Y-%m-%d"),
+        "ok": False,
     }
-    if options.kernel:
-        from .bench_kernel import bench_kernel
 
-        rows = bench_kernel(options, out)
-        result |= {"verdicts": rows, "ok": all(row["status"] == "accepted" for row in rows)}
+    def keep(**found: Any) -> None:
+        result.update(found)
+        if options.output:
+            _write(options.output, result)
+
+    if options.kernel:
+        from .bench_kernel import bench_kernel, passed
+
+        bench_kernel(options, out, lambda rows: keep(verdicts=rows))
+        keep(ok=passed(result["verdicts"]))
     else:
-        if not (options.model or options.shape):
-            raise UsageError("name a --model PATH or a --shape, or a --kernel FOLDER")
+        asked = tasks(options)
         if device.backend == "host" and not options.any_correct:
             raise BackendError(
                 "MLX has no GPU here, and on the CPU no kernel is faster; to compare the results"
                 " alone: --backend host --any-correct, with a small model"
             )
-        result["cases"] = [run_case(name, task, options, out) for name, task in tasks(options)]
-        result["ok"] = all(case["ok"] for case in result["cases"])
-    if options.output:
-        try:
-            options.output.write_text(json.dumps(result))
-        except OSError as error:
-            raise UsageError(f"{options.output}: {error.strerror}") from None
+        for option in ("model", "draft"):
+            name = getattr(options, option)
+            if name and name not in SHAPES:
+                check_model(f"--{option}", name)
+        keep(cases=[])
+        for name, task in asked:
+            keep(cases=[*result["cases"], run_case(name, task, options, out)])
+        keep(ok=all(case["ok"] for case in result["cases"]))
     return (0 if result["ok"] else 1), result
+
+
+def _write(path: Path, result: Mapping[str, Any]) -> None:
+    """The whole file or the one before: a full disk takes nothing away."""
+    temporary = path.with_name(f"{path.name}.new")
+    try:
+        if path.exists() and not path.is_file():  # a pipe or a device cannot be replaced
+            path.write_text(json.dumps(result) + "\n")
+            return
+        temporary.write_text(json.dumps(result, indent=1) + "\n")
+        temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise UsageError(f"{path}: {error.strerror or error}") from None
 
 
 def tasks(options: argparse.Namespace) -> list[tuple[str, dict[str, Any]]]:
     """What each case asks of a worker, by its name. Raises UsageError."""
+    if not (options.model or options.shape):
+        raise UsageError("name a --model PATH or a --shape, or a --kernel FOLDER")
     if options.preset and (options.prompt_tokens or options.generation_tokens):
         raise UsageError("a --preset has its own -p and -g")
     if options.batch > 1 and (options.kv_bits or options.draft):
@@ -225,7 +254,9 @@ def problems(found: Mapping[str, Any], faster: bool) -> list[str]:
         says.append("the logits are further from float32 attention than rounding explains")
     if faster and found["ratio"] < FLOOR:
         noise = "" if found["high"] < 1 else "; not told from noise: repeat with more --blocks"
-        says.append(f"slower than stock: {found['ratio']:.3f}x, below {FLOOR}x{noise}")
+        served = [slug for slug, row in found.get("routes", {}).items() if row["hits"]]
+        where = f" with kernels on {', '.join(served)}" if served else ""
+        says.append(f"slower than stock: {found['ratio']:.3f}x, below {FLOOR}x{where}{noise}")
     return says
 
 

@@ -3,8 +3,10 @@
     mlx-lm-openevolve run | bench | evolve | report | check | import | list
                       | show | status | clear
 
-Exit codes: 0 done, 1 rejected or not faster, 2 usage. With --json one JSON object is the last line
-of standard output, and everything for people goes to standard error.
+Exit codes: 0 done; 1 rejected or not faster; 2 not done (a wrong argument, or something that this
+machine lacks: the line says which); 70 a fault of this program; 130 interrupted by Ctrl-C. With
+--json one JSON object is the last line of standard output, {"error": ...} where nothing was done,
+and everything for people goes to standard error. Tracebacks are shown with --verbose alone.
 """
 
 from __future__ import annotations
@@ -14,23 +16,22 @@ import contextlib
 import json
 import logging
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.syntax import Syntax
-from rich.table import Table
 
-from . import __version__
-from .callers import Callers, callers
-from .device import BACKENDS, detect, version_of
-from .errors import OpenEvolveError, UsageError, WorkloadError
+from . import __version__, inspection
+from .device import BACKENDS, detect
+from .errors import OpenEvolveError, UsageError
 from .kernel import Kernel
-from .registry import VERSION, Registry, Verdict, tuned_root, user_root
 from .workload import Workload
 
-__all__ = ["main"]
+__all__ = ["main", "parser"]
+
+NOT_DONE, FAULT, INTERRUPTED = 2, 70, 130
 
 # What `check` asks of a kernel where no workload is named: the first ones that it applies to.
 CHECKED = [
@@ -43,39 +44,68 @@ CHECKED = [
 ]
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Rich would end the process with code 1, which means "rejected" here."""
+        raise BrokenPipeError
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
-    options = _parser().parse_args(argv)
+    options = parser().parse_args(argv)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    out = Console(stderr=options.json, highlight=False, soft_wrap=True)
+    out = _Console(stderr=options.json, highlight=False, soft_wrap=True)
+    if not out.is_terminal:
+        out.width = 240  # a table in a file or a pipe keeps its words whole
     try:
         code, result = options.command(options, out)
-    except OpenEvolveError as error:
-        if options.verbose:
-            raise
-        print(f"mlx-lm-openevolve: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("mlx-lm-openevolve: interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
+    except BrokenPipeError:  # the reader has seen enough
         return 0
+    except (Exception, KeyboardInterrupt) as error:
+        if options.verbose:
+            traceback.print_exc()
+        code, text = _failure(error)
+        print(f"mlx-lm-openevolve: {text}", file=sys.stderr)
+        result = {"error": text}
     if options.json:
-        print(json.dumps(result))
+        try:
+            print(json.dumps(result), flush=True)
+        except BrokenPipeError:
+            pass
+        except OSError as error:
+            code, text = _failure(error)
+            print(f"mlx-lm-openevolve: standard output: {text}", file=sys.stderr)
     return int(code)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _failure(error: BaseException) -> tuple[int, str]:
+    """Exit code and line for what ended a command."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED, "interrupted"
+    if isinstance(error, OpenEvolveError):
+        return NOT_DONE, " ".join(lines)
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        return NOT_DONE, f"{where}{error.strerror}"
+    if isinstance(error, MemoryError):
+        return NOT_DONE, f"out of memory: {lines[0]}"
+    return FAULT, f"{type(error).__name__}: {lines[0]} (a fault of ours; --verbose shows where)"
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands and their arguments."""
     parser = argparse.ArgumentParser(
         prog="mlx-lm-openevolve", description="Proven attention kernels for mlx-lm."
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    _add_common(parser)
+    parser.set_defaults(json=False, verbose=False)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     def add(name: str, command: Any, text: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text)
-        sub.add_argument("--json", action="store_true", help="one JSON object on standard output")
-        sub.add_argument("--verbose", action="store_true", help="show tracebacks")
+        _add_common(sub)
         sub.set_defaults(command=command)
         return sub
 
@@ -106,20 +136,24 @@ def _parser() -> argparse.ArgumentParser:
     )
     evolve.add_report_arguments(add("report", evolve.report, "A run of evolve as one HTML page."))
 
-    add("list", _list, "List the verdicts that are stored, for every device.")
-    show = add("show", _show, "Show a kernel with its source, or what is known of a workload.")
-    show.add_argument("what", metavar="KERNEL_ID|WORKLOAD")
-    add("status", _status, "What runs here: versions, device, backends, registries.")
-    clear = add("clear", _clear, "Remove the user's stored verdicts and kernels.")
+    listed = add("list", inspection.list_verdicts, "List the stored verdicts, for every device.")
+    listed.add_argument("--device", metavar="SLUG", help="only the verdicts of this device")
+    show = add("show", inspection.show, "A kernel with its source, or what is known of a workload.")
+    show.add_argument("what", metavar="KERNEL|WORKLOAD", help="a kernel's id or name, or a slug")
+    add("status", inspection.status, "What runs here: a block to paste into a bug report.")
+    clear = add("clear", inspection.clear, "Remove the user's stored verdicts and kernels.")
     clear.add_argument("--device", metavar="SLUG", help="only the verdicts of this device")
+    clear.add_argument("--cache", action="store_true", help="compiled host programs as well")
     return parser
 
 
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    # Before the command or after it: what is not given must not undo what was.
+    for name, text in (("json", "one JSON object on standard output"), ("verbose", "tracebacks")):
+        parser.add_argument(f"--{name}", action="store_true", default=argparse.SUPPRESS, help=text)
+
+
 Result = tuple[int, dict[str, Any]]
-
-
-def _registries() -> list[Registry]:
-    return [Registry(user_root()), Registry(tuned_root(), writable=False)]
 
 
 def _check(options: argparse.Namespace, out: Console) -> Result:
@@ -127,9 +161,7 @@ def _check(options: argparse.Namespace, out: Console) -> Result:
 
     kernel = Kernel.load(options.folder)
     backend = options.backend or detect().backend
-    reason = backends.get(backend).unavailable()
-    if reason:
-        raise UsageError(f"backend {backend!r}: {reason}")
+    backends.require(kernel, backend)
     if options.workload:
         workloads = [Workload.parse(slug).bucket() for slug in options.workload]
     else:
@@ -155,7 +187,8 @@ def _check(options: argparse.Namespace, out: Console) -> Result:
         except gate.Poisoned as error:
             verdict = error.verdict
         verdicts.append(verdict)
-        _print_verdict(out, verdict)
+        for line in gate.describe(verdict):
+            out.print(line, markup=False, style=None if verdict.correct else "red")
     good = all(v.correct and p.get("ok", True) for v, p in zip(verdicts, profiles, strict=True))
     return (0 if good else 1), {
         "kernel": kernel.id,
@@ -209,13 +242,6 @@ def _on_host(
     return {**record, "launches": [launch.to_dict() for launch in launches]}
 
 
-def _print_verdict(out: Console, verdict: Verdict) -> None:
-    from .gate import describe
-
-    for line in describe(verdict):
-        out.print(line, markup=False, style=None if verdict.correct else "red")
-
-
 def _import(options: argparse.Namespace, out: Console) -> Result:
     from . import importer
 
@@ -223,153 +249,6 @@ def _import(options: argparse.Namespace, out: Console) -> Result:
     out.print(f"wrote {options.out} (kernel {kernel.id}); judge it: ", end="")
     out.print(f"mlx-lm-openevolve check {options.out}")
     return 0, {"kernel": kernel.id, "folder": str(options.out)}
-
-
-def _list(options: argparse.Namespace, out: Console) -> Result:
-    table = Table("device", "workload", "kernel", "status", "ratio", "low", "from", box=None)
-    rows = []
-    for registry in _registries():
-        origin = "user" if registry.writable else "tuned"
-        for device in registry.devices():
-            for workload in registry.workloads(device):
-                for verdict in registry.verdicts(device, workload):
-                    row = {
-                        "device": device,
-                        "workload": workload.slug,
-                        "kernel": verdict.kernel,
-                        "params": dict(verdict.params),
-                        "status": verdict.status,
-                        "correct": verdict.correct,
-                        "ratio": verdict.timing.get("ratio"),
-                        "low": verdict.timing.get("low"),
-                        "from": origin,
-                    }
-                    rows.append(row)
-                    table.add_row(
-                        *(
-                            f"{value:.2f}" if isinstance(value, float) else str(value or "")
-                            for key, value in row.items()
-                            if key not in ("params", "correct")
-                        )
-                    )
-    out.print(table if rows else "nothing is stored yet")
-    return 0, {"verdicts": rows}
-
-
-def _show(options: argparse.Namespace, out: Console) -> Result:
-    registries = _registries()
-    try:
-        workload = Workload.parse(options.what).bucket()
-    except WorkloadError:
-        kernel = next((k for k in (r.kernel(options.what) for r in registries) if k), None)
-        if kernel is None:
-            raise UsageError(
-                f"{options.what[:80]!r} is neither a stored kernel's id nor a workload"
-            ) from None
-        return _show_kernel(kernel, registries, out)
-    found = []
-    for registry in registries:
-        for device in registry.devices():
-            for verdict in registry.verdicts(device, workload):
-                found.append({"device": device, **verdict.to_json()})
-                out.print(f"[dim]{device}[/]")
-                _print_verdict(out, verdict)
-    if not found:
-        out.print(f"{workload.slug}: no verdict is stored; it is gated at first use")
-    return 0, {"workload": workload.slug, "verdicts": found}
-
-
-def _show_kernel(kernel: Kernel, registries: list[Registry], out: Console) -> Result:
-    out.print(f"[bold]{kernel.name}[/] {kernel.id} ({kernel.origin})")
-    if kernel.description:
-        out.print(kernel.description, markup=False)
-    out.print(f"applies   {kernel.applies.text}", markup=False)
-    for param in kernel.params:
-        out.print(f"{param.name:9s} {list(param.values)}, by default {param.default.text}")
-    for file, source in kernel.sources.items():
-        out.print(f"\n[bold]{file}[/]")
-        out.print(Syntax(source, "cpp", word_wrap=True, background_color="default"))
-    checks = [check for registry in registries for check in registry.host_checks(kernel.id)]
-    return 0, {
-        "kernel": kernel.id,
-        "meta": dict(kernel.meta),
-        "sources": dict(kernel.sources),
-        "host_checks": checks,
-    }
-
-
-def _status(options: argparse.Namespace, out: Console) -> Result:
-    from . import backends
-
-    device, calls = detect(), callers()
-    status: dict[str, Any] = {
-        "version": __version__,
-        "python": sys.version.split()[0],
-        "mlx": version_of("mlx"),
-        "mlx_lm": version_of("mlx-lm"),
-        "device": {
-            "slug": device.slug,
-            "name": device.name,
-            "architecture": device.architecture,
-            "cores": device.cores,
-        },
-        "backends": {name: backends.get(name).unavailable() or "available" for name in BACKENDS},
-        "architectures": {
-            "patched": sorted(calls.patched),
-            "direct": {
-                name: {"lines": list(lines), "served": False, "patched": name in calls.patched}
-                for name, lines in calls.direct.items()
-            },
-        },
-        "registries": [],
-    }
-    for registry in _registries():
-        files = [p for p in (registry.root / VERSION).rglob("*") if p.is_file()]
-        workloads = registry.workloads(device.slug)
-        status["registries"].append(
-            {
-                "root": str(registry.root),
-                "writable": registry.writable,
-                "kernels": len(registry.kernels()),
-                "devices": registry.devices(),
-                "workloads_here": len(workloads),
-                "bytes": sum(p.stat().st_size for p in files),
-            }
-        )
-    for key in ("version", "python", "mlx", "mlx_lm"):
-        out.print(f"{key:10s} {status[key]}")
-    out.print(f"{'device':10s} {device.slug} ({device.name}, {device.architecture})")
-    for name, reason in status["backends"].items():
-        out.print(f"{name:10s} {reason}", markup=False)
-    for line in _architectures(calls):
-        out.print(line, markup=False)
-    for row in status["registries"]:
-        out.print(
-            f"{'user' if row['writable'] else 'tuned':10s} {row['root']}: {row['kernels']} kernels,"
-            f" {row['workloads_here']} workloads judged on this device, {row['bytes']} bytes"
-        )
-    return 0, status
-
-
-def _architectures(calls: Callers) -> list[str]:
-    """Which of mlx-lm's architectures the patch reaches, for people."""
-    if not calls.patched:
-        return [f"{'models':10s} mlx-lm is not installed"]
-    lines = [f"{'models':10s} {len(calls.patched)} of mlx-lm's architectures call its attention"]
-    if calls.direct:
-        names = (f"{n} (in part)" if n in calls.patched else n for n in calls.direct)
-        lines.append(
-            f"{'not served':10s} {', '.join(names)}: these call MLX's attention directly,"
-            " past the patch; no kernel serves those calls"
-        )
-    return lines
-
-
-def _clear(options: argparse.Namespace, out: Console) -> Result:
-    registry = Registry(user_root())
-    removed = registry.clear(options.device)
-    out.print(f"removed {removed} files under {registry.root}")
-    return 0, {"removed": removed, "registry": str(registry.root)}
 
 
 if __name__ == "__main__":

@@ -35,8 +35,8 @@ __all__ = ["VARIABLE", "activate", "add_arguments", "command_line", "environment
 
 VARIABLE = "MLX_LM_OPENEVOLVE_RUN"
 SITE = Path(__file__).resolve().parent / "sitecustom"
-# Options of mlx-lm's commands whose value may be a folder on this machine.
-PATHS = ("--model", "--draft-model", "--adapter-path")
+# Options of mlx-lm's commands whose value is a model.
+MODELS = ("--model", "--draft-model")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,7 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, out: object) -> NoReturn:
     """Become the command. Raises UsageError or BackendError before anything was started."""
     argv = command_line(options.wrapped, options.arguments)
-    _check_paths(options.arguments)
+    if not options.wrapped.endswith(".py"):
+        _check_models(options.wrapped, options.arguments)
     _check_kernels(options)
     try:
         folder = tempfile.mkdtemp(prefix="mlx-lm-openevolve-run-")
@@ -225,20 +226,18 @@ def summary(found: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def _check_paths(arguments: Sequence[str]) -> None:
-    """A model that is no folder and can be no name on the Hub: mlx-lm would end in a traceback."""
-    words = [*arguments, ""]
-    for i, word in enumerate(words[:-1]):
+def _check_models(command: str, arguments: Sequence[str]) -> None:
+    """A model or an adapter that cannot be loaded: mlx-lm would end in a traceback."""
+    from .hub import check_model
+
+    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
         option, _, value = word.partition("=")
-        if option not in PATHS:
-            continue
-        value = value or words[i + 1]
-        path = Path(value).expanduser()
-        if value.startswith((".", "/", "~")) or value.count("/") > 1:
-            if not path.exists():
-                raise UsageError(f"{option} {value}: no such folder")
-            if option != "--adapter-path" and not (path / "config.json").exists():
-                raise UsageError(f"{option} {value}: no model there (no config.json)")
+        value = value or following
+        if option in MODELS and value:
+            check_model(option, value)
+        missing = option == "--adapter-path" and not Path(value).expanduser().exists()
+        if missing and command != "mlx_lm.lora":  # that one writes it
+            raise UsageError(f"{option} {value}: no such folder")
 
 
 def _check_kernels(options: argparse.Namespace) -> None:

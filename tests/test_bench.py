@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import resource
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from mlx_lm_openevolve.plan import Planner
 from mlx_lm_openevolve.registry import Registry, Verdict, tuned_root
 from mlx_lm_openevolve.workload import Workload
 
+ROOT = Path(__file__).resolve().parent.parent
 BUCKET = Workload(1, 4, 2, 1, 16, 64, 64, "bfloat16")
 
 
@@ -183,7 +185,9 @@ def test_a_model_that_does_not_load_is_told_in_one_line(
     assert "config.json" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("more", [["-b", "1"], ["-b", "2"]], ids=["alone", "batch"])
+@pytest.mark.parametrize(
+    "more", [["-b", "1"], ["-b", "2"], ["--kv-bits", "8"]], ids=["alone", "batch", "quantised"]
+)
 def test_a_case_on_the_host_end_to_end(
     home: Path,
     tiny_folder: Path,
@@ -196,7 +200,10 @@ def test_a_case_on_the_host_end_to_end(
         for batch, mask in ((1, "none"), (2, "bool"))
         for kv_len in (1, 2, 4, 8, 16, 32)
     ]
-    store_correct(home, next(k for k in shipped_in_metal() if k.applies_to(BUCKET)), buckets)
+    quantised = {"op": "attention_quantized", "kv_bits": 8, "kv_group": 64}
+    buckets += [replace(bucket, **quantised) for bucket in buckets if bucket.batch == 1]
+    for kernel in shipped_in_metal():
+        store_correct(home, kernel, [bucket for bucket in buckets if kernel.applies_to(bucket)])
     output = tmp_path / "result.json"
     words = ["--model", str(tiny_folder), "--backend", "host", "--any-correct", *more]
     words += ["-p", "12", "-g", "4", "-n", "1", "--output", str(output), "--json"]
@@ -210,21 +217,63 @@ def test_a_case_on_the_host_end_to_end(
     # Two processes, two layers, four decode steps in the warm-up and again in the trial.
     assert found["hits"] >= 2 * 2 * 2 * 3
     assert found["logits"]["hits"] == 2 * 8
-    assert 0 < found["logits"]["stock"] < 0.05
+    if "--kv-bits" in more:
+        assert found["logits"]["stock"] is None
+        assert found["logits"]["difference"] < 0.05
+    else:
+        assert 0 < found["logits"]["stock"] < 0.05
     assert "generation_tps=" in err
     assert "greedy tokens equal" in err
-    assert "gqa_decode" in err
+    assert ("gqa_quantized" if "--kv-bits" in more else "gqa_decode") in err
 
 
 def test_a_case_that_no_kernel_serves_fails(
-    tiny_folder: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A quantised cache runs on stock: an honest bench says that it compared nothing."""
-    words = ["--model", str(tiny_folder), "--backend", "host", "--any-correct", "--kv-bits", "8"]
+    """A head size that no kernel takes: an honest bench says that it compared nothing."""
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    import tiny_model
+
+    monkeypatch.setitem(tiny_model.CONFIG, "head_dim", 20)
+    tiny_model.make(tmp_path / "model", tiny_model.corpus(ROOT), steps=0)
+    words = ["--model", str(tmp_path / "model"), "--backend", "host", "--any-correct"]
     assert main(["bench", *words, "-p", "12", "-g", "4", "-n", "1"]) == 1
     out = capsys.readouterr().out
     assert "stock with stock" in out
-    assert "no plain arrays" in out
+    assert "no kernel applies" in out
+
+
+def test_a_kernel_alone_on_the_host_is_judged_and_modelled(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kernel = next(k for k in shipped_in_metal() if k.applies_to(BUCKET))
+    kernel.save(tmp_path / "k")
+    output = tmp_path / "rows.json"
+    words = ["--kernel", str(tmp_path / "k"), "--suite", BUCKET.slug, "--backend", "host"]
+    assert main(["bench", *words, "--output", str(output)]) == 0
+    (row,) = json.loads(output.read_text())["verdicts"]
+    assert (row["correct"], row["faster"], row["timing"]) == (True, False, {})
+    modelled = row["modelled"]
+    assert modelled["ratio"] == pytest.approx(modelled["sdpa_seconds"] / modelled["seconds"])
+    out = capsys.readouterr().out
+    assert "not measured" in out
+    assert "1 workloads" in out
+
+
+def test_an_output_that_cannot_be_written_leaves_the_file_before_it(tmp_path: Path) -> None:
+    output = tmp_path / "result.json"
+    bench._write(output, {"a": 1})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64, before[1]))  # the disk takes no more
+    try:
+        with pytest.raises(errors.UsageError, match=r"result\.json: File too large"):
+            bench._write(output, {"a": "x" * 1000})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert json.loads(output.read_text()) == {"a": 1}
+    assert list(tmp_path.glob("result*")) == [output]
+    with pytest.raises(errors.UsageError, match="No such file"):
+        bench._write(tmp_path / "nowhere" / "x", {})
 
 
 def test_the_options_parse() -> None:

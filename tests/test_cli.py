@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import shipped_in_metal, store_correct
+from conftest import shipped_in_metal
 from mlx_lm.models import base
 
 from mlx_lm_openevolve.cli import main
@@ -96,7 +96,7 @@ def test_a_wrong_kernel_fails_check_with_its_reason(
     ("argv", "says"),
     [
         (["check", "/nowhere"], "kernel.json: no such file"),
-        (["show", "nonsense"], "neither a stored kernel's id nor a workload"),
+        (["show", "nonsense"], "neither a stored kernel's id or name nor a workload"),
         (["import", "/nowhere.py", "--out", "/tmp/x"], "/nowhere.py"),
     ],
 )
@@ -119,26 +119,88 @@ def test_a_workload_that_the_kernel_does_not_serve_is_refused(
     assert "does not apply" in err
 
 
-def test_list_show_and_clear(
-    capsys: pytest.CaptureFixture[str], home: Path, shipped: Kernel
+def test_a_kernel_for_another_backend_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    native = next(
+        kernel
+        for kernel in Registry(tuned_root(), writable=False).kernels()
+        if any(stage.language == "cuda" for stage in kernel.stages)
+    )
+    folder = str(tuned_root() / "v1" / "kernels" / native.id)
+    for command in (["check", folder], ["bench", "--kernel", folder]):
+        code, out, err = run(capsys, *command, "--backend", "host")
+        assert code == 2
+        assert out == ""
+        assert "is for cuda" in err
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_common_options_stand_before_the_command_or_after_it(
+    capsys: pytest.CaptureFixture[str], before: bool
 ) -> None:
-    store_correct(home, shipped, [DECODE])
-    _, listed = run_json(capsys, "list")
-    assert DECODE.slug in [row["workload"] for row in listed["verdicts"]]
-    _, shown = run_json(capsys, "show", DECODE.slug)
-    assert shown["verdicts"][0]["reason"] == "stored by a test"
-    assert "stored by a test" in run(capsys, "show", DECODE.slug)[1]
-    _, kernel = run_json(capsys, "show", shipped.id)
-    assert kernel["sources"] == dict(shipped.sources)
-    assert shipped.name in run(capsys, "show", shipped.id)[1]
-    _, cleared = run_json(capsys, "clear", "--device", "host")
-    assert cleared["removed"] >= 1
-    assert Registry(home).verdicts("host", DECODE) == []
+    words = ["--json", "--verbose"]
+    argv = [*words, "show", "nonsense"] if before else ["show", "nonsense", *words]
+    code, out, err = run(capsys, *argv)
+    assert code == 2
+    assert "neither" in json.loads(out)["error"]
+    assert "Traceback" in err
+    assert err.splitlines()[-1] == f"mlx-lm-openevolve: {json.loads(out)['error']}"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "says"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (OSError(28, "No space left on device", "/full"), 2, "/full: No space left on device"),
+        (MemoryError("of 3 GB"), 2, "out of memory: of 3 GB"),
+        (ZeroDivisionError("division by zero"), 70, "a fault of ours"),
+    ],
+)
+def test_whatever_ends_a_command_is_one_line(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    code: int,
+    says: str,
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("mlx_lm_openevolve.inspection.status", fail)
+    found, out, err = run(capsys, "status")
+    assert (found, out) == (code, "")
+    assert says in err
+    assert err.count("\n") == 1
+
+
+def program(*argv: str, **more: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "mlx_lm_openevolve", *argv]
+    more = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | more
+    return subprocess.run(command, text=True, check=False, **more)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+@pytest.mark.parametrize("command", [["status"], ["status", "--json"], ["show", "gqa_decode"]])
+def test_a_full_disk_under_standard_output_is_one_line(command: list[str]) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = program(*command, stdout=full)
+    assert done.returncode == 2
+    assert "No space left on device" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    reader = subprocess.Popen(["true"], stdin=subprocess.PIPE)
+    reader.wait()
+    done = program("show", "gqa_decode", stdout=reader.stdin)
+    assert reader.stdin is not None
+    reader.stdin.close()
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_the_module_runs_as_a_program() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "mlx_lm_openevolve.cli", "status", "--json"],
+        [sys.executable, "-m", "mlx_lm_openevolve", "status", "--json"],
         capture_output=True,
         text=True,
         check=True,

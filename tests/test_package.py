@@ -31,7 +31,7 @@ LAYERS = [
     ["patch"],
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
-FREE = {"__init__", "__main__", "cli", "run", "sitecustom"}
+FREE = {"__init__", "__main__", "cli", "inspection", "hub", "run", "sitecustom"}
 FREE |= {"bench", "bench_worker", "bench_kernel", "shapes"}
 
 

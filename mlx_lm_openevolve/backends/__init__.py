@@ -36,6 +36,7 @@ __all__ = [
     "get",
     "kv_len",
     "operands",
+    "require",
     "template_of",
 ]
 
@@ -51,6 +52,18 @@ def get(name: str) -> ModuleType:
     if name not in BACKENDS:
         raise UsageError(f"backend {name!r} is none of {', '.join(BACKENDS)}")
     return importlib.import_module(f".{name}", __package__)
+
+
+def require(kernel: Kernel, backend: str) -> None:
+    """Raise BackendError where a backend is not available here, or a stage is not for it."""
+    reason = get(backend).unavailable()
+    if reason:
+        raise BackendError(f"backend {backend!r}: {reason}")
+    for stage in kernel.stages:
+        if stage.language not in ("metal", backend):
+            raise BackendError(
+                f"kernel {kernel.id} is for {stage.language} ({stage.file}), not for {backend!r}"
+            )
 
 
 def dtype_of(name: str) -> mx.Dtype:

@@ -1,0 +1,185 @@
+"""`list`, `show`, `status` and `clear`: what a person and a program are told."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import shipped_in_metal, store_correct
+from rich.console import Console
+
+from mlx_lm_openevolve import inspection
+from mlx_lm_openevolve.cli import main
+from mlx_lm_openevolve.device import detect, fingerprint
+from mlx_lm_openevolve.gate import GATE_VERSION
+from mlx_lm_openevolve.kernel import Kernel
+from mlx_lm_openevolve.registry import Registry, Verdict
+from mlx_lm_openevolve.workload import Workload
+
+DECODE = Workload(1, 8, 2, 1, 128, 64, 64, "bfloat16")
+
+
+def told(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    assert main(argv) == 0
+    return capsys.readouterr().out
+
+
+def found(capsys: pytest.CaptureFixture[str], *argv: str) -> Any:
+    assert main([*argv, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.fixture
+def kernel() -> Kernel:
+    return next(k for k in shipped_in_metal() if k.applies_to(DECODE))
+
+
+def verdict(kernel: Kernel, **changes: Any) -> Verdict:
+    made = Verdict(
+        kernel=kernel.id,
+        params=kernel.default_params(DECODE),
+        workload=DECODE.slug,
+        correct=True,
+        faster=True,
+        reason="accepted",
+        fingerprint=fingerprint(detect("host"), GATE_VERSION),
+        timing={
+            "ratio": 1.31,
+            "low": 1.25,
+            "high": 1.4,
+            "kv_len": 128,
+            "baseline": {"mean": 2e-5},
+            "candidate": {"mean": 1.5e-5, "trials": 20},
+        },
+    )
+    return replace(made, **changes)
+
+
+def test_list_tells_device_kernel_ratio_reason_and_disk(
+    capsys: pytest.CaptureFixture[str], home: Path, kernel: Kernel
+) -> None:
+    registry = Registry(home)
+    registry.publish("host", verdict(kernel))
+    slow = replace(DECODE, kv_len=256)
+    registry.publish(
+        "apple-m3-max-40",
+        verdict(kernel, workload=slow.slug, faster=False, reason="1.00 is not above 1.02"),
+    )
+    (fast, not_faster) = sorted(found(capsys, "list")["verdicts"], key=lambda row: -row["faster"])
+    assert (fast["device"], fast["ratio"], fast["low"], fast["stale"]) == ("host", 1.31, 1.25, "")
+    assert not_faster["reason"] == "1.00 is not above 1.02"
+    text = told(capsys, "list")
+    assert "1.31 [1.25]" in text
+    assert "rejected: 1.00 is not above 1.02" in text
+    assert f"KiB in {home}" in text
+    assert found(capsys, "list", "--device", "host")["verdicts"] == [fast]
+
+
+def test_a_verdict_of_another_version_is_told_to_be_stale(
+    capsys: pytest.CaptureFixture[str], home: Path, kernel: Kernel
+) -> None:
+    old = {**verdict(kernel).fingerprint, "gate": GATE_VERSION - 1}
+    Registry(home).publish("host", verdict(kernel, fingerprint=old))
+    (row,) = found(capsys, "list")["verdicts"]
+    assert row["stale"] == f"made by gate {GATE_VERSION - 1}, now {GATE_VERSION}"
+    assert "gated again at first use" in told(capsys, "show", DECODE.slug)
+
+
+def test_show_of_a_workload_says_what_it_runs_on_here_and_why(
+    capsys: pytest.CaptureFixture[str], home: Path, kernel: Kernel
+) -> None:
+    assert "SDPA: no GPU here" in told(capsys, "show", DECODE.slug)
+    store_correct(home, kernel, [DECODE])
+    shown = found(capsys, "show", DECODE.slug)
+    assert shown["here"]["kernel"] is None
+    assert shown["verdicts"][0]["reason"] == "stored by a test"
+    assert "stored by a test" in told(capsys, "show", DECODE.slug)
+    Registry(home).publish("host", verdict(kernel))
+    assert found(capsys, "show", DECODE.slug)["here"]["kernel"] == kernel.id
+    # Any shape of the bucket is the bucket.
+    inside = replace(DECODE, kv_len=100)
+    assert found(capsys, "show", inside.slug)["workload"] == DECODE.slug
+
+
+def test_show_of_a_kernel_by_id_and_by_name(
+    capsys: pytest.CaptureFixture[str], home: Path, kernel: Kernel
+) -> None:
+    store_correct(home, kernel, [DECODE])
+    shown = found(capsys, "show", kernel.id)
+    assert shown["sources"] == dict(kernel.sources)
+    assert shown["verdicts"] == {"host": {"accepted": 0, "rejected": 1}}
+    assert found(capsys, "show", kernel.name)["kernel"] == kernel.id
+    text = told(capsys, "show", kernel.id)
+    assert all(source in text for source in kernel.sources.values()), "not wrapped in a pipe"
+
+
+def test_a_source_is_in_colour_on_a_terminal(home: Path, kernel: Kernel) -> None:
+    screen = io.StringIO()
+    out = Console(file=screen, force_terminal=True, color_system="truecolor", width=120)
+    inspection._show_kernel(kernel, out)
+    text = screen.getvalue()
+    assert "constexpr" in text
+    assert "\x1b[38;2;" in text, "colours of a syntax"
+
+
+def test_names_of_several_kernels_are_not_guessed(
+    capsys: pytest.CaptureFixture[str], home: Path, kernel: Kernel
+) -> None:
+    twin = Kernel.from_parts({**kernel.meta, "description": "another"}, kernel.sources)
+    Registry(home).add(twin)
+    assert main(["show", kernel.name]) == 2
+    err = capsys.readouterr().err
+    assert kernel.id in err
+    assert twin.id in err
+
+
+def test_status_is_one_block_without_the_home_folder(
+    capsys: pytest.CaptureFixture[str], home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(home.parent))
+    lines = told(capsys, "status").splitlines()
+    words = {line[:10].strip(): line[11:] for line in lines}
+    for key in ("version", "python", "os", "mlx", "mlx_lm", "device", "metal", "cuda", "host"):
+        assert words[key], key
+    assert words["user"].startswith("~/home: 0 kernels")
+    assert str(home.parent) not in "\n".join(lines)
+    assert words["set"].startswith("MLX_LM_OPENEVOLVE_HOME=~")
+    registries = found(capsys, "status")["registries"]
+    assert [row["writable"] for row in registries] == [True, False]
+    assert registries[1]["bytes"] > 10_000
+
+
+def test_status_counts_what_crashed(capsys: pytest.CaptureFixture[str], home: Path) -> None:
+    Registry(home).poison("host", "0123456789ab", "ended its worker process: SIGSEGV")
+    assert "crashed    0123456789ab: ended its worker process: SIGSEGV" in told(capsys, "status")
+
+
+def test_clear_takes_a_device_or_all_but_never_a_run(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kernel: Kernel,
+) -> None:
+    own = tmp_path / "own"  # with a cache of its own: the tests share theirs
+    monkeypatch.setenv("MLX_LM_OPENEVOLVE_HOME", str(own))
+    for device in ("host", "apple-m1-8"):
+        Registry(own).publish(device, verdict(kernel))
+    (own / "runs" / "a").mkdir(parents=True)
+    (own / "runs" / "a" / "events.jsonl").write_text("{}")
+    (own / "cache" / "metalhost").mkdir(parents=True)
+    (own / "cache" / "metalhost" / "x").write_text("x" * 2048)
+    assert found(capsys, "status")["cache"]["bytes"] == 2048
+
+    assert main(["clear", "--device", "nonsense"]) == 2
+    assert "apple-m1-8, host" in capsys.readouterr().err
+    assert found(capsys, "clear", "--device", "host")["removed"] >= 1
+    assert Registry(own).devices() == ["apple-m1-8"]
+    assert found(capsys, "clear")["bytes"] > 500
+    assert Registry(own).devices() == []
+    assert (own / "cache" / "metalhost" / "x").exists()
+    assert found(capsys, "clear", "--cache")["bytes"] == 2048
+    assert (own / "runs" / "a" / "events.jsonl").exists()
