@@ -193,13 +193,15 @@ def files(pid: int) -> int:
 
 
 def exceptions(log: str) -> Counter[str]:
-    """The exceptions of a log's tracebacks, by type; a client that went away is one type."""
+    """The exceptions that end a log's tracebacks, by type; a client that went away is one type, and
+    a traceback through this package is told too. Threads interleave: lines are what is counted."""
     found: Counter[str] = Counter()
-    for part in log.split("Traceback (most recent call last):\n")[1:]:
-        last = next((line for line in part.splitlines() if line and not line[0].isspace()), "")
-        name = re.split(r"[:\s]", last)[0].split(".")[-1]
+    for name in re.findall(
+        r"^(?:\w+\.)*(\w+(?:Error|Exception|Interrupt))(?::|$)", log, re.MULTILINE
+    ):
         found["client went away" if name in GONE else name] += 1
-    return found
+    ours = len(re.findall(r'^ +File ".*/mlx_lm_openevolve/', log, re.MULTILINE))
+    return found + Counter({"frames of this package": ours})
 
 
 # ---- one arm -----------------------------------------------------------------------------------
