@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from mlx_lm_openevolve.errors import OpenEvolveError
+from mlx_lm_openevolve.errors import MachineError, OpenEvolveError
 
 from . import measure
 from .archive import Archive
 from .records import Candidate, Done, Result
-from .worker import Died, Pool, Worker, request_for
+from .worker import MACHINE, Died, Pool, Worker, request_for
 
 __all__ = ["Lab"]
 
@@ -88,6 +88,7 @@ class Lab:
             answers = [{"cause": "", "finding": "", "host": "absent: not asked for"}] * len(asked)
         found: dict[int, dict[str, dict[str, Any]]] = {c.number: {} for c in batch}
         for (candidate, slug), answer in zip(asked, answers, strict=True):
+            _refuse_machine(archive, answer)
             found[candidate.number][slug] = answer
         for candidate in batch:
             yield candidate, found[candidate.number]
@@ -140,9 +141,20 @@ class Lab:
             seed=archive.config.seed,
         )
         try:
-            return self._gpu.ask(request, self._seconds)
+            answer = self._gpu.ask(request, self._seconds)
         except Died as death:
             return {"cause": death.cause, "finding": str(death)}
+        _refuse_machine(archive, answer)
+        return answer
+
+
+def _refuse_machine(archive: Archive, answer: dict[str, Any]) -> None:
+    """Raise MachineError where the machine failed: the candidate is still pending then."""
+    if answer["cause"] == MACHINE:
+        raise MachineError(
+            f"{answer['finding']}; nothing before this is lost, go on later with --resume "
+            f"{archive.folder}"
+        )
 
 
 def _result(found: dict[str, Any], check: dict[str, Any]) -> Result:

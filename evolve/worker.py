@@ -28,8 +28,9 @@ from typing import Any
 import mlx_lm_openevolve
 from mlx_lm_openevolve.kernel import Kernel
 
-__all__ = ["Died", "Pool", "Worker", "request_for"]
+__all__ = ["MACHINE", "Died", "Pool", "Worker", "request_for"]
 
+MACHINE = "machine"  # the cause of what is no candidate's fault: the run ends, and can go on later
 _START_SECONDS = 120.0
 _LOOK_SECONDS = 0.5
 
@@ -248,6 +249,8 @@ def main() -> None:
         request = json.loads(line)
         try:
             answer = _answer(request)
+        except OSError as error:  # a full disk: no candidate's fault
+            answer = {"cause": MACHINE, "finding": str(error)}
         except Exception as error:  # a candidate's fault or ours: it is this candidate that failed
             text = (str(error).strip() or "no message").splitlines()[0][:500]
             answer = {"cause": "error", "finding": f"{type(error).__name__}: {text}"}

@@ -13,7 +13,6 @@ import logging
 import os
 import threading
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -131,6 +130,8 @@ def get_optimization_info() -> dict[str, Any]:
         "fallbacks": {},
     }
     if active is not None:
+        from dataclasses import asdict  # not at import: it is a third of what that takes
+
         dispatcher = active[1]
         planner = dispatcher.planner
         info |= {

@@ -6,7 +6,8 @@
     |-- WorkloadError             a workload or its slug is malformed
     |-- KernelError               a kernel folder is malformed
     |-- RegistryError             a registry cannot be written (reading quarantines instead)
-    `-- BackendError              a backend is absent here, or cannot carry a kernel
+    |-- BackendError              a backend is absent here, or cannot carry a kernel
+    `-- MachineError              a full disk, a folder without access, a tool that was killed
 
 A call of attention never raises any of these: it runs on MLX's SDPA instead.
 """
@@ -16,6 +17,7 @@ from __future__ import annotations
 __all__ = [
     "BackendError",
     "KernelError",
+    "MachineError",
     "OpenEvolveError",
     "RegistryError",
     "UnsupportedVersionError",
@@ -50,3 +52,8 @@ class RegistryError(OpenEvolveError, OSError):
 
 class BackendError(OpenEvolveError, RuntimeError):
     """A backend is not available on this machine, or cannot carry this kernel."""
+
+
+class MachineError(OpenEvolveError, OSError):
+    """The machine failed, no kernel: a full disk, a folder without access, a tool that was killed.
+    Nothing was found out about the kernel at hand."""

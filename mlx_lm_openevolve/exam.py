@@ -263,12 +263,14 @@ class Calls:
         self._calls: dict[Workload, Callable[..., mx.array]] = {}
 
     def __call__(self, question: Question, buffers: Buffers = ()) -> Outcome:
-        """Put one question; what building or calling raises is the outcome."""
+        """Put one question; what building or calling raises is the outcome, but for OSError."""
         w = question.case.workload
         try:
             if w not in self._calls:
                 self._calls[w] = self._build(w)
             return _examine(self._calls[w], question, buffers)
+        except OSError:  # a full disk is no kernel's fault
+            raise
         except Exception as error:
             line = (str(error).strip() or "no message").splitlines()[0]
             return Outcome(f"{question.case.name}: {type(error).__name__}: {line[:300]}", margin=0)

@@ -27,7 +27,7 @@ import mlx.core as mx
 from . import backends, exam
 from .budget import GATE_VERSION, Clock, GateTimeout, memory_for, undisturbed
 from .device import Device, detect, fingerprint, version_of
-from .errors import BackendError, KernelError, OpenEvolveError
+from .errors import BackendError, KernelError, MachineError, OpenEvolveError
 from .exam import Build, Calls, Outcome, Result
 from .kernel import INPUTS, Kernel
 from .mutants import proxy
@@ -349,7 +349,7 @@ def judge_in_worker(
     seed: int = 0,
 ) -> Verdict:
     """As `judge`, in a process of its own. Raises Poisoned, with the rejection, where the kernel
-    crashed or hung it."""
+    crashed or hung it, and MachineError where the machine is to blame."""
     bucket = workload.bucket()
     task = {
         "meta": dict(kernel.meta),
@@ -370,6 +370,8 @@ def judge_in_worker(
             capture_output=True,
             text=True,
             timeout=seconds + _STARTUP,
+            # Ctrl-C is ours to handle: a worker that it ended would be blamed on the kernel.
+            start_new_session=True,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
         )
         answer = _answer(done.stdout)
@@ -384,6 +386,8 @@ def judge_in_worker(
         raise GateTimeout(str(answer["timeout"]))
     if "error" in answer:
         raise BackendError(str(answer["error"]))
+    if "machine" in answer:
+        raise MachineError(str(answer["machine"]))
     return Verdict.from_json(answer["verdict"])
 
 
@@ -391,7 +395,7 @@ def _answer(text: str) -> dict[str, Any] | None:
     """The worker's last line, None where it is no answer."""
     with contextlib.suppress(ValueError, IndexError):
         answer = json.loads(text.splitlines()[-1])
-        if isinstance(answer, dict) and answer.keys() & {"verdict", "timeout", "error"}:
+        if isinstance(answer, dict) and answer.keys() & {"verdict", "timeout", "error", "machine"}:
             return answer
     return None
 

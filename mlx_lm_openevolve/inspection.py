@@ -14,7 +14,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import platformdirs
 from rich.console import Console
 from rich.syntax import Syntax
 from rich.table import Table
@@ -66,9 +65,9 @@ def size(count: float) -> str:
 
 def cache_root() -> Path:
     """Where metalhost keeps what it compiled; it bounds its size."""
-    home = os.environ.get("MLX_LM_OPENEVOLVE_HOME")
-    base = Path(home) / "cache" if home else Path(platformdirs.user_cache_dir("mlx-lm-openevolve"))
-    return base / "metalhost"
+    from .metalhost.cache import folder
+
+    return folder()
 
 
 # list

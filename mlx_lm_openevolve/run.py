@@ -230,7 +230,7 @@ def _check_models(command: str, arguments: Sequence[str]) -> None:
     """A model or an adapter that cannot be loaded: mlx-lm would end in a traceback."""
     from .hub import check_model
 
-    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for word, following in zip(arguments, [*arguments, ""][1:], strict=True):
         option, _, value = word.partition("=")
         value = value or following
         if option in MODELS and value:

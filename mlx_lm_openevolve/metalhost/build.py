@@ -18,7 +18,7 @@ from .entry import entry, resolve
 from .findings import Finding, Sources, position, unique
 from .flags import compile_flags
 from .lint import lint_raw, lint_translated
-from .objects import assemble_counted, header_folder, link, precompiled_shim, run_tool
+from .objects import assemble_counted, blame, header_folder, link, precompiled_shim, run_tool
 from .strict import STRICT_FLAGS, strict_findings, strict_warnings
 from .toolchain import SHIM, Toolchain, package_digest, toolchain
 from .translate import KernelFunction, Parameter, Translation, TranslationError, translate
@@ -163,12 +163,17 @@ def _compile(
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
     )
-    _, tree, warned = run_tool([*command, *STRICT_FLAGS])
     try:
+        _, tree, warned = run_tool([*command, *STRICT_FLAGS])
         said = compiling.communicate(timeout=300)[1].decode("utf-8", "replace")
+        blame(compiling.returncode, said)
     except subprocess.TimeoutExpired:
         compiling.kill()
         said = compiling.communicate()[1].decode("utf-8", "replace")
+    except BaseException:
+        compiling.kill()
+        compiling.communicate()
+        raise
     found += diagnostics(said, sources)
     if compiling.returncode != 0 and not any(f.kind == "compile" for f in found):
         found.append(Finding("compile", f"the compiler failed: {' '.join(said.split())[:300]}"))

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import platformdirs
 
-from ..errors import BackendError
+from ..errors import MachineError
 
-__all__ = ["Store", "store"]
+__all__ = ["Store", "folder", "store"]
 
 ABANDONED_SECONDS = 3600
 LIMIT_BYTES = 512 * 1024 * 1024
@@ -73,11 +73,16 @@ class Store:
 
 def store() -> Store:
     """The store under MLX_LM_OPENEVOLVE_HOME, or under the user's cache folder."""
-    home = os.environ.get("MLX_LM_OPENEVOLVE_HOME")
-    base = Path(home) / "cache" if home else Path(platformdirs.user_cache_dir("mlx-lm-openevolve"))
-    root = base / "metalhost"
+    root = folder()
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise BackendError(f"no cache folder ({error}): set MLX_LM_OPENEVOLVE_HOME") from None
+        raise MachineError(f"{root}: {error.strerror}; set MLX_LM_OPENEVOLVE_HOME") from None
     return Store(root.resolve())
+
+
+def folder() -> Path:
+    """Where the store lies, whether it was made yet or not."""
+    home = os.environ.get("MLX_LM_OPENEVOLVE_HOME")
+    base = Path(home) / "cache" if home else Path(platformdirs.user_cache_dir("mlx-lm-openevolve"))
+    return base / "metalhost"

@@ -18,6 +18,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import MachineError
 from .build import Program
 from .counters import Counters
 from .findings import Finding
@@ -138,10 +139,24 @@ def _fill(target: NDArray[np.uint8], a: NDArray[Any], span: _Span, value: NDArra
     view[...] = value
 
 
-def _open() -> IO[bytes]:
-    """A file without a name, in memory where the system has such a folder."""
-    folder = "/dev/shm" if Path("/dev/shm").is_dir() else None
-    return tempfile.TemporaryFile(prefix="metalhost-", dir=folder)
+def _open(size: int) -> IO[bytes]:
+    """A file of `size` bytes without a name, in memory where the system has such a folder and room
+    in it. Raises MachineError: a page that finds no room when it is touched ends the process."""
+    for folder in ("/dev/shm", None):
+        if folder and not Path(folder).is_dir():
+            continue
+        file = tempfile.TemporaryFile(prefix="metalhost-", dir=folder)  # noqa: SIM115
+        try:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+            else:
+                os.truncate(file.fileno(), size)
+        except OSError as error:
+            file.close()
+            problem = error.strerror
+        else:
+            return file
+    raise MachineError(f"{size} bytes for a launch in {tempfile.gettempdir()}: {problem}")
 
 
 def run(program: Program, arguments: dict[int, Argument], options: Options) -> Raw:
@@ -154,7 +169,6 @@ def run(program: Program, arguments: dict[int, Argument], options: Options) -> R
     if any(n <= 0 for n in options.grid):
         return Raw({i: _bytes(a) for i, a in arguments.items() if a.writable}, (), None, 0.0)
     with contextlib.ExitStack() as stack:
-        file = stack.enter_context(_open())
         count = max(arguments, default=-1) + 1
         records = [(3, 0, 0, 0, 0, 0, 0)] * count
         place = -(-(_HEAD + _MAX_BUFFERS * _RECORD) // _PAGE) * _PAGE
@@ -182,7 +196,7 @@ def run(program: Program, arguments: dict[int, Argument], options: Options) -> R
         if total > options.memory_limit:
             message = f"the arguments need {total} bytes; the limit is {options.memory_limit}"
             return Raw({}, (Finding("memory-limit", message),), None, 0.0)
-        os.truncate(file.fileno(), place)
+        file = stack.enter_context(_open(place))
         shared = stack.enter_context(mmap.mmap(file.fileno(), place))
         whole = np.frombuffer(shared, np.uint8)
         try:

@@ -7,12 +7,13 @@ import functools
 import hashlib
 import os
 import re
+import signal
 import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..errors import BackendError
+from ..errors import BackendError, MachineError
 from .cache import store
 from .findings import Finding
 from .flops import count_blocks
@@ -20,12 +21,17 @@ from .toolchain import METAL_HEADERS, RUNTIME, SHIM, Toolchain, package_digest
 
 __all__ = [
     "assemble_counted",
+    "blame",
     "header_folder",
     "link",
     "precompiled_shim",
     "run_tool",
     "runtime_object",
 ]
+
+
+_KILLED = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_FULL = re.compile(r"No space left on device|File too large|Disk quota exceeded|Read-only file sys")
 
 
 def tool_environment() -> dict[str, str]:
@@ -35,7 +41,8 @@ def tool_environment() -> dict[str, str]:
 
 
 def run_tool(command: Sequence[str], timeout: float = 120.0) -> tuple[int, str, str]:
-    """Runs a compiler: (exit status, standard output, standard error)."""
+    """Runs a compiler: (exit status, standard output, standard error). Raises MachineError where it
+    failed for reasons that say nothing about the source."""
     try:
         done = subprocess.run(
             command,
@@ -48,7 +55,19 @@ def run_tool(command: Sequence[str], timeout: float = 120.0) -> tuple[int, str, 
     except subprocess.TimeoutExpired:
         return 1, "", "error: the compiler took too long\n"
     said = [text.decode("utf-8", "replace") for text in (done.stdout, done.stderr)]
+    blame(done.returncode, said[1])
     return done.returncode, said[0], said[1]
+
+
+def blame(status: int, said: str) -> None:
+    """Raise MachineError where a compiler's failure is no fault of the source: it was killed, or
+    the disk is full. What a source is to blame for is kept in the cache; this must not be."""
+    if -status in _KILLED:
+        name = signal.Signals(-status).name
+        raise MachineError(f"the compiler was ended by {name}: no memory left, or interrupted")
+    full = _FULL.search(said) if status else None
+    if full:
+        raise MachineError(f"the compiler cannot write: {full[0]}")
 
 
 @functools.lru_cache(maxsize=1)
