@@ -424,7 +424,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     out = Console(highlight=False, stderr=options.json)
     if not out.is_terminal:
-        out.width = 180
+        out.width = 200
     available, description = compiler_available()
     if not available:
         out.print(f"metalhost cannot run here: {description}")
