@@ -126,9 +126,13 @@ def test_a_member_may_have_a_refused_name(member: str) -> None:
     "path", sorted(path.parent for path in TUNED.glob("*/kernel.json")), ids=lambda path: path.name
 )
 def test_every_tuned_metal_stage_translates_line_by_line(path: Path) -> None:
-    for stage in Kernel.load(path).stages:
-        if stage.language != "metal":
-            continue
+    stages = [stage for stage in Kernel.load(path).stages if stage.language == "metal"]
+    text = "".join(stage.header + stage.source for stage in stages)
+    if "simdgroup_matrix" in text:
+        with pytest.raises(UnsupportedOnCuda, match="simdgroup matrices"):
+            translate(minify(text))
+        return
+    for stage in stages:
         for text in (stage.source, stage.header):
             done = translate(minify(text), stage.inputs)
             assert done.count("\n") == minify(text).count("\n")
