@@ -226,7 +226,7 @@ def _on_host(
     for launch in launches:
         for finding in launch.findings:
             out.print(str(finding), markup=False, style="red")
-        if launch.counters is not None:
+        if launch.counters is not None and launch.outputs:
             c = launch.counters
             out.print(
                 f"  counters reads {c.device_read_bytes} B, {c.read_amplification:.2f}x compulsory,"

@@ -414,10 +414,11 @@ def describe(verdict: Verdict) -> list[str]:
     """A verdict in a few lines for a person."""
     errors, times, mutants = verdict.errors, verdict.timing, verdict.mutants
     params = ", ".join(f"{name}={value}" for name, value in verdict.params.items())
+    word = "correct" if verdict.correct and not verdict.faster else verdict.status
     lines = [
         f"{verdict.workload}",
         f"  kernel   {verdict.kernel}" + (f" ({params})" if params else ""),
-        f"  verdict  {verdict.status}: {verdict.reason}",
+        f"  verdict  {word}: {verdict.reason}",
     ]
     if mutants:
         lines.append(
