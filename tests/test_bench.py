@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import documentation
 import mlx.core as mx
 import pytest
 from conftest import shipped_in_metal, store_correct
@@ -212,6 +213,7 @@ def test_a_case_on_the_host_end_to_end(
     assert code == 0, err
     result = json.loads(out.splitlines()[-1])
     assert json.loads(output.read_text()) == result
+    assert documentation.differs("bench", result) == ""
     (found,) = result["cases"]
     assert found["problems"] == []
     # Two processes, two layers, four decode steps in the warm-up and again in the trial.

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import documentation
 import pytest
 from conftest import shipped_in_metal, store_correct
 
@@ -23,7 +24,7 @@ from mlx_lm_openevolve.cli import main
 from mlx_lm_openevolve.workload import Workload
 
 ROOT = Path(__file__).resolve().parent.parent
-RUN = [sys.executable, "-m", "mlx_lm_openevolve.cli", "run"]
+RUN = [sys.executable, "-m", "mlx_lm_openevolve", "run"]
 HOST = ["--backend", "host", "--any-correct", "--gate", "stored"]
 LINE = "mlx-lm-openevolve: "
 
@@ -79,6 +80,7 @@ def test_generate_prints_what_it_always_prints_and_one_line_more(model: Path, pr
 def test_json_is_the_last_line_of_standard_output(model: Path, proven: None) -> None:
     done = start("--json", *HOST, *generate(model))
     found = json.loads(done.stdout.splitlines()[-1])
+    assert documentation.differs("run", found) == ""
     assert found["hits"] == sum(found["kernels"].values()) > 0
     assert found["processes"] == 1
     assert found["problems"] == []

@@ -1,0 +1,165 @@
+"""Reads the README and docs/: their commands, the files they show, the JSON they promise.
+
+    $ a command      in a ```console block; what follows up to the next "$ " is expected of its
+                     output: a line `...` stands for any lines, `...` within a line for anything,
+                     and numbers need not be the same
+
+A comment before a block says more:
+
+    <!-- needs: gpu -->            cannot run everywhere: its arguments must parse all the same
+    <!-- exit: 0 or 1 -->          exit codes of the block's mlx-lm-openevolve commands; default 0
+    <!-- stand-in: NAME=value -->  a variable of the environment that the reader sets as told
+    <!-- after: other.md -->       the files that another page shows are there
+    <!-- file: PATH -->            the block is that file
+    <!-- json: NAME -->            the block is the documented object of that name
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+_SAYS = re.compile(r"<!-- ([a-z-]+): (.+?) -->")
+_NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e[-+]?\d+)?")
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command, with the output lines that are shown for it."""
+
+    text: str
+    shown: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Block:
+    """One fenced block: its language, text, and what the comments before it say."""
+
+    page: Path
+    line: int
+    language: str
+    text: str
+    says: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def stand_in(self) -> dict[str, str]:
+        """The variable that stands for something of the reader's, if there is one."""
+        name, _, value = self.says.get("stand-in", "").partition("=")
+        return {name: value} if name else {}
+
+    @property
+    def commands(self) -> list[Command]:
+        """The commands of a console block."""
+        found: list[tuple[str, list[str]]] = []
+        for line in self.text.splitlines():
+            if line.startswith("$ "):
+                found.append((line[2:], []))
+            elif found and found[-1][0].endswith("\\"):
+                found[-1] = (found[-1][0][:-1] + line.strip(), found[-1][1])
+            elif found:
+                found[-1][1].append(line)
+        return [Command(text, tuple(shown)) for text, shown in found]
+
+
+def blocks(page: Path) -> list[Block]:
+    """The fenced blocks of a page, in order."""
+    found: list[Block] = []
+    says: dict[str, str] = {}
+    inside: list[str] | None = None
+    language, start = "", 0
+    for number, line in enumerate(page.read_text().splitlines(), 1):
+        if inside is not None:
+            if line == "```":
+                found.append(Block(page, start, language, "\n".join(inside) + "\n", says))
+                inside, says = None, {}
+            else:
+                inside.append(line)
+        elif line.startswith("```"):
+            inside, language, start = [], line[3:], number
+        elif match := _SAYS.fullmatch(line.strip()):
+            says = {**says, match[1]: match[2]}
+        elif line.strip():
+            says = {}
+    assert inside is None, f"{page}: a block that does not end"
+    return found
+
+
+def write_files(page: Path, folder: Path) -> None:
+    """The files that a page shows, in a folder."""
+    for block in blocks(page):
+        if "file" in block.says:
+            path = folder / block.says["file"]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(block.text)
+
+
+def agrees(shown: tuple[str, ...], output: str) -> bool:
+    """Whether an output is what the page shows."""
+    if not shown:
+        return True
+    parts = []
+    for line in shown:
+        if line.strip() == "...":
+            parts.append(r"(?:[^\n]*\n)*?")
+        else:
+            words = [re.escape(_NUMBER.sub("#", word)) for word in line.split("...")]
+            parts.append(r"[^\n]*".join(words).rstrip() + r"\s*?\n")
+    text = "".join(line.rstrip() + "\n" for line in _NUMBER.sub("#", output).splitlines())
+    return re.fullmatch("".join(parts), text) is not None
+
+
+def documented() -> dict[str, Any]:
+    """The documented JSON objects by name."""
+    found = {}
+    for page in PAGES:
+        for block in blocks(page):
+            if "json" in block.says:
+                found[block.says["json"]] = json.loads(block.text)
+    return found
+
+
+def differs(name: str, got: Any) -> str:
+    """Where an object is not as it is documented under that name, "" where it is."""
+    known = documented()
+    return _differs(known, known[name], got, name)
+
+
+def _differs(known: dict[str, Any], shown: Any, got: Any, at: str) -> str:
+    if isinstance(shown, str) and shown in known and shown.isupper():
+        shown = known[shown]
+    if got is None:
+        return ""
+    if isinstance(shown, dict):
+        if not isinstance(got, dict):
+            return f"{at}: {type(got).__name__} where an object is documented"
+        return _keys(known, dict(shown), got, at)
+    if isinstance(shown, list):
+        if not isinstance(got, list):
+            return f"{at}: {type(got).__name__} where a list is documented"
+        found = (_differs(known, shown[0], item, f"{at}[]") for item in got if shown)
+        return next((text for text in found if text), "")
+    same = type(shown) is type(got) or {type(shown), type(got)} <= {int, float}
+    return "" if same else f"{at}: {got!r} where {shown!r} is documented"
+
+
+def _keys(known: dict[str, Any], shown: dict[str, Any], got: dict[str, Any], at: str) -> str:
+    others = shown.pop("...", None)
+    if isinstance(others, str) and others.isupper():
+        shown = {**known[others], **shown}
+        others = None
+    variable = [key for key in shown if key.startswith("<")]
+    if variable:
+        pairs = [(shown[variable[0]], key, value) for key, value in got.items()]
+    else:
+        missing, foreign = shown.keys() - got.keys(), got.keys() - shown.keys()
+        if missing or (foreign and others is None):
+            return f"{at}: missing {sorted(missing)}, not documented {sorted(foreign)}"
+        pairs = [(shown[key], key, got[key]) for key in shown]
+    found = (_differs(known, want, value, f"{at}.{key}") for want, key, value in pairs)
+    return next((text for text in found if text), "")

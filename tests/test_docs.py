@@ -1,0 +1,217 @@
+"""Every command in the README and in docs/ is run; what cannot run on any machine must parse."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import documentation
+import pytest
+from conftest import shipped_in_metal, store_correct
+from documentation import PAGES, ROOT, Block, blocks, differs
+from test_importer import PROGRAM
+
+from mlx_lm_openevolve import run
+from mlx_lm_openevolve.cli import main, parser
+from mlx_lm_openevolve.kernel import INPUTS, Kernel
+from mlx_lm_openevolve.workload import Workload
+
+DECODE = Workload(1, 8, 2, 1, 128, 64, 64, "bfloat16")
+OURS = "mlx-lm-openevolve"
+
+
+def consoles(page: Path) -> list[Block]:
+    return [block for block in blocks(page) if block.language == "console"]
+
+
+@pytest.fixture
+def desk(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to work in as a reader does: this repository's folders, our command on the path,
+    and MODEL, which stands for a model of the reader's."""
+    work, programs = tmp_path / "work", tmp_path / "bin"
+    work.mkdir()
+    programs.mkdir()
+    for name in ("tuned", "benchmarks", "examples"):
+        (work / name).symlink_to(ROOT / name)
+    (programs / OURS).write_text(f'#!/bin/sh\nexec "{sys.executable}" -m mlx_lm_openevolve "$@"\n')
+    (programs / OURS).chmod(0o755)
+    (programs / "python").symlink_to(sys.executable)
+    monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("MODEL", str(tiny_folder))
+    return work
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_of_a_page_runs(page: Path, desk: Path) -> None:
+    documentation.write_files(page, desk)
+    for block in consoles(page):
+        if "needs" in block.says:
+            continue
+        if "after" in block.says:
+            documentation.write_files(page.parent / block.says["after"], desk)
+        allowed = [int(code) for code in block.says.get("exit", "0").split(" or ")]
+        for command in block.commands:
+            done = subprocess.run(
+                ["bash", "-c", command.text],
+                cwd=desk,
+                env={**os.environ, **block.stand_in},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                check=False,
+            )
+            where = f"{page.name}:{block.line}: {command.text}\n{done.stdout}"
+            codes = allowed if command.text.startswith(OURS) else [0]
+            assert done.returncode in codes, where
+            assert documentation.agrees(command.shown, done.stdout), where
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_of_a_page_parses(page: Path) -> None:
+    """Those that need a GPU, a Mac, a model of the Hub or an installation, and the others too."""
+    for block in consoles(page):
+        assert block.commands, f"{page.name}:{block.line}: a console block without a command"
+        for command in block.commands:
+            where = f"{page.name}:{block.line}: {command.text}"
+            text = command.text
+            for name, value in block.stand_in.items():
+                text = text.replace(f"${name}", value)
+            words = shlex.split(text, comments=True)
+            while "=" in words[0] and words[0].split("=")[0].isupper():
+                words = words[1:]
+            problem = parse_problem(words[0], words[1:])
+            assert not problem, f"{where}: {problem}"
+
+
+def parse_problem(program: str, words: list[str]) -> str:
+    """What is wrong with a command's words, "" where nothing is."""
+    if program == OURS:
+        options = parser().parse_args(words)  # exits where they do not parse
+        if getattr(options, "wrapped", None):
+            run.command_line(options.wrapped, options.arguments)
+    elif program == "pip":
+        text = (ROOT / "pyproject.toml").read_text().split("[project.optional-dependencies]")[1]
+        known = set(re.findall(r"^(\w+) = \[", text.split("\n[")[0], re.M))
+        asked = re.search(r"\[(.*)\]", words[-1])
+        return ", ".join(set(asked[1].split(",")) - known if asked else [])
+    elif program == "make":
+        targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M)
+        return "" if set(words) <= set(targets) else f"targets are {targets}"
+    elif program == "python":
+        text = (ROOT / words[0]).read_text()
+        missing = [word for word in words[1:] if word.startswith("--") and f'"{word}"' not in text]
+        return f"unknown {missing}" if missing else ""
+    elif program not in ("cp", "sed", "git", "cd"):
+        return "a program that this test does not know"
+    return ""
+
+
+def test_a_wrong_command_or_output_would_be_noticed() -> None:
+    with pytest.raises(SystemExit):
+        parse_problem(OURS, ["bench", "--no-such-option"])
+    assert parse_problem("make", ["nonsense"])
+    assert parse_problem("pip", ["install", ".[nonsense]"])
+    assert parse_problem("python", ["benchmarks/overhead.py", "--nonsense"])
+    assert documentation.agrees(("a 1", "...", "b ... c 2.5"), "a 7\nx\ny\nb z c 9.25\n")
+    assert not documentation.agrees(("a 1", "b"), "a 1\nx\nb\n")
+    assert not documentation.agrees(("...", "rejected: ..."), "accepted: x\n")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_stand_in_console_blocks_and_links_lead_somewhere(page: Path) -> None:
+    text = page.read_text()
+    hidden = re.findall(rf"^ {{4}}(?:{OURS}|make|pip|python) .*$", text, re.M)
+    assert hidden == [], "an indented block is not run by these tests"
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        assert "://" in target or (page.parent / target).exists(), target
+
+
+def test_the_readme_leads_to_every_page() -> None:
+    text = (ROOT / "README.md").read_text()
+    for path in (ROOT / "docs").iterdir():
+        assert f"docs/{path.name}" in text, path.name
+
+
+def test_the_format_names_every_input_field_and_function() -> None:
+    text = (ROOT / "docs" / "kernel-format.md").read_text()
+    from mlx_lm_openevolve import expressions, kernel
+
+    for family, names in INPUTS.items():
+        assert f"`{family}`" in text, family
+        for name in names:
+            assert f"`{name}`" in text, name
+    for name in kernel._FIELDS | kernel._STAGE_KEYS:
+        assert f"`{name}`" in text, name
+    for name in expressions._FUNCTIONS:
+        assert name in text, name
+
+
+# JSON
+
+
+def said(capsys: pytest.CaptureFixture[str], *argv: str) -> Any:
+    capsys.readouterr()
+    code = main([*argv, "--json"])
+    out, err = capsys.readouterr()
+    assert code in (0, 1), err
+    return json.loads(out.splitlines()[-1])
+
+
+def test_json_of_what_is_stored(capsys: pytest.CaptureFixture[str], home: Path) -> None:
+    kernel = next(k for k in shipped_in_metal() if k.applies_to(DECODE))
+    store_correct(home, kernel, [DECODE])
+    for name, argv in (
+        ("list", ["list"]),
+        ("show WORKLOAD", ["show", DECODE.slug]),
+        ("show KERNEL", ["show", kernel.id]),
+        ("status", ["status"]),
+        ("clear", ["clear", "--device", "host"]),
+    ):
+        assert differs(name, said(capsys, *argv)) == "", name
+
+
+def test_json_of_import(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "p.py").write_text(PROGRAM)
+    got = said(capsys, "import", str(tmp_path / "p.py"), "--out", str(tmp_path / "k"))
+    assert differs("import", got) == ""
+
+
+def test_json_of_check_and_bench_of_a_kernel(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    documentation.write_files(ROOT / "docs" / "writing-a-kernel.md", tmp_path)
+    folder = str(tmp_path / "simple_decode")
+    assert Kernel.load(folder).applies_to(DECODE)
+    got = said(capsys, "check", folder, "--workload", DECODE.slug, "--backend", "host")
+    assert differs("check", got) == ""
+    got = said(capsys, "bench", "--kernel", folder, "--suite", DECODE.slug, "--backend", "host")
+    assert differs("bench --kernel", got) == ""
+
+
+def test_json_of_evolve_and_report(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    out = str(tmp_path / "run")
+    words = ["--backend", "host", "--no-publish", "--workloads", DECODE.slug, "--candidates", "2"]
+    assert differs("evolve", said(capsys, "evolve", "--out", out, *words)) == ""
+    got = said(capsys, "report", out)
+    assert got.pop("files")
+    assert differs("evolve", got) == ""
+
+
+def test_json_of_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", "nonsense", "--json"]) == 2
+    assert list(json.loads(capsys.readouterr().out)) == ["error"]
+
+
+def test_an_object_that_is_not_as_documented_would_be_noticed() -> None:
+    good = {"removed": 1, "bytes": 2, "registry": "/x"}
+    assert differs("clear", good) == ""
+    assert "not documented ['more']" in differs("clear", {**good, "more": 1})
+    assert "missing ['bytes']" in differs("clear", {"removed": 1, "registry": "/x"})
+    assert "is documented" in differs("clear", {**good, "bytes": "2"})
