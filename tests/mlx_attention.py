@@ -35,6 +35,11 @@ class Case:
     k_len: int = 37
     batch: int = 1
     kv_heads: int = 2
+    v_dim: int = 0  # width of a value, where it is not head_dim
+
+    @property
+    def v_head_dim(self) -> int:
+        return self.v_dim or self.head_dim
 
     @property
     def q_heads(self) -> int:
@@ -61,6 +66,11 @@ class Call:
     sinks: mx.array | None
     strides: tuple[int, int, int]  # of k and v, in elements, without the last
     expected: Floats
+    other: tuple[int, int, int] | None = None  # of v, where they are not those of k
+
+    @property
+    def v_strides(self) -> tuple[int, int, int]:
+        return self.other or self.strides
 
 
 def scalar(fmt: str, *values: float) -> bytes:
@@ -107,13 +117,13 @@ def sdpa_vector(case: Case, c: Call, source: str | None = None, **options: Any) 
         0: c.q,
         1: c.k,
         2: c.v,
-        3: Out(c.q.shape, c.q.dtype),
+        3: Out((*c.q.shape[:3], case.v_head_dim), c.q.dtype),
         4: scalar("i", case.gqa),
         5: scalar("i", case.k_len),
         6: scalar("Q", c.strides[1]),
         7: scalar("Q", c.strides[2]),
-        8: scalar("Q", c.strides[1]),
-        9: scalar("Q", c.strides[2]),
+        8: scalar("Q", c.v_strides[1]),
+        9: scalar("Q", c.v_strides[2]),
         10: scalar("f", case.scale),
     }
     buffers |= mask_buffers(case, c, 11)
@@ -121,7 +131,7 @@ def sdpa_vector(case: Case, c: Call, source: str | None = None, **options: Any) 
         buffers[17] = scalar("i", case.q_heads)
     return launch(
         vector_source(source),
-        f"sdpa_vector<{t}, {case.head_dim}, {case.head_dim}>",
+        f"sdpa_vector<{t}, {case.head_dim}, {case.v_head_dim}>",
         buffers,
         groups=(case.batch * case.q_heads, case.q_len, 1),
         threadgroup=(1024, 1, 1),
@@ -139,27 +149,27 @@ def sdpa_two_pass(
     **options: Any,
 ) -> tuple[Launch, Launch | None]:
     """Both passes; `grouped` is the HPT of sdpa_vector_2pass_1_gqa. No second after a finding."""
-    t, d = DTYPES[case.dtype], case.head_dim
+    t, d, dv = DTYPES[case.dtype], case.head_dim, case.v_head_dim
     rows = case.batch, case.q_heads, case.q_len
     buffers: dict[int, Any] = {
         0: c.q,
         1: c.k,
         2: c.v,
-        3: Out((*rows, blocks, d), c.q.dtype),
+        3: Out((*rows, blocks, dv), c.q.dtype),
         4: Out((*rows, blocks), mx.float32),
         5: Out((*rows, blocks), mx.float32),
         7: scalar("i", case.k_len),
         8: scalar("Q", c.strides[1]),
         9: scalar("Q", c.strides[2]),
-        10: scalar("Q", c.strides[1]),
-        11: scalar("Q", c.strides[2]),
+        10: scalar("Q", c.v_strides[1]),
+        11: scalar("Q", c.v_strides[2]),
         12: scalar("f", case.scale),
     }
     buffers |= mask_buffers(case, c, 13)
-    gqa = f"sdpa_vector_2pass_1_gqa<{t}, {d}, {d}, {case.gqa}, {grouped}>"
+    gqa = f"sdpa_vector_2pass_1_gqa<{t}, {d}, {dv}, {case.gqa}, {grouped}>"
     first = launch(
         vector_source(source),
-        gqa if grouped else f"sdpa_vector_2pass_1<{t}, {d}, {d}>",
+        gqa if grouped else f"sdpa_vector_2pass_1<{t}, {d}, {dv}>",
         buffers,
         groups=(case.kv_heads, case.batch, blocks),
         threadgroup=(32, case.gqa, case.q_len),
@@ -171,8 +181,8 @@ def sdpa_two_pass(
     partial, sums, maxs = first.outputs
     second = launch(
         vector_source(source),
-        f"sdpa_vector_2pass_2<{t}, {d}>",
-        {0: partial, 1: sums, 2: maxs, 3: Out(c.q.shape, c.q.dtype), 4: scalar("i", blocks)},
+        f"sdpa_vector_2pass_2<{t}, {dv}>",
+        {0: partial, 1: sums, 2: maxs, 3: Out((*rows, dv), c.q.dtype), 4: scalar("i", blocks)},
         groups=(case.batch * case.q_heads, case.q_len, 1),
         threadgroup=(1024, 1, 1),
         constants=mask_constants(case) | {26: blocks},
@@ -230,6 +240,9 @@ def steel_attention(
 
 # ---- which of them runs ------------------------------------------------------------------------
 
+# Head sizes (keys, values) of the kernels; MLX 0.32 has one for D 512 besides (sdpa_blocked.h).
+STEEL = [(d, d) for d in (64, 72, 80, 96, 128)]
+VECTOR = [*((d, d) for d in (64, 96, 128, 256)), (192, 128), (96, 64)]
 # MLX's routes depend on the last letter of Metal's name for a chip's architecture.
 CHIPS = {"base, Pro": "g", "Max": "s", "Ultra": "d"}
 Route = tuple[str, int, int]  # name, blocks, query heads of a simdgroup of the grouped variant
@@ -237,11 +250,12 @@ Route = tuple[str, int, int]  # name, blocks, query heads of a simdgroup of the 
 
 def route(w: Workload, letter: str) -> Route | None:
     """What MLX 0.32 runs on a chip, None where it has no fused kernel."""
-    if w.op != "attention" or w.head_dim != w.v_head_dim:
+    if w.op != "attention":
         return None
+    dims = w.head_dim, w.v_head_dim
     if w.q_len > 8:
-        return ("steel_attention", 0, 0) if w.head_dim in (64, 72, 80, 96, 128) else None
-    if w.head_dim not in (64, 96, 128, 256) or w.q_len * w.group > 32:
+        return ("steel_attention", 0, 0) if dims in STEEL else None
+    if dims not in VECTOR or w.q_len * w.group > 32:
         return None
     large = letter in "sd"
     if not (large and w.kv_len >= 1024) and not (w.group > 1 and w.kv_len >= 4096):

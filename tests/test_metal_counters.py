@@ -93,6 +93,8 @@ def shipped_kernels() -> list[Any]:
         ({"kv_len": 16384, "kv_heads": 2}, "s", ("sdpa_vector_2pass_gqa", 256, 4)),
         ({"kv_len": 16384, "kv_heads": 2, "mask": "bool"}, "d", ("sdpa_vector_2pass", 512, 0)),
         ({"q_len": 64}, "g", ("steel_attention", 0, 0)),
+        ({"head_dim": 192}, "g", ("sdpa_vector", 0, 0)),
+        ({"head_dim": 512, "v_head_dim": 512}, "g", None),  # sdpa_blocked.h, which is not counted
         ({"head_dim": 80, "v_head_dim": 80}, "g", None),
         ({"q_len": 8, "kv_heads": 2}, "s", None),  # 64 rows a KV head
     ],
