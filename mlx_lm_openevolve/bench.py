@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--model", metavar="PATH", help="a model's folder or its name on the Hub")
     which.add_argument("--shape", choices=SHAPES, help="a real shape with random weights")
-    which.add_argument("--kernel", metavar="FOLDER", type=Path, help="bench one kernel alone")
+    which.add_argument("--kernel", metavar="FOLDER|KERNEL", help="bench one kernel alone")
     parser.add_argument("--preset", choices=PRESETS, action="append", help="may be repeated")
     parser.add_argument("-p", "--prompt-tokens", type=int, metavar="N", help="instead of a preset")
     parser.add_argument("-g", "--generation-tokens", type=int, metavar="N")

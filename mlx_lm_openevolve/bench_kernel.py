@@ -19,6 +19,7 @@ from .device import detect
 from .errors import UsageError
 from .evolve import check, measure
 from .evolve.suites import suite
+from .inspection import named
 from .kernel import Kernel
 from .registry import Verdict
 from .workload import Workload
@@ -34,7 +35,7 @@ def bench_kernel(
 ) -> None:
     """Judge a kernel on each workload of the suites that it applies to; `keep` is handed all rows
     whenever there is a new one. A row is a verdict; on the host it has `modelled` too."""
-    kernel = Kernel.load(options.kernel)
+    kernel = named(options.kernel)
     backend = options.backend or detect().backend
     backends.require(kernel, backend)
     asked = suite(options.suite or ["decode"])[:: 3 if options.subset else 1]

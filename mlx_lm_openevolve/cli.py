@@ -109,8 +109,8 @@ def parser() -> argparse.ArgumentParser:
         sub.set_defaults(command=command)
         return sub
 
-    check = add("check", _check, "Judge a kernel folder as the gate does; stores nothing.")
-    check.add_argument("folder", metavar="FOLDER", type=Path)
+    check = add("check", _check, "Judge a kernel as the gate does; stores nothing.")
+    check.add_argument("kernel", metavar="FOLDER|KERNEL", help="a folder, or a known id or name")
     check.add_argument("--workload", metavar="SLUG", action="append", help="may be repeated")
     check.add_argument("--backend", choices=BACKENDS, help="default: the GPU, else host")
     check.add_argument("--seconds", type=float, default=300, help="time limit for a workload")
@@ -159,7 +159,7 @@ Result = tuple[int, dict[str, Any]]
 def _check(options: argparse.Namespace, out: Console) -> Result:
     from . import backends, gate
 
-    kernel = Kernel.load(options.folder)
+    kernel = inspection.named(options.kernel)
     backend = options.backend or detect().backend
     backends.require(kernel, backend)
     if options.workload:

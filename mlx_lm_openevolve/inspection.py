@@ -27,7 +27,7 @@ from .plan import Planner
 from .registry import VERSION, Registry, Verdict, tuned_root, user_root
 from .workload import Workload
 
-__all__ = ["clear", "list_verdicts", "registries", "show", "status", "usage"]
+__all__ = ["clear", "list_verdicts", "named", "registries", "show", "status", "usage"]
 
 Result = tuple[int, dict[str, Any]]
 # What changes how this library behaves, shown by `status` where it is set.
@@ -176,6 +176,14 @@ def _here(workload: Workload) -> dict[str, Any]:
     kernel = plan.kernel.id if plan.kernel else None
     text = f"kernel {kernel}: {reason}" if kernel else f"SDPA: {reason}"
     return {"device": device.slug, "kernel": kernel, "reason": reason, "text": text}
+
+
+def named(what: str) -> Kernel:
+    """The kernel in a folder, or the known one of that id or name. Raises KernelError where the
+    folder holds none, UsageError where nothing bears the name."""
+    if Path(what).exists() or "/" in what:
+        return Kernel.load(what)
+    return _kernel(what)
 
 
 def _kernel(what: str) -> Kernel:

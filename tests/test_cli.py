@@ -82,6 +82,16 @@ def test_a_right_kernel_passes_check_and_nothing_is_stored(
     assert Registry(home).workloads("host") == []
 
 
+def test_check_takes_a_known_kernel_by_its_name(
+    capsys: pytest.CaptureFixture[str], shipped: Kernel
+) -> None:
+    for name in (shipped.id, shipped.name):
+        code, result = run_json(
+            capsys, "check", name, "--workload", DECODE.slug, "--backend", "host"
+        )
+        assert (code, result["kernel"]) == (0, shipped.id)
+
+
 def test_a_wrong_kernel_fails_check_with_its_reason(
     capsys: pytest.CaptureFixture[str], copy_first_folder: Path
 ) -> None:

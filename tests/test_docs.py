@@ -13,6 +13,7 @@ from typing import Any
 
 import documentation
 import pytest
+import yaml
 from conftest import shipped_in_metal, store_correct
 from documentation import PAGES, ROOT, Block, blocks, differs
 from test_importer import PROGRAM
@@ -111,6 +112,24 @@ def parse_problem(program: str, words: list[str]) -> str:
     elif program not in ("cp", "sed", "git", "cd"):
         return "a program that this test does not know"
     return ""
+
+
+def test_every_command_of_the_workflows_parses() -> None:
+    for path in (ROOT / ".github" / "workflows").glob("*.yml"):
+        jobs = yaml.safe_load(path.read_text())["jobs"]
+        assert {"linux", "macos"} <= jobs.keys()
+        for job in jobs.values():
+            for step in job["steps"]:
+                words = shlex.split(step.get("run", ""))
+                if not words:
+                    continue
+                program = words[0].removeprefix(".venv/bin/")
+                if words[1:3] == ["-m", "pytest"]:
+                    files = [word for word in words if word.endswith(".py")]
+                    assert files, step
+                    assert all((ROOT / file).exists() for file in files), step
+                elif words[1] != "-c":
+                    assert not parse_problem(program, words[1:]), step
 
 
 def test_a_wrong_command_or_output_would_be_noticed() -> None:

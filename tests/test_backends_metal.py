@@ -1,0 +1,144 @@
+"""The Metal backend: on a Mac, the host's results against the GPU's, and the gate on the GPU."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from conftest import shipped_in_metal
+
+from mlx_lm_openevolve import backends, exam, gate
+from mlx_lm_openevolve.errors import BackendError
+from mlx_lm_openevolve.kernel import Kernel
+from mlx_lm_openevolve.reference import cases
+from mlx_lm_openevolve.registry import Registry, tuned_root
+from mlx_lm_openevolve.workload import Workload
+
+METAL = mx.metal.is_available()
+HOST = backends.get("host").unavailable()
+on_metal = pytest.mark.skipif(not METAL, reason="needs an Apple GPU")
+needs_compiler = pytest.mark.skipif(bool(HOST), reason=f"no compiler for metalhost: {HOST}")
+SMALL = Workload(1, 4, 2, 1, 64, 64, 64, "bfloat16")
+
+
+def checked() -> list[Any]:
+    """(kernel, params, small workload) of every host check that ships: what was found right on
+    the CPU has to be right on a GPU."""
+    tuned, found = Registry(tuned_root(), writable=False), []
+    for kernel in shipped_in_metal():
+        for record in tuned.host_checks(kernel.id):
+            name = f"{kernel.name}-{record['on']}"
+            found.append(pytest.param(kernel, record["params"], record["on"], id=name))
+    return found
+
+
+def difference(kernel: Kernel, params: dict[str, int], on: str, backend: str) -> str:
+    """Where a backend's answers are wrong, or further from the host's than both may err; "" where
+    they are neither."""
+    small = Workload.parse(on)
+    host = exam.Calls(lambda exact: backends.get("host").build(kernel, params, exact))
+    other = exam.Calls(lambda exact: backends.get(backend).build(kernel, params, exact))
+    for case in itertools.islice(cases(small, 0), 4):
+        question = exam.prepare(case)
+        for name, calls in (("host", host), (backend, other)):
+            outcome = calls(question)
+            if outcome.reason:
+                return f"{name}: {outcome.reason}"
+        one, two = (
+            exam.numpy(backends.get(name).build(kernel, params, case.workload)(*question.arguments))
+            for name in ("host", backend)
+        )
+        live = ~question.case.dead_rows()
+        off = exam.relative(one, two, question.mass)[live]
+        if off.max() > 2 * question.limits[0]:
+            return f"{case.name}: host and {backend} differ by {off.max():.3g}"
+    return ""
+
+
+@on_metal
+@needs_compiler
+@pytest.mark.parametrize(("kernel", "params", "on"), checked())
+def test_the_gpu_agrees_with_the_host(kernel: Kernel, params: dict[str, int], on: str) -> None:
+    assert difference(kernel, params, on, "metal") == ""
+
+
+@on_metal
+@pytest.mark.parametrize("kernel", shipped_in_metal(), ids=lambda kernel: kernel.name)
+def test_the_gate_finds_shipped_kernels_right_on_the_gpu(kernel: Kernel) -> None:
+    records = Registry(tuned_root(), writable=False).host_checks(kernel.id)
+    bucket = Workload.parse(records[0]["workload"])
+    params = kernel.default_params(bucket)
+    verdict = gate.judge(kernel, params, bucket, "metal", seconds=120, speed=False)
+    assert verdict.correct, verdict.reason
+    assert verdict.fingerprint["device"].startswith("apple")
+
+
+@on_metal
+def test_the_gate_refuses_a_broken_kernel_on_the_gpu() -> None:
+    kernel = broken()
+    params = kernel.default_params(SMALL)
+    verdict = gate.judge_in_worker(kernel, params, SMALL, "metal", seconds=120)
+    assert not verdict.correct
+
+
+def broken() -> Kernel:
+    """A shipped kernel that leaves out the last key."""
+    kernel = next(k for k in shipped_in_metal() if k.applies_to(SMALL))
+    sources = {
+        file: source.replace("keys_shape[2]", "(keys_shape[2] - 1)")
+        for file, source in kernel.sources.items()
+    }
+    return Kernel.from_parts({**kernel.meta, "name": "broken"}, sources)
+
+
+@needs_compiler
+def test_what_differs_would_be_seen() -> None:
+    kernel = broken()
+    params = kernel.default_params(SMALL)
+    assert "host: needles" in difference(kernel, params, SMALL.slug, "host")
+    right = next(k for k in shipped_in_metal() if k.applies_to(SMALL))
+    assert difference(right, params, SMALL.slug, "host") == ""
+
+
+def test_there_is_something_to_compare() -> None:
+    assert len(checked()) > 10
+
+
+@pytest.mark.skipif(METAL, reason="this machine has a Metal GPU")
+def test_without_a_metal_gpu_it_says_so() -> None:
+    kernel = shipped_in_metal()[0]
+    assert "no Metal GPU" in backends.get("metal").unavailable()
+    with pytest.raises(BackendError, match="no Metal GPU"):
+        backends.get("metal").build(kernel, kernel.default_params(SMALL), SMALL)
+
+
+def test_metal_kernel_is_asked_as_mlx_wants_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slices are not copied, the grid counts threads, and the math mode is the stage's."""
+    asked: list[dict[str, Any]] = []
+
+    def metal_kernel(**made: Any) -> Any:
+        def function(**call: Any) -> list[mx.array]:
+            asked.append({**made, **call})
+            shapes = zip(call["output_shapes"], call["output_dtypes"], strict=True)
+            return [mx.zeros(shape, dtype) for shape, dtype in shapes]
+
+        return function
+
+    metal = backends.get("metal")
+    monkeypatch.setattr(mx.fast, "metal_kernel", metal_kernel)
+    monkeypatch.setattr(metal, "unavailable", lambda: "")
+    kernel = next(k for k in shipped_in_metal() if k.applies_to(SMALL))
+    params = kernel.default_params(SMALL)
+    question = exam.prepare(next(iter(cases(SMALL, 0))))
+    metal.build(kernel, params, question.case.workload)(*question.arguments)
+    launches = kernel.launches(question.case.workload, params)
+    assert len(asked) == len(launches)
+    for got, launch in zip(asked, launches, strict=True):
+        assert got["ensure_row_contiguous"] is False
+        assert got["compile_options"] == {"math_mode": launch.stage.math_mode}
+        assert (got["grid"], got["threadgroup"]) == (launch.grid, launch.threadgroup)
+        assert got["source"] == launch.stage.source
+        assert np.all([dict(got["template"])[name] is not None for name, _ in launch.template])
