@@ -14,6 +14,7 @@ from rich.console import Console
 from mlx_lm_openevolve import backends
 from mlx_lm_openevolve.device import BACKENDS, detect
 from mlx_lm_openevolve.errors import OpenEvolveError, UsageError
+from mlx_lm_openevolve.hub import check_model
 from mlx_lm_openevolve.kernel import Kernel
 from mlx_lm_openevolve.registry import Registry, tuned_root, user_root
 
@@ -88,6 +89,8 @@ def report(options: argparse.Namespace, out: Console) -> Result:
     for line in reports.summary(archive):
         out.print(line, markup=False)
     out.print(f"wrote {', '.join(str(f) for f in files)}", markup=False)
+    if len(files) == 1:
+        out.print("no pictures: pip install 'mlx-lm-openevolve[report]'", markup=False)
     return 0, {**_result(archive), "files": [str(f) for f in files]}
 
 
@@ -196,6 +199,7 @@ def _start(options: argparse.Namespace, out: Console) -> Archive:
     if options.model and options.workloads:
         raise UsageError("--model and --workloads: give one of them")
     if options.model:
+        check_model("--model", options.model)
         uses = suites.traced(options.model)
         workloads, weights = tuple(uses), tuple(uses.values())
     else:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
+import mlx.core as mx
 import pytest
 
 import mlx_lm_openevolve
@@ -119,30 +121,78 @@ def test_the_wheel_contains_every_tracked_file(wheel: Path) -> None:
     assert names == tracked()
 
 
-def test_the_wheel_runs_in_an_empty_environment(wheel: Path, tmp_path: Path) -> None:
-    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
-    python = tmp_path / "venv" / "bin" / "python"
+@pytest.fixture(scope="module")
+def tool(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Our command in an empty environment that has the wheel and what it asks for, no more."""
+    folder = tmp_path_factory.mktemp("empty") / "venv"
+    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
     extra = "" if sys.platform == "darwin" else "[cpu]"
-    subprocess.run(
-        [python, "-m", "pip", "install", "-q", "--disable-pip-version-check", f"{wheel}{extra}"],
-        check=True,
-        capture_output=True,
+    pip = [folder / "bin" / "python", "-m", "pip", "install", "-q", "--disable-pip-version-check"]
+    subprocess.run([*pip, f"{wheel}{extra}"], check=True, capture_output=True)
+    return folder / "bin" / "mlx-lm-openevolve"
+
+
+def ask(tool: Path, folder: Path, *argv: str) -> subprocess.CompletedProcess[str]:
+    """Run a command as a user does: nothing of this checkout is to be found."""
+    inherited = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    return subprocess.run(
+        [tool, *argv], cwd=folder, env=inherited, capture_output=True, text=True, check=False
     )
-    tool = tmp_path / "venv" / "bin" / "mlx-lm-openevolve"
-    done = subprocess.run(
-        [tool, "status", "--json"], cwd=tmp_path, capture_output=True, text=True, check=True
-    )
+
+
+def test_the_wheel_runs_in_an_empty_environment(tool: Path, tmp_path: Path) -> None:
+    done = ask(tool, tmp_path, "status", "--json")
     status = json.loads(done.stdout.splitlines()[-1])
     assert status["version"] == mlx_lm_openevolve.__version__
     shipped = next(row for row in status["registries"] if not row["writable"])
     assert shipped["kernels"] > 0
+    assert str(tool.parent.parent) in shipped["root"]
     # No compiler was asked for: the reason is one line that says how to get one.
     assert "[host]" in status["backends"]["host"] or status["backends"]["host"] == "available"
-    refused = subprocess.run(
-        [tool, "show", "nonsense"], capture_output=True, text=True, check=False
-    )
-    assert refused.returncode == 2
-    assert refused.stderr.count("\n") == 1
+
+
+def test_every_command_of_the_wheel_works_or_says_why_not(
+    tool: Path, tmp_path: Path, tiny_folder: Path
+) -> None:
+    """Exit code and what is said, for each of the commands that a newcomer tries first."""
+    run = ["run", "mlx_lm.generate", "--model", str(tiny_folder), "--prompt", "x"]
+    bench = ["bench", "--shape", "qwen3-0.6b", "--preset", "short_context_quick"]
+    gpu = mx.default_device() == mx.gpu
+    asked: list[tuple[list[str], int, str]] = [
+        ([*run, "--max-tokens", "4"], 0, "attention calls on SDPA"),
+        (["list"], 0, "verdict"),
+        (["show", "gqa_decode"], 0, "simdgroup"),
+        (["show", "attention-b1-hq8-hkv2-lq1-lk128-d64-v64-bfloat16-none"], 0, "here"),
+        (["show", "nonsense"], 2, "neither a stored kernel's id or name nor a workload"),
+        (["status"], 0, "version"),
+        (["report", "nonsense"], 2, "holds no run"),
+        (["report", archive(tmp_path)], 0, "no pictures: pip install"),
+        (["clear"], 0, "removed"),
+        (["evolve", "--backend", "host", "--candidates", "1"], 2, "[host]"),
+        (["check", "gqa_decode", "--backend", "host"], 2, "[host]"),
+    ]
+    if not gpu:
+        asked.append((bench, 2, "MLX has no GPU here"))
+    for argv, code, says in asked:
+        done = ask(tool, tmp_path, *argv)
+        said = done.stdout + done.stderr
+        assert done.returncode == code, (argv, said)
+        assert says in said, (argv, said)
+        assert "Traceback" not in said, (argv, said)
+        if code == 2:
+            assert said.count("\n") == 1, (argv, said)
+
+
+def archive(folder: Path) -> str:
+    """A run that was begun, as another machine may have left it."""
+    from mlx_lm_openevolve.evolve.archive import Archive
+    from mlx_lm_openevolve.evolve.config import Config
+    from mlx_lm_openevolve.workload import Workload
+
+    workload = Workload(1, 8, 2, 1, 128, 64, 64, "bfloat16")
+    run = Archive.create(folder / "begun", Config("host", (workload,), (1.0,)), {"name": "there"})
+    run.close()
+    return str(folder / "begun")
 
 
 def test_importing_the_package_is_light() -> None:

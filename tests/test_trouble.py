@@ -314,6 +314,21 @@ def test_a_missing_compiler_is_named(
     assert "MLX_LM_OPENEVOLVE_CXX names 'no-such-compiler'" in err
 
 
+@pytest.mark.parametrize("command", ["run", "bench", "evolve"])
+def test_a_wrong_model_is_named_before_anything_starts(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = {
+        "run": ["mlx_lm.generate"],
+        "bench": ["--backend", "host", "--any-correct"],
+        "evolve": ["--backend", "host", "--out", str(tmp_path / "run")],
+    }[command]
+    assert main([command, *words, "--model", "/no/such/model"]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", f"{SAYS}--model /no/such/model: no such folder\n")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_cache_that_cannot_be_made_is_named(
     folder: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
