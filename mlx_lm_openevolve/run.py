@@ -17,6 +17,7 @@ import atexit
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -25,7 +26,7 @@ import tempfile
 import traceback
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from importlib import metadata
+from importlib import metadata, util
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -37,6 +38,7 @@ VARIABLE = "MLX_LM_OPENEVOLVE_RUN"
 SITE = Path(__file__).resolve().parent / "sitecustom"
 # Options of mlx-lm's commands whose value is a model.
 MODELS = ("--model", "--draft-model")
+_DEFAULT_MODEL = re.compile(r'^DEFAULT_MODEL = "([^"]+)"', re.M)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,9 +58,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, out: object) -> NoReturn:
     """Become the command. Raises UsageError or BackendError before anything was started."""
     argv = command_line(options.wrapped, options.arguments)
+    _check_kernels(options)
     if not options.wrapped.endswith(".py"):
         _check_models(options.wrapped, options.arguments)
-    _check_kernels(options)
     try:
         folder = tempfile.mkdtemp(prefix="mlx-lm-openevolve-run-")
     except OSError:  # a full disk: children are patched all the same, and not counted
@@ -238,6 +240,25 @@ def _check_models(command: str, arguments: Sequence[str]) -> None:
         missing = option == "--adapter-path" and not Path(value).expanduser().exists()
         if missing and command != "mlx_lm.lora":  # that one writes it
             raise UsageError(f"{option} {value}: no such folder")
+    own = _own_model(command)
+    if own and not {"-h", "--help"} & set(arguments) and not _names_model(arguments):
+        check_model("--model, by default", own)
+
+
+def _names_model(arguments: Sequence[str]) -> bool:
+    return any(word.partition("=")[0] == "--model" for word in arguments)
+
+
+def _own_model(command: str) -> str:
+    """The model that a command of mlx-lm takes where none is named, "" where it asks for one.
+    Read off its source: importing it takes as long as running it."""
+    spec = util.find_spec("mlx_lm")
+    name = f"{command.removeprefix('mlx_lm.')}.py"
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        with contextlib.suppress(OSError):
+            found = _DEFAULT_MODEL.search((Path(folder) / name).read_text())
+            return found[1] if found else ""
+    return ""
 
 
 def _check_kernels(options: argparse.Namespace) -> None:

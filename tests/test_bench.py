@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import resource
 from dataclasses import replace
@@ -15,6 +16,7 @@ import pytest
 from conftest import shipped_in_metal, store_correct
 from mlx_lm.models import base
 from mlx_lm.models.cache import make_prompt_cache
+from rich.console import Console
 
 from mlx_lm_openevolve import bench, errors, shapes
 from mlx_lm_openevolve.cli import main
@@ -156,6 +158,41 @@ def test_a_shape_is_what_mlx_lm_makes_of_it(shape: str, monkeypatch: pytest.Monk
     queries = (1, full["num_attention_heads"], 5, head)
     keys = (1, full["num_key_value_heads"], 5, head)
     assert asked == [(queries, keys, mx.bfloat16)] * 6
+
+
+@pytest.mark.parametrize(("speed", "kept"), [(1.2, True), (0.9, False)])
+def test_a_slower_preset_fails_names_its_workloads_and_withdraws_them(
+    home: Path, monkeypatch: pytest.MonkeyPatch, speed: float, kept: bool
+) -> None:
+    kernel = next(k for k in shipped_in_metal() if k.applies_to(BUCKET))
+    store_correct(home, kernel, [BUCKET])
+    (verdict,) = Registry(home).verdicts("host", BUCKET)
+    Registry(home).publish("host", replace(verdict, faster=True, reason="accepted"))
+    (verdict,) = Registry(home).verdicts("host", BUCKET)
+    row = {"kernel": kernel.id, "name": kernel.name, "params": {}, "verdict": verdict.to_json()}
+    row |= {"reason": "accepted", "hits": 6, "fallbacks": 0}
+    info = {"workloads": {BUCKET.slug: row}, "fallbacks": {}, "device_info": {"slug": "host"}}
+
+    def answered(task: dict[str, Any], which: str) -> dict[str, Any]:
+        if which == "logits":
+            return {"hits": 2, "difference": 0.0, "stock": 1e-3, "patched": 1e-3}
+        rate = 100.0 * (speed if which == "patched" else 1.0)
+        trial = {"prompt_tps": 1.0, "generation_tps": rate, "peak_memory": 1.0, "total_time": 1.0}
+        return {"trials": [trial], "tokens": [1, 2], "info": info}
+
+    monkeypatch.setattr(bench, "ask", answered)
+    parser = argparse.ArgumentParser()
+    bench.add_arguments(parser)
+    options = parser.parse_args(["--shape", "qwen3-0.6b", "--preset", "code_generation"])
+    ((name, task),) = bench.tasks(options)
+    screen = io.StringIO()
+    found = bench.run_case(name, task, options, Console(file=screen, width=200))
+    assert found["ok"] == kept
+    assert Registry(home).verdicts("host", BUCKET)[0].accepted == kept
+    assert found["withdrawn"] == ([] if kept else [BUCKET.slug])
+    assert (f"withdrawn: {BUCKET.slug}" in screen.getvalue()) != kept
+    if not kept:
+        assert f"0.900x, below 0.99x with kernels on {BUCKET.slug}" in screen.getvalue()
 
 
 @pytest.mark.parametrize(

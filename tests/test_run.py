@@ -255,6 +255,22 @@ def test_wrong_usage_is_one_line_before_anything_starts(
     assert err.count("\n") == 1
 
 
+def test_the_model_that_a_command_takes_by_itself_is_checked_too(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from mlx_lm.generate import DEFAULT_MODEL
+
+    monkeypatch.setattr("mlx_lm_openevolve.hub.problem", lambda name: f"no {name}")
+    assert main(["run", "mlx_lm.generate", "--prompt", "x"]) == 2
+    line = f"{LINE}--model, by default {DEFAULT_MODEL}: no {DEFAULT_MODEL}\n"
+    assert capfd.readouterr().err == line
+    started: list[Any] = []
+    monkeypatch.setattr(run.os, "execve", lambda *arguments: started.append(arguments))
+    for words in (["mlx_lm.generate", "--help"], ["mlx_lm.server"]):
+        main(["run", *words])
+    assert len(started) == 2
+
+
 def test_a_command_without_a_script_file_runs_by_its_entry_point(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
