@@ -59,18 +59,19 @@ def test_exceptions_of_a_log_are_counted_by_type() -> None:
     assert server_soak.exceptions("all is well\n") == {}
 
 
-def test_the_trend_leaves_the_warm_up_out() -> None:
-    warm = [(t, 100.0 + 10 * t, 5) for t in range(30)]  # ten MB a second, and then none
-    flat = server_soak.trend([*warm, *((t, 400.0, 7) for t in range(30, 101))])
-    assert (flat["growth_mb"], flat["slope_mb_per_minute"]) == (0, 0)
-    assert (flat["begin_mb"], flat["end_files"]) == (400, 7)
+def test_the_trend_is_that_of_the_floor_after_the_warm_up() -> None:
+    warm = [(t, 100.0 + 10 * t, 5) for t in range(40)]  # ten MB a second, and then swings
+    swings = [(t, 500.0 + 30 * (t % 3), 7) for t in range(40, 101)]
+    flat = server_soak.trend([*warm, *swings])
+    assert (flat["begin_mb"], flat["end_mb"], flat["end_files"]) == (500, 500, 7)
     leak = server_soak.trend([(t, 100.0 + t / 60, 5) for t in range(601)])
     assert leak["slope_mb_per_minute"] == pytest.approx(1, abs=1e-3)
-    assert leak["growth_mb"] == pytest.approx(7 * 3 / 4, abs=0.1)
+    # From minute 4 and from minute 8 on.
+    assert (leak["begin_mb"], leak["end_mb"]) == pytest.approx((104, 108), abs=0.1)
 
 
 def run(**changes: Any) -> dict[str, Any]:
-    memory = {"begin_mb": 200.0, "growth_mb": 1.0}
+    memory = {"begin_mb": 200.0, "end_mb": 201.0}
     made = {"errors": {}, "log": {}, "hits": 9, "problems": [], "memory": memory, "minutes": 10.0}
     return made | changes
 
@@ -85,11 +86,12 @@ def run(**changes: Any) -> dict[str, Any]:
         (run(), run(log={"client went away": 3}), None),
         (run(), run(hits=0), "no kernel served a call"),
         (run(), run(problems=["not supported"]), "not supported"),
-        (run(), run(memory={"begin_mb": 200.0, "growth_mb": 8.0}), "memory grows by 8.0 MB"),
-        (run(), run(memory={"begin_mb": 200.0, "growth_mb": 8.0}, minutes=0.5), None),
+        (run(), run(memory={"begin_mb": 200.0, "end_mb": 208.0}), "memory grows from 200 to 208"),
+        (run(), run(memory={"begin_mb": 200.0, "end_mb": 208.0}, minutes=0.5), None),
+        (run(), run(memory={"begin_mb": 150.0, "end_mb": 190.0}), None),  # up to stock's level
         (
-            run(memory={"begin_mb": 200.0, "growth_mb": 3.0}),
-            run(memory={"begin_mb": 200.0, "growth_mb": 8.0}),
+            run(memory={"begin_mb": 200.0, "end_mb": 205.0}),
+            run(memory={"begin_mb": 207.0, "end_mb": 212.0}),
             None,
         ),
     ],
