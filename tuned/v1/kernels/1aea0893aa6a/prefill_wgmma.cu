@@ -251,7 +251,7 @@ __device__ inline void attend(Accumulator<DV>& state, T* slots, const T* queries
   // Rows beyond the last one repeat it, and are never written.
   uint32_t q[D / 16][4];
   int seen[2];  // so many keys a row may see
-  int mask_row[2];
+  int64_t mask_row[2];
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
     const int row = min(row0 + warp * 16 + 8 * h + g, rows - 1);
@@ -265,7 +265,7 @@ __device__ inline void attend(Accumulator<DV>& state, T* slots, const T* queries
                                        : bits(from[0], from[q_strides[3]]);
     }
     seen[h] = MASK == CAUSAL_MASK ? kv_len - q_len + position + 1 : kv_len;
-    mask_row[h] = row / q_len * int(m_strides[1]) + position * int(m_strides[2]);
+    mask_row[h] = row / q_len * m_strides[1] + position * m_strides[2];
     state.top[h] = LOWEST_TOP;
     state.sum[h] = 0.0f;
   }
@@ -297,7 +297,7 @@ __device__ inline void attend(Accumulator<DV>& state, T* slots, const T* queries
     } else if constexpr (MASK == BOOL_MASK) {
 #pragma unroll
       for (int i = 0; i < 16; ++i) {
-        const int from = __shfl_sync(ALL, mask_row[i / 8], i % 8 * 4);
+        const int64_t from = __shfl_sync(ALL, mask_row[i / 8], i % 8 * 4);
         const int key = first + lane;
         shown[i] = key < kv_len && mask[from + key * m_strides[3]];
       }

@@ -220,7 +220,7 @@ __device__ inline void attend(Accumulator<DV>& state, T* slots, const T* queries
   // Rows beyond the last one repeat it, and are never written.
   uint32_t q[D / 16][4];
   int seen[2];  // so many keys a row may see
-  int mask_row[2];
+  int64_t mask_row[2];
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
     const int row = min(row0 + warp % ROW_WARPS * 16 + 8 * h + g, rows - 1);
@@ -234,7 +234,7 @@ __device__ inline void attend(Accumulator<DV>& state, T* slots, const T* queries
                                        : bits(from[0], from[q_strides[3]]);
     }
     seen[h] = MASK == CAUSAL_MASK ? kv_len - q_len + position + 1 : kv_len;
-    mask_row[h] = row / q_len * int(m_strides[1]) + position * int(m_strides[2]);
+    mask_row[h] = row / q_len * m_strides[1] + position * m_strides[2];
     state.top[h] = LOWEST_TOP;
     state.sum[h] = 0.0f;
   }
@@ -277,7 +277,7 @@ __device__ inline void attend(Accumulator<DV>& state, T* slots, const T* queries
       for (int i = 0; i < OWN / 2; ++i) {
         const int at = 32 * i + lane;
         const int row = OWN == 16 ? 2 * i + lane / 16 : i * 32 / OWN;
-        const int from = __shfl_sync(ALL, mask_row[OWN == 16 ? i / 4 : row / 8], row % 8 * 4);
+        const int64_t from = __shfl_sync(ALL, mask_row[OWN == 16 ? i / 4 : row / 8], row % 8 * 4);
         const int key = first + at % OWN;
         shown[i] = key < kv_len && mask[from + key * m_strides[3]];
       }
