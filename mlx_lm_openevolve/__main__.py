@@ -9,22 +9,53 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from typing import Any
 
 __all__ = ["main"]
+
+# Extension modules drop an interrupt now and then; it is raised again after so many seconds.
+AGAIN = 1.0
+
+SAYS = "mlx-lm-openevolve: interrupted"
 
 
 def main() -> int:
     """Run the command line; returns its exit code."""
-    try:
-        from . import cli
+    signal.signal(signal.SIGINT, _leave)
+    from . import cli
 
+    for number in (signal.SIGINT, signal.SIGALRM):
+        signal.signal(number, _interrupt)
+    sys.unraisablehook = _dropped
+    try:
         code = cli.main()
-    except KeyboardInterrupt:
-        print("mlx-lm-openevolve: interrupted", file=sys.stderr)
+    except KeyboardInterrupt:  # a second one, while the first was being told
+        print(SAYS, file=sys.stderr)
         code = 130
     # From here on Ctrl-C ends the process at once: nothing is left to be saved.
+    signal.setitimer(signal.ITIMER_REAL, 0)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     return flushed(code)
+
+
+def _leave(number: int, _: Any) -> None:
+    """End at once: nothing was begun. An import that is interrupted fails in its own way, or not
+    at all where an extension module drops what is raised in it."""
+    os.write(2, f"{SAYS}\n".encode())
+    os._exit(130)
+
+
+def _interrupt(number: int, _: Any) -> None:
+    signal.setitimer(signal.ITIMER_REAL, AGAIN)
+    raise KeyboardInterrupt
+
+
+def _dropped(what: Any) -> None:
+    """An exception in a callback is dropped with a traceback; an interrupt comes again instead."""
+    if issubclass(what.exc_type, KeyboardInterrupt):
+        signal.setitimer(signal.ITIMER_REAL, 0.01)
+    else:
+        sys.__unraisablehook__(what)
 
 
 def flushed(code: int) -> int:

@@ -23,9 +23,10 @@ from typing import Any
 
 from rich.console import Console
 
-from . import __version__, inspection
+from . import __version__, bench, inspection, run
 from .device import BACKENDS, detect
 from .errors import OpenEvolveError, UsageError
+from .evolve import commands as evolve  # the core does without it: here the two meet
 from .kernel import Kernel
 from .workload import Workload
 
@@ -81,8 +82,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _failure(error: BaseException) -> tuple[int, str]:
     """Exit code and line for what ended a command."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    if isinstance(error, KeyboardInterrupt):
-        return INTERRUPTED, "interrupted"
+    causes: BaseException | None = error
+    while causes is not None:  # what an interrupt was turned into on its way
+        if isinstance(causes, KeyboardInterrupt):
+            return INTERRUPTED, "interrupted"
+        causes = causes.__cause__ or causes.__context__
     if isinstance(error, OpenEvolveError):
         return NOT_DONE, " ".join(lines)
     if isinstance(error, OSError) and error.strerror:
@@ -119,17 +123,12 @@ def parser() -> argparse.ArgumentParser:
     program.add_argument("program", metavar="PROGRAM.py", type=Path)
     program.add_argument("--out", metavar="FOLDER", type=Path, required=True)
 
-    from . import bench, run
-
     run.add_arguments(
         add("run", run.run, "Run a command of mlx-lm, or a script, with the patch on.")
     )
     bench.add_arguments(
         add("bench", bench.run, "Measure a model, stock against patched, in fresh processes.")
     )
-
-    # The core does without evolve; the command line is where the two meet.
-    from .evolve import commands as evolve
 
     evolve.add_evolve_arguments(
         add("evolve", evolve.evolve, "Look for better kernels on this machine; resumable.")

@@ -77,6 +77,7 @@ def run(options: argparse.Namespace, out: object) -> NoReturn:
     }
     sys.stdout.flush()
     sys.stderr.flush()
+    signal.setitimer(signal.ITIMER_REAL, 0)  # the command's signals are its own
     os.execve(argv[0], argv, environment(settings))
 
 

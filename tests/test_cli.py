@@ -156,10 +156,18 @@ def test_common_options_stand_before_the_command_or_after_it(
     assert err.splitlines()[-1] == f"mlx-lm-openevolve: {json.loads(out)['error']}"
 
 
+def turned_into_another() -> RuntimeError:
+    """What Python 3.11 makes of an interrupt while a class is being made."""
+    error = RuntimeError("Error calling __set_name__")
+    error.__cause__ = KeyboardInterrupt()
+    return error
+
+
 @pytest.mark.parametrize(
     ("error", "code", "says"),
     [
         (KeyboardInterrupt(), 130, "interrupted"),
+        (turned_into_another(), 130, "interrupted"),
         (OSError(28, "No space left on device", "/full"), 2, "/full: No space left on device"),
         (MemoryError("of 3 GB"), 2, "out of memory: of 3 GB"),
         (ZeroDivisionError("division by zero"), 70, "a fault of ours"),

@@ -119,6 +119,29 @@ def test_bench_can_be_interrupted(mark: None, tiny_folder: Path, tmp_path: Path)
     assert json.loads(output.read_text())["cases"] == []
 
 
+@pytest.mark.parametrize(
+    ("body", "again"),
+    [
+        ("    try: signal.raise_signal(2)\n    except KeyboardInterrupt: pass\n", 0.1),
+        ("    class A:\n        def __del__(self): signal.raise_signal(2)\n    A()\n", 30),
+    ],
+    ids=["by an extension", "in a callback"],
+)
+def test_an_interrupt_that_is_dropped_comes_again(body: str, again: float) -> None:
+    """MLX drops what is raised while it reads a numpy array; any extension module may."""
+    code = (
+        "from mlx_lm_openevolve import __main__, cli\n"
+        "import signal, time\n"
+        f"def deaf(argv=None):\n{body}    time.sleep(60)\n"
+        f"cli.main, __main__.AGAIN = deaf, {again}\n"
+        "raise SystemExit(__main__.main())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=30
+    )
+    assert (done.returncode, done.stderr) == (130, f"{SAYS}interrupted\n")
+
+
 def test_run_can_be_interrupted_before_the_command_starts(mark: None) -> None:
     done = interrupted(0, "run", "mlx_lm.generate", "--help")
     assert is_one_line(done) or done.returncode in (0, -signal.SIGINT)
