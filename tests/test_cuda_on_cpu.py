@@ -1,0 +1,112 @@
+"""The native CUDA kernels of tuned/, put through the exam on the CPU, and what that can catch."""
+
+from __future__ import annotations
+
+import re
+
+import cuda_on_cpu
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlx_lm_openevolve import exam
+from mlx_lm_openevolve.kernel import Kernel
+from mlx_lm_openevolve.reference import cases
+from mlx_lm_openevolve.registry import Registry, tuned_root
+from mlx_lm_openevolve.workload import Workload
+
+pytestmark = pytest.mark.skipif(
+    bool(cuda_on_cpu.unavailable()), reason=cuda_on_cpu.unavailable() or "available"
+)
+
+NATIVE = {
+    kernel.name: kernel
+    for kernel in Registry(tuned_root(), writable=False).kernels()
+    if any(stage.language == "cuda" for stage in kernel.stages)
+}
+# Every native kernel, every way to launch it, every kind of mask.
+CASES = (
+    ("gqa_decode_mma", "attention-b2-hq4-hkv2-lq1-lk128-d128-v128-bfloat16-none", {"splits": 1}),
+    ("gqa_decode_mma", "attention-b1-hq8-hkv2-lq4-lk128-d64-v64-float16-bool", {"splits": 3}),
+    (
+        "latent_decode_mma",
+        "attention_latent-b1-hq16-hkv1-lq1-lk256-d512-v512-bfloat16-additive",
+        {},
+    ),
+    (
+        "latent_decode_mma",
+        "attention_latent-b1-hq20-hkv1-lq1-lk64-d576-v576-float16-bool-sinks",
+        {"splits": 3, "fused": 0},
+    ),
+    ("wide_decode_mma", "attention-b1-hq8-hkv1-lq1-lk64-d512-v512-bfloat16-none", {"splits": 1}),
+    ("wide_decode_mma", "attention-b1-hq8-hkv2-lq8-lk64-d256-v256-float16-causal", {"splits": 2}),
+    ("tiles_mma", "attention-b1-hq4-hkv2-lq32-lk128-d128-v128-bfloat16-causal", {"splits": 2}),
+    (
+        "tiles_mma",
+        "attention-b2-hq4-hkv2-lq8-lk64-d80-v80-float16-additive-sinks",
+        {"splits": 2, "fused": 0},
+    ),
+    ("tiles_mma", "attention-b1-hq2-hkv1-lq2048-lk64-d256-v256-bfloat16-bool", {}),
+    ("prefill_wgmma", "attention-b1-hq4-hkv2-lq2048-lk64-d256-v256-bfloat16-causal", {}),
+    ("prefill_wgmma", "attention-b1-hq2-hkv2-lq2048-lk64-d192-v128-float16-additive", {}),
+)
+
+
+def judge(kernel: Kernel, slug: str, changes: dict[str, int], seed: int = 1) -> str:
+    """Why the kernel fails the exam of a small workload's bucket, "" where it passes."""
+    bucket = Workload.parse(slug).bucket()
+    assert kernel.applies_to(bucket)
+    params = {**kernel.default_params(bucket), **changes}
+    questions = (exam.prepare(case) for case in cases(bucket, 0))
+    return exam.passes(lambda w: cuda_on_cpu.build(kernel, params, w, seed), questions).reason
+
+
+def test_every_native_kernel_is_here() -> None:
+    assert {name for name, _, _ in CASES} == NATIVE.keys()
+
+
+@pytest.mark.parametrize(("name", "slug", "changes"), CASES, ids=[f"{c[0]}-{c[1]}" for c in CASES])
+def test_a_native_kernel_passes_the_exam(name: str, slug: str, changes: dict[str, int]) -> None:
+    assert judge(NATIVE[name], slug, changes) == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "slug", "changes", "file", "removed", "nth"),
+    [
+        (*CASES[2], "columns_mma.cu", "__syncthreads();", 0),
+        (*CASES[2], "columns_mma.cu", "__syncthreads();", 1),
+        (*CASES[6], "tiles_mma.cu", "wait_copies<1>();", 0),
+        (*CASES[6], "tiles_mma.cu", "__syncthreads();", 1),
+        (*CASES[9], "prefill_wgmma.cu", "__syncthreads();", 1),
+    ],
+)
+def test_a_missing_barrier_is_caught(
+    name: str, slug: str, changes: dict[str, int], file: str, removed: str, nth: int
+) -> None:
+    kernel = NATIVE[name]
+    places = [match.start() for match in re.finditer(re.escape(removed), kernel.sources[file])]
+    at = places[nth]
+    source = kernel.sources[file]
+    broken = source[:at] + ";" + source[at + len(removed) :]
+    mutant = Kernel.from_parts(kernel.meta, {**kernel.sources, file: broken})
+    assert judge(mutant, slug, changes) != ""
+
+
+def test_lanes_that_part_at_a_shuffle_are_caught() -> None:
+    kernel = NATIVE["latent_decode_mma"]
+    file = "single_mma.cu"
+    source = kernel.sources[file]
+    line = "const int kv_len = keys_shape[2];"
+    assert line in source
+    parted = source.replace(line, f"{line}\nif (lane < 16) __syncwarp();")
+    mutant = Kernel.from_parts(kernel.meta, {**kernel.sources, file: parted})
+    workload = "attention_latent-b1-hq16-hkv1-lq1-lk32-d256-v256-bfloat16-none"
+    assert "different places" in judge(mutant, workload, {"splits": 1})
+
+
+def test_arrays_end_at_a_page_that_cannot_be_read() -> None:
+    guarded = cuda_on_cpu.Guarded(np.arange(64, dtype=np.uint16))
+    assert guarded.address % 16 == 0
+    page_end = -(-(guarded.address + guarded.bytes) // 4096) * 4096
+    assert page_end - guarded.address - guarded.bytes < 16
+    assert mx.array(guarded.read(np.dtype(np.uint16)))[63].item() == 63
