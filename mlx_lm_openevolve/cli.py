@@ -25,7 +25,7 @@ from rich.console import Console
 
 from . import __version__, bench, inspection, run
 from .device import BACKENDS, detect
-from .errors import OpenEvolveError, UsageError
+from .errors import OpenEvolveError, UsageError, interrupted
 from .evolve import commands as evolve  # the core does without it: here the two meet
 from .kernel import Kernel
 from .workload import Workload
@@ -82,11 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _failure(error: BaseException) -> tuple[int, str]:
     """Exit code and line for what ended a command."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    causes: BaseException | None = error
-    while causes is not None:  # what an interrupt was turned into on its way
-        if isinstance(causes, KeyboardInterrupt):
-            return INTERRUPTED, "interrupted"
-        causes = causes.__cause__ or causes.__context__
+    if interrupted(error):
+        return INTERRUPTED, "interrupted"
     if isinstance(error, OpenEvolveError):
         return NOT_DONE, " ".join(lines)
     if isinstance(error, OSError) and error.strerror:

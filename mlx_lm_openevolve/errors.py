@@ -23,6 +23,7 @@ __all__ = [
     "UnsupportedVersionError",
     "UsageError",
     "WorkloadError",
+    "interrupted",
 ]
 
 
@@ -57,3 +58,13 @@ class BackendError(OpenEvolveError, RuntimeError):
 class MachineError(OpenEvolveError, OSError):
     """The machine failed, no kernel: a full disk, a folder without access, a tool that was killed.
     Nothing was found out about the kernel at hand."""
+
+
+def interrupted(error: BaseException | None) -> bool:
+    """Whether an error is, or came of, an interrupt: what is being cleaned up, and Python before
+    3.12 while it makes a class, turn a KeyboardInterrupt into something else."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -17,6 +17,7 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
+from .errors import interrupted
 from .mutants import Mutant, applicable, correct
 from .reference import Case, Inputs, Truth, answer, floats, mass, smallest
 from .workload import Workload
@@ -272,6 +273,8 @@ class Calls:
         except OSError:  # a full disk is no kernel's fault
             raise
         except Exception as error:
+            if interrupted(error):  # nor is Ctrl-C
+                raise KeyboardInterrupt from None
             line = (str(error).strip() or "no message").splitlines()[0]
             return Outcome(f"{question.case.name}: {type(error).__name__}: {line[:300]}", margin=0)
 

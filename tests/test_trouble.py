@@ -220,6 +220,24 @@ def test_a_worker_that_ctrl_c_reaches_is_no_fault_of_the_kernel(
     assert seen["start_new_session"]
 
 
+def test_an_interrupt_in_disguise_rejects_no_kernel(
+    kernel: Kernel, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clean-up that fails on the way out of Ctrl-C, such as closing a mapping that is in use."""
+
+    def build(*_: object, **__: object) -> None:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise BufferError("cannot close exported pointers exist")
+
+    monkeypatch.setattr(gate.backends.get("host"), "build", build)
+    planner = Planner(detect("host"), [Registry(home)], require_faster=False, only=kernel)
+    with pytest.raises(KeyboardInterrupt):
+        planner.plan(DECODE)
+    assert Registry(home).verdicts("host", DECODE) == []
+
+
 # A full disk
 
 
