@@ -89,7 +89,7 @@ def generate(model: qwen3.Model, tokens: int = 12) -> list[int]:
 
 
 def test_a_proven_kernel_serves_decode_and_prefill_goes_to_sdpa(proven: Kernel) -> None:
-    decode, prefill = attention(), attention(q_len=20)
+    decode, prefill = attention(), attention(q_len=40, kv_len=40)
     want = base.scaled_dot_product_attention(**decode)
     stock = base.scaled_dot_product_attention(**prefill)
     enable()
