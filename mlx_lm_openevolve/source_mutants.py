@@ -379,11 +379,13 @@ def main(argv: list[str]) -> int:
     kernels = {k.family: k for k in [*portable, *map(Kernel.load, argv)]}
     for family, dtype, mask in itertools.product(INPUTS, DTYPES, MASKS):
         kernel = kernels.get(family)
-        if kernel is None or not kernel.applies_to(_bucket(family, dtype, mask)):
+        if kernel is None:
             continue
         key = f"{family}/{dtype}/{mask}"
         old = entries.get(key, {})
         if (old.get("gate"), old.get("kernel")) != (GATE_VERSION, kernel.id):
+            if not kernel.applies_to(_bucket(family, dtype, mask)):
+                continue
             entries[key] = matrix_entry(kernel, dtype, mask)
             text = json.dumps(entries, indent=1, sort_keys=True)
             _FILE.write_text(text + "\n", "ascii")

@@ -36,7 +36,7 @@ def test_the_contract_s_names_are_rewritten():
     assert "kv_len = (keys_shape[2] - 1);" in changed("length-one-less")
     assert "score *= (scale[0] * scale[0]);" in changed("scale-twice")
     source = changed("keys-head-stride-zero")
-    assert source.startswith("const int64_t queries_steps[4]")
+    assert source.startswith("const int64_t keys_steps[4]")
     assert "keys_steps[4] = {keys_strides[0], 0, keys_strides[2], keys_strides[3]}" in source
     assert "head / GROUP * keys_steps[1]" in source
     assert "exp2(0.5f * (score - next))" in changed("exponents-halved")
@@ -85,9 +85,10 @@ def test_every_source_mutant_of_a_right_kernel_is_killed():
     assert [n for n, r in found.items() if r == "survived" or r.startswith("not run")] == []
 
 
+@pytest.mark.parametrize("family", ["attention", "attention_quantized"])
 @pytest.mark.parametrize(("dtype", "mask"), list(itertools.product(DTYPES, MASKS)))
-def test_the_kill_matrix_is_whole(dtype, mask):
-    entry = matrix()[f"attention/{dtype}/{mask}"]
+def test_the_kill_matrix_is_whole(family, dtype, mask):
+    entry = matrix()[f"{family}/{dtype}/{mask}"]
     assert entry["gate"] == GATE_VERSION
     assert entry["survivors"] == {}
     assert len(entry["killed"]) >= 30
@@ -95,17 +96,16 @@ def test_the_kill_matrix_is_whole(dtype, mask):
     assert not any("not run" in reason for reason in entry["killed"].values())
 
 
-def test_the_command_keeps_what_is_known(capsys, monkeypatch):
+def test_the_command_keeps_what_is_known(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(
         "mlx_lm_openevolve.source_mutants.matrix_entry",
         lambda kernel, dtype, mask: pytest.fail("a known entry was run again"),
     )
     known = {f"attention/{d}/{m}": e for (d, m), e in _entries().items()}
     monkeypatch.setattr("mlx_lm_openevolve.source_mutants.matrix", lambda: known)
-    monkeypatch.setattr(
-        "mlx_lm_openevolve.source_mutants.Kernel.load", staticmethod(lambda folder: naive())
-    )
-    assert main(["folder"]) == 0
+    monkeypatch.setattr("mlx_lm_openevolve.source_mutants.INPUTS", {"attention": ()})
+    naive().save(tmp_path)
+    assert main([str(tmp_path)]) == 0
     assert "attention/float32/causal: 1 of 1 killed" in capsys.readouterr().err
 
 
