@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.syntax import Syntax
 from rich.table import Table
 
-from . import __version__
+from . import __version__, gate
 from .callers import Callers, callers
 from .device import BACKENDS, detect, fingerprint, version_of
 from .errors import RegistryError, UsageError, WorkloadError
@@ -123,9 +123,7 @@ def _stored(device: str | None = None) -> list[tuple[Registry, str, Verdict]]:
 
 def _stale(verdict: Verdict) -> str:
     """Why a verdict counts no longer on its own device, "" where it does."""
-    from .gate import GATE_VERSION
-
-    current = fingerprint(detect(), GATE_VERSION)
+    current = fingerprint(detect(), gate.GATE_VERSION)
     for key in ("mlx", "gate"):
         if verdict.fingerprint.get(key) != current[key]:
             return f"made by {key} {verdict.fingerprint.get(key)}, now {current[key]}"
@@ -149,19 +147,12 @@ def show(options: argparse.Namespace, out: Console) -> Result:
         if verdict.workload == workload.slug:
             found.append({"device": device, **verdict.to_json()})
             out.print(f"\n{device}", style="dim", markup=False)
-            for line in describe(verdict):
+            for line in gate.describe(verdict):
                 out.print(line, markup=False, style=None if verdict.correct else "red")
             stale = _stale(verdict)
             if stale:
                 out.print(f"  stale    {stale}: it is gated again at first use", markup=False)
     return 0, {"workload": workload.slug, "here": here, "verdicts": found}
-
-
-def describe(verdict: Verdict) -> list[str]:
-    """A verdict in a few lines for a person."""
-    from . import gate
-
-    return gate.describe(verdict)
 
 
 def _here(workload: Workload) -> dict[str, Any]:
@@ -243,7 +234,6 @@ def _show_kernel(kernel: Kernel, out: Console) -> Result:
 def status(options: argparse.Namespace, out: Console) -> Result:
     """What runs here, as one block that can be pasted into a bug report."""
     from . import backends
-    from .gate import GATE_VERSION
 
     device, calls = detect(), callers()
     found: dict[str, Any] = {
@@ -252,7 +242,7 @@ def status(options: argparse.Namespace, out: Console) -> Result:
         "os": platform.platform(),
         "mlx": version_of("mlx"),
         "mlx_lm": version_of("mlx-lm"),
-        "gate": GATE_VERSION,
+        "gate": gate.GATE_VERSION,
         "device": {
             "slug": device.slug,
             "name": device.name,

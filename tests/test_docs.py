@@ -114,6 +114,13 @@ def parse_problem(program: str, words: list[str]) -> str:
     return ""
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_within_a_sentence_parses(page: Path) -> None:
+    for text in re.findall(rf"`((?:{OURS}|python|make|pip) [^`]+)`", page.read_text()):
+        words = shlex.split(text)
+        assert not parse_problem(words[0], words[1:]), text
+
+
 def test_every_command_of_the_workflows_parses() -> None:
     for path in (ROOT / ".github" / "workflows").glob("*.yml"):
         jobs = yaml.safe_load(path.read_text())["jobs"]
