@@ -250,7 +250,7 @@ def main() -> None:
         try:
             answer = _answer(request)
         except OSError as error:  # a full disk: no candidate's fault
-            answer = {"cause": MACHINE, "finding": str(error)}
+            answer = {"cause": MACHINE, "finding": error.strerror or str(error)}
         except Exception as error:  # a candidate's fault or ours: it is this candidate that failed
             text = (str(error).strip() or "no message").splitlines()[0][:500]
             answer = {"cause": "error", "finding": f"{type(error).__name__}: {text}"}

@@ -27,7 +27,7 @@ def _answer(task: dict[str, Any]) -> dict[str, Any]:
     try:
         return _judge(task)
     except OSError as error:
-        return {"machine": str(error)}
+        return {"machine": error.strerror or str(error)}
     except Exception as error:  # no fault of the kernel's: what it raises is in its verdict
         return {"error": f"{type(error).__name__}: {error}"}
 
