@@ -50,6 +50,7 @@ To same_bits(From from) {
   return to;
 }
 inline float __int_as_float(int x) { return same_bits<float>(x); }
+inline float __uint_as_float(uint32_t x) { return same_bits<float>(x); }
 
 struct __nv_bfloat16 {
   uint16_t bits;
@@ -207,6 +208,7 @@ namespace mlx::core::cu {
 using Shape = std::array<int32_t, 10>;
 using Strides = std::array<int64_t, 10>;
 
+inline float __fdividef(float a, float b) { return a / b; }
 inline float power2(float x) {
   const float y = std::exp2(x);
   return std::fabs(y) < 1.17549435e-38f ? 0.0f : y;  // ex2.approx.ftz

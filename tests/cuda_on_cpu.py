@@ -29,7 +29,13 @@ from mlx_lm_openevolve.kernel import INPUTS, Kernel, Launch
 from mlx_lm_openevolve.workload import Workload
 
 HERE = Path(__file__).parent
-TYPES = {"float16": "__half", "bfloat16": "__nv_bfloat16", "float32": "float", "bool": "bool"}
+TYPES = {
+    "uint32": "uint32_t",
+    "float16": "__half",
+    "bfloat16": "__nv_bfloat16",
+    "float32": "float",
+    "bool": "bool",
+}
 # The functions of the stages that hold assembly; cuda_on_cpu.h has others of these names.
 ASSEMBLY = (
     *("power2", "multiply", "turn", "load_matrices", "load_turned", "copy_async"),
