@@ -47,6 +47,8 @@ CASES = (
         {"splits": 2, "fused": 0},
     ),
     ("tiles_mma", "attention-b1-hq2-hkv1-lq2048-lk64-d256-v256-bfloat16-bool", {}),
+    ("prefill_wgmma", "attention-b1-hq4-hkv2-lq2048-lk64-d256-v256-bfloat16-causal", {}),
+    ("prefill_wgmma", "attention-b1-hq2-hkv2-lq2048-lk64-d192-v128-float16-additive", {}),
     (
         "gqa_quantized_mma",
         "attention_quantized-b2-hq4-hkv2-lq1-lk128-d128-v128-bfloat16-none-kv4g64",
@@ -62,8 +64,6 @@ CASES = (
         "attention_quantized-b1-hq8-hkv2-lq8-lk128-d128-v128-bfloat16-additive-kv8g128",
         {"splits": 3, "warps": 2},
     ),
-    ("prefill_wgmma", "attention-b1-hq4-hkv2-lq2048-lk64-d256-v256-bfloat16-causal", {}),
-    ("prefill_wgmma", "attention-b1-hq2-hkv2-lq2048-lk64-d192-v128-float16-additive", {}),
 )
 
 
