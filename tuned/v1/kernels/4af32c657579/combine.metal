@@ -8,7 +8,6 @@ const int position = row % QLEN;
 const int head = row / QLEN % queries_shape[1];
 const int batch = row / QLEN / queries_shape[1];
 const device float* from = partial + (long)row * SPLITS * DV;
-const device float2* known = (const device float2*)stats + (long)row * SPLITS;
 
 float tops[OWN];
 float sums[OWN];
@@ -16,9 +15,8 @@ float top = FLOOR;
 #pragma unroll
 for (int j = 0; j < OWN; ++j) {
   const int split = min(lane + 32 * j, SPLITS - 1);
-  const float2 pair = known[split];
-  tops[j] = pair.x;
-  sums[j] = lane + 32 * j < SPLITS ? pair.y : 0.0f;
+  tops[j] = stats[((long)row * SPLITS + split) * 2];
+  sums[j] = lane + 32 * j < SPLITS ? stats[((long)row * SPLITS + split) * 2 + 1] : 0.0f;
   top = max(top, tops[j]);
 }
 const float own = SINKS ? float(sinks[SINKS ? head : 0]) * LOG2E : FLOOR;
