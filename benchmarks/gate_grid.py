@@ -26,9 +26,19 @@ def shape(q_heads: int, kv_heads: int, dim: int) -> Workload:
     return Workload(1, q_heads, kv_heads, 1, 1, dim, dim, "bfloat16")
 
 
+def quantized(workload: Workload) -> Workload:
+    return replace(workload, kv_bits=4, kv_group=64, op="attention_quantized")
+
+
 QWEN3_06B, LLAMA_1B, LLAMA_8B = shape(16, 8, 128), shape(32, 8, 64), shape(32, 8, 128)
 GEMMA3_4B, GEMMA3_12B, GPT_OSS = shape(8, 4, 256), shape(16, 8, 256), shape(64, 8, 64)
 D80 = shape(32, 32, 80)
+# Wide heads: one KV head in eight query heads, D 512, and one of MLA's value widths, 192/128.
+GEMMA_512, MLA_PREFILL = shape(16, 2, 512), replace(shape(16, 16, 192), v_head_dim=128)
+# MLA decode: 16 heads (DeepSeek V2 Lite) and 128 (V3) over one latent of 512, rope scores added.
+LATENT_16, LATENT_128 = (
+    replace(shape(heads, 1, 512), mask="additive", op="attention_latent") for heads in (16, 128)
+)
 
 
 def powers(low: int, high: int) -> list[int]:
@@ -56,8 +66,30 @@ SUITES: dict[str, list[Workload]] = {
     "window": [replace(GPT_OSS, kv_len=n, mask="bool") for n in powers(128, 16384)],
     "verify": [
         replace(w, kv_len=n, q_len=8, mask="causal")
-        for w in (QWEN3_06B, LLAMA_1B)
+        for w in (QWEN3_06B, LLAMA_1B, LLAMA_8B)
         for n in powers(512, 16384)
+    ],
+    "draft": [
+        replace(w, kv_len=n, q_len=32, mask="causal")
+        for w in (QWEN3_06B, LLAMA_8B)
+        for n in powers(512, 16384)
+    ],
+    "quantized": [
+        replace(
+            w, batch=b, kv_len=n, mask=mask, kv_bits=bits, kv_group=64, op="attention_quantized"
+        )
+        for w in (QWEN3_06B, LLAMA_1B, LLAMA_8B)
+        for bits in (4, 8)
+        for b, mask, lengths in ((1, "none", powers(256, 65536)), (8, "bool", powers(512, 4096)))
+        for n in lengths
+    ],
+    "widest": [replace(GEMMA_512, kv_len=n) for n in powers(1024, 16384)],
+    "latent": [replace(w, kv_len=n) for w in (LATENT_16, LATENT_128) for n in powers(512, 16384)],
+    "prefill": [
+        replace(w, kv_len=n, q_len=2048, mask=mask)
+        for w in (GEMMA3_4B, GEMMA3_12B, MLA_PREFILL)
+        for mask in ("causal", "bool")
+        for n in powers(1024, 16384)
     ],
     "half": [replace(QWEN3_06B, kv_len=n, dtype="float16") for n in powers(1024, 16384)],
 }
@@ -69,6 +101,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--seconds", type=float, default=10, help="for one verdict")
     parser.add_argument("--suite", nargs="+", choices=SUITES, default=list(SUITES))
+    parser.add_argument("--kernel", nargs="+", metavar="NAME", help="only these of the shipped")
     parser.add_argument("--all", action="store_true", help="go on after the first accepted")
     parser.add_argument("--backend", choices=BACKENDS)
     options = parser.parse_args()
@@ -81,6 +114,8 @@ def main() -> int:
         Registry(tuned_root(), writable=False).kernels(),
         key=lambda k: all(stage.language == "metal" for stage in k.stages),
     )
+    if options.kernel:
+        kernels = [k for k in kernels if k.name in options.kernel]
     end = time.monotonic() + 60 * options.minutes
     accepted = judged = 0
     won: set[Workload] = set()
