@@ -91,6 +91,18 @@ SUITES: dict[str, list[Workload]] = {
         for mask in ("causal", "bool")
         for n in powers(1024, 16384)
     ],
+    # Contexts so short that MLX and a kernel are a launch apart.
+    "short": [
+        *(replace(w, kv_len=n) for w in (QWEN3_06B, LLAMA_8B, LLAMA_1B) for n in (256, 512)),
+        replace(GPT_OSS, kv_len=512, sinks=True),
+        *(replace(GPT_OSS, kv_len=n, mask="bool") for n in (128, 256)),
+        *(
+            replace(w, batch=b, kv_len=n, mask="bool")
+            for w in (LLAMA_8B, QWEN3_06B, LLAMA_1B)
+            for b in (1, 2, 8, 32)
+            for n in (128, 256)
+        ),
+    ],
     "half": [replace(QWEN3_06B, kv_len=n, dtype="float16") for n in powers(1024, 16384)],
 }
 
@@ -102,6 +114,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=10, help="for one verdict")
     parser.add_argument("--suite", nargs="+", choices=SUITES, default=list(SUITES))
     parser.add_argument("--kernel", nargs="+", metavar="NAME", help="only these of the shipped")
+    parser.add_argument("--params", default="", metavar="K=V,...", help="instead of defaults")
     parser.add_argument("--all", action="store_true", help="go on after the first accepted")
     parser.add_argument("--backend", choices=BACKENDS)
     options = parser.parse_args()
@@ -114,6 +127,8 @@ def main() -> int:
         Registry(tuned_root(), writable=False).kernels(),
         key=lambda k: all(stage.language == "metal" for stage in k.stages),
     )
+    pairs = (pair.split("=") for pair in options.params.split(",") if pair)
+    asked = {name: int(value) for name, value in pairs}
     if options.kernel:
         kernels = [k for k in kernels if k.name in options.kernel]
     end = time.monotonic() + 60 * options.minutes
@@ -132,7 +147,7 @@ def main() -> int:
                     return 0
                 if bucket in won or not kernel.applies_to(bucket):
                     continue
-                params = kernel.default_params(bucket)
+                params = {**kernel.default_params(bucket), **asked}
                 if (kernel.id, tuple(params.items())) in done:
                     continue
                 start = time.monotonic()

@@ -27,6 +27,7 @@ import torch
 from torch_reference import CACHE_BYTES, copy_bandwidth, graph_microseconds, measure
 
 from mlx_lm_openevolve.backends import cuda
+from mlx_lm_openevolve.backends.metal_to_cuda import UnsupportedOnCuda
 from mlx_lm_openevolve.errors import KernelError
 from mlx_lm_openevolve.kernel import Kernel, Launch
 from mlx_lm_openevolve.workload import Workload
@@ -95,6 +96,16 @@ def kernel_text(launch: Launch, w: Workload) -> tuple[str, tuple[tuple[str, str]
         f'extern "C" __global__ void kernel({", ".join(parameters)}) {{\n{source}\n}}\n}}\n'
     )
     return text, tuple(plan)
+
+
+def carried(kernel: Kernel, params: dict[str, int], w: Workload) -> bool:
+    """Whether the CUDA backend carries a kernel's stages."""
+    try:
+        for launch in kernel.launches(w, params):
+            kernel_text(launch, w)
+    except UnsupportedOnCuda:
+        return False
+    return True
 
 
 def compiled(text: str) -> bytes | None:
@@ -239,14 +250,25 @@ def variants(kernel: Kernel, w: Workload, sweep: bool) -> Iterator[dict[str, int
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("workloads", nargs="*", metavar="SLUG")
+    parser.add_argument("--kernel", nargs="+", default=[], metavar="FOLDER", help="only these")
     parser.add_argument("--sweep", action="store_true", help="many params of each kernel")
     parser.add_argument("--no-torch", action="store_true", help="leave PyTorch's backends out")
     parser.add_argument("--out", help="JSON file with every sample")
     args = parser.parse_args()
     kernels = [Kernel.load(path.parent) for path in sorted(TUNED.glob("*/kernel.json"))]
     workloads = [Workload.parse(slug) for slug in args.workloads or DEFAULT]
+    kernels = [Kernel.load(folder) for folder in args.kernel] or kernels
     plan = [
-        (w, [(k, p) for k in kernels if k.applies_to(w) for p in variants(k, w, args.sweep)])
+        (
+            w,
+            [
+                (k, p)
+                for k in kernels
+                if k.applies_to(w)
+                for p in variants(k, w, args.sweep)
+                if carried(k, p, w)
+            ],
+        )
         for w in workloads
     ]
     texts = list(

@@ -40,6 +40,9 @@ Buffers = Sequence[tuple[tuple[int, ...], mx.Dtype]]
 MULTIPLE = 4.0
 # Rows that differ from SDPA's which are computed in float64: the worst, and of the rest.
 _SUSPECTS = 16
+# SDPA that errs more is not imprecise but wrong, and excuses nobody: MLX 0.32.4 on CUDA does at
+# one query under a bool mask where the cache's buffer holds twice the keys (0.9, 0.06 elsewhere).
+_BELIEVED = 0.25
 # Freed buffers of this many results hold NaN when a kernel is launched: MLX hands them out again.
 _POISONED = 3
 
@@ -111,7 +114,7 @@ def prepare(case: Case) -> Question:
     given, unit = numpy(answer(w, *asked)), unit_of(w, *asked)
     truth = case.truth()
     own = truth.error(given)
-    if not np.isfinite(own).all():  # then SDPA is no measure: only rounding is excused
+    if not own[0] < _BELIEVED:  # then SDPA is no measure: only rounding is excused
         own = (0.0, 0.0)
     floors = _floors(inputs.queries.dtype, truth.logit, w.head_dim)
     limits = (MULTIPLE * max(own[0], floors[0]), MULTIPLE * max(own[1], floors[1]))
@@ -181,19 +184,26 @@ def disagreement(got: npt.NDArray[np.float32], question: Question) -> str:
     taken at its word, and the rows that differ most, and a sample of the rest, are computed."""
     allowed = question.limits[0] + 2 * question.limits[0] / MULTIPLE
     live = ~question.case.dead_rows() & np.isfinite(question.answer).all(-1)
-    off = relative(got, question.answer, question.mass)
-    found = np.argwhere(live & (off > allowed))
-    found = found[np.argsort(-off[tuple(found.T)], kind="stable")]
-    rest = found[_SUSPECTS:]
-    suspects = [*found[:_SUSPECTS], *rest[:: max(1, -(-len(rest) // _SUSPECTS))]]
-    for b, h, row in (tuple(int(i) for i in suspect) for suspect in suspects):
+    off = np.where(live, relative(got, question.answer, question.mass), 0.0)
+    for b, h, row in suspects(off, allowed):
         error = question.case.row_error(b, h, row, got[b, h, row])
         if error > question.limits[0]:
             return (
-                f"{len(found)} rows differ from SDPA's, among them batch {b}, head {h}, row {row}:"
+                f"{int((off > allowed).sum())} rows differ from SDPA's, among them"
+                f" batch {b}, head {h}, row {row}:"
                 f" error {error:.3g}, allowed {question.limits[0]:.3g}"
             )
     return ""
+
+
+def suspects(off: npt.NDArray[np.float32], allowed: float) -> list[tuple[int, int, int]]:
+    """Rows (batch, head, row) of `off` [B, Hq, L] above `allowed`: the worst first, then a sample
+    of the rest."""
+    found = np.argwhere(off > allowed)
+    found = found[np.argsort(-off[tuple(found.T)], kind="stable")]
+    rest = found[_SUSPECTS:]
+    chosen = [*found[:_SUSPECTS], *rest[:: max(1, -(-len(rest) // _SUSPECTS))]]
+    return [(int(b), int(h), int(row)) for b, h, row in chosen]
 
 
 def relative(

@@ -55,6 +55,11 @@ def upload(x: Array, dtype: str) -> mx.array:
     return array.view(mx.bfloat16) if dtype == "bfloat16" and x.dtype == np.uint16 else array
 
 
+def download(x: mx.array) -> Array:
+    """An array as `encode` stores it."""
+    return np.array(x.view(mx.uint16) if x.dtype == mx.bfloat16 else x)
+
+
 @dataclass(frozen=True, eq=False)
 class Packed:
     """Quantised keys or values in NumPy: words uint32 [B, Hkv, N, D * bits / 32], scales and
