@@ -85,7 +85,7 @@ def tracked() -> set[str]:
     ).stdout.splitlines()
     found = set()
     for name in listed:
-        if (ROOT / name).is_symlink():
+        if (ROOT / name).is_symlink() or name.startswith("evolve/runs/"):  # runs are evidence
             continue
         top = name.split("/")[0]
         found.add(name if top == "mlx_lm_openevolve" else f"mlx_lm_openevolve/{name}")
