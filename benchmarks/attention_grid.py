@@ -76,7 +76,7 @@ def kernels(chosen: str | None) -> list[Kernel]:
         path = Path(chosen) if Path(chosen).is_dir() else TUNED / chosen
         return [Kernel.load(path)]
     found = [Kernel.load(path.parent) for path in sorted(TUNED.glob("*/kernel.json"))]
-    return sorted(found, key=lambda k: all(s.language == "metal" for s in k.stages))
+    return sorted(found, key=lambda k: not k.native)
 
 
 def measure(

@@ -45,7 +45,7 @@ def rate(candidates: int, jobs: int) -> dict[str, float]:
         search=Search(batch=max(2, jobs), saturated=0.0),
         work=Work(jobs=jobs),
     )
-    kernels = [k for k in shipped() if all(stage.language == "metal" for stage in k.stages)]
+    kernels = [k for k in shipped() if not k.native]
     with tempfile.TemporaryDirectory() as folder:
         # An empty home has an empty cache of compiled kernels.
         os.environ["MLX_LM_OPENEVOLVE_HOME"] = str(Path(folder) / "home")

@@ -125,7 +125,7 @@ def main() -> int:
     # Native stages first: where they run at all they were written for this very chip.
     kernels = sorted(
         Registry(tuned_root(), writable=False).kernels(),
-        key=lambda k: all(stage.language == "metal" for stage in k.stages),
+        key=lambda k: not k.native,
     )
     pairs = (pair.split("=") for pair in options.params.split(",") if pair)
     asked = {name: int(value) for name, value in pairs}

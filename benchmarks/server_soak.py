@@ -287,7 +287,7 @@ def store_verdicts(home: Path) -> None:
         for mask in ("none", "bool")
     ]
     for kernel in Registry(tuned_root(), writable=False).kernels():
-        if any(stage.language != "metal" for stage in kernel.stages):
+        if kernel.native:
             continue
         for bucket in buckets:
             if kernel.applies_to(bucket):

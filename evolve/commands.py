@@ -286,7 +286,7 @@ def _seeds(archive: Archive, options: argparse.Namespace) -> list[Kernel]:
     metal = archive.config.backend != "cuda"
     kept = []
     for kernel in kernels:
-        native = any(stage.language != "metal" for stage in kernel.stages)
+        native = bool(kernel.native)
         try:
             applies = any(kernel.applies_to(archive.workload(slug)) for slug in archive.slugs)
         except OpenEvolveError:

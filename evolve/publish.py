@@ -76,7 +76,7 @@ def _one(
         "accepted": False,
     }
     check = None
-    native = any(stage.language != "metal" for stage in kernel.stages)
+    native = bool(kernel.native)
     if not native and not backends.get("host").unavailable():
         check = gate.check_on_host(kernel, params, workload)
         if not check["ok"]:

@@ -204,7 +204,7 @@ def _on_host(
 
     host = backends.get("host")
     absent = host.unavailable()
-    if not absent and any(stage.language != "metal" for stage in kernel.stages):
+    if not absent and kernel.native:
         absent = "a stage is not written in Metal"
     if absent:
         out.print(f"no host check: {absent}", markup=False)

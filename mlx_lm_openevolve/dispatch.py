@@ -21,7 +21,7 @@ import mlx.core as mx
 
 from . import backends, quantized
 from .backends import Call
-from .errors import BackendError, OpenEvolveError, WorkloadError
+from .errors import BackendError, OpenEvolveError, WorkloadError, interrupted
 from .plan import Plan, Planner
 from .workload import Workload, next_pow2
 
@@ -205,6 +205,8 @@ class Dispatcher:
             call = self.backend.build(plan.kernel, plan.verdict.params, exact)
             _first_run(call, exact)
         except Exception as error:  # whatever a compiler or a driver raises: SDPA serves
+            if interrupted(error):
+                raise KeyboardInterrupt from None
             reason = f"kernel {plan.kernel.id} does not run: {_line(error)}"
             log.warning("%s: %s; attention runs on SDPA", exact.slug, reason)
             return Route(plan, reason)

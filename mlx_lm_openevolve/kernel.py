@@ -208,6 +208,12 @@ class Kernel:
     def __hash__(self) -> int:
         return hash(self.id)
 
+    @property
+    def native(self) -> frozenset[str]:
+        """The backends that stages were written for; empty where all are Metal, which every
+        backend carries."""
+        return frozenset(stage.language for stage in self.stages) - {"metal"}
+
     def applies_to(self, workload: Workload) -> bool:
         """Whether the kernel says it can serve this workload (exact or bucketed)."""
         return self.family == workload.op and self.applies.truth(_fields(workload))

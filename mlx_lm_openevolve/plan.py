@@ -17,7 +17,7 @@ from typing import Any
 
 from . import gate
 from .device import Device, fingerprint
-from .errors import KernelError, RegistryError
+from .errors import KernelError, RegistryError, interrupted
 from .kernel import Kernel
 from .registry import Registry, Verdict
 from .workload import Workload
@@ -86,6 +86,7 @@ class Planner:
         self.plans: dict[Workload, Plan] = {}
         self._lock = threading.RLock()
         self._spent = 0.0
+        self._refused = self._told = False
 
     def plan(self, bucket: Workload) -> Plan:
         """The plan for a bucket: stored verdicts first, then the gate where it may run."""
@@ -95,7 +96,11 @@ class Planner:
                 plan = self._plan(bucket)
                 self.plans[bucket] = plan
                 if plan.kernel is None:
-                    log.info(
+                    # A person sees what the gate refused just now, once; the rest is for a log.
+                    seen = self._refused and not self._told
+                    self._told = self._told or seen
+                    log.log(
+                        logging.WARNING if seen else logging.INFO,
                         "%s runs on SDPA: %s (`mlx-lm-openevolve evolve` looks for a kernel)",
                         bucket.slug,
                         plan.reason,
@@ -147,7 +152,7 @@ class Planner:
 
     def _applies(self, kernel: Kernel, bucket: Workload) -> bool:
         # A stage is written in Metal, which every backend carries, or for one backend alone.
-        if any(stage.language not in ("metal", self.device.backend) for stage in kernel.stages):
+        if kernel.native and not kernel.native <= {self.device.backend}:
             return False
         try:
             return kernel.applies_to(bucket)
@@ -179,7 +184,8 @@ class Planner:
         )
         here = {v.kernel for v in winners if v.fingerprint.get("device") == self.device.slug}
         proposals = [(v.kernel, dict(v.params)) for v in winners]
-        for id, kernel in kernels.items():
+        # Stages written for this backend first: they suit it best.
+        for id, kernel in sorted(kernels.items(), key=lambda item: not item[1].native):
             try:
                 proposals.append((id, kernel.default_params(bucket)))
             except KernelError as error:
@@ -215,6 +221,8 @@ class Planner:
                     made.append(verdict)
                     self._publish(candidate.kernel, verdict)
         except Exception as error:  # a full disk, say: nothing was found out, and SDPA serves
+            if interrupted(error):
+                raise KeyboardInterrupt from None
             log.warning("%s was not gated: %s; attention runs on SDPA", bucket.slug, error)
             return Plan(bucket, f"pending: {error}")
         finally:
@@ -225,6 +233,7 @@ class Planner:
         if len(made) < len(candidates):
             return Plan(bucket, PENDING)
         worst = (made or verdicts)[0]
+        self._refused = True
         return Plan(bucket, f"rejected: {worst.reason}", verdict=worst)
 
     def _judge(self, candidate: _Candidate, bucket: Workload, seconds: float) -> Verdict | None:

@@ -372,7 +372,7 @@ def main(argv: list[str]) -> int:
     from .registry import Registry, tuned_root
 
     tuned = Registry(tuned_root(), writable=False).kernels()
-    portable = [k for k in tuned if all(stage.language == "metal" for stage in k.stages)]
+    portable = [k for k in tuned if not k.native]
     entries = matrix()
     known = {entry["kernel"] for entry in entries.values()}
     portable.sort(key=lambda k: k.id in known)  # the last of a family is taken

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import threading
 import time
@@ -108,6 +109,53 @@ def test_a_rejection_is_stored_too_and_not_judged_again(
     again = Planner(CHIP, [user, tuned]).plan(BUCKET)
     assert (again.kernel, again.reason) == (None, "rejected: V[0]")
     assert len(wrong.asked) == 1
+
+
+def test_what_the_gate_refused_is_said_once_in_one_line(
+    user: Registry,
+    tuned: Registry,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    Judge(lambda k: make_verdict(k, faster=False, reason="slow")).install(monkeypatch)
+    planner = Planner(CHIP, [user, tuned])
+    for bucket in (BUCKET, replace(BUCKET, kv_len=2048)):
+        planner.plan(bucket)
+    Planner(CHIP, [user, tuned]).plan(BUCKET)  # from what is stored
+    seen = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+    assert len(seen) == 1
+    assert BUCKET.slug in seen[0]
+    assert "slow" in seen[0]
+    assert "evolve" in seen[0]
+
+
+def test_stages_written_for_this_backend_are_tried_first(
+    user: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chip = replace(CHIP, backend="cuda", slug="nvidia-x", architecture="sm_90")
+    for i in range(4):  # whatever the order of their ids
+        meta = kernel_meta(name=f"native_{i}")
+        meta["stages"][0] |= {"source": "copy.cu", "language": "cuda"}
+        shipped = Registry(tmp_path / f"tuned{i}")
+        shipped.add(make_kernel())
+        shipped.add(Kernel.from_parts(meta, {"copy.cu": COPY_FIRST}))
+        judge = Judge(lambda k: make_verdict(k, chip)).install(monkeypatch)
+        Planner(chip, [Registry(tmp_path / f"user{i}"), shipped]).plan(BUCKET)
+        assert judge.asked[0][1] == f"native_{i}"
+
+
+def test_ctrl_c_that_a_library_disguised_is_not_swallowed(
+    user: Registry, tuned: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pressed(kernel: Kernel) -> Verdict:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as error:
+            raise RuntimeError("cleaning up") from error
+
+    Judge(pressed).install(monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        Planner(CHIP, [user, tuned]).plan(BUCKET)
 
 
 def test_correct_but_not_faster_serves_only_where_that_was_asked_for(
