@@ -19,6 +19,7 @@ import statistics
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -108,17 +109,16 @@ def carried(kernel: Kernel, params: dict[str, int], w: Workload) -> bool:
     return True
 
 
-def compiled(text: str) -> bytes | None:
+def compiled(architecture: str, text: str) -> bytes | None:
     """The cubin of a CUDA source, with the flags that MLX gives NVRTC; None where it fails."""
     root = next(p for path in sys.path for p in Path(path).glob("nvidia/cu13"))
     nvrtc = ctypes.CDLL(str(root / "lib" / "libnvrtc.so.13"))
     headers = Path(str(mx.__file__)).parent / "include"
     program, size = ctypes.c_void_p(), ctypes.c_size_t()
     nvrtc.nvrtcCreateProgram(ctypes.byref(program), text.encode(), b"kernel.cu", 0, None, None)
-    major, minor = torch.cuda.get_device_capability()
     flags = [
         "--device-as-default-execution-space",
-        f"--gpu-architecture=sm_{major}{minor}{'a' if major >= 9 else ''}",
+        f"--gpu-architecture={architecture}",
         *(f"--include-path={p}" for p in (headers, headers / "cccl", root / "include")),
     ]
     failed = nvrtc.nvrtcCompileProgram(
@@ -279,8 +279,10 @@ def main() -> None:
             for launch in kernel.launches(w, params)
         }
     )
-    with ProcessPoolExecutor(16) as pool:
-        cubins = dict(zip(texts, pool.map(compiled, texts), strict=True))
+    major, minor = torch.cuda.get_device_capability()
+    architecture = f"sm_{major}{minor}{'a' if major >= 9 else ''}"
+    with ProcessPoolExecutor(16) as pool:  # NVRTC needs no driver: children of a fork have none
+        cubins = dict(zip(texts, pool.map(partial(compiled, architecture), texts), strict=True))
     bandwidth = copy_bandwidth()
     report: dict[str, Any] = {
         "device": torch.cuda.get_device_name(),

@@ -126,7 +126,9 @@ class Bench:
             # Each starts elsewhere in the pool, so that no two hold the same values.
             start = int(rng.integers(pool.size // 2))
             first = pool[start : start + min(size, pool.size // 2)]
-            rest = [pool] * -(-(size - first.size) // pool.size)
+            # At least two parts, so that they are copied: the start of a view may lie at an odd
+            # address, where MLX is slow, or wrong.
+            rest = [pool] * max(1, -(-(size - first.size) // pool.size))
             buffer = mx.concatenate([first, *rest])[:size].reshape(shape)
             if w.kv_bits:
                 parts = mx.quantize(buffer, group_size=w.kv_group, bits=w.kv_bits)

@@ -327,7 +327,7 @@ def test_what_was_timed_is_checked_again(invented):
 
 @pytest.mark.parametrize("mask", MASKS)
 def test_a_right_result_is_no_fault_where_sdpa_is_wrong(invented, monkeypatch, mask):
-    # As MLX 0.32.4 on CUDA is for some slices under a bool mask: float64 has the last word.
+    # As MLX 0.32.4 on CUDA was for keys at an odd address: float64 has the last word.
     monkeypatch.setattr(race, "answer", lambda w, queries, *rest: sdpa(w)(queries, *rest) * 2)
     found = weigh(invented(1.3), replace(SMALL, mask=mask))
     assert found.faster, found.reason
