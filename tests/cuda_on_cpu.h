@@ -214,6 +214,8 @@ inline float power2(float x) {
   return std::fabs(y) < 1.17549435e-38f ? 0.0f : y;  // ex2.approx.ftz
 }
 
+inline uint32_t and_or(uint32_t a, uint32_t b, uint32_t c) { return (a & b) | c; }  // lop3
+
 template <class T>
 float element(uint32_t pair, int e) {
   return float(same_bits<T>(uint16_t(e ? pair >> 16 : pair & 0xffff)));

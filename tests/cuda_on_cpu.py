@@ -40,7 +40,7 @@ TYPES = {
 ASSEMBLY = (
     *("power2", "multiply", "turn", "load_matrices", "load_turned", "copy_async"),
     *("commit_copies", "wait_copies", "describe", "hold", "begin_products", "end_products"),
-    "publish",
+    *("publish", "and_or"),
 )
 _FUNCTION = re.compile(
     rf"(template\s*<[^<>]*>\s*)?__device__\s+inline\s+\w+\s+({'|'.join(ASSEMBLY)})\s*\("

@@ -150,3 +150,25 @@ def test_a_timed_mask_leaves_every_row_a_key():
         seen = made if made.dtype == mx.bool_ else made > -1e4
         assert mx.any(seen, axis=-1).all().item()
     assert mask(bucket("causal"), 0) is None
+
+
+@pytest.mark.parametrize(("bits", "group"), [(4, 64), (8, 64), (4, 128)])
+def test_quantised_caches_lie_at_whole_16_bytes_and_elsewhere(bits: int, group: int) -> None:
+    # The fast paths of kernels are for the former, which is what mlx-lm's caches are.
+    w = Workload(
+        *(1, 4, 2, 1, 256, 128, 128, "bfloat16"),
+        kv_bits=bits,
+        kv_group=group,
+        op="attention_quantized",
+    )
+
+    def aligned(x: np.ndarray) -> bool:
+        start = x.ctypes.data - np.asarray(x.base).ctypes.data
+        return start % 16 == 0 and x.strides[1] % 16 == 0 and start >= x.strides[2]
+
+    found = [
+        {aligned(part) for x in (case.keys, case.values) for part in (x.words, x.scales, x.biases)}
+        for case in cases(w, 0)
+    ]
+    assert {True} in found
+    assert any(False in kinds for kinds in found)

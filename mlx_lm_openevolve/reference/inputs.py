@@ -306,7 +306,8 @@ def _case(plan: _Plan, w: Workload, seed: int, turn: int) -> Case:
     values: Array | Packed = content.keys if w.op == "attention_latent" else content.values
     if w.kv_bits:
         keys, values = (
-            pack(x, w.dtype, w.kv_bits, w.kv_group) for x in (content.keys, content.values)
+            pack(x, w.dtype, w.kv_bits, w.kv_group, aligned=turn % 2 == 0)
+            for x in (content.keys, content.values)
         )
     return Case(
         name=name,

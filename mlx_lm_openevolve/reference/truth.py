@@ -92,18 +92,22 @@ class Packed:
         return steps
 
 
-def pack(x: Array, dtype: str, bits: int, group: int) -> Packed:
-    """The quantisation by MLX of a stored array [B, Hkv, N, D], inside buffers of NaN scales."""
+def pack(x: Array, dtype: str, bits: int, group: int, aligned: bool = False) -> Packed:
+    """The quantisation by MLX of a stored array [B, Hkv, N, D], inside buffers of NaN scales.
+
+    aligned: every head starts at a multiple of 16 bytes, as in mlx-lm's caches, which the fast
+    paths of kernels are for; else at any address."""
+    lead, tail = (8, TAIL + -(8 + x.shape[2] + TAIL) % 8) if aligned else (LEAD, TAIL)
     parts = mx.quantize(upload(np.ascontiguousarray(x), dtype), group_size=group, bits=bits)
     mx.eval(parts)
     held = []
     for part in parts:
         plain = np.array(part.view(mx.uint16) if part.dtype == mx.bfloat16 else part)
-        shape = (*plain.shape[:2], LEAD + plain.shape[2] + TAIL, plain.shape[3])
+        shape = (*plain.shape[:2], lead + plain.shape[2] + tail, plain.shape[3])
         void = np.uint32(0xFFFFFFFF) if part.dtype == mx.uint32 else encode(_NAN, dtype)[0]
         buffer = np.full(shape, void, plain.dtype)
-        buffer[:, :, LEAD:-TAIL] = plain
-        held.append(buffer[:, :, LEAD:-TAIL])
+        buffer[:, :, lead:-tail] = plain
+        held.append(buffer[:, :, lead:-tail])
     return Packed(held[0], held[1], held[2], bits, dtype)
 
 
@@ -229,17 +233,19 @@ class Case:
         """Keys or values on the device: slices of buffers, which are appended to `held`."""
         if isinstance(x, Packed):
             parts = (x.words, x.scales, x.biases)
-            return tuple(self._slice(np.asarray(part.base), held) for part in parts)
-        return self._slice(np.asarray(x.base), held)
+            return tuple(self._slice(part, held) for part in parts)
+        return self._slice(x, held)
 
-    def _slice(self, buffer: Array, held: list[mx.array]) -> mx.array:
+    def _slice(self, view: Array, held: list[mx.array]) -> mx.array:
+        buffer = np.asarray(view.base)
+        lead = (view.ctypes.data - buffer.ctypes.data) // buffer.strides[2]
         if self.columns:
             turned = upload(np.ascontiguousarray(buffer.swapaxes(-1, -2)), self.workload.dtype)
             stored = turned.swapaxes(-1, -2)
         else:
             stored = upload(buffer, self.workload.dtype)
         held.append(stored)
-        return stored[:, :, LEAD : LEAD + self.workload.kv_len]
+        return stored[:, :, lead : lead + self.workload.kv_len]
 
     def dead_rows(self) -> Bool:
         """Rows [B, Hq, L] with every key masked: no implementation owes a value there."""
