@@ -24,8 +24,12 @@ def _w(
     head_dim: int,
     mask: str = "none",
     dtype: str = "bfloat16",
+    *,
+    kv_bits: int = 0,
+    op: str = "attention",
 ) -> Workload:
-    return Workload(batch, q_heads, kv_heads, q_len, kv_len, head_dim, head_dim, dtype, mask)
+    shape = (batch, q_heads, kv_heads, q_len, kv_len, head_dim, head_dim)
+    return Workload(*shape, dtype, mask, kv_bits=kv_bits, kv_group=64 if kv_bits else 0, op=op)
 
 
 def _grid() -> list[Workload]:
@@ -66,6 +70,36 @@ SUITES: dict[str, tuple[Workload, ...]] = {
         _w(1, 16, 8, 1, 16384, 128),
         _w(1, 32, 8, 1, 32768, 128),
         _w(1, 16, 8, 1, 65536, 128),
+    ),
+    # --kv-bits 4 and 8.
+    "quantized": tuple(
+        _w(*shape, kv_bits=bits, op="attention_quantized")
+        for bits in (4, 8)
+        for shape in (
+            (1, 16, 8, 1, 1024, 128),
+            (1, 16, 8, 1, 4096, 128),
+            (1, 16, 8, 1, 16384, 128),
+            (1, 32, 8, 1, 4096, 64),
+        )
+    ),
+    # Head sizes that MLX has no fused kernel for everywhere.
+    "wide": (
+        *(_w(1, 8, 4, 1, n, 256) for n in (1024, 4096, 16384)),
+        *(_w(1, 16, 2, 1, n, 512) for n in (1024, 4096, 16384)),
+        _w(1, 8, 4, 2048, 4096, 256, "causal"),
+    ),
+    # MLA: keys and values are one array.
+    "latent": tuple(
+        _w(1, heads, 1, 1, n, 512, "additive", op="attention_latent")
+        for heads in (16, 128)
+        for n in (1024, 4096, 16384)
+    ),
+    # Steps of speculative decoding.
+    "verify": (
+        *(_w(1, 16, 8, 8, n, 128, "causal") for n in (1024, 4096, 16384)),
+        _w(1, 32, 8, 8, 4096, 128, "causal"),
+        _w(1, 32, 8, 8, 4096, 64, "causal"),
+        _w(1, 16, 8, 32, 4096, 128, "causal"),
     ),
     "sdpa-grid": tuple(dict.fromkeys(w.bucket() for w in _grid())),
 }
