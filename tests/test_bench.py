@@ -18,7 +18,7 @@ from mlx_lm.models import base
 from mlx_lm.models.cache import make_prompt_cache
 from rich.console import Console
 
-from mlx_lm_openevolve import bench, errors, shapes
+from mlx_lm_openevolve import bench, bench_worker, errors, shapes
 from mlx_lm_openevolve.cli import main
 from mlx_lm_openevolve.device import detect, fingerprint
 from mlx_lm_openevolve.gate import GATE_VERSION
@@ -33,7 +33,7 @@ BUCKET = Workload(1, 4, 2, 1, 16, 64, 64, "bfloat16")
 
 def arm(rates: list[float], tokens: list[int], memory: float = 1.0) -> dict[str, Any]:
     rows = [{"prompt_tps": 10 * r, "generation_tps": r, "peak_memory": memory} for r in rates]
-    return {"trials": rows, "tokens": tokens}
+    return {"trials": rows, "tokens": tokens, "kv_bits": 0}
 
 
 def test_a_blocks_ratio_is_that_of_its_means_and_drift_cancels() -> None:
@@ -75,7 +75,6 @@ def case(**changes: Any) -> dict[str, Any]:
         ({"logits": {"hits": 8, "stock": 1e-3, "patched": 3e-3}}, True, "logits"),
         ({"logits": {"hits": 8, "stock": float("nan"), "patched": 0.0}}, True, "logits"),
         ({"logits": {"hits": 0, "stock": 1e-3, "patched": 1e-3}}, True, "without a kernel"),
-        ({"logits": {"hits": 8, "stock": None, "patched": None}}, True, ""),
     ],
 )
 def test_what_is_wrong_with_a_case_is_said(
@@ -178,7 +177,7 @@ def test_a_slower_preset_fails_names_its_workloads_and_withdraws_them(
             return {"hits": 2, "difference": 0.0, "stock": 1e-3, "patched": 1e-3}
         rate = 100.0 * (speed if which == "patched" else 1.0)
         trial = {"prompt_tps": 1.0, "generation_tps": rate, "peak_memory": 1.0, "total_time": 1.0}
-        return {"trials": [trial], "tokens": [1, 2], "info": info}
+        return {"trials": [trial], "tokens": [1, 2], "kv_bits": 0, "info": info}
 
     monkeypatch.setattr(bench, "ask", answered)
     parser = argparse.ArgumentParser()
@@ -256,11 +255,8 @@ def test_a_case_on_the_host_end_to_end(
     # Two processes, two layers, four decode steps in the warm-up and again in the trial.
     assert found["hits"] >= 2 * 2 * 2 * 3
     assert found["logits"]["hits"] == 2 * 8
-    if "--kv-bits" in more:
-        assert found["logits"]["stock"] is None
-        assert found["logits"]["difference"] < 0.05
-    else:
-        assert 0 < found["logits"]["stock"] < 0.05
+    assert 0 < found["logits"]["stock"] < 0.05
+    assert found["stock_kv_bits"] == found["kv_bits"]
     assert "generation_tps=" in err
     assert "greedy tokens equal" in err
     assert ("gqa_quantized" if "--kv-bits" in more else "gqa_decode") in err
@@ -323,3 +319,23 @@ def test_the_options_parse() -> None:
     assert (name, task["prompt_tokens"], task["generation_tokens"]) == ("code_generation", 64, 300)
     with pytest.raises(errors.UsageError):
         bench.tasks(parser.parse_args(["--shape", "qwen3-4b", "-n", "0"]))
+
+
+def test_where_stock_cannot_run_on_a_quantised_cache_its_plain_one_is_the_baseline(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As MLX's CUDA backend does, which has no quantized_matmul for slices of a cache.
+    def missing(*args: Any, **named: Any) -> mx.array:
+        raise RuntimeError("[quantized_matmul] No implementation for problem shape")
+
+    monkeypatch.setattr(base, "quantized_scaled_dot_product_attention", missing)
+    model = bench_worker.load(str(tiny_folder))
+    task = {"kv_bits": 8, "generation_tokens": 4, "trials": 1, "settings": {"gate": "stored"}}
+    prompts = [[1, 2, 3, 4, 5]]
+    stock = bench_worker.timed(model, None, prompts, {**task, "arm": "stock"})
+    assert (stock["kv_bits"], len(stock["tokens"])) == (0, 4)
+    with pytest.raises(RuntimeError, match="quantized_matmul"):
+        bench_worker.timed(model, None, prompts, {**task, "arm": "patched"})  # not patched here
+    found = bench_worker.logits(model, prompts, task)
+    assert 0 < found["stock"] < 0.05
+    assert found["patched"] < 0.05
