@@ -182,7 +182,7 @@ def test_suites_and_slugs_become_buckets() -> None:
     assert {w.mask for w in grid} == {"none", "bool", "causal"}
     assert (min(w.kv_len for w in grid), max(w.kv_len for w in grid)) == (32, 4096)
     assert len({w.group for w in grid}) >= 4
-    with pytest.raises(UsageError, match="decode, batch, long, .*, sdpa-grid"):
+    with pytest.raises(UsageError, match=r"decode, batch, long, .*, sdpa-grid"):
         suites.suite(["decoed"])
 
 
