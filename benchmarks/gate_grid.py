@@ -15,7 +15,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from mlx_lm_openevolve import gate
+from mlx_lm_openevolve import backends, gate
 from mlx_lm_openevolve.device import BACKENDS, detect, fingerprint
 from mlx_lm_openevolve.errors import BackendError, KernelError
 from mlx_lm_openevolve.registry import Registry, tuned_root
@@ -120,6 +120,9 @@ def main() -> int:
     options = parser.parse_args()
 
     device = detect(options.backend)
+    if missing := backends.get(device.backend).unavailable():
+        print(f"backend {device.backend}: {missing}", file=sys.stderr)
+        return 2
     stamp = fingerprint(device, gate.GATE_VERSION)
     registry = Registry(options.output)
     # Native stages first: where they run at all they were written for this very chip.
