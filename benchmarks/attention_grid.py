@@ -17,7 +17,6 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from mlx_lm_openevolve import backends, timing
 from mlx_lm_openevolve.device import detect
 from mlx_lm_openevolve.errors import OpenEvolveError
 from mlx_lm_openevolve.kernel import Kernel
-from mlx_lm_openevolve.reference import mask
+from mlx_lm_openevolve.reference import mask, sdpa
 from mlx_lm_openevolve.workload import Workload
 
 TUNED = Path(__file__).resolve().parent.parent / "tuned" / "v1" / "kernels"
@@ -59,18 +58,6 @@ DEFAULT = [
 ]
 
 
-def sdpa(workload: Workload) -> Callable[..., mx.array]:
-    scale = workload.head_dim**-0.5
-    causal = workload.mask == "causal"
-
-    def call(q: Any, k: Any, v: Any, _: Any, mask: Any, sinks: Any) -> mx.array:
-        return mx.fast.scaled_dot_product_attention(
-            q, k, v, scale=scale, mask="causal" if causal else mask, sinks=sinks
-        )
-
-    return call
-
-
 def kernels(chosen: str | None) -> list[Kernel]:
     if chosen:
         path = Path(chosen) if Path(chosen).is_dir() else TUNED / chosen
@@ -98,11 +85,12 @@ def measure(
         build = backends.get(backend).build(kernel, params, workload)
         bench = timing.Bench(workload, mask(workload, 0), SPAN * device.cache, memory, 0)
         inputs = (bench.queries, *bench.caches[0], bench.scale, bench.mask, bench.sinks)
-        ours, theirs = build(*inputs), sdpa(workload)(*inputs)
+        stock = sdpa(workload, workload.head_dim**-0.5)
+        ours, theirs = build(*inputs), stock(*inputs)
         difference = mx.abs(ours.astype(mx.float32) - theirs.astype(mx.float32)).max().item()
     except (OpenEvolveError, MemoryError, RuntimeError) as error:
         return {**record, "reason": str(error).splitlines()[0]}
-    arms = bench.arm(sdpa(workload)), bench.arm(build)
+    arms = bench.arm(stock), bench.arm(build)
     for arm in arms * 2:
         arm.seconds(timing.CHAIN)
     # as many calls and blocks as stated, whatever they take
