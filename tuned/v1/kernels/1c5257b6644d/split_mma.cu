@@ -1,6 +1,6 @@
 // First of two launches: one block takes 16 ROW_WARPS rows of one KV head over one of SPLITS
 // interleaved shares of the keys, and writes DV sums, and top and sum of weights, a row for
-// combine.metal.
+// combine_mma.cu.
 __shared__ __align__(16) char shared[shared_bytes<D, DV, ROW_WARPS, KEY_WARPS, KEYS>()];
 const int lane = threadIdx.x % 32;
 const int warp = threadIdx.x / 32;
