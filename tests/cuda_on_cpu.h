@@ -96,6 +96,14 @@ template <class T>
 T atomicExch(T* at, T value) {
   return std::exchange(*at, value);
 }
+template <class T>
+T atomicAdd(T* at, T value) {
+  return std::exchange(*at, T(*at + value));
+}
+template <class T>
+T atomicCAS(T* at, T expected, T value) {
+  return *at == expected ? std::exchange(*at, value) : *at;
+}
 inline void __threadfence() {}
 
 namespace fibers {

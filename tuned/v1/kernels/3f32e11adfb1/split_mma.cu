@@ -1,9 +1,9 @@
 // First of two launches: one block takes 16 TILES query rows of one KV head over one of SPLITS
 // interleaved shares of the keys, and writes DV sums, and top and sum of weights, a row for
-// combine.metal.
+// combine_mma.cu.
 constexpr int ROWS = GROUP * QLEN;
 constexpr int ROW_BLOCKS = (ROWS + 16 * TILES - 1) / (16 * TILES);
-__shared__ __align__(16) Shared<T, TILES, WARPS, 1> shared;
+__shared__ __align__(16) Shared<T, TILES, WARPS, KEYS> shared;
 const int lane = threadIdx.x % 32;
 const int warp = threadIdx.x / 32;
 const int kv_head = blockIdx.y / ROW_BLOCKS;
@@ -13,7 +13,7 @@ const int split = blockIdx.z % SPLITS;
 const int kv_len = keys_shape[2];
 
 Accumulator<DV / WARPS, TILES> state;
-attend<T, D, DV, GROUP, QLEN, MASK, TILES, WARPS, false>(
+attend<T, D, DV, GROUP, QLEN, MASK, TILES, WARPS, KEYS, false>(
     state, shared, queries, queries_strides, keys, keys_strides, values, values_strides,
     mask, mask_strides, scale[0], kv_len, batch, kv_head, row0, split, SPLITS, warp, lane);
 each_octet(state, warp, lane, [&](int row, int column, const float (&octet)[8]) {

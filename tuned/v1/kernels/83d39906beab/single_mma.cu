@@ -2,7 +2,7 @@
 // over all keys.
 constexpr int ROWS = GROUP * QLEN;
 constexpr int ROW_BLOCKS = (ROWS + 16 * TILES - 1) / (16 * TILES);
-__shared__ __align__(16) Shared<T, TILES, WARPS, 1> shared;
+__shared__ __align__(16) Shared<T, TILES, WARPS, KEYS> shared;
 const int lane = threadIdx.x % 32;
 const int warp = threadIdx.x / 32;
 const int kv_head = blockIdx.y / ROW_BLOCKS;
@@ -11,9 +11,9 @@ const int batch = blockIdx.z;
 const int kv_len = keys_shape[2];
 
 Accumulator<DV / WARPS, TILES> state;
-attend<T, D, DV, GROUP, QLEN, MASK, TILES, WARPS, false>(
-    state, shared, queries, queries_strides, keys, keys_strides, values, values_strides,
-    mask, mask_strides, scale[0], kv_len, batch, kv_head, row0, 0, 1, warp, lane);
+attend<T, D, DV, GROUP, QLEN, MASK, TILES, WARPS, KEYS, true>(
+    state, shared, queries, queries_strides, keys, keys_strides, keys, keys_strides, mask,
+    mask_strides, scale[0], kv_len, batch, kv_head, row0, 0, 1, warp, lane);
 each_octet(state, warp, lane, [&](int row, int column, const float (&octet)[8]) {
   if (row0 + row < ROWS) {
     const int at = row0 + row;
@@ -30,9 +30,9 @@ each_octet(state, warp, lane, [&](int row, int column, const float (&octet)[8]) 
 #pragma unroll 1
       for (int e = 0; e < 8; ++e) {
         to[e] = T(blind_row<MASK>(
-            values + batch * values_strides[0] + kv_head * values_strides[1] +
-            (column + e) * values_strides[3],
-            values_strides[2],
+            keys + batch * keys_strides[0] + kv_head * keys_strides[1] +
+            (column + e) * keys_strides[3],
+            keys_strides[2],
             mask + batch * mask_strides[0] + head * mask_strides[1] + at % QLEN * mask_strides[2],
             mask_strides[3], kv_len));
       }
