@@ -41,7 +41,7 @@ MULTIPLE = 4.0
 # Rows that differ from SDPA's which are computed in float64: the worst, and of the rest.
 _SUSPECTS = 16
 # SDPA that errs more is not imprecise but wrong, and excuses nobody. MLX 0.32.4 on CUDA was seen to
-# err by 0.9 on keys that start at an odd address, and by 0.06 at most elsewhere.
+# err by 0.9 under a bool mask on keys that start off a multiple of 16 bytes, 0.06 elsewhere.
 _BELIEVED = 0.25
 # Freed buffers of this many results hold NaN when a kernel is launched: MLX hands them out again.
 _POISONED = 3

@@ -88,7 +88,9 @@ def test_a_native_kernel_passes_the_exam(name: str, slug: str, changes: dict[str
 @pytest.mark.parametrize(
     ("name", "slug", "changes", "file", "removed", "nth"),
     [
-        (*CASES[2], "columns_mma.cu", "__syncthreads();", 0),
+        # Of the two in the loop each kernel's turns of tiles hide one: what they wait for is long
+        # done then, here, where warps go forward at about the same pace.
+        (*CASES[4], "columns_mma.cu", "__syncthreads();", 0),
         (*CASES[2], "columns_mma.cu", "__syncthreads();", 1),
         (*CASES[6], "tiles_mma.cu", "wait_copies<1>();", 0),
         (*CASES[6], "tiles_mma.cu", "__syncthreads();", 1),
