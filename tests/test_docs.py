@@ -104,7 +104,8 @@ def parse_problem(program: str, words: list[str]) -> str:
         return ", ".join(set(asked[1].split(",")) - known if asked else [])
     elif program == "make":
         targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M)
-        return "" if set(words) <= set(targets) else f"targets are {targets}"
+        asked = {word for word in words if not re.fullmatch(r"[A-Z]+=\w+", word)}
+        return "" if asked <= set(targets) else f"targets are {targets}"
     elif program == "python":
         text = (ROOT / words[0]).read_text()
         missing = [word for word in words[1:] if word.startswith("--") and f'"{word}"' not in text]
