@@ -71,19 +71,31 @@ using Strides = cuda::std::array<int64_t, 10>;
 TOLERANCE = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 1e-2}
 
 
-def kernel_text(launch: Launch, w: Workload) -> tuple[str, tuple[tuple[str, str], ...]]:
-    """(CUDA source, arguments as (array, pointer | shape | strides | ndim)) of a launch."""
+Text = tuple[Launch, str, tuple[tuple[str, str], ...]]
+
+
+def texts_of(kernel: Kernel, params: dict[str, int], w: Workload) -> list[Text]:
+    """(launch, CUDA source, arguments as (array, pointer | shape | strides | ndim)), in order."""
+    launches = kernel.launches(w, params)
+    made = {name: dtype for launch in launches for name, _, dtype in launch.outputs}
+    return [(launch, *kernel_text(launch, w, made)) for launch in launches]
+
+
+def kernel_text(
+    launch: Launch, w: Workload, made: dict[str, str]
+) -> tuple[str, tuple[tuple[str, str], ...]]:
+    """CUDA source and arguments of a launch; `made` are the dtypes of all launches' outputs."""
     absent = {} if w.mask in ("bool", "additive") else {"mask": "bool"}
     if not w.sinks:
         absent["sinks"] = CUDA_TYPES[w.dtype]
     header, source = cuda.sources(launch, absent)
     dtypes = dict.fromkeys(("queries", "keys", "values", "sinks"), w.dtype)
-    dtypes |= {"mask": "bool" if w.mask == "bool" else w.dtype, "scale": "float32"}
+    dtypes |= {"mask": "bool" if w.mask == "bool" else w.dtype, "scale": "float32"} | made
     parameters, plan = [], []
     for name in launch.stage.inputs:
         if name in absent:
             continue
-        parameters.append(f"const {CUDA_TYPES[dtypes.get(name, 'float32')]}* {name}")
+        parameters.append(f"const {CUDA_TYPES[dtypes[name]]}* {name}")
         plan.append((name, "pointer"))
         for suffix, kind in (("shape", "Shape"), ("strides", "Strides"), ("ndim", "int")):
             if f"{name}_{suffix}" in source:
@@ -102,8 +114,7 @@ def kernel_text(launch: Launch, w: Workload) -> tuple[str, tuple[tuple[str, str]
 def carried(kernel: Kernel, params: dict[str, int], w: Workload) -> bool:
     """Whether the CUDA backend carries a kernel's stages."""
     try:
-        for launch in kernel.launches(w, params):
-            kernel_text(launch, w)
+        texts_of(kernel, params, w)
     except UnsupportedOnCuda:
         return False
     return True
@@ -144,8 +155,7 @@ class Call:
     ) -> None:
         self.driver = ctypes.CDLL("libcuda.so.1")
         self.steps = []
-        for launch in kernel.launches(w, params):
-            text, plan = kernel_text(launch, w)
+        for launch, text, plan in texts_of(kernel, params, w):
             module, function = ctypes.c_void_p(), ctypes.c_void_p()
             self._must(self.driver.cuModuleLoadData(ctypes.byref(module), cubins[text]))
             self._must(self.driver.cuModuleGetFunction(ctypes.byref(function), module, b"kernel"))
@@ -273,10 +283,10 @@ def main() -> None:
     ]
     texts = list(
         {
-            kernel_text(launch, w)[0]
+            text
             for w, tried in plan
             for kernel, params in tried
-            for launch in kernel.launches(w, params)
+            for _, text, _ in texts_of(kernel, params, w)
         }
     )
     major, minor = torch.cuda.get_device_capability()

@@ -131,6 +131,13 @@ def _wrap(pattern: str, to: Callable[[str], str], brackets: str = "()") -> Rewri
     return rewrite
 
 
+def _half(source: str) -> str:
+    """Every second element of `out` goes where the one before goes; of a pointer into it, every
+    second pair, as it may be stored in pairs."""
+    source = re.sub(r"\bout\s*\+(?![+=])([^;]+);", r"out + ((\1) & ~2);", source)
+    return _wrap(r"\bout(?=\s*\[)", lambda at: f"out[({at}) & ~1]", "[]")(source)
+
+
 def _first(arguments: str) -> str:
     """The first of a call's arguments."""
     depth = 0
@@ -291,7 +298,7 @@ def _mutants() -> Iterator[SourceMutant]:
         "half-written",
         "every second element of the result",
         _always,
-        _wrap(r"\bout(?=\s*\[)", lambda at: f"out[({at}) & ~1]", "[]"),
+        _half,
     )
     for axis in range(3):
         yield SourceMutant(f"grid-{'xyz'[axis]}-halved", "threadgroups", _always, grid_axis=axis)
@@ -343,6 +350,8 @@ def matrix_entry(kernel: Kernel, dtype: str, mask: str) -> dict[str, Any]:
     for param in kernel.params:
         if param.name == "simdgroups":  # few, so that so few keys reach more than one split
             params["simdgroups"] = min(value for value in param.values if value > 1)
+        elif param.name == "splits":  # all launches
+            params["splits"] = min(v for v in param.values if v >= max(4, params["splits"]))
     found = kill(kernel, params, proxy(bucket), SOURCE_MUTANTS)
     survivors = [n for n, r in found.items() if r == "survived" or r.startswith("not run")]
     return {

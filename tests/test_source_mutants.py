@@ -41,6 +41,12 @@ def test_the_contract_s_names_are_rewritten():
     assert "head / GROUP * keys_steps[1]" in source
     assert "exp2(0.5f * (score - next))" in changed("exponents-halved")
     assert "+ d) & ~1] = T(" in changed("half-written")
+    pairs = naive("device T* to = out + row * DV +\n    column;\nout += 1;")
+    broken = BY_NAME["half-written"].change(pairs, {}, WORKLOAD)
+    assert broken is not None
+    text = broken.sources["naive.metal"]
+    assert "= out + (( row * DV +\n    column) & ~2);" in text
+    assert "out += 1;" in text
 
 
 def test_grids_and_templates_are_rewritten():

@@ -1,7 +1,9 @@
-// The only launch where the context is short: one threadgroup takes ROWS query rows of one KV
-// head over all keys.
+// First of two launches: one threadgroup takes ROWS query rows of one KV head over one of SPLITS
+// interleaved shares of the keys, and writes their attention, the top and the sum of weights of
+// every row for combine.metal.
 constexpr int ROW_TILES = (GROUP * QLEN + ROWS - 1) / ROWS;
 constexpr int COLUMNS = own_numbers<DV, LANES, CHUNK>();
+threadgroup T rows[ROWS * D];
 threadgroup float tops[SIMDGROUPS * ROWS];
 threadgroup float sums[SIMDGROUPS * ROWS];
 threadgroup float columns[SIMDGROUPS * DV];
@@ -11,17 +13,22 @@ const int simdgroup = simdgroup_index_in_threadgroup;
 const int thread_index = simdgroup * 32 + lane;
 const int kv_head = threadgroup_position_in_grid.y / ROW_TILES;
 const int row0 = threadgroup_position_in_grid.y % ROW_TILES * ROWS;
-const int batch = threadgroup_position_in_grid.z;
+const int batch = threadgroup_position_in_grid.z / SPLITS;
+const int split = threadgroup_position_in_grid.z % SPLITS;
 
 const auto k = operand(keys, keys_strides, key_scales, key_scales_strides, key_biases,
                        key_biases_strides);
 const auto v = operand(values, values_strides, value_scales, value_scales_strides, value_biases,
                        value_biases_strides);
 
+lay_queries<T, D, GROUP, QLEN, ROWS, SIMDGROUPS * 32>(
+    rows, queries, queries_strides, batch, kv_head, row0, thread_index);
+threadgroup_barrier(mem_flags::mem_threadgroup);
 State<ROWS, COLUMNS> state;
 attend<T, BITS, QGROUP, D, DV, GROUP, QLEN, MASK, ROWS, LANES, CHUNK, KEYS, UNROLL>(
-    state, queries, queries_strides, k, v, mask, mask_strides, scale[0], keys_shape[2], batch,
-    kv_head, row0, simdgroup, SIMDGROUPS, lane);
+    state, rows, k, v, mask, mask_strides, scale[0], keys_shape[2], batch,
+    kv_head, row0, split * SIMDGROUPS + simdgroup,
+    SPLITS * SIMDGROUPS, lane);
 if (lane == 0) {
 #pragma unroll
   for (int r = 0; r < ROWS; ++r) {
@@ -38,8 +45,8 @@ for (int r = 0; r < ROWS; ++r) {
   }
   threadgroup_barrier(mem_flags::mem_threadgroup);
   if (row < GROUP * QLEN) {
-    const int head = kv_head * GROUP + row / QLEN;
-    const int position = row % QLEN;
+    const long head = batch * (long)keys_shape[1] + kv_head;
+    const long at = (head * (GROUP * QLEN) + row) * SPLITS + split;
     float top = FLOOR;
     float sum = 0.0f;
 #pragma unroll
@@ -50,22 +57,21 @@ for (int r = 0; r < ROWS; ++r) {
     for (int s = 0; s < SIMDGROUPS; ++s) {
       sum += sums[s * ROWS + r] * fast::exp2(tops[s * ROWS + r] - top);
     }
+    const float share = sum > 0.0f ? 1.0f / sum : 0.0f;
 #pragma unroll 1
-    for (int column = thread_index; column < DV; column += SIMDGROUPS * 32) {
-      float total = 0.0f;
+    for (int column = 2 * thread_index; column < DV; column += 2 * SIMDGROUPS * 32) {
+      float2 total = float2(0.0f);
 #pragma unroll
       for (int s = 0; s < SIMDGROUPS; ++s) {
-        total += columns[s * DV + column];
+        total.x += columns[s * DV + column];
+        total.y += columns[s * DV + column + 1];
       }
-      total /= sum;
-      if (sum == 0.0f) {
-        total = blind<T, BITS, QGROUP, MASK>(
-            v, batch, kv_head, column,
-            mask + batch * mask_strides[0] + head * mask_strides[1] + position * mask_strides[2],
-            mask_strides[3], keys_shape[2]);
-      }
-      out[((long)batch * keys_shape[1] * (GROUP * QLEN) + kv_head * (GROUP * QLEN) + row) * DV +
-          column] = T(total);
+      *(device vec<T, 2>*)(partial + at * DV + column) =
+          vec<T, 2>(T(total.x * share), T(total.y * share));
+    }
+    if (thread_index == 0) {
+      split_tops[at] = top;
+      split_sums[at] = sum;
     }
   }
 }

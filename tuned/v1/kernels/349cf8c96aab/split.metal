@@ -1,6 +1,6 @@
 // First of two launches: one threadgroup takes 8 TILES * ROW_GROUPS rows of one KV head over one of
-// SPLITS interleaved shares of the keys, and writes DV sums, and top and sum of weights, a row for
-// combine.metal.
+// SPLITS interleaved shares of the keys, and writes their attention, the top and the sum of weights
+// of every row for combine.metal.
 constexpr int SIMDGROUPS = ROW_GROUPS * KEY_GROUPS;
 constexpr int WIDE = laid_out<DV>();
 threadgroup uint4 memory[pool<T, D, DV, KEYS, SIMDGROUPS>()];
@@ -46,9 +46,11 @@ for (int t = 0; t < TILES; ++t) {
         b += laid[k * ROW_GROUPS * 8 * WIDE + at + 1];
       }
       const long to = ((batch * (long)keys_shape[1] + kv_head) * rows + row) * SPLITS + split;
-      *(device float2*)(partial + to * DV + column) = float2(a, b);
+      const float share = sums[held] > 0.0f ? 1.0f / sums[held] : 0.0f;
+      *(device vec<T, 2>*)(partial + to * DV + column) = vec<T, 2>(T(a * share), T(b * share));
       if (column == 0) {
-        *(device float2*)(stats + to * 2) = float2(tops[held], sums[held]);
+        split_tops[to] = tops[held];
+        split_sums[to] = sums[held];
       }
     }
   }

@@ -1,6 +1,6 @@
 // First of two launches: one threadgroup takes ROWS query rows of one KV head over one of SPLITS
-// interleaved shares of the keys, and writes DV sums, and top and sum of weights, a row for
-// combine.metal.
+// interleaved shares of the keys, and writes their attention, the top and the sum of weights of
+// every row for combine.metal.
 constexpr int ROW_TILES = (GROUP * QLEN + ROWS - 1) / ROWS;
 constexpr int COLUMNS = DV / SIMDGROUPS;
 constexpr int STAGED = staged<T, (D > DV ? D : DV) / SIMDGROUPS>();
@@ -41,9 +41,12 @@ for (int r = 0; r < ROWS / 8; ++r) {
         continue;
       }
       const long to = (rows * (GROUP * QLEN) + row) * SPLITS + split;
-      *(device float2*)(partial + to * DV + column) = float2(laid[at], laid[at + 1]);
+      const float share = sums[held] > 0.0f ? 1.0f / sums[held] : 0.0f;
+      *(device vec<T, 2>*)(partial + to * DV + column) =
+          vec<T, 2>(T(laid[at] * share), T(laid[at + 1] * share));
       if (column == 0) {
-        *(device float2*)(stats + to * 2) = float2(tops[held], sums[held]);
+        split_tops[to] = tops[held];
+        split_sums[to] = sums[held];
       }
     }
   }

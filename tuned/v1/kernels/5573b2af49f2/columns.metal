@@ -19,6 +19,43 @@ constant constexpr int NONE = 0;
 constant constexpr int CAUSAL = 1;
 constant constexpr int ADDITIVE = 3;  // 2: bool
 
+// With an array for a mask the keys come in runs of SPAN blocks, interleaved: block b of a run has
+// its keys b, b + SPAN, ... So a lane reads SPAN neighbours of its mask row at once.
+constant constexpr int SPAN = 4;
+
+template <typename M>
+inline float4 four(const device M* from) {
+  const vec<M, 4> read = *(const device vec<M, 4>*)from;
+  return float4(float(read[0]), float(read[1]), float(read[2]), float(read[3]));
+}
+inline float4 four(const device bool* from) {
+  return float4(*(const device uchar4*)from);
+}
+template <typename M>
+inline float4 four(const constant M* from) {  // a mask of a few elements
+  return float4(float(from[0]), float(from[1]), float(from[2]), float(from[3]));
+}
+
+// The masks of SPAN keys from `key` on, -infinity beyond the keys: at once where the mask's row is
+// dense and aligned.
+template <typename Mask>
+inline float4 read_mask(Mask mask, long row, long step, int key, int kv_len) {
+  float4 bias = float4(-INFINITY);
+  const Mask from = mask + row + key * step;
+  if (step == 1 && key + SPAN <= kv_len &&
+      reinterpret_cast<size_t>(from) % (SPAN * sizeof(mask[0])) == 0) {
+    bias = four(from);
+  } else {
+#pragma unroll
+    for (int e = 0; e < SPAN; ++e) {
+      if (key + e < kv_len) {
+        bias[e] = float(mask[row + (key + e) * step]);
+      }
+    }
+  }
+  return bias;
+}
+
 // 4 bytes of a row whose elements lie `step` apart, from element `at` on.
 template <typename T>
 inline uint word(const device T* row, int at, long step) {
@@ -70,12 +107,12 @@ struct Part {
   uint4 chunk[OWN];
 
   template <typename Strides>
-  void read(const device T* rows, Strides strides, int first, int key0, int kv_len, bool wide,
-            int lane) {
+  void read(const device T* rows, Strides strides, int first, int key0, int apart, int kv_len,
+            bool wide, int lane) {
 #pragma unroll
     for (int i = 0; i < OWN; ++i) {
       const int at = lane + 32 * i;
-      const long key = min(key0 + at / CHUNKS, kv_len - 1);
+      const long key = min(key0 + at / CHUNKS * apart, kv_len - 1);
       chunk[i] = read_chunk(
           rows + key * strides[2], first + at % CHUNKS * VEC, wide ? 1 : strides[3], wide);
     }
@@ -91,7 +128,7 @@ struct Part {
   }
 };
 
-// Attends to the key blocks first, first + step, ... below kv_len, for ROWS query rows from row0
+// Attends to the runs of keys first, first + step, ... below kv_len, for ROWS query rows from row0
 // on, among the GROUP * QLEN rows of one KV head. Row i stands for query head i / QLEN of the group
 // and query position i % QLEN. `out` is the weighted sum in the simdgroup's own columns; tops and
 // sums [ROWS] get every row's maximum and sum of weights.
@@ -114,6 +151,8 @@ inline void attend(
   constexpr int VEC = 16 / int(sizeof(T));
   constexpr int MAKERS = makers(SIMDGROUPS);
   constexpr int OWN = (ROWS * KEYS + 32 * MAKERS - 1) / (32 * MAKERS);  // scores of a lane
+  constexpr int APART = MASK > CAUSAL ? SPAN : 1;  // of the keys of a block
+  constexpr int RUN = KEYS * APART;
   static_assert(D % (8 * SIMDGROUPS) == 0 && DV % (8 * SIMDGROUPS) == 0 && KEYS % 8 == 0 &&
                 ROWS % 8 == 0 && KEYS <= 32 && (!LATENT || D == DV), "shape not carried");
   static_assert(KEYS * COLUMNS / VEC % 32 == 0 && KEYS * V_COLUMNS / VEC % 32 == 0,
@@ -128,15 +167,17 @@ inline void attend(
 
   // The queries come through the tile, 8 rows at a time. Rows beyond the last one repeat it, and
   // are never written.
+  const bool wide_queries = reinterpret_cast<size_t>(queries) % 16 == 0 &&
+      (q_strides[1] | q_strides[2]) % VEC == 0 && q_strides[3] == 1;
   simdgroup_matrix<T, 8, 8> q[ROWS / 8][COLUMNS / 8];
 #pragma unroll
   for (int r = 0; r < ROWS / 8; ++r) {
-    for (int at = lane; at < 8 * COLUMNS; at += 32) {
-      const int row = min(row0 + 8 * r + at / COLUMNS, GROUP * QLEN - 1);
-      const int column = simdgroup * COLUMNS + at % COLUMNS;
-      tile[at / COLUMNS * K_STEP + at % COLUMNS] =
-          queries[(kv_head * GROUP + row / QLEN) * q_strides[1] + row % QLEN * q_strides[2] +
-                  column * q_strides[3]];
+    for (int at = lane; at < 8 * (COLUMNS / VEC); at += 32) {
+      const int row = min(row0 + 8 * r + at / (COLUMNS / VEC), GROUP * QLEN - 1);
+      const int column = at % (COLUMNS / VEC) * VEC;
+      *(threadgroup uint4*)(tile + at / (COLUMNS / VEC) * K_STEP + column) = read_chunk(
+          queries + (kv_head * GROUP + row / QLEN) * q_strides[1] + row % QLEN * q_strides[2],
+          simdgroup * COLUMNS + column, wide_queries ? 1 : q_strides[3], wide_queries);
     }
     simdgroup_barrier(mem_flags::mem_threadgroup);
 #pragma unroll
@@ -157,36 +198,39 @@ inline void attend(
   const int own_key = thread_index % KEYS;
   float top[OWN];
   float sum[OWN];
-  float bias[OWN];  // of the block at hand, read one block ahead
+  float4 bias[OWN];  // of the blocks of a run still to come, read one run ahead
   long mask_row[OWN];
 #pragma unroll
   for (int o = 0; o < OWN; ++o) {
     const int row = min(row0 + (o * 32 * MAKERS + thread_index) / KEYS, GROUP * QLEN - 1);
     top[o] = FLOOR;
     sum[o] = 0.0f;
-    bias[o] = -INFINITY;
+    bias[o] = float4(-INFINITY);
     mask_row[o] = batch * m_strides[0] + (kv_head * GROUP + row / QLEN) * m_strides[1] +
         row % QLEN * m_strides[2];
-    const int key = first * KEYS + own_key;
-    if (MASK > CAUSAL && simdgroup < MAKERS && key < kv_len) {
-      bias[o] = float(mask[mask_row[o] + key * m_strides[3]]);
+    if (MASK > CAUSAL && simdgroup < MAKERS) {
+      bias[o] = read_mask(mask, mask_row[o], m_strides[3], first * RUN + own_key * SPAN, kv_len);
     }
   }
 
   Part<T, COLUMNS, KEYS> k;
   Part<T, V_COLUMNS, KEYS> v;
-  if (first * KEYS < kv_len) {
-    k.read(keys, k_strides, simdgroup * COLUMNS, first * KEYS, kv_len, wide, lane);
+  if (first * RUN < kv_len) {
+    k.read(keys, k_strides, simdgroup * COLUMNS, first * RUN, APART, kv_len, wide, lane);
     if (!LATENT) {
-      v.read(values, v_strides, simdgroup * V_COLUMNS, first * KEYS, kv_len, wide, lane);
+      v.read(values, v_strides, simdgroup * V_COLUMNS, first * RUN, APART, kv_len, wide, lane);
     }
   }
-  for (int block = first; block * KEYS < kv_len; block += step) {
-    const bool more = (block + step) * KEYS < kv_len;
+  // key0: the first key of the block at hand.
+  int key0 = first * RUN;
+  while (key0 < kv_len) {
+    const bool last = key0 % APART == APART - 1;  // block of its run
+    const int next0 = last ? (key0 / RUN + step) * RUN : key0 + 1;
+    const bool more = next0 < kv_len;
     k.stage(tile, lane);
     simdgroup_barrier(mem_flags::mem_threadgroup);
     if (more) {
-      k.read(keys, k_strides, simdgroup * COLUMNS, (block + step) * KEYS, kv_len, wide, lane);
+      k.read(keys, k_strides, simdgroup * COLUMNS, next0, APART, kv_len, wide, lane);
     }
 #pragma unroll
     for (int n = 0; n < KEYS / 8; ++n) {
@@ -215,13 +259,13 @@ inline void attend(
       simdgroup_barrier(mem_flags::mem_threadgroup);
       v.stage(tile, lane);
       if (more) {
-        v.read(values, v_strides, simdgroup * V_COLUMNS, (block + step) * KEYS, kv_len, wide, lane);
+        v.read(values, v_strides, simdgroup * V_COLUMNS, next0, APART, kv_len, wide, lane);
       }
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
 
     if (simdgroup < MAKERS) {
-      const int key = block * KEYS + own_key;
+      const int key = key0 + own_key * APART;
 #pragma unroll
       for (int o = 0; o < OWN; ++o) {
         const int at = o * 32 * MAKERS + thread_index;
@@ -239,14 +283,17 @@ inline void attend(
         if (MASK == CAUSAL) {
           seen = key <= kv_len - QLEN + min(row0 + row, GROUP * QLEN - 1) % QLEN;
         } else if (MASK == ADDITIVE) {
-          seen = seen && bias[o] != -INFINITY;
-          score = max(fma(bias[o], LOG2E, score), HIDDEN);
+          seen = seen && bias[o][0] != -INFINITY;
+          score = max(fma(bias[o][0], LOG2E, score), HIDDEN);
         } else if (MASK != NONE) {
-          seen = seen && bias[o] > 0.0f;
+          seen = seen && bias[o][0] > 0.0f;
         }
         score = seen ? score : HIDDEN;
-        if (MASK > CAUSAL && key + step * KEYS < kv_len) {
-          bias[o] = float(mask[mask_row[o] + (key + step * KEYS) * m_strides[3]]);
+        if (MASK > CAUSAL) {
+          bias[o] = float4(bias[o].yzw, -INFINITY);
+          if (last) {
+            bias[o] = read_mask(mask, mask_row[o], m_strides[3], next0 + own_key * SPAN, kv_len);
+          }
         }
         float next = score;
 #pragma unroll
@@ -297,6 +344,7 @@ inline void attend(
       }
     }
     simdgroup_barrier(mem_flags::mem_threadgroup);
+    key0 = next0;
   }
   if (simdgroup < MAKERS) {
 #pragma unroll

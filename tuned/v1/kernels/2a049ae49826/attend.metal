@@ -41,19 +41,19 @@ inline Words<COUNT> read_words(const device uint32_t* row, long step, bool wide)
   if (wide && COUNT % 4 == 0) {
 #pragma unroll
     for (int i = 0; i < COUNT; i += 4) {
-      const Four four = *(const device Four*)(row + i);
+      const uint4 four = *(const device uint4*)(row + i);
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
-        words.word[(i + j) % COUNT] = four.word[j];
+        words.word[(i + j) % COUNT] = four[j];
       }
     }
   } else if (wide && COUNT % 2 == 0) {
 #pragma unroll
     for (int i = 0; i < COUNT; i += 2) {
-      const Two two = *(const device Two*)(row + i);
+      const uint2 two = *(const device uint2*)(row + i);
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
-        words.word[(i + j) % COUNT] = two.word[j];
+        words.word[(i + j) % COUNT] = two[j];
       }
     }
   } else {
@@ -124,14 +124,105 @@ struct State {
   float acc[ROWS][COLUMNS];
 };
 
+// Lays ROWS query rows from row0 on out in `rows` [ROWS, D], where all simdgroups of the group read
+// them: each row is read from device memory once. A barrier must follow.
+template <typename T, int D, int GROUP, int QLEN, int ROWS, int THREADS, typename Strides>
+inline void lay_queries(threadgroup T* rows, const device T* queries, Strides strides, int batch,
+                        int kv_head, int row0, int thread_index) {
+  for (int i = thread_index; i < ROWS * D; i += THREADS) {
+    const int row = row0 + i / D;
+    rows[i] = row < GROUP * QLEN
+        ? queries[batch * strides[0] + (kv_head * GROUP + row / QLEN) * strides[1] +
+                  (row % QLEN) * strides[2] + i % D * strides[3]]
+        : T(0.0f);
+  }
+}
+
+// Reads COUNT numbers of a row that lie `step` apart: at once where they are dense and aligned.
+template <typename T, int COUNT>
+inline void read_numbers(thread T (&to)[COUNT], const device T* row, long step) {
+  constexpr int WIDTH = COUNT % 4 == 0 ? 4 : 2;
+  if (COUNT % 2 == 0 && step == 1 && reinterpret_cast<size_t>(row) % (WIDTH * sizeof(T)) == 0) {
+#pragma unroll
+    for (int i = 0; i < COUNT; i += WIDTH) {
+      const vec<T, WIDTH> x = *(const device vec<T, WIDTH>*)(row + i);
+#pragma unroll
+      for (int j = 0; j < WIDTH; ++j) {
+        to[(i + j) % COUNT] = x[j];
+      }
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < COUNT; ++i) {
+      to[i] = row[i * step];
+    }
+  }
+}
+
+// (scale, bias) of every group of one key a lane: all lanes together read whole lines, once, and
+// hand the pairs over as they are needed.
+template <typename T, int GROUPS>
+struct Pairs {
+  vec<T, 2> pair[GROUPS];
+};
+
+template <typename T, int GROUPS, typename Strides>
+inline Pairs<T, GROUPS> read_pairs(Operand<T, Strides> from, long key) {
+  T scales[GROUPS];
+  T biases[GROUPS];
+  read_numbers(scales, from.scales + key * from.scale_strides[2], from.scale_strides[3]);
+  read_numbers(biases, from.biases + key * from.bias_strides[2], from.bias_strides[3]);
+  Pairs<T, GROUPS> pairs;
+#pragma unroll
+  for (int g = 0; g < GROUPS; ++g) {
+    pairs.pair[g] = vec<T, 2>(scales[g], biases[g]);
+  }
+  return pairs;
+}
+
+template <typename T>
+inline vec<T, 2> from_lane(vec<T, 2> pair, ushort lane) {
+  return as_type<vec<T, 2>>(simd_shuffle(as_type<uint>(pair), lane));
+}
+inline float2 from_lane(float2 pair, ushort lane) { return simd_shuffle(pair, lane); }
+
+// The pair of a group, from the lane that read it.
+template <typename T, int GROUPS>
+inline float2 hand_over(const thread Pairs<T, GROUPS>& pairs, int group, int lane) {
+  float2 found = float2(0.0f);
+#pragma unroll
+  for (int g = 0; g < GROUPS; ++g) {
+    const vec<T, 2> pair = from_lane(pairs.pair[g], ushort(lane));
+    if (GROUPS == 1 || g == group) {
+      found = float2(float(pair.x), float(pair.y));
+    }
+  }
+  return found;
+}
+
+// The mask of one key a lane in every row, -infinity where it is not `inside` the keys. Heads that
+// share a mask read it once.
+template <int QLEN, typename Mask, int WORDS>
+inline void read_mask(thread float (&to)[WORDS], Mask mask, const thread long (&rows)[WORDS],
+                      long step, int key, bool inside, bool shared) {
+#pragma unroll
+  for (int w = 0; w < WORDS; ++w) {
+    if (w >= QLEN && shared) {
+      to[w] = to[w >= QLEN ? w - QLEN : 0];
+    } else {
+      to[w] = inside ? float(mask[rows[w] + key * step]) : -INFINITY;
+    }
+  }
+}
+
 // Attends to the key blocks first, first + step, ... below kv_len, for ROWS query rows from row0
 // on, among the GROUP * QLEN rows of one KV head. Row i stands for query head i / QLEN of the
 // group and query position i % QLEN. On return all teams of the simdgroup hold the same state.
 template <typename T, int BITS, int QGROUP, int D, int DV, int GROUP, int QLEN, int MASK, int ROWS,
           int LANES, int CHUNK, int KEYS, int UNROLL, typename Mask, typename Strides>
 inline void attend(
-    thread State<ROWS, own_numbers<DV, LANES, CHUNK>()>& state, const device T* queries,
-    Strides q_strides, Operand<T, Strides> k, Operand<T, Strides> v, Mask mask,
+    thread State<ROWS, own_numbers<DV, LANES, CHUNK>()>& state, const threadgroup T* rows,
+    Operand<T, Strides> k, Operand<T, Strides> v, Mask mask,
     Strides m_strides, float scale, int kv_len, int batch, int kv_head, int row0, int first,
     int step, int lane) {
   constexpr int TEAMS = 32 / LANES;
@@ -148,7 +239,6 @@ inline void attend(
 
   const int team = lane / LANES;
   const int member = lane % LANES;
-  queries += batch * q_strides[0];
   k.words += batch * k.word_strides[0] + kv_head * k.word_strides[1];
   k.scales += batch * k.scale_strides[0] + kv_head * k.scale_strides[1];
   k.biases += batch * k.bias_strides[0] + kv_head * k.bias_strides[1];
@@ -168,15 +258,14 @@ inline void attend(
   for (int r = 0; r < ROWS; ++r) {
     const int row = min(row0 + r, GROUP * QLEN - 1);
     const int head = kv_head * GROUP + row / QLEN;
-    const device T* query = queries + head * q_strides[1] + (row % QLEN) * q_strides[2];
 #pragma unroll
     for (int j = 0; j < K_OWN; ++j) {
       const int c = member + LANES * j;
       q_sum[r][j] = 0.0f;
 #pragma unroll
       for (int e = 0; e < CHUNK; ++e) {
-        const float x = float(query[((c < K_CHUNKS ? c : 0) * CHUNK + e) * q_strides[3]]);
-        q[r][j * CHUNK + e] = c < K_CHUNKS ? x * (scale * LOG2E) : 0.0f;
+        const float x = c < K_CHUNKS ? float(rows[r * D + c * CHUNK + e]) : 0.0f;
+        q[r][j * CHUNK + e] = x * (scale * LOG2E);
         q_sum[r][j] += q[r][j * CHUNK + e];
       }
     }
@@ -197,14 +286,11 @@ inline void attend(
   }
 
   // The mask of the block at hand, one key a lane; it is read one block ahead.
+  const bool shared = m_strides[1] == 0;
   float next[WORDS];
-#pragma unroll
-  for (int w = 0; w < WORDS; ++w) {
-    next[w] = -INFINITY;
-    const int key = first * KEYS + lane;
-    if (MASK > CAUSAL && lane < KEYS && key < kv_len) {
-      next[w] = float(mask[mask_row[w] + key * m_strides[3]]);
-    }
+  if (MASK > CAUSAL) {
+    read_mask<QLEN>(next, mask, mask_row, m_strides[3], first * KEYS + lane,
+                    lane < KEYS && first * KEYS + lane < kv_len, shared);
   }
 
   for (int block = first; block * KEYS < kv_len; block += step) {
@@ -222,17 +308,21 @@ inline void attend(
         bias[w] = next[w];
         const bool visible = MASK == ADDITIVE ? bias[w] != -INFINITY : bias[w] > 0.0f;
         seen[w] = uint(static_cast<simd_vote::vote_t>(simd_ballot(visible)));
-        const int key = (block + step) * KEYS + lane;
-        next[w] = -INFINITY;
-        if (lane < KEYS && key < kv_len) {
-          next[w] = float(mask[mask_row[w] + key * m_strides[3]]);
-        }
       }
       any |= seen[w];
+    }
+    if (MASK > CAUSAL) {
+      const int key = (block + step) * KEYS + lane;
+      read_mask<QLEN>(next, mask, mask_row, m_strides[3], key, lane < KEYS && key < kv_len,
+                      shared);
     }
     if (any == 0) {
       continue;
     }
+
+    const long pair_key = min(block * KEYS + min(lane, KEYS - 1), kv_len - 1);
+    const auto k_pairs = read_pairs<T, D / QGROUP>(k, pair_key);
+    const auto v_pairs = read_pairs<T, DV / QGROUP>(v, pair_key);
 
     for (int pass = 0; pass < KEYS; pass += PASS) {
       if (KEYS > PASS && ((any >> pass) & first_bits(PASS)) == 0) {
@@ -240,32 +330,30 @@ inline void attend(
       }
       Words<COUNT> k_words[UNROLL][K_OWN];
       Words<COUNT> v_words[UNROLL][V_OWN];
-      float k_scale[UNROLL][K_OWN];
-      float k_bias[UNROLL][K_OWN];
-      float v_scale[UNROLL][V_OWN];
-      float v_bias[UNROLL][V_OWN];
 #pragma unroll
       for (int u = 0; u < UNROLL; ++u) {
         const long key = min(block * KEYS + pass + u * TEAMS + team, kv_len - 1);
 #pragma unroll
         for (int j = 0; j < K_OWN; ++j) {
-          const int c = member + LANES * j < K_CHUNKS ? member + LANES * j : 0;
-          k_words[u][j] = read_words<COUNT>(
-              k.words + key * k.word_strides[2] + c * COUNT * k.word_strides[3],
-              k.word_strides[3], wide);
-          const int group = c * CHUNK / QGROUP;
-          k_scale[u][j] = float(k.scales[key * k.scale_strides[2] + group * k.scale_strides[3]]);
-          k_bias[u][j] = float(k.biases[key * k.bias_strides[2] + group * k.bias_strides[3]]);
+          const int c = member + LANES * j;
+          if (K_CHUNKS % LANES == 0 || c < K_CHUNKS) {
+            k_words[u][j] = read_words<COUNT>(
+                k.words + key * k.word_strides[2] + c * COUNT * k.word_strides[3],
+                k.word_strides[3], wide);
+          } else {
+            k_words[u][j] = {};
+          }
         }
 #pragma unroll
         for (int j = 0; j < V_OWN; ++j) {
-          const int c = member + LANES * j < V_CHUNKS ? member + LANES * j : 0;
-          v_words[u][j] = read_words<COUNT>(
-              v.words + key * v.word_strides[2] + c * COUNT * v.word_strides[3],
-              v.word_strides[3], wide);
-          const int group = c * CHUNK / QGROUP;
-          v_scale[u][j] = float(v.scales[key * v.scale_strides[2] + group * v.scale_strides[3]]);
-          v_bias[u][j] = float(v.biases[key * v.bias_strides[2] + group * v.bias_strides[3]]);
+          const int c = member + LANES * j;
+          if (V_CHUNKS % LANES == 0 || c < V_CHUNKS) {
+            v_words[u][j] = read_words<COUNT>(
+                v.words + key * v.word_strides[2] + c * COUNT * v.word_strides[3],
+                v.word_strides[3], wide);
+          } else {
+            v_words[u][j] = {};
+          }
         }
       }
 
@@ -291,10 +379,12 @@ inline void attend(
               dot[r] = fma(q[r][j * CHUNK + e], x, dot[r]);
             }
           }
-          const float rest = fma(-raise<BITS>(), k_scale[u][j], k_bias[u][j]);
+          const float2 pair = hand_over(
+              k_pairs, (member + LANES * j) * CHUNK / QGROUP, pass + u * TEAMS + team);
+          const float rest = fma(-raise<BITS>(), pair.x, pair.y);
 #pragma unroll
           for (int r = 0; r < ROWS; ++r) {
-            score[r][u] = fma(k_scale[u][j], dot[r], fma(rest, q_sum[r][j], score[r][u]));
+            score[r][u] = fma(pair.x, dot[r], fma(rest, q_sum[r][j], score[r][u]));
           }
         }
       }
@@ -343,11 +433,13 @@ inline void attend(
       for (int u = 0; u < UNROLL; ++u) {
 #pragma unroll
         for (int j = 0; j < V_OWN; ++j) {
-          const float rest = fma(-raise<BITS>(), v_scale[u][j], v_bias[u][j]);
+          const float2 pair = hand_over(
+              v_pairs, (member + LANES * j) * CHUNK / QGROUP, pass + u * TEAMS + team);
+          const float rest = fma(-raise<BITS>(), pair.x, pair.y);
           float weight[ROWS];
 #pragma unroll
           for (int r = 0; r < ROWS; ++r) {
-            weight[r] = score[r][u] * v_scale[u][j];
+            weight[r] = score[r][u] * pair.x;
             shift[r][j] = fma(score[r][u], rest, shift[r][j]);
           }
 #pragma unroll

@@ -1,8 +1,8 @@
-// First of two launches: one threadgroup takes ROWS query rows of one KV head over one of SPLITS
-// interleaved shares of the keys, and writes DV sums, the top and the sum of weights a row for
-// combine.metal.
+// The only launch where the context is short: one threadgroup takes ROWS query rows of one KV
+// head over all keys.
 constexpr int ROW_TILES = (GROUP * QLEN + ROWS - 1) / ROWS;
 constexpr int COLUMNS = own_numbers<DV, LANES, CHUNK>();
+threadgroup T rows[ROWS * D];
 threadgroup float tops[SIMDGROUPS * ROWS];
 threadgroup float sums[SIMDGROUPS * ROWS];
 threadgroup float columns[SIMDGROUPS * DV];
@@ -12,19 +12,20 @@ const int simdgroup = simdgroup_index_in_threadgroup;
 const int thread_index = simdgroup * 32 + lane;
 const int kv_head = threadgroup_position_in_grid.y / ROW_TILES;
 const int row0 = threadgroup_position_in_grid.y % ROW_TILES * ROWS;
-const int batch = threadgroup_position_in_grid.z / SPLITS;
-const int split = threadgroup_position_in_grid.z % SPLITS;
+const int batch = threadgroup_position_in_grid.z;
 
 const auto k = operand(keys, keys_strides, key_scales, key_scales_strides, key_biases,
                        key_biases_strides);
 const auto v = operand(values, values_strides, value_scales, value_scales_strides, value_biases,
                        value_biases_strides);
 
+lay_queries<T, D, GROUP, QLEN, ROWS, SIMDGROUPS * 32>(
+    rows, queries, queries_strides, batch, kv_head, row0, thread_index);
+threadgroup_barrier(mem_flags::mem_threadgroup);
 State<ROWS, COLUMNS> state;
 attend<T, BITS, QGROUP, D, DV, GROUP, QLEN, MASK, ROWS, LANES, CHUNK, KEYS, UNROLL>(
-    state, queries, queries_strides, k, v, mask, mask_strides, scale[0], keys_shape[2], batch,
-    kv_head, row0, split * SIMDGROUPS + simdgroup,
-    SPLITS * SIMDGROUPS, lane);
+    state, rows, k, v, mask, mask_strides, scale[0], keys_shape[2], batch,
+    kv_head, row0, simdgroup, SIMDGROUPS, lane);
 if (lane == 0) {
 #pragma unroll
   for (int r = 0; r < ROWS; ++r) {
@@ -41,30 +42,34 @@ for (int r = 0; r < ROWS; ++r) {
   }
   threadgroup_barrier(mem_flags::mem_threadgroup);
   if (row < GROUP * QLEN) {
-    const long head = batch * (long)keys_shape[1] + kv_head;
-    const long at = (head * (GROUP * QLEN) + row) * SPLITS + split;
+    const int head = kv_head * GROUP + row / QLEN;
+    const int position = row % QLEN;
+    float top = FLOOR;
+    float sum = 0.0f;
+#pragma unroll
+    for (int s = 0; s < SIMDGROUPS; ++s) {
+      top = max(top, tops[s * ROWS + r]);
+    }
+#pragma unroll
+    for (int s = 0; s < SIMDGROUPS; ++s) {
+      sum += sums[s * ROWS + r] * fast::exp2(tops[s * ROWS + r] - top);
+    }
 #pragma unroll 1
     for (int column = thread_index; column < DV; column += SIMDGROUPS * 32) {
-      float sum = 0.0f;
+      float total = 0.0f;
 #pragma unroll
       for (int s = 0; s < SIMDGROUPS; ++s) {
-        sum += columns[s * DV + column];
+        total += columns[s * DV + column];
       }
-      partial[at * (DV + 2) + column] = sum;
-    }
-    if (thread_index == 0) {
-      float top = FLOOR;
-      float sum = 0.0f;
-#pragma unroll
-      for (int s = 0; s < SIMDGROUPS; ++s) {
-        top = max(top, tops[s * ROWS + r]);
+      total /= sum;
+      if (sum == 0.0f) {
+        total = blind<T, BITS, QGROUP, MASK>(
+            v, batch, kv_head, column,
+            mask + batch * mask_strides[0] + head * mask_strides[1] + position * mask_strides[2],
+            mask_strides[3], keys_shape[2]);
       }
-#pragma unroll
-      for (int s = 0; s < SIMDGROUPS; ++s) {
-        sum += sums[s * ROWS + r] * fast::exp2(tops[s * ROWS + r] - top);
-      }
-      partial[at * (DV + 2) + DV] = top;
-      partial[at * (DV + 2) + DV + 1] = sum;
+      out[((long)batch * keys_shape[1] * (GROUP * QLEN) + kv_head * (GROUP * QLEN) + row) * DV +
+          column] = T(total);
     }
   }
 }

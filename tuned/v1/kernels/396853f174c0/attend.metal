@@ -59,14 +59,55 @@ struct State {
   float acc[ROWS][COLUMNS];
 };
 
+// Lays ROWS query rows from row0 on out in `rows` [ROWS, D], where all simdgroups of the group read
+// them: each row is read from device memory once. A barrier must follow.
+template <typename T, int D, int GROUP, int QLEN, int ROWS, int THREADS, typename Strides>
+inline void lay_queries(threadgroup T* rows, const device T* queries, Strides strides, int batch,
+                        int kv_head, int row0, int thread_index) {
+  constexpr int VEC = 16 / int(sizeof(T));
+  for (int i = thread_index; i < ROWS * (D / VEC); i += THREADS) {
+    const int row = row0 + i / (D / VEC);
+    if (row < GROUP * QLEN) {
+      const device T* query = queries + batch * strides[0] +
+          (kv_head * GROUP + row / QLEN) * strides[1] + (row % QLEN) * strides[2];
+      const bool wide = reinterpret_cast<size_t>(query) % 16 == 0 && strides[3] == 1;
+      const Chunk<T> chunk = read_chunk(query, i % (D / VEC) * VEC, strides[3], wide);
+#pragma unroll
+      for (int e = 0; e < VEC; ++e) {
+        rows[i * VEC + e] = chunk.part[e / 4][e % 4];
+      }
+    } else {
+#pragma unroll
+      for (int e = 0; e < VEC; ++e) {
+        rows[i * VEC + e] = T(0.0f);
+      }
+    }
+  }
+}
+
+// The mask of one key a lane in every row, -infinity where it is not `inside` the keys. Heads that
+// share a mask read it once.
+template <int QLEN, typename Mask, int WORDS>
+inline void read_mask(thread float (&to)[WORDS], Mask mask, const thread long (&rows)[WORDS],
+                      long step, int key, bool inside, bool shared) {
+#pragma unroll
+  for (int w = 0; w < WORDS; ++w) {
+    if (w >= QLEN && shared) {
+      to[w] = to[w >= QLEN ? w - QLEN : 0];
+    } else {
+      to[w] = inside ? float(mask[rows[w] + key * step]) : -INFINITY;
+    }
+  }
+}
+
 // Attends to the key blocks first, first + step, ... below kv_len, for ROWS query rows from row0
 // on, among the GROUP * QLEN rows of one KV head. Row i stands for query head i / QLEN of the
 // group and query position i % QLEN. On return all teams of the simdgroup hold the same state.
 template <typename T, int D, int DV, int GROUP, int QLEN, int MASK, int ROWS, int LANES, int KEYS,
           int UNROLL, typename Mask, typename Strides>
 inline void attend(
-    thread State<ROWS, own_elements<T, DV, LANES>()>& state, const device T* queries,
-    Strides q_strides, const device T* keys, Strides k_strides, const device T* values,
+    thread State<ROWS, own_elements<T, DV, LANES>()>& state, const threadgroup T* rows,
+    const device T* keys, Strides k_strides, const device T* values,
     Strides v_strides, Mask mask, Strides m_strides, float scale, int kv_len, int batch,
     int kv_head, int row0, int first, int step, int lane) {
   constexpr int VEC = 16 / int(sizeof(T));
@@ -82,7 +123,6 @@ inline void attend(
 
   const int team = lane / LANES;
   const int member = lane % LANES;
-  queries += batch * q_strides[0];
   keys += batch * k_strides[0] + kv_head * k_strides[1];
   values += batch * v_strides[0] + kv_head * v_strides[1];
   const bool wide =
@@ -95,16 +135,13 @@ inline void attend(
   for (int r = 0; r < ROWS; ++r) {
     const int row = min(row0 + r, GROUP * QLEN - 1);
     const int head = kv_head * GROUP + row / QLEN;
-    const device T* query = queries + head * q_strides[1] + (row % QLEN) * q_strides[2];
-    const bool wide_query = reinterpret_cast<size_t>(query) % 16 == 0 && q_strides[3] == 1;
 #pragma unroll
     for (int j = 0; j < K_OWN; ++j) {
       const int c = member + LANES * j;
-      const Chunk<T> chunk = read_chunk(
-          query, (c < K_CHUNKS ? c : 0) * VEC, q_strides[3], wide_query);
 #pragma unroll
       for (int e = 0; e < VEC; ++e) {
-        q[r][j * VEC + e] = c < K_CHUNKS ? element(chunk, e) * (scale * LOG2E) : 0.0f;
+        const float x = c < K_CHUNKS ? float(rows[r * D + c * VEC + e]) : 0.0f;
+        q[r][j * VEC + e] = x * (scale * LOG2E);
       }
     }
     if (MASK > CAUSAL) {
@@ -120,14 +157,11 @@ inline void attend(
   }
 
   // The mask of the block at hand, one key a lane; it is read one block ahead.
+  const bool shared = m_strides[1] == 0;
   float next[WORDS];
-#pragma unroll
-  for (int w = 0; w < WORDS; ++w) {
-    next[w] = -INFINITY;
-    const int key = first * KEYS + lane;
-    if (MASK > CAUSAL && lane < KEYS && key < kv_len) {
-      next[w] = float(mask[mask_row[w] + key * m_strides[3]]);
-    }
+  if (MASK > CAUSAL) {
+    read_mask<QLEN>(next, mask, mask_row, m_strides[3], first * KEYS + lane,
+                    lane < KEYS && first * KEYS + lane < kv_len, shared);
   }
 
   for (int block = first; block * KEYS < kv_len; block += step) {
@@ -145,13 +179,13 @@ inline void attend(
         bias[w] = next[w];
         const bool visible = MASK == ADDITIVE ? bias[w] != -INFINITY : bias[w] > 0.0f;
         seen[w] = uint(static_cast<simd_vote::vote_t>(simd_ballot(visible)));
-        const int key = (block + step) * KEYS + lane;
-        next[w] = -INFINITY;
-        if (lane < KEYS && key < kv_len) {
-          next[w] = float(mask[mask_row[w] + key * m_strides[3]]);
-        }
       }
       any |= seen[w];
+    }
+    if (MASK > CAUSAL) {
+      const int key = (block + step) * KEYS + lane;
+      read_mask<QLEN>(next, mask, mask_row, m_strides[3], key, lane < KEYS && key < kv_len,
+                      shared);
     }
     if (any == 0) {
       continue;
@@ -170,8 +204,9 @@ inline void attend(
 #pragma unroll
           for (int j = 0; j < K_OWN; ++j) {
             const int c = member + LANES * j;
-            k[u][j] = read_chunk(
-                keys + key * k_strides[2], (c < K_CHUNKS ? c : 0) * VEC, 1, true);
+            k[u][j] = K_CHUNKS % LANES == 0 || c < K_CHUNKS
+                ? read_chunk(keys + key * k_strides[2], c * VEC, 1, true)
+                : Chunk<T>{};
           }
         }
 #pragma unroll
@@ -180,8 +215,9 @@ inline void attend(
 #pragma unroll
           for (int j = 0; j < V_OWN; ++j) {
             const int c = member + LANES * j;
-            v[u][j] = read_chunk(
-                values + key * v_strides[2], (c < V_CHUNKS ? c : 0) * VEC, 1, true);
+            v[u][j] = V_CHUNKS % LANES == 0 || c < V_CHUNKS
+                ? read_chunk(values + key * v_strides[2], c * VEC, 1, true)
+                : Chunk<T>{};
           }
         }
       } else {
@@ -191,14 +227,16 @@ inline void attend(
 #pragma unroll
           for (int j = 0; j < K_OWN; ++j) {
             const int c = member + LANES * j;
-            k[u][j] = read_chunk(
-                keys + key * k_strides[2], (c < K_CHUNKS ? c : 0) * VEC, k_strides[3], false);
+            k[u][j] = K_CHUNKS % LANES == 0 || c < K_CHUNKS
+                ? read_chunk(keys + key * k_strides[2], c * VEC, k_strides[3], false)
+                : Chunk<T>{};
           }
 #pragma unroll
           for (int j = 0; j < V_OWN; ++j) {
             const int c = member + LANES * j;
-            v[u][j] = read_chunk(
-                values + key * v_strides[2], (c < V_CHUNKS ? c : 0) * VEC, v_strides[3], false);
+            v[u][j] = V_CHUNKS % LANES == 0 || c < V_CHUNKS
+                ? read_chunk(values + key * v_strides[2], c * VEC, v_strides[3], false)
+                : Chunk<T>{};
           }
         }
       }
