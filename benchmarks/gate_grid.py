@@ -26,8 +26,8 @@ def shape(q_heads: int, kv_heads: int, dim: int) -> Workload:
     return Workload(1, q_heads, kv_heads, 1, 1, dim, dim, "bfloat16")
 
 
-def quantized(workload: Workload) -> Workload:
-    return replace(workload, kv_bits=4, kv_group=64, op="attention_quantized")
+def quantized(workload: Workload, bits: int) -> Workload:
+    return replace(workload, kv_bits=bits, kv_group=64, op="attention_quantized")
 
 
 QWEN3_06B, LLAMA_1B, LLAMA_8B = shape(16, 8, 128), shape(32, 8, 64), shape(32, 8, 128)
@@ -75,9 +75,7 @@ SUITES: dict[str, list[Workload]] = {
         for n in powers(512, 16384)
     ],
     "quantized": [
-        replace(
-            w, batch=b, kv_len=n, mask=mask, kv_bits=bits, kv_group=64, op="attention_quantized"
-        )
+        replace(quantized(w, bits), batch=b, kv_len=n, mask=mask)
         for w in (QWEN3_06B, LLAMA_1B, LLAMA_8B)
         for bits in (4, 8)
         for b, mask, lengths in ((1, "none", powers(256, 65536)), (8, "bool", powers(512, 4096)))
