@@ -64,7 +64,7 @@ def size(count: float) -> str:
 
 
 def cache_root() -> Path:
-    """Where metalhost keeps what it compiled; it bounds its size."""
+    """Where compiled kernels and their texts are kept; the stores there bound their sizes."""
     from .metalhost.cache import folder
 
     return folder()

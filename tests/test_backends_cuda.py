@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -245,6 +246,37 @@ def test_mlx_gets_a_few_bytes_of_text_and_only_the_inputs_there_are(
             for suffix in ("shape", "strides", "ndim"):
                 wanted = re.search(rf"\b{array}_{suffix}\b", text) is not None
                 assert (f"{array}_{suffix}" in made["source"]) == wanted
+
+
+def test_the_text_is_the_same_in_every_process_and_offered_once_for_keeping(
+    gpu: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(cuda.cuda_modules, "keep", lambda *given: kept.append(given))
+    kernel = tuned("gqa_quantized")
+    workload = replace(
+        DECODE, op="attention_quantized", kv_bits=4, kv_group=64, mask="additive", kv_len=4096
+    )
+    packed = tuple(
+        mx.zeros((2, 2, 4096, width), dtype)
+        for width, dtype in ((8, mx.uint32), (1, mx.bfloat16), (1, mx.bfloat16))
+    )
+    queries, _, _, scale = arrays(workload)
+    for _ in range(2):
+        call = cuda.build(kernel, kernel.default_params(workload), workload)
+        for _ in range(2):
+            call(queries, packed, packed, scale, mx.zeros((4096,), mx.bfloat16), None)
+    launches = len(kernel.launches(workload, kernel.default_params(workload)))
+    assert len(kept) == 2 * launches > 2
+    assert kept[:launches] == kept[launches:]
+    for (name, header, source, inputs, outputs), made in zip(kept, gpu.made, strict=True):
+        assert (name, header, source) == (made["name"], made["header"], made["source"])
+        assert [n for n, _ in inputs] == made["input_names"]
+        assert [n for n, _ in outputs] == made["output_names"]
+    types = dict(kept[0][3])
+    assert types["keys"] == mx.uint32
+    assert types["key_scales"] == types["mask"] == mx.bfloat16
+    assert types["scale"] == mx.float32
 
 
 def test_the_scale_is_copied_to_the_device_once(gpu: Recorder) -> None:

@@ -8,20 +8,19 @@ not eligible on this backend. Read off mlx 0.32.4, mlx/backend/cuda/custom_kerne
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import re
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
-from ..errors import BackendError
+from ..errors import BackendError, MachineError
 from ..kernel import INPUTS, Kernel, Launch
+from ..metalhost.cache import store
 from ..workload import Workload
-from . import Call, Operand, Run, dtype_of, kv_len, operands
+from . import Call, Operand, Run, cuda_modules, dtype_of, kv_len, operands
 from .metal_to_cuda import UnsupportedOnCuda, minify, translate
 
 __all__ = ["HEADER", "UnsupportedOnCuda", "build", "minify", "sources", "translate", "unavailable"]
@@ -192,9 +191,10 @@ def _make(launch: Launch, name: str, inputs: list[str], absent: Mapping[str, str
         if re.search(rf"\b{array}_{suffix}\b", body)
     )
     try:
-        header = f'#include "{_file(head)}"\n' if head else ""
-        source = f'// {" ".join(extents)}\n#include "{_file(body)}"\n'
-    except OSError:  # nowhere to write: the long way works too
+        folder = _included(head, body)
+        header = f'#include "{folder}/head.cuh"\n'
+        source = f'// {" ".join(extents)}\n#include "{folder}/body.cuh"\n'
+    except (OSError, MachineError):  # nowhere to write: the long way works too
         header, source = head, body
     function: Any = mx.fast.cuda_kernel(
         name=name,
@@ -210,20 +210,32 @@ def _make(launch: Launch, name: str, inputs: list[str], absent: Mapping[str, str
         "output_shapes": [shape for _, shape, _ in launch.outputs],
         "output_dtypes": [dtype_of(dtype) for _, _, dtype in launch.outputs],
     }
-    return lambda arrays: function(inputs=arrays, **arguments)
+    outputs = [(output, dtype_of(dtype)) for output, _, dtype in launch.outputs]
+    compiled = False
+
+    def run(arrays: Sequence[mx.array]) -> Sequence[mx.array]:
+        nonlocal compiled
+        if not compiled:
+            given = [(name, array.dtype) for name, array in zip(inputs, arrays, strict=True)]
+            cuda_modules.keep(name, header, source, given, outputs)
+            compiled = True
+        made: Sequence[mx.array] = function(inputs=arrays, **arguments)
+        return made
+
+    return run
 
 
-@functools.cache
-def _folder() -> tempfile.TemporaryDirectory[str]:
-    """Of this process, readable by its user alone, gone with the process."""
-    return tempfile.TemporaryDirectory(prefix="mlx-lm-openevolve-")
+def _included(head: str, body: str) -> str:
+    """A folder with the two texts, named by their content and by what compiles them: it is part of
+    the text that MLX gets, which names the compiled module. Raises OSError, MachineError."""
 
+    def write(folder: Path) -> None:
+        (folder / "head.cuh").write_text(head, "ascii")
+        (folder / "body.cuh").write_text(body, "ascii")
 
-def _file(text: str) -> str:
-    path = Path(_folder().name) / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.cuh"
-    if not path.exists():
-        path.write_text(text, "ascii")
-    return path.as_posix()
+    text = "\0".join((head, body, cuda_modules.compiler()))
+    key = hashlib.sha256(text.encode()).hexdigest()[:24]
+    return store("cuda").get(key, write).as_posix()
 
 
 def _header() -> str:

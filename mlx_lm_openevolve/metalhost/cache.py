@@ -71,9 +71,9 @@ class Store:
                     total -= size
 
 
-def store() -> Store:
-    """The store under MLX_LM_OPENEVOLVE_HOME, or under the user's cache folder."""
-    root = folder()
+def store(kind: str = "metalhost") -> Store:
+    """A store under MLX_LM_OPENEVOLVE_HOME, or under the user's cache folder."""
+    root = folder() / kind
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -82,7 +82,6 @@ def store() -> Store:
 
 
 def folder() -> Path:
-    """Where the store lies, whether it was made yet or not."""
+    """Where the stores lie, whether they were made yet or not."""
     home = os.environ.get("MLX_LM_OPENEVOLVE_HOME")
-    base = Path(home) / "cache" if home else Path(platformdirs.user_cache_dir("mlx-lm-openevolve"))
-    return base / "metalhost"
+    return Path(home) / "cache" if home else Path(platformdirs.user_cache_dir("mlx-lm-openevolve"))
