@@ -26,6 +26,7 @@ from mlx_lm_openevolve import backends, exam, gate, timing
 from mlx_lm_openevolve.budget import memory_for
 from mlx_lm_openevolve.device import Device, detect
 from mlx_lm_openevolve.kernel import Kernel
+from mlx_lm_openevolve.race import recheck
 from mlx_lm_openevolve.reference import cases, mask, sdpa
 from mlx_lm_openevolve.workload import Workload
 
@@ -188,10 +189,8 @@ def measure(
         budget = least if aborted else max(least, 0.9 * seconds)
         race = timing.paired(stand.baseline, arm, call_seconds, budget, seed)
         assert race is not None
-        assert arm.last is not None
-        queries, at, out = arm.last
         limit = max(question.limits[0] for question in stand.questions)
-    wrong = _last_is_wrong(bench, stand.scale, queries, at, out, limit)
+        wrong = recheck(arm, bench, stand.scale, limit)
     if wrong:
         return {"cause": "wrong", "finding": wrong}
     fastest = float(np.median(race.b))
@@ -213,19 +212,6 @@ def measure(
         "trials": len(race.b),
         "aborted": aborted,
     }
-
-
-def _last_is_wrong(
-    bench: timing.Bench, scale: float, queries: mx.array, at: int, out: mx.array, limit: float
-) -> str:
-    """What is wrong with the last result that was timed, "" where nothing is."""
-    keys, values = bench.caches[at]
-    call = sdpa(bench.workload, scale)
-    rest = (bench.scale, bench.mask, bench.sinks)
-    want = exam.numpy(call(queries, keys, values, *rest))
-    mass = exam.numpy(call(queries, keys, mx.abs(values), *rest))
-    off = float(exam.relative(exam.numpy(out), want, mass).max())
-    return f"a timed result differs from SDPA's by {off:.3g}" if off > 2 * limit else ""
 
 
 # Without a GPU

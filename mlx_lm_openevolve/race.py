@@ -20,7 +20,7 @@ from .device import Device
 from .reference import Case, answer, download, mask, sdpa
 from .workload import Workload
 
-__all__ = ["FASTER", "race"]
+__all__ = ["FASTER", "race", "recheck"]
 
 # The lower end of the interval of SDPA's time over the contender's must lie above this.
 FASTER = 1.02
@@ -94,7 +94,7 @@ def _heat(
         raise GateTimeout(f"{w.slug}: {clock.seconds:.3g} s hold too few samples")
     found = {**race.to_json(), **found}
 
-    reason = _recheck(contender, bench, scale, limit)
+    reason = recheck(contender, bench, scale, limit)
     if reason:
         return False, reason, found
     found["bandwidth"] = timing.bandwidth(device.cache)
@@ -126,9 +126,9 @@ def _calibrate(
     )
 
 
-def _recheck(arm: timing.Arm, bench: timing.Bench, scale: float, limit: float) -> str:
+def recheck(arm: timing.Arm, bench: timing.Bench, scale: float, limit: float) -> str:
     """What is wrong with the last result that was timed, "" where nothing is. Where it differs
-    from SDPA's, float64 decides who is wrong."""
+    from SDPA's, float64 decides who is wrong; `limit` is the largest error allowed."""
     assert arm.last is not None
     w = bench.workload
     queries, at, out = arm.last

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +11,7 @@ import evolve_kernels
 import mlx.core as mx
 import pytest
 
-from mlx_lm_openevolve import backends, timing
+from mlx_lm_openevolve import backends, gate, race, timing
 from mlx_lm_openevolve.evolve import measure, model
 from mlx_lm_openevolve.reference import sdpa
 from mlx_lm_openevolve.workload import Workload
@@ -25,11 +26,11 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Any], dict[s
     # A cache as small as this lies in the processor's own: no roof is known for that.
     monkeypatch.setattr(timing, "bandwidth", lambda cache: 1e15)
 
-    def run(make: Any, best: float = 0.0) -> dict[str, Any]:
+    def run(make: Any, best: float = 0.0, workload: Workload = W) -> dict[str, Any]:
         module = SimpleNamespace(build=lambda kernel, params, exact: make(exact))
         monkeypatch.setattr(backends, "get", lambda name: module)
         return measure.measure(
-            evolve_kernels.kernel(), {"step": 1}, W, "host", best=best, seconds=0.2, seed=0
+            evolve_kernels.kernel(), {"step": 1}, workload, "host", best=best, seconds=0.2, seed=0
         )
 
     yield run
@@ -70,7 +71,7 @@ def first_then_queries(exact: Workload) -> Callable[..., mx.array]:
 
     def call(queries: mx.array, *rest: Any) -> mx.array:
         count[0] += 1
-        return sdpa(exact)(queries, *rest) if count[0] <= 3 else queries
+        return sdpa(exact)(queries, *rest) if count[0] <= 12 else queries
 
     return call
 
@@ -91,6 +92,23 @@ def test_cheats_in_a_call_are_wrong(stand_in: Any, make: Any) -> None:
     found = stand_in(make)
     assert found["cause"] == "wrong", found
     assert found["finding"]
+
+
+def test_a_right_result_is_no_fault_where_sdpa_is_wrong(
+    stand_in: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(race, "answer", lambda w, queries, *rest: 2 * sdpa(w)(queries, *rest))
+    assert stand_in(sdpa)["cause"] == ""
+
+
+def test_what_was_timed_over_a_quantised_cache_is_checked_again(
+    stand_in: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gate, "static_rules", lambda kernel, params, workload: "")
+    packed = replace(W, op="attention_quantized", kv_bits=8, kv_group=64)
+    assert stand_in(sdpa, workload=packed)["cause"] == ""
+    found = stand_in(first_then_queries, workload=packed)
+    assert (found["cause"], "a timed result" in found["finding"]) == ("wrong", True)
 
 
 def test_a_time_below_the_roofline_is_a_fault_of_the_measurement(
