@@ -27,6 +27,7 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", default=CASES)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--blocks", type=int, default=3)
+    parser.add_argument("--trials", type=int, default=3, help="in each process")
     parser.add_argument("--output", type=Path)
     asked = parser.parse_args()
 
@@ -38,7 +39,9 @@ def main() -> None:
         for case in asked.cases:
             batch, prompt = case.split("x")
             words = ["--shape", shape, "-b", batch, "-p", prompt, "-g", str(asked.tokens)]
-            options = command.parse_args([*words, "-n", str(asked.blocks)])
+            options = command.parse_args(
+                [*words, "-n", str(asked.blocks), "--trials", str(asked.trials)]
+            )
             ((name, task),) = bench.tasks(options)
             result["cases"].append(bench.run_case(name, task, options, Console(highlight=False)))
             if asked.output:
