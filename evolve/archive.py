@@ -18,6 +18,7 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,7 @@ class Archive:
         self.batched: set[int] = set()  # handed to another machine
         self.device: dict[str, Any] = {}
         self.ended = ""
+        self.unprofiled = ""  # why there are no GPU profiles
         self.broken = ""  # why proposing cannot go on in this session
         self.elapsed = 0.0  # seconds of all sessions together, up to the last event
         self._since = (0.0, 0.0)  # elapsed and the clock when this session began
@@ -181,6 +183,10 @@ class Archive:
                 kernel = event["key"].split()[0]
                 if sum(key.startswith(kernel) for key in self.poison) >= MAX_POISON:
                     self.banned.add(kernel)
+            case "profile":
+                self._profiled(event)
+            case "unprofiled":
+                self.unprofiled = event["reason"]
             case "published":
                 self.published.append(event)
             case "end":
@@ -229,6 +235,18 @@ class Archive:
                 {"number": number, "t": self.elapsed, "ratio": ratio, "low": low, "high": high}
             )
 
+    def _profiled(self, event: Mapping[str, Any]) -> None:
+        """Put a profile to its result, where that is still the kernel's best."""
+        kernel, slug = event["kernel"], event["workload"]
+        result = self.kernel_best.get(kernel, {}).get(slug)
+        if result is None or dict(result.params) != event["params"]:
+            return
+        result = replace(result, profile=event["profile"])
+        self.kernel_best[kernel][slug] = result
+        if slug in self.best and self.best[slug][0] == kernel:
+            self.best[slug] = (kernel, result, self.best[slug][2])
+        self._place(kernel)
+
     def _place(self, kernel: str) -> None:
         """Put a kernel into its cell of its island where it is the fittest of that cell."""
         results = self.kernel_best[kernel]
@@ -251,12 +269,13 @@ class Archive:
         results = list(self.kernel_best[kernel].values())
         loaded = self.registry.kernel(kernel)
         counters = next((r.counters for r in results if r.counters), None)
+        profile = next((r.profile for r in results if r.profile), None)
         tiers = (
             features.tier(self.kernel_fitness(kernel), features.SPEED_TIERS),
             features.tier(max(r.spread for r in results), features.VARIANCE_TIERS),
             features.tier(min(r.margin for r in results), features.MARGIN_TIERS),
         )
-        text = features.strategy(loaded, counters).key if loaded is not None else "?"
+        text = features.strategy(loaded, counters, profile).key if loaded is not None else "?"
         return "{}-{}-{} {}".format(*tiers, text)
 
     def kernel_fitness(self, kernel: str) -> float:

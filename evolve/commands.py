@@ -24,10 +24,11 @@ from .archive import Archive
 from .config import Budget, Config, Llm, Model, Search, Work, seconds_of
 from .lab import Lab
 from .live import View
+from .profile import Profiler
 from .propose import Proposer
 from .propose.llm import Llm as AskModels
 from .propose.mailbox import Mailbox
-from .propose.structural import WithTuning
+from .propose.structural import WithTuning, no_look
 from .propose.tune import Tune, headroom
 from .publish import publish
 
@@ -65,6 +66,11 @@ def add_evolve_arguments(parser: argparse.ArgumentParser) -> None:
     add("--timeout", type=float, default=300.0, metavar="SECONDS", help="for an answer of llm")
     add("--wait", metavar="10m", default="1h", help="for an answer in the mailbox")
     add("--target", action="append", metavar="SPEEDUP:SHARE", default=[], help="stop at fast_p")
+    add(
+        "--profile",
+        action=argparse.BooleanOptionalAction,
+        help="NVIDIA: put profiles of ncu into prompts and report; default with llm and mailbox",
+    )
     add("--all", action="store_true", help="search saturated workloads too")
 
 
@@ -122,7 +128,8 @@ def evolve(options: argparse.Namespace, out: Console) -> Result:
 def _search(archive: Archive, options: argparse.Namespace, out: Console) -> Result:
     seeds = _seeds(archive, options)
     with View(out) as view, Lab(archive) as lab:
-        proposer = _proposer(archive, options, seeds, view)
+        look = _profiler(archive, options, view)
+        proposer = _proposer(archive, options, seeds, view, look)
         if options.stage == "check":
             if options.batch is None:
                 raise UsageError("--stage check needs the BATCH to write")
@@ -132,6 +139,8 @@ def _search(archive: Archive, options: argparse.Namespace, out: Console) -> Resu
             )
             return 0, {**_result(archive), "batch": str(options.batch), "passed": passed}
         reason = loop.evolve(archive, proposer, lab, view)
+        if look is not None:
+            look(archive)
     out.print(f"stopped: {reason}", markup=False)
     for slug in archive.slugs:
         if headroom(archive, slug) <= archive.config.search.saturated:
@@ -211,14 +220,16 @@ def _start(options: argparse.Namespace, out: Console) -> Archive:
         raise UsageError("budgets and --jobs are not negative")
     if options.explore is not None and not 0 <= options.explore <= 1:
         raise UsageError(f"--explore {options.explore:g}: a share lies between 0 and 1")
+    proposer = options.proposer or "tune"
     jobs = options.jobs or min(4, os.cpu_count() or 1)
     config = Config(
         backend=backend,
         workloads=workloads,
         weights=weights,
-        proposer=options.proposer or "tune",
+        proposer=proposer,
         suite=" ".join(options.workloads or ([options.model] if options.model else ["decode"])),
         seed=options.seed,
+        profile=_profiles(options.profile, backend, proposer != "tune"),
         budget=Budget(
             options.candidates,
             seconds_of(text) if text else 0.0,
@@ -245,6 +256,12 @@ def _start(options: argparse.Namespace, out: Console) -> Archive:
     return archive
 
 
+def _profiles(told: bool | None, backend: str, default: bool) -> bool:
+    if told and backend != "cuda":
+        raise UsageError(f"--profile: ncu is NVIDIA's, it sees nothing of backend {backend!r}")
+    return backend == "cuda" and (default if told is None else told)
+
+
 def _target(text: str) -> tuple[float, float]:
     try:
         speedup, share = (float(part) for part in text.split(":"))
@@ -263,7 +280,8 @@ def _resume(options: argparse.Namespace) -> Archive:
     budget = replace(
         budget, tokens=options.tokens or budget.tokens, money=options.money or budget.money
     )
-    archive.config = replace(archive.config, budget=budget)
+    profile = _profiles(options.profile, archive.config.backend, archive.config.profile)
+    archive.config = replace(archive.config, budget=budget, profile=profile)
     # What was in flight: batches are run in order, and what another machine has was not.
     pending = [c.number for c in archive.pending() if c.number not in archive.batched]
     archive.add("resume", pending=pending[: archive.config.search.batch])
@@ -300,11 +318,23 @@ def _seeds(archive: Archive, options: argparse.Namespace) -> list[Kernel]:
     return kept
 
 
+def _profiler(archive: Archive, options: argparse.Namespace, view: View) -> Profiler | None:
+    """What looks at kernels before they are written about; None where nothing is to be profiled,
+    or where this is not the machine that measures."""
+    here = archive.config.backend == "cuda" and options.stage is None
+    return Profiler(view.say) if archive.config.profile and here else None
+
+
 def _proposer(
-    archive: Archive, options: argparse.Namespace, seeds: list[Kernel], view: View
+    archive: Archive,
+    options: argparse.Namespace,
+    seeds: list[Kernel],
+    view: View,
+    profiler: Profiler | None,
 ) -> Proposer:
+    look = profiler or no_look
     if archive.config.proposer == "tune":
         return Tune(seeds)
     if archive.config.proposer == "mailbox":
-        return WithTuning(Mailbox(seeds, seconds_of(options.wait), view.say), seeds)
-    return WithTuning(AskModels(seeds), seeds)
+        return WithTuning(Mailbox(seeds, seconds_of(options.wait), view.say, look), seeds)
+    return WithTuning(AskModels(seeds, look), seeds)

@@ -96,7 +96,8 @@ class Work:
 
 @dataclass(frozen=True)
 class Config:
-    """One run. weights: use of each workload, in the order of `workloads`, adding up to 1."""
+    """One run. weights: use of each workload, in the order of `workloads`, adding up to 1. profile:
+    whether ncu looks at the kernels that a prompt or a report shows."""
 
     backend: str
     workloads: tuple[Workload, ...]
@@ -104,6 +105,7 @@ class Config:
     proposer: str = "tune"
     suite: str = ""
     seed: int = 0
+    profile: bool = False
     budget: Budget = field(default_factory=Budget)
     search: Search = field(default_factory=Search)
     work: Work = field(default_factory=Work)

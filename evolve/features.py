@@ -1,4 +1,5 @@
-"""Features: what a kernel does, read from its text or counted on the host; the axes of the archive.
+"""Features: what a kernel does, read from its text, counted on the host or profiled on the GPU; the
+axes of the archive.
 
 Code length and character difference say nothing about a kernel; its strategy, speed, steadiness
 and margin do.
@@ -16,12 +17,14 @@ from typing import Any
 
 from mlx_lm_openevolve.kernel import Kernel
 
-__all__ = ["SPEED_TIERS", "Strategy", "code", "fingerprint", "strategy", "tier"]
+__all__ = ["SPEED_TIERS", "Strategy", "code", "fingerprint", "memory", "strategy", "tier"]
 
 # Upper ends of the tiers; the last tier is open.
 SPEED_TIERS = (0.5, 0.9, 1.0, 1.1, 1.3, 1.7, 2.5)
 VARIANCE_TIERS = (0.02, 0.05, 0.15)
 MARGIN_TIERS = (0.25, 0.5, 0.75)
+# Share of DRAM's peak, or of hits, from which on memory or a cache is what a kernel lives on.
+_BUSY = 0.6
 
 _VECTOR = re.compile(
     r"\b(?:float|half|bfloat|uint|int|short|ushort|uchar|char|packed_float|packed_half)([248])\b"
@@ -53,9 +56,10 @@ def fingerprint(kernel: Kernel) -> str:
 @dataclass(frozen=True)
 class Strategy:
     """vector: elements of the widest vector type (1: none). passes: "online", "2-pass" or
-    "3-pass" over the keys. split: whether several launches share the keys. memory: "coalesced",
-    "strided", "random" by counted line efficiency, "" where nothing was counted. matrix: whether
-    simdgroup matrices or tensor cores are used."""
+    "3-pass" over the keys. split: whether several launches share the keys. memory: where a GPU was
+    profiled "streaming", "cached" or "waiting" (see `memory`), else "coalesced", "strided" or
+    "random" by counted line efficiency, "" where nothing was counted. matrix: whether simdgroup
+    matrices or tensor cores are used."""
 
     vector: int
     passes: str
@@ -79,8 +83,21 @@ class Strategy:
         return "/".join(str(part) for part in astuple(self))
 
 
-def strategy(kernel: Kernel, counters: Mapping[str, Any] | None = None) -> Strategy:
-    """The strategy of a kernel, as far as its text and its counters show it."""
+def memory(profile: Mapping[str, Any]) -> str:
+    """What a GPU profile says of the memory: "streaming" where DRAM is busy, "cached" where L1 or
+    L2 serve most requests, "waiting" where neither: on latency, launches or arithmetic."""
+    if profile.get("dram", 0.0) >= _BUSY:
+        return "streaming"
+    hits = max(profile.get("l1_hits", 0.0), profile.get("l2_hits", 0.0))
+    return "cached" if hits >= _BUSY else "waiting"
+
+
+def strategy(
+    kernel: Kernel,
+    counters: Mapping[str, Any] | None = None,
+    profile: Mapping[str, Any] | None = None,
+) -> Strategy:
+    """The strategy of a kernel, as far as its text, its counters and its GPU profile show it."""
     text = "\n".join(code(source) for source in kernel.sources.values())
     widths = [int(a or b) for a, b in _VECTOR.findall(text)]
     vector = max([1, *widths, *([8] if _WIDE.search(text) else [])])
@@ -89,13 +106,15 @@ def strategy(kernel: Kernel, counters: Mapping[str, Any] | None = None) -> Strat
     online = re.search(r"exp2?\s*\(\s*[\w.\[\]]*(?:max|top|old|prev|m)\w*[\w.\[\]]*\s*-", text)
     passes = "online" if online or loops <= 1 else "2-pass" if loops == 2 else "3-pass"
     efficiency = (counters or {}).get("line_efficiency")
-    memory = ""
-    if efficiency is not None:
-        memory = "coalesced" if efficiency >= 0.7 else "strided" if efficiency >= 0.25 else "random"
+    seen = ""
+    if profile:
+        seen = memory(profile)
+    elif efficiency is not None:
+        seen = "coalesced" if efficiency >= 0.7 else "strided" if efficiency >= 0.25 else "random"
     return Strategy(
         vector=vector,
         passes=passes,
         split=len(kernel.stages) > 1,
-        memory=memory,
+        memory=seen,
         matrix="simdgroup_matrix" in text or "mma" in text or "simdgroup_float8x8" in text,
     )

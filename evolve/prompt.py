@@ -15,6 +15,7 @@ from mlx_lm_openevolve.kernel import Kernel
 
 from . import features
 from .archive import Archive
+from .profile import describe
 from .records import Candidate, Result
 
 __all__ = ["Prompt", "build", "tokens_of"]
@@ -189,15 +190,16 @@ def _kernel(archive: Archive, kernel: Kernel, title: str) -> str:
     brought = archive.kernels.get(kernel.id)
     results = archive.kernel_best.get(kernel.id, {})
     counters = next((r.counters for r in results.values() if r.counters), None)
+    profile = next((r.profile for r in results.values() if r.profile), None)
     lines = [f"## {title}: {kernel.name} {kernel.id}"]
     if brought is not None and brought.note:
         lines.append(f"#{brought.number}: {brought.note}")
-    lines.append(f"strategy: {features.strategy(kernel, counters)}")
+    lines.append(f"strategy: {features.strategy(kernel, counters, profile)}")
     for slug, result in results.items():
         params = " ".join(f"{k}={v}" for k, v in result.params.items())
         lines.append(f"{slug}: {_speed(result)} with {params}; margin {result.margin:.2f}")
         if result.profile:
-            lines.append(f"  GPU profile: {json.dumps(dict(result.profile))}")
+            lines.append(f"  GPU profile: {describe(result.profile)}")
     if counters:
         lines.append(_counters(counters))
     lines.append(f"FILE kernel.json\n```json\n{json.dumps(kernel.meta, indent=1)}\n```")

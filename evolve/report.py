@@ -13,6 +13,7 @@ from mlx_lm_openevolve.errors import OpenEvolveError
 
 from . import plots
 from .archive import Archive
+from .profile import describe
 from .prompt import effect
 from .records import Candidate
 
@@ -149,6 +150,7 @@ def _about(archive: Archive) -> str:
         f"Proposer {config.proposer}, backend {config.backend} on {device}, suite "
         f"{config.suite or 'named workloads'}, seed {config.seed}. Speed-up is SDPA's time over "
         "the kernel's; intervals are those of paired timing."
+        + (f" No GPU profiles: {archive.unprofiled}." if archive.unprofiled else "")
     )
 
 
@@ -187,10 +189,14 @@ def _workloads(archive: Archive) -> str:
                 f"{r.margin:.0%}",
                 f"{kernel} #{number}",
                 params,
+                describe(r.profile),
             ]
         rows.append(row)
     head = ["workload", "use", "SDPA us", "floor us", "bound", "best us", "speed-up", "spread"]
-    return _table([*head, "margin", "kernel", "params"], rows)
+    head += ["margin", "kernel", "params"]
+    if any(best[1].profile for best in archive.best.values()):
+        head.append("GPU profile")
+    return _table(head, [row[: len(head)] for row in rows])
 
 
 def _winner(archive: Archive) -> str:

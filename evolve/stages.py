@@ -25,6 +25,7 @@ from .archive import Archive
 from .config import Config
 from .lab import Lab
 from .loop import propose, refused
+from .profile import Profiler
 from .propose import Proposer
 from .records import Candidate, Done
 
@@ -109,6 +110,8 @@ def measure_stage(batch: Path, say: Callable[[str], None], backend: str | None =
                 archive.add("done", number=candidate.number, done=done.to_json())
                 fate = done.cause or " ".join(f"{r.ratio:.3f}x" for r in done.results.values())
                 say(f"#{candidate.number} {candidate.note[:60]}: {fate}")
+        if config.profile and name == "cuda":
+            Profiler(say)(archive)
         return len(archive.done)
     finally:
         archive.close()
@@ -145,6 +148,12 @@ def merge(archive: Archive, events: Path) -> int:
             Done.from_json(record["done"])
             archive.add("done", number=record["number"], done=record["done"])
             taken += 1
+        elif kind == "profile":
+            mine = archive.kernel_best.get(record["kernel"], {}).get(record["workload"])
+            if mine is not None and not mine.profile and dict(mine.params) == record["params"]:
+                archive.add(
+                    "profile", **{k: v for k, v in record.items() if k not in ("event", "t")}
+                )
     return taken
 
 

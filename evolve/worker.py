@@ -28,7 +28,7 @@ from typing import Any
 import mlx_lm_openevolve
 from mlx_lm_openevolve.kernel import Kernel
 
-__all__ = ["MACHINE", "Died", "Pool", "Worker", "request_for"]
+__all__ = ["MACHINE", "Died", "Pool", "Worker", "environment", "request_for"]
 
 MACHINE = "machine"  # the cause of what is no candidate's fault: the run ends, and can go on later
 _START_SECONDS = 120.0
@@ -47,6 +47,13 @@ def request_for(op: str, kernel: Kernel | None = None, **more: Any) -> dict[str,
     """A request as plain data; a kernel travels with its whole content."""
     held = {} if kernel is None else {"meta": dict(kernel.meta), "sources": dict(kernel.sources)}
     return {"op": op, **held, **more}
+
+
+def environment() -> dict[str, str]:
+    """The environment of a child process that finds this package, and nothing beside it."""
+    root = str(Path(mlx_lm_openevolve.__file__).resolve().parent.parent)
+    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
 
 
 class Worker:
@@ -100,8 +107,6 @@ class Worker:
 
     def _start(self) -> None:
         self.close()
-        root = str(Path(mlx_lm_openevolve.__file__).resolve().parent.parent)
-        paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the process)
         self._rest = b""
         self._process = subprocess.Popen(
@@ -110,7 +115,7 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=self._errors,
             start_new_session=True,  # its children die with it, and Ctrl-C is ours to handle
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"},
+            env=environment(),
         )
 
     def _line(self, deadline: float) -> bytes:

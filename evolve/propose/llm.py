@@ -21,7 +21,7 @@ from ..archive import Archive
 from ..config import Model
 from ..records import Candidate
 from .answers import AnswerError, apply, note_of
-from .structural import Structural, choose_parent, fitting, to_repair
+from .structural import Look, Structural, choose_parent, fitting, no_look, to_repair
 
 __all__ = ["Llm"]
 
@@ -33,9 +33,13 @@ class Llm(Structural):
     """The proposer that asks models. `sleep` is for the tests."""
 
     def __init__(
-        self, seeds: Sequence[Kernel], *, sleep: Callable[[float], None] = time.sleep
+        self,
+        seeds: Sequence[Kernel],
+        look: Look = no_look,
+        *,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self._seeds, self._sleep = list(seeds), sleep
+        self._seeds, self._look, self._sleep = list(seeds), look, sleep
         self._client: Any = None
         self._models: tuple[Model, ...] = ()
 
@@ -48,6 +52,7 @@ class Llm(Structural):
         rng = random.Random(f"model {archive.config.seed} {number}")
         model = rng.choices(self._models, [m.weight for m in self._models])[0]
         settings = archive.config.llm
+        self._look(archive, parent)
         asked = prompt.build(
             archive, parent, failed=failed, context=settings.context - settings.answer
         )

@@ -21,7 +21,7 @@ from .. import prompt
 from ..archive import Archive
 from ..records import Candidate
 from .answers import AnswerError, apply, from_folder, note_of, parent_of
-from .structural import Structural, choose_parent, fitting, to_repair
+from .structural import Look, Structural, choose_parent, fitting, no_look, to_repair
 
 __all__ = ["Mailbox"]
 
@@ -37,8 +37,9 @@ class Mailbox(Structural):
         seeds: Sequence[Kernel],
         wait: float,
         say: Callable[[str], None] = lambda text: None,
+        look: Look = no_look,
     ) -> None:
-        self._seeds, self._wait, self._say = list(seeds), wait, say
+        self._seeds, self._wait, self._say, self._look = list(seeds), wait, say, look
 
     def propose(self, archive: Archive, count: int) -> list[Candidate]:
         """What was answered since: waits for one answer where there is none yet."""
@@ -57,6 +58,7 @@ class Mailbox(Structural):
         else:
             parent, island = choose_parent(archive, self._seeds, number)
         name = f"{number:04d}"
+        self._look(archive, parent)
         text = prompt.build(archive, parent, failed=failed)
         _write(prompts / f"{name}.md", text.text)
         asked = time.monotonic()

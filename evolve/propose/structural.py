@@ -7,7 +7,7 @@ that failed is handed back once, with the exact finding.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from mlx_lm_openevolve.errors import OpenEvolveError
 from mlx_lm_openevolve.kernel import Kernel
@@ -16,10 +16,18 @@ from ..archive import Archive
 from ..records import Candidate
 from .tune import Tune
 
-__all__ = ["WithTuning", "choose_parent", "fitting", "to_repair"]
+__all__ = ["Look", "WithTuning", "choose_parent", "fitting", "no_look", "to_repair"]
 
 # Failures that a repair turn with the finding can mend; not those of the endpoint itself.
 _NOT_REPAIRED = ("endpoint", "duplicate", "lost", "empty", "hang", "crash", "memory", "error")
+
+
+# Looks closer at a parent before it is written about, such as profile.Profiler.
+Look = Callable[[Archive, Kernel], None]
+
+
+def no_look(archive: Archive, parent: Kernel) -> None:
+    """What is known is enough."""
 
 
 def fitting(archive: Archive, kernel: Kernel) -> tuple[str, ...]:
