@@ -4,8 +4,8 @@
 
 ncu runs a child process that launches the kernel some times on the inputs of the timing, and
 empties the caches before each launch: keys come from memory, as they do in a model whose layers
-take turns. That takes seconds, so only what a prompt or a report shows is profiled. Where ncu is
-absent or may not read the counters there are no profiles, and the run goes on.
+take turns. Each profile takes a process of its own, so only what a prompt or a report shows gets
+one. Where ncu is absent or may not read the counters there are none, and the run goes on.
 """
 
 from __future__ import annotations
@@ -240,7 +240,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--backend", choices=BACKENDS, default="cuda")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--launch", action="store_true", help="launch the kernel, nothing else")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     try:
         kernel, workload = Kernel.load(options.folder), Workload.parse(options.workload)
         try:
