@@ -107,6 +107,8 @@ def parse_problem(program: str, words: list[str]) -> str:
         asked = {word for word in words if not re.fullmatch(r"[A-Z]+=\w+", word)}
         return "" if asked <= set(targets) else f"targets are {targets}"
     elif program == "python":
+        if words[0] == "-m":
+            words = [f"{words[1].replace('.', '/')}.py", *words[2:]]
         text = (ROOT / words[0]).read_text()
         missing = [word for word in words[1:] if word.startswith("--") and f'"{word}"' not in text]
         return f"unknown {missing}" if missing else ""
