@@ -49,8 +49,8 @@ DEFAULT = [
     *(f"attention-b1-hq64-hkv8-lq1-lk{n}-d64-v64-bfloat16-bool-sinks" for n in (256, 1024, 4096)),
 ]
 SWEEP = {
-    "splits": (1, 2, 4, 8, 16, 32),
-    "warps": (4, 8),
+    "splits": (1, 2, 3, 4, 6, 8, 16, 32),
+    "warps": (4, 8, 16),
     "fused": (0, 1),
     "simdgroups": (4, 8),
     "unroll": (2, 4),

@@ -47,6 +47,7 @@ CASES = (
         {"splits": 2, "fused": 0},
     ),
     ("tiles_mma", "attention-b1-hq2-hkv1-lq2048-lk64-d256-v256-bfloat16-bool", {}),
+    ("tiles_mma", "attention-b1-hq4-hkv2-lq2048-lk64-d80-v80-float16-bool", {}),
     ("prefill_wgmma", "attention-b1-hq4-hkv2-lq2048-lk64-d256-v256-bfloat16-causal", {}),
     ("prefill_wgmma", "attention-b1-hq2-hkv2-lq2048-lk64-d192-v128-float16-additive", {}),
     (
@@ -94,7 +95,7 @@ def test_a_native_kernel_passes_the_exam(name: str, slug: str, changes: dict[str
         (*CASES[2], "columns_mma.cu", "__syncthreads();", 1),
         (*CASES[6], "tiles_mma.cu", "wait_copies<1>();", 0),
         (*CASES[6], "tiles_mma.cu", "__syncthreads();", 1),
-        (*CASES[9], "prefill_wgmma.cu", "__syncthreads();", 1),
+        (*CASES[10], "prefill_wgmma.cu", "__syncthreads();", 1),
     ],
 )
 def test_a_missing_barrier_is_caught(

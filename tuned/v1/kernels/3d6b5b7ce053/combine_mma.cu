@@ -71,11 +71,11 @@ if (column >= DV) {
 const int position = row % queries_shape[2];
 const int head = row / queries_shape[2] % queries_shape[1];
 const int batch = row / queries_shape[2] / queries_shape[1];
-const float factor = share<SINKS>(top, sum, sinks, head);
+const float factor = share<MASK, SINKS>(top, sum, sinks, head);
 T* const to = out + int64_t(row) * DV + column;
 *reinterpret_cast<uint2*>(to) = make_uint2(bits(T(total.x * factor), T(total.y * factor)),
                                            bits(T(total.z * factor), T(total.w * factor)));
-if (factor < 0.0f) {
+if (MASK == ADDITIVE_MASK && factor < 0.0f) {
 #pragma unroll 1
   for (int e = 0; e < 4; ++e) {
     to[e] = T(blind_row<MASK>(

@@ -446,21 +446,21 @@ __device__ inline void attend(Accumulator<DV>& state, T* slots, const T* queries
   }
 }
 
-// A row that sees no key at all has equal weights on the keys with the largest mask value (on all
-// of them under a bool or causal mask); where every value is -infinity it is NaN. Rare.
+// A row that an additive mask hides from every key has equal weights on the keys with the largest
+// mask value; where every value is -infinity it is NaN. Rare.
 template <int MASK, typename T, typename Mask>
 __device__ inline float blind_row(const T* values, int64_t value_stride, const Mask* mask,
                                   int64_t mask_stride, int kv_len) {
   float top = -INFINITY;
 #pragma unroll 1
   for (int key = 0; key < kv_len; ++key) {
-    top = fmaxf(top, MASK == ADDITIVE_MASK ? float(mask[key * mask_stride]) : 0.0f);
+    top = fmaxf(top, float(mask[key * mask_stride]));
   }
   float sum = 0.0f;
   float count = 0.0f;
 #pragma unroll 1
   for (int key = 0; key < kv_len; ++key) {
-    if (MASK != ADDITIVE_MASK || float(mask[key * mask_stride]) == top) {
+    if (float(mask[key * mask_stride]) == top) {
       sum += float(values[key * value_stride]);
       count += 1.0f;
     }
@@ -469,8 +469,8 @@ __device__ inline float blind_row(const T* values, int64_t value_stride, const M
 }
 
 // What a row's weighted sums are to be multiplied with: the sink takes weight and gives no value.
-// Negative where the row sees nothing at all.
-template <bool SINKS, typename T>
+// A row that sees nothing is zeros; under an additive mask the answer is negative there.
+template <int MASK, bool SINKS, typename T>
 __device__ inline float share(float top, float sum, const T* sinks, int head) {
   float own = 1.0f;
   if (SINKS) {
@@ -479,5 +479,5 @@ __device__ inline float share(float top, float sum, const T* sinks, int head) {
     own = power2(top - all);
     sum = sum * own + power2(sink - all);
   }
-  return sum == 0.0f ? -1.0f : own / sum;
+  return sum != 0.0f ? own / sum : MASK == ADDITIVE_MASK ? -1.0f : 0.0f;
 }

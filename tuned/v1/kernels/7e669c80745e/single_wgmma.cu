@@ -19,7 +19,7 @@ for (int h = 0; h < 2; ++h) {
   const int row = row0 + warp * 16 + 8 * h + lane / 4;
   if (row < rows) {
     const int head = kv_head * GROUP + row / q_len;
-    const float factor = share<SINKS>(state.top[h], state.sum[h], sinks, head);
+    const float factor = share<MASK, SINKS>(state.top[h], state.sum[h], sinks, head);
     T* const to = out + ((batch * int64_t(keys_shape[1]) + kv_head) * rows + row) * DV;
 #pragma unroll
     for (int i = 0; i < DV / 8; ++i) {
@@ -27,7 +27,7 @@ for (int h = 0; h < 2; ++h) {
       *reinterpret_cast<uint32_t*>(to + 8 * i + lane % 4 * 2) =
           pack(sums[0] * factor, sums[1] * factor, T());
     }
-    if (factor < 0.0f) {
+    if (MASK == ADDITIVE_MASK && factor < 0.0f) {
 #pragma unroll 1
       for (int i = 0; i < DV / 4; ++i) {
         const int column = i / 2 * 8 + lane % 4 * 2 + i % 2;  // what this lane wrote

@@ -106,7 +106,7 @@ for (int row = warp; row < HELD && row0 + row < rows; row += WARPS) {
     sum += __shfl_xor_sync(0xffffffffu, sum, away);
   }
   if (lane == 0) {
-    factors[row] = share<SINKS>(top, sum, sinks, kv_head * GROUP + (row0 + row) / q_len);
+    factors[row] = share<MASK, SINKS>(top, sum, sinks, kv_head * GROUP + (row0 + row) / q_len);
   }
 }
 __syncthreads();
@@ -141,7 +141,7 @@ for (int at = threadIdx.x; at < HELD * DV / 4; at += WARPS * 32) {
   T* const to = out + ((batch * int64_t(keys_shape[1]) + kv_head) * rows + row) * DV + column;
   *reinterpret_cast<uint2*>(to) = make_uint2(pack(total[0] * factor, total[1] * factor, T()),
                                              pack(total[2] * factor, total[3] * factor, T()));
-  if (factor < 0.0f) {
+  if (MASK == ADDITIVE_MASK && factor < 0.0f) {
     const int head = kv_head * GROUP + row / q_len;
 #pragma unroll 1
     for (int e = 0; e < 4; ++e) {
