@@ -45,9 +45,10 @@ for (int j = 0; j < OWN; ++j) {
 }
 if (column < DV) {
   device T* to = out + (long)row * DV + column;
-  *(device vec<T, 2>*)to = vec<T, 2>(T(total.x / sum), T(total.y / sum));
-  for (int e = 0; sum == 0.0f && e < 2; ++e) {
-    to[e] = T(blind<T, MASK>(
+  const float share = sum != 0.0f ? 1.0f / sum : 0.0f;
+  *(device vec<T, 2>*)to = vec<T, 2>(T(total.x * share), T(total.y * share));
+  for (int e = 0; MASK == ADDITIVE && sum == 0.0f && e < 2; ++e) {
+    to[e] = T(blind<T>(
         values + batch * values_strides[0] + head / GROUP * values_strides[1] +
             (column + e) * values_strides[3],
         values_strides[2],

@@ -51,9 +51,10 @@ for (int t = 0; t < TILES; ++t) {
       const float fade = fast::exp2(tops[held] - all);
       const float sum = sums[held] * fade + (SINKS ? fast::exp2(own - all) : 0.0f);
       device T* to = out + ((batch * (long)keys_shape[1] + kv_head) * rows + row) * DV + column;
-      *(device vec<T, 2>*)to = vec<T, 2>(T(a * fade / sum), T(b * fade / sum));
-      for (int e = 0; sum == 0.0f && e < 2; ++e) {
-        to[e] = T(blind<T, MASK>(
+      const float share = sum != 0.0f ? fade / sum : 0.0f;
+      *(device vec<T, 2>*)to = vec<T, 2>(T(a * share), T(b * share));
+      for (int e = 0; MASK == ADDITIVE && sum == 0.0f && e < 2; ++e) {
+        to[e] = T(blind<T>(
             values + batch * values_strides[0] + kv_head * values_strides[1] +
                 (column + e) * values_strides[3],
             values_strides[2],

@@ -373,20 +373,21 @@ inline void lay_out(const thread simdgroup_matrix<float, 8, 8> (&out)[MATRICES],
   threadgroup_barrier(mem_flags::mem_threadgroup);
 }
 
-// A row that sees no key at all has equal weights on the keys with the largest mask value (on all
-// of them under a bool or causal mask), as a softmax over equally hidden scores has; where every
-// value is -infinity it is NaN. Rare, so that it is merely right: one thread, one column.
-template <typename T, int MASK, typename Mask>
+// A row that an additive mask hides from every key has equal weights on the keys with the largest
+// mask value, as a softmax over equally hidden scores has; where every value is -infinity it is
+// NaN. Rare, so that it is merely right: one thread, one column. Under other masks such a row is
+// zeros: a padded prompt has many of them.
+template <typename T, typename Mask>
 inline float blind(const device T* values, long value_stride, Mask mask, long mask_stride,
                    int kv_len) {
   float top = -INFINITY;
   for (int key = 0; key < kv_len; ++key) {
-    top = max(top, MASK == ADDITIVE ? float(mask[key * mask_stride]) : 0.0f);
+    top = max(top, float(mask[key * mask_stride]));
   }
   float sum = 0.0f;
   float count = 0.0f;
   for (int key = 0; key < kv_len; ++key) {
-    if (MASK != ADDITIVE || float(mask[key * mask_stride]) == top) {
+    if (float(mask[key * mask_stride]) == top) {
       sum += float(values[key * value_stride]);
       count += 1.0f;
     }
