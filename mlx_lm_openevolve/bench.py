@@ -281,6 +281,7 @@ def compare(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
     pairs = zip(rows["stock"][0]["tokens"], rows["patched"][0]["tokens"], strict=True)
     equal = [a == b for a, b in pairs]
     return {
+        "samples": {arm: [row["trials"] for row in rows[arm]] for arm in rows},
         "averages": {arm: {key: float(of(arm, key).mean()) for key in KEYS} for arm in rows},
         "stock_kv_bits": rows["stock"][0]["kv_bits"],
         "blocks": ratios.tolist(),

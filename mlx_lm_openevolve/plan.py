@@ -8,6 +8,7 @@ counts on this device says so.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -29,6 +30,8 @@ log = logging.getLogger("mlx_lm_openevolve")
 GATE_MODES = ("auto", "stored")
 MAX_CANDIDATES = 4
 PENDING = "pending: the gate's time in this process is spent"
+MAX_TIMEOUTS = 3
+UNDECIDED = "undecided: the gate's time at first use is too short for it; `evolve` takes longer"
 NEVER_FASTER = "no GPU here: on the CPU no kernel is faster than SDPA"
 
 
@@ -202,6 +205,9 @@ class Planner:
         seconds = min(self.budget.workload, self.budget.process - self._spent)
         if seconds <= 0:
             return Plan(bucket, PENDING)
+        # Time that was too short again and again would be lost in every process to come.
+        if self.user.timeouts(self.device.slug, bucket, self.fingerprint) >= MAX_TIMEOUTS:
+            return Plan(bucket, UNDECIDED)
         try:
             with self.user.gating(self.device.slug, bucket, seconds) as ours:
                 # Another process may have judged while this one waited.
@@ -220,6 +226,9 @@ class Planner:
                         break
                     made.append(verdict)
                     self._publish(candidate.kernel, verdict)
+                if candidates and not made and seconds == self.budget.workload:
+                    with contextlib.suppress(RegistryError):
+                        self.user.timed_out(self.device.slug, bucket, self.fingerprint)
         except Exception as error:  # a full disk, say: nothing was found out, and SDPA serves
             if interrupted(error):
                 raise KeyboardInterrupt from None

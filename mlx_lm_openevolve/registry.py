@@ -241,6 +241,25 @@ class Registry:
             known = self.poisoned(device)
             _write(folder / "poison.json", {"kernels": {**known, kernel: reason}})
 
+    # Workloads for which the gate's time at first use was too short
+
+    def timeouts(self, device: str, workload: Workload, stamp: Mapping[str, Any]) -> int:
+        """How many processes gated a workload's bucket in vain under a fingerprint."""
+        record = self._read(self._base / "devices" / device / "timeouts.json")
+        known = record.get(workload.bucket().slug) if record else None
+        if not isinstance(known, dict) or known.get("fingerprint") != _key(stamp):
+            return 0
+        count = known.get("count")
+        return count if isinstance(count, int) else 0
+
+    def timed_out(self, device: str, workload: Workload, stamp: Mapping[str, Any]) -> None:
+        """Count one more."""
+        with self._writing(_device_folder(device)) as folder:
+            record = self._read(folder / "timeouts.json") or {}
+            count = self.timeouts(device, workload, stamp) + 1
+            record[workload.bucket().slug] = {"fingerprint": _key(stamp), "count": count}
+            _write(folder / "timeouts.json", record)
+
     # Host checks: they belong to the kernel and travel with it, outside its hash
 
     def host_checks(self, id: str) -> list[dict[str, Any]]:
@@ -363,6 +382,11 @@ def _device_folder(device: str) -> str:
     if not _DEVICE.fullmatch(device):
         raise RegistryError(f"{device[:80]!r} is no device")
     return f"devices/{device}"
+
+
+def _key(stamp: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a fingerprint a verdict depends on."""
+    return {name: stamp.get(name) for name in _BINDING}
 
 
 def _names(folder: Path) -> list[str]:

@@ -17,7 +17,15 @@ from conftest import COPY_FIRST, kernel_meta
 from mlx_lm_openevolve import gate
 from mlx_lm_openevolve.device import Device, fingerprint
 from mlx_lm_openevolve.kernel import Kernel
-from mlx_lm_openevolve.plan import BUDGETS, NEVER_FASTER, PENDING, Budget, Planner
+from mlx_lm_openevolve.plan import (
+    BUDGETS,
+    MAX_TIMEOUTS,
+    NEVER_FASTER,
+    PENDING,
+    UNDECIDED,
+    Budget,
+    Planner,
+)
 from mlx_lm_openevolve.registry import Registry, Verdict
 from mlx_lm_openevolve.workload import Workload
 
@@ -300,6 +308,42 @@ def test_a_gate_that_runs_out_of_time_leaves_the_workload_pending(
     Judge(timeout).install(monkeypatch)
     assert Planner(CHIP, [user, tuned]).plan(BUCKET).reason == PENDING
     assert user.workloads(CHIP.slug) == []
+
+
+def test_time_that_is_too_short_is_not_spent_in_every_process(
+    user: Registry, tuned: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def timeout(kernel: Kernel) -> Verdict:
+        raise gate.GateTimeout("2 s")
+
+    judge = Judge(timeout).install(monkeypatch)
+    reasons = [Planner(CHIP, [user, tuned]).plan(BUCKET).reason for _ in range(5)]
+    assert reasons == [PENDING] * MAX_TIMEOUTS + [UNDECIDED] * (5 - MAX_TIMEOUTS)
+    assert len(judge.asked) == MAX_TIMEOUTS
+    # Another workload, or a new version of MLX, is another matter.
+    assert Planner(CHIP, [user, tuned]).plan(replace(BUCKET, kv_len=4096)).reason == PENDING
+    planner = Planner(CHIP, [user, tuned])
+    planner.fingerprint = {**planner.fingerprint, "mlx": "9.9"}
+    assert planner.plan(BUCKET).reason == PENDING
+    # A verdict from elsewhere decides.
+    user.publish(CHIP.slug, make_verdict(make_kernel()))
+    assert Planner(CHIP, [user, tuned]).plan(BUCKET).kernel == make_kernel()
+
+
+def test_what_is_left_of_a_spent_budget_counts_for_nothing(
+    user: Registry, tuned: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def timeout(kernel: Kernel) -> Verdict:
+        time.sleep(0.06)
+        raise gate.GateTimeout("2 s")
+
+    Judge(timeout).install(monkeypatch)
+    monkeypatch.setitem(BUDGETS, "metal", Budget(1.0, 1.05))
+    planner = Planner(CHIP, [user, tuned])
+    longer = replace(BUCKET, kv_len=4096)
+    assert [planner.plan(w).reason for w in (BUCKET, longer)] == [PENDING, PENDING]
+    stamp = planner.fingerprint
+    assert [user.timeouts(CHIP.slug, w, stamp) for w in (BUCKET, longer)] == [1, 0]
 
 
 def test_a_registry_that_cannot_be_written_still_serves_this_process(
