@@ -86,10 +86,12 @@ class Search:
 
 @dataclass(frozen=True)
 class Work:
-    """Worker processes: how many, and the seconds and bytes after which one is killed."""
+    """Worker processes: how many, and the seconds (a host check of one workload: check_seconds)
+    and bytes after which one is killed."""
 
     jobs: int = 2
     seconds: float = 120.0
+    check_seconds: float = 30.0
     memory: int = 8 << 30
     measure_seconds: float = 0.6
 

@@ -31,7 +31,7 @@ class Lab:
         self._pool = Pool(work.jobs, work.memory)
         self._gpu = Worker(work.memory)
         self._backend = archive.config.backend
-        self._seconds = work.seconds
+        self._seconds, self._check_seconds = work.seconds, work.check_seconds
 
     def __enter__(self) -> Lab:
         return self
@@ -83,7 +83,7 @@ class Lab:
                 )
                 for candidate, slug in asked
             ]
-            answers = self._pool.map(requests, self._seconds)
+            answers = self._pool.map(requests, self._check_seconds)
         else:
             answers = [{"cause": "", "finding": "", "host": "absent: not asked for"}] * len(asked)
         found: dict[int, dict[str, dict[str, Any]]] = {c.number: {} for c in batch}
@@ -139,6 +139,7 @@ class Lab:
             best=best,
             seconds=archive.config.work.measure_seconds,
             seed=archive.config.seed,
+            sdpa_seconds=archive.baseline.get(slug, {}).get("seconds", 0.0),
         )
         try:
             answer = self._gpu.ask(request, self._seconds)

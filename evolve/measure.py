@@ -129,6 +129,9 @@ def baseline(workload: Workload, backend: str, seed: int) -> dict[str, Any]:
     }
 
 
+# A baseline that moved by more is another one: a ratio to it would mislead the search.
+_DRIFT = 3.0
+
 # Half-precision flops for a byte a second: about 300 on data-centre chips, 40 on Apple's. A floor
 # has to stay below what any chip can do.
 _PEAK_TO_BANDWIDTH = 300.0
@@ -159,8 +162,10 @@ def measure(
     best: float,
     seconds: float,
     seed: int,
+    sdpa_seconds: float = 0.0,
 ) -> dict[str, Any]:
-    """Judge and time a kernel on a bucket; `best` is the least seconds known (0: none).
+    """Judge and time a kernel on a bucket; `best` is the least seconds known (0: none),
+    `sdpa_seconds` what SDPA took when the run began (0: not known).
 
     Returns cause ("" where it is correct), finding, and where it is: seconds, ratio, low, high,
     spread, margin, error. Raises what a backend raises.
@@ -193,6 +198,10 @@ def measure(
         wrong = recheck(arm, bench, stand.scale, limit)
     if wrong:
         return {"cause": "wrong", "finding": wrong}
+    drift = float(np.median(race.a)) / (sdpa_seconds or float(np.median(race.a)))
+    if not 1 / _DRIFT < drift < _DRIFT:
+        text = f"SDPA took {drift:.2g} times as long as when the run began"
+        return {"cause": "unsteady", "finding": f"a fault of the measurement: {text}"}
     fastest = float(np.median(race.b))
     least_possible = bench.bytes / (_ROOFLINE * stand.bandwidth)
     if fastest < least_possible:

@@ -26,11 +26,20 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Any], dict[s
     # A cache as small as this lies in the processor's own: no roof is known for that.
     monkeypatch.setattr(timing, "bandwidth", lambda cache: 1e15)
 
-    def run(make: Any, best: float = 0.0, workload: Workload = W) -> dict[str, Any]:
+    def run(
+        make: Any, best: float = 0.0, workload: Workload = W, sdpa_seconds: float = 0.0
+    ) -> dict[str, Any]:
         module = SimpleNamespace(build=lambda kernel, params, exact: make(exact))
         monkeypatch.setattr(backends, "get", lambda name: module)
         return measure.measure(
-            evolve_kernels.kernel(), {"step": 1}, workload, "host", best=best, seconds=0.2, seed=0
+            evolve_kernels.kernel(),
+            {"step": 1},
+            workload,
+            "host",
+            best=best,
+            seconds=0.2,
+            seed=0,
+            sdpa_seconds=sdpa_seconds,
         )
 
     yield run
@@ -116,6 +125,11 @@ def test_a_time_below_the_roofline_is_a_fault_of_the_measurement(
 ) -> None:
     monkeypatch.setattr(timing, "bandwidth", lambda cache: 1.0)  # a byte a second
     assert stand_in(sdpa)["cause"] == "roofline"
+
+
+def test_a_baseline_that_moved_is_a_fault_of_the_measurement(stand_in: Any) -> None:
+    found = stand_in(sdpa)
+    assert stand_in(sdpa, sdpa_seconds=found["seconds"] / 40)["cause"] == "unsteady"
 
 
 def test_the_baseline_has_a_floor_below_it() -> None:

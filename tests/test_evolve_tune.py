@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import evolve_kernels
@@ -107,6 +109,24 @@ def test_defaults_come_first_and_nothing_comes_twice(archive: Archive) -> None:
     assert (first.note, first.params) == ("defaults", {"step": 1})
     # The knob is in the template, so each of its values counts, for the kernel and its switches.
     assert {dict(p)["step"] for _, _, p in seen} == {1, 2, 4}
+
+
+def test_every_workload_has_a_row_before_any_is_tuned(tmp_path: Path) -> None:
+    workloads = tuple(replace(LARGE, kv_len=n) for n in (256, 1024, 4096, 16384, 65536))
+    config = Config("host", workloads, (0.6, 0.1, 0.1, 0.1, 0.1))
+    tune = Tune([shipped()["gqa_decode"]])
+    with contextlib.closing(Archive.create(tmp_path / "run", config, {})) as archive:
+        for slug in archive.slugs:
+            archive.add("baseline", workload=slug, seconds=1e-4, floor=1e-5, bound="memory")
+        seen = []
+        for _ in range(3):
+            for candidate in tune.propose(archive, 3):
+                archive.add("proposed", candidate=candidate.to_json())
+                finish(archive, candidate.number, 5e-5)
+                seen.append((candidate.workloads[0], candidate.note))
+    assert {slug for slug, _ in seen[:5]} == {w.slug for w in workloads}
+    assert [note for _, note in seen[:5]] == ["defaults"] * 5
+    assert "defaults" not in [note for _, note in seen[5:]]
 
 
 def test_time_goes_where_there_is_most_to_win_and_none_to_the_saturated(archive: Archive) -> None:

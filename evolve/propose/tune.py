@@ -82,29 +82,36 @@ class Tune:
         self.seeds, self.only, self._points = list(kernels), only, points
 
     def propose(self, archive: Archive, count: int) -> list[Candidate]:
-        """Up to `count` settings for the workload with the most to win."""
+        """Up to `count` settings for the workload with the most to win; before that, every
+        kernel's defaults at the workloads that have no row yet."""
         rng = random.Random(f"{archive.config.seed} {archive.next_number()}")
+        first = archive.next_number()
+        made: list[Candidate] = []
         for slug in self._workloads(archive):
-            workload = archive.workload(slug)
-            made = self._for(archive, workload, slug, count, rng)
-            if made:
-                first = archive.next_number()
-                return [
+            fresh = archive.tries(slug) == 0
+            if made and not fresh:
+                break
+            found = self._for(archive, slug, count - len(made), rng, defaults=fresh)
+            for kernel, params, parent, note in found:
+                number = first + len(made)
+                island = number % archive.config.search.islands
+                if kernel.id in archive.kernels:
+                    island = archive.kernels[kernel.id].island
+                made.append(
                     Candidate(
-                        number=first + i,
+                        number=number,
                         proposer="tune",
                         kernel=kernel.id,
                         workloads=(slug,),
                         params=params,
                         parent=parent,
                         note=note,
-                        island=archive.kernels[kernel.id].island
-                        if kernel.id in archive.kernels
-                        else (first + i) % archive.config.search.islands,
+                        island=island,
                     )
-                    for i, (kernel, params, parent, note) in enumerate(made)
-                ]
-        return []
+                )
+            if len(made) == count or (made and not fresh):
+                break
+        return made
 
     def _workloads(self, archive: Archive) -> list[str]:
         """Workloads by what one more candidate may win there, saturated ones left out."""
@@ -131,8 +138,10 @@ class Tune:
         return [k for k in kept if not self.only or k.id == self.only]
 
     def _for(
-        self, archive: Archive, workload: Workload, slug: str, count: int, rng: random.Random
+        self, archive: Archive, slug: str, count: int, rng: random.Random, *, defaults: bool
     ) -> list[tuple[Kernel, Params, str, str]]:
+        """Up to `count` settings for a workload, none but the kernels' defaults where so asked."""
+        workload = archive.workload(slug)
         kernels = self._kernels(archive, workload)
         made: list[tuple[Kernel, Params, str, str]] = []
         taken: set[Any] = set()
@@ -150,16 +159,18 @@ class Tune:
         for kernel in kernels:  # a kernel's own defaults come before anything made from them
             if not archive.tried(kernel.id, slug):
                 try:
-                    defaults = kernel.default_params(workload)
+                    own = kernel.default_params(workload)
                 except KernelError:
                     continue
                 if self._points is not None:
                     points = self._points(kernel, workload)
                     if not points:
                         continue
-                    defaults = _nearest(kernel, workload, defaults, points)
-                take(kernel, defaults, "defaults")
+                    own = _nearest(kernel, workload, own, points)
+                take(kernel, own, "defaults")
         del made[count:]
+        if defaults and made:
+            return made
         tries = 0
         while len(made) < count and tries < 4 * count and kernels:
             tries += 1

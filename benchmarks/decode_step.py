@@ -1,0 +1,132 @@
+"""Where the time of a decode step goes: the host builds the graph, hands it over, waits.
+
+    python benchmarks/decode_step.py [--shape qwen3-0.6b] [--cases 8x2048 1x1024] [--steps 24]
+
+Three arms in one process, twice: stock, patched, and with attention left out (its result is the
+queries: then MLX leaves out what fed the caches as well, so this is more than any kernel can
+save). A step is pipelined as mlx-lm's own loops are. With PyTorch for CUDA, CUPTI also counts the
+GPU's kernels and the time in which it was busy: what is far below the step is not the bound.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import statistics
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from mlx_lm.models import base
+from mlx_lm.models.cache import make_prompt_cache
+
+from mlx_lm_openevolve import bench, get_optimization_info, optimizations, shapes
+from mlx_lm_openevolve.patch import Patch
+
+ARMS = ("stock", "patched", "left out")
+WARM = 4
+
+
+@contextlib.contextmanager
+def arm(name: str) -> Iterator[None]:
+    """mlx-lm as it is, patched, or without attention."""
+    if name == "patched":
+        with optimizations():
+            yield
+    elif name == "left out":
+        patch = Patch(base, lambda original: lambda queries, *rest, **named: queries)
+        patch.install()
+        try:
+            yield
+        finally:
+            patch.restore()
+    else:
+        yield
+
+
+def prefilled(model: Any, batch: int, length: int) -> tuple[list[Any], mx.array]:
+    """Caches of `batch` random prompts, as one sequence or a batch has them, and a next token."""
+    tokens = mx.array(np.random.default_rng(0).integers(0, 1000, (batch, length)))
+    cache = make_prompt_cache(model)
+    if batch > 1:
+        merged = zip(*(make_prompt_cache(model) for _ in range(batch)), strict=True)
+        cache = [caches[0].merge(list(caches)) for caches in merged]
+    for i in range(0, length, 2048):
+        model(tokens[:, i : i + 2048], cache=cache)
+        mx.eval([c.state for c in cache])
+    return cache, tokens[:, -1]
+
+
+def steps(model: Any, cache: list[Any], token: mx.array, count: int) -> dict[str, float]:
+    """Milliseconds of a step: in all (mean), and the medians of its three parts."""
+    parts: dict[str, list[float]] = {"build": [], "encode": [], "wait": []}
+    before, start = token, 0.0
+    for i in range(WARM + count):
+        if i == WARM:
+            mx.synchronize()
+            start = time.perf_counter()
+        times = [time.perf_counter()]
+        token = mx.argmax(model(token[:, None], cache=cache)[:, -1], -1)
+        times.append(time.perf_counter())
+        mx.async_eval(token)
+        times.append(time.perf_counter())
+        before.tolist()
+        before = token
+        times.append(time.perf_counter())
+        for values, a, b in zip(parts.values(), times[:-1], times[1:], strict=True):
+            values.append(1e3 * (b - a))
+    mx.synchronize()
+    total = 1e3 * (time.perf_counter() - start) / count
+    return {"step": total, **{k: statistics.median(v[WARM:]) for k, v in parts.items()}}
+
+
+def on_the_gpu(model: Any, cache: list[Any], token: mx.array, count: int) -> str:
+    """Milliseconds of a step in which the GPU was busy, its kernels, and the longest of them."""
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    torch.zeros(1, device="cuda")
+    with profile(activities=[ProfilerActivity.CUDA]) as trace:
+        steps(model, cache, token, count)
+    count += WARM
+    rows: dict[str, list[float]] = {}
+    for event in trace.events():
+        if str(event.device_type).endswith("CUDA"):
+            rows.setdefault(event.name[:70], []).append(event.device_time)
+    busy = sum(map(sum, rows.values())) / count / 1e3
+    kernels = sum(map(len, rows.values())) / count
+    lines = [f"GPU busy {busy:.2f} ms a step, {kernels:.0f} kernels"]
+    for name, times in sorted(rows.items(), key=lambda row: -sum(row[1]))[:6]:
+        lines.append(f"    {sum(times) / count:7.1f} us in {len(times) / count:5.1f}  {name}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shape", choices=bench.SHAPES, default="qwen3-0.6b")
+    parser.add_argument("--cases", nargs="+", default=["8x2048", "1x1024"], metavar="BxN")
+    parser.add_argument("--steps", type=int, default=24)
+    options = parser.parse_args()
+    model = shapes.build(options.shape)
+    for case in options.cases:
+        cache, token = prefilled(model, *map(int, case.split("x")))
+        for name in ARMS * 2:
+            with arm(name):
+                found = steps(model, cache, token, options.steps)
+                rows = get_optimization_info()["workloads"].values()
+                hits = sum(row["hits"] for row in rows) if name == "patched" else 0
+            told = ", ".join(f"{key} {value:.2f}" for key, value in found.items())
+            print(f"{options.shape} {case} {name:8s} {told} ms; {hits} hits", flush=True)
+        try:
+            for name in ARMS[:2]:
+                with arm(name):
+                    print(name, on_the_gpu(model, cache, token, 6), flush=True)
+        except (ImportError, RuntimeError, AssertionError) as error:
+            print(f"no GPU times: {str(error).splitlines()[0]}")
+        del cache
+
+
+if __name__ == "__main__":
+    main()
