@@ -8,6 +8,7 @@ be written, and integers are bounded, so that no expression can take long or all
 from __future__ import annotations
 
 import ast
+import functools
 import operator
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -55,6 +56,42 @@ def _int(value: Any) -> int:
     return value
 
 
+# Kernels repeat the same few expressions: each is parsed, and kept, once.
+@functools.lru_cache(maxsize=4096)
+def _parse(text: str) -> ast.expr:
+    return ast.parse(text, mode="eval").body
+
+
+def _check(node: ast.expr, names: frozenset[str]) -> None:
+    match node:
+        case ast.Constant(value=bool() | int() | str()):
+            return
+        case ast.Name(id=name):
+            if name not in names and name not in _CONSTANTS:
+                raise ValueError(f"unknown name {name!r}; known: {', '.join(sorted(names))}")
+            return
+        case ast.Tuple(elts=children) | ast.BoolOp(values=children):
+            pass
+        case ast.BinOp(left=left, op=op, right=right) if type(op) in _BINARY:
+            children = [left, right]
+        case ast.UnaryOp(op=ast.USub() | ast.Not(), operand=operand):
+            children = [operand]
+        case ast.Compare(left=left, ops=ops, comparators=rest) if all(
+            type(op) in _COMPARE for op in ops
+        ):
+            children = [left, *rest]
+        case ast.IfExp(test=test, body=body, orelse=orelse):
+            children = [test, body, orelse]
+        case ast.Call(func=ast.Name(id=function), args=children, keywords=[]):
+            if function not in _FUNCTIONS:
+                known = ", ".join(sorted(_FUNCTIONS))
+                raise ValueError(f"unknown function {function!r}; known: {known}")
+        case _:
+            raise ValueError(f"{type(node).__name__} is not allowed in an expression")
+    for child in children:
+        _check(child, names)
+
+
 class Expression:
     """One parsed expression.
 
@@ -73,8 +110,8 @@ class Expression:
             raise KernelError(f"{where}: expected an expression, got {str(text)[:60]!r}")
         self.text, self.where = text, where
         try:
-            self._tree = ast.parse(text.strip(), mode="eval").body
-            self._check(self._tree, names)
+            self._tree = _parse(text.strip())
+            _check(self._tree, names)
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             reason = error.msg if isinstance(error, SyntaxError) else str(error)
             raise KernelError(f"{where}: {text!r}: {reason}") from None
@@ -99,35 +136,6 @@ class Expression:
         if type(value) is not bool:
             raise KernelError(f"{self.where}: {self.text!r} is {value!r}, expected true or false")
         return value
-
-    def _check(self, node: ast.expr, names: frozenset[str]) -> None:
-        match node:
-            case ast.Constant(value=bool() | int() | str()):
-                return
-            case ast.Name(id=name):
-                if name not in names and name not in _CONSTANTS:
-                    raise ValueError(f"unknown name {name!r}; known: {', '.join(sorted(names))}")
-                return
-            case ast.Tuple(elts=children) | ast.BoolOp(values=children):
-                pass
-            case ast.BinOp(left=left, op=op, right=right) if type(op) in _BINARY:
-                children = [left, right]
-            case ast.UnaryOp(op=ast.USub() | ast.Not(), operand=operand):
-                children = [operand]
-            case ast.Compare(left=left, ops=ops, comparators=rest) if all(
-                type(op) in _COMPARE for op in ops
-            ):
-                children = [left, *rest]
-            case ast.IfExp(test=test, body=body, orelse=orelse):
-                children = [test, body, orelse]
-            case ast.Call(func=ast.Name(id=function), args=children, keywords=[]):
-                if function not in _FUNCTIONS:
-                    known = ", ".join(sorted(_FUNCTIONS))
-                    raise ValueError(f"unknown function {function!r}; known: {known}")
-            case _:
-                raise ValueError(f"{type(node).__name__} is not allowed in an expression")
-        for child in children:
-            self._check(child, names)
 
     def _value(self, node: ast.expr, values: Mapping[str, Value]) -> Any:
         match node:
