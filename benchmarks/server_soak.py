@@ -49,8 +49,9 @@ from mlx_lm_openevolve.device import BACKENDS, detect, fingerprint
 from mlx_lm_openevolve.errors import UsageError
 from mlx_lm_openevolve.gate import GATE_VERSION
 from mlx_lm_openevolve.metalhost.cache import store
-from mlx_lm_openevolve.registry import Registry, Verdict, tuned_root
+from mlx_lm_openevolve.registry import Registry, tuned_root
 from mlx_lm_openevolve.run import command_line
+from mlx_lm_openevolve.verdict import Verdict
 from mlx_lm_openevolve.workload import Workload
 
 ROOT = Path(__file__).resolve().parent.parent

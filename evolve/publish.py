@@ -13,7 +13,8 @@ from mlx_lm_openevolve import backends, gate
 from mlx_lm_openevolve.device import detect
 from mlx_lm_openevolve.errors import OpenEvolveError
 from mlx_lm_openevolve.kernel import Kernel
-from mlx_lm_openevolve.registry import Registry, Verdict
+from mlx_lm_openevolve.registry import Registry
+from mlx_lm_openevolve.verdict import Verdict
 
 from .archive import Archive
 from .measure import gpu

@@ -129,8 +129,7 @@ def workload_table(info: dict[str, Any]) -> Any:
 
 
 def verdict_text(row: dict[str, Any]) -> str:
-    from mlx_lm_openevolve.gate import describe
-    from mlx_lm_openevolve.registry import Verdict
+    from mlx_lm_openevolve.verdict import Verdict, describe
 
     verdict = row["verdict"]
     lines = describe(Verdict.from_json(verdict))[3:] if verdict and verdict["correct"] else []

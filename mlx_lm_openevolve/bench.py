@@ -31,8 +31,9 @@ from rich.progress import Progress
 from .device import BACKENDS, detect, fingerprint
 from .errors import BackendError, OpenEvolveError, RegistryError, UsageError
 from .hub import check_model
-from .registry import Registry, Verdict, user_root
+from .registry import Registry, user_root
 from .run import VARIABLE, summary, totals
+from .verdict import Verdict
 
 __all__ = ["FLOOR", "PRESETS", "add_arguments", "compare", "run", "run_case", "withdraw"]
 

@@ -21,7 +21,7 @@ from .evolve import check, measure
 from .evolve.suites import suite
 from .inspection import named
 from .kernel import Kernel
-from .registry import Verdict
+from .verdict import Verdict, describe
 from .workload import Workload
 
 __all__ = ["bench_kernel", "passed"]
@@ -45,7 +45,7 @@ def bench_kernel(
     rows: list[Row] = []
     for workload in workloads:
         verdict = _judge(kernel, workload, backend)
-        for line in gate.describe(verdict):
+        for line in describe(verdict):
             out.print(line, markup=False, style=None if verdict.correct else "red")
         rows.append(verdict.to_json())
         if backend == "host" and verdict.correct:

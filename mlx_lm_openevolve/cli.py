@@ -28,6 +28,7 @@ from .device import BACKENDS, detect
 from .errors import OpenEvolveError, UsageError, interrupted
 from .evolve import commands as evolve  # the core does without it: here the two meet
 from .kernel import Kernel
+from .verdict import describe
 from .workload import Workload
 
 __all__ = ["main", "parser"]
@@ -183,7 +184,7 @@ def _check(options: argparse.Namespace, out: Console) -> Result:
         except gate.Poisoned as error:
             verdict = error.verdict
         verdicts.append(verdict)
-        for line in gate.describe(verdict):
+        for line in describe(verdict):
             out.print(line, markup=False, style=None if verdict.correct else "red")
     good = all(v.correct and p.get("ok", True) for v, p in zip(verdicts, profiles, strict=True))
     return (0 if good else 1), {

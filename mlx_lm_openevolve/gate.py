@@ -33,8 +33,8 @@ from .kernel import INPUTS, Kernel
 from .mutants import proxy
 from .race import FASTER, race
 from .reference import baseline_name, cases
-from .registry import Verdict
 from .source_mutants import matrix
+from .verdict import Verdict
 from .workload import Workload
 
 __all__ = [
@@ -43,7 +43,6 @@ __all__ = [
     "GateTimeout",
     "Poisoned",
     "check_on_host",
-    "describe",
     "judge",
     "judge_in_worker",
     "static_rules",
@@ -408,36 +407,3 @@ def _ended(done: subprocess.CompletedProcess[str]) -> str:
             return f"the kernel ended its worker process: {name}"
     lines = done.stderr.strip().splitlines()
     return f"the worker ended with status {done.returncode}: {(lines or ['no message'])[-1][:300]}"
-
-
-def describe(verdict: Verdict) -> list[str]:
-    """A verdict in a few lines for a person."""
-    errors, times, mutants = verdict.errors, verdict.timing, verdict.mutants
-    params = ", ".join(f"{name}={value}" for name, value in verdict.params.items())
-    word = "correct" if verdict.correct and not verdict.faster else verdict.status
-    lines = [
-        f"{verdict.workload}",
-        f"  kernel   {verdict.kernel}" + (f" ({params})" if params else ""),
-        f"  verdict  {word}: {verdict.reason}",
-    ]
-    if mutants:
-        lines.append(
-            f"  mutants  {mutants['killed']} of {mutants['of']} killed, "
-            f"and {mutants['source']['killed']} of the source"
-        )
-    if errors:
-        own = errors["sdpa"]
-        lines.append(
-            f"  error    max {errors['max_difference']:.3g} (SDPA {own['max_difference']:.3g}), "
-            f"average {errors['avg_difference']:.3g} (SDPA {own['avg_difference']:.3g}), "
-            f"margin {errors['margin']:.0%}"
-        )
-    for name, found in (("speed", times), ("sealed", times.get("sealed", {}))):
-        if found:
-            a, b = found["baseline"], found["candidate"]
-            lines.append(
-                f"  {name:8} {found['ratio']:.3f} [{found['low']:.3f}, {found['high']:.3f}], "
-                f"{b['mean'] * 1e6:.1f} us against {a['mean'] * 1e6:.1f} us, "
-                f"{b['trials']} trials, kv_len {found['kv_len']}"
-            )
-    return lines

@@ -24,7 +24,8 @@ from .device import BACKENDS, detect, fingerprint, version_of
 from .errors import RegistryError, UsageError, WorkloadError
 from .kernel import Kernel
 from .plan import Planner
-from .registry import VERSION, Registry, Verdict, tuned_root, user_root
+from .registry import VERSION, Registry, tuned_root, user_root
+from .verdict import Verdict, describe
 from .workload import Workload
 
 __all__ = ["clear", "list_verdicts", "named", "registries", "show", "status", "usage"]
@@ -147,7 +148,7 @@ def show(options: argparse.Namespace, out: Console) -> Result:
         if verdict.workload == workload.slug:
             found.append({"device": device, **verdict.to_json()})
             out.print(f"\n{device}", style="dim", markup=False)
-            for line in gate.describe(verdict):
+            for line in describe(verdict):
                 out.print(line, markup=False, style=None if verdict.correct else "red")
             stale = _stale(verdict)
             if stale:

@@ -21,7 +21,17 @@ from .errors import KernelError
 from .expressions import Expression, Value
 from .workload import DTYPES, Workload, next_pow2
 
-__all__ = ["FORMAT", "INPUTS", "Kernel", "Launch", "Output", "Param", "Stage", "kernel_id"]
+__all__ = [
+    "FORMAT",
+    "INPUTS",
+    "KERNEL_ID",
+    "Kernel",
+    "Launch",
+    "Output",
+    "Param",
+    "Stage",
+    "kernel_id",
+]
 
 FORMAT = 1
 # What a family's call provides to every stage, by name; `out` is the family's result.
@@ -33,6 +43,7 @@ INPUTS = {
     ),
     "attention_latent": ("queries", "keys", "mask", "sinks", "scale"),
 }
+KERNEL_ID = re.compile(r"[0-9a-f]{12}")
 MATH_MODES = ("safe", "relaxed", "fast")
 LANGUAGES = ("metal", "cuda")
 MAX_STAGES = 8

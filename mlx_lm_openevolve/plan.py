@@ -20,7 +20,8 @@ from . import gate
 from .device import Device, fingerprint
 from .errors import KernelError, RegistryError, interrupted
 from .kernel import Kernel
-from .registry import Registry, Verdict
+from .registry import Registry
+from .verdict import Verdict
 from .workload import Workload
 
 __all__ = ["BUDGETS", "GATE_MODES", "Budget", "Plan", "Planner"]

@@ -3,6 +3,7 @@
     <root>/v1/kernels/<id>/kernel.json, *.metal, host.json
     <root>/v1/devices/<device>/<workload>.json      {"verdicts": [...], "checksum": ...}
     <root>/v1/devices/<device>/poison.json          kernels that ended a worker process there
+    <root>/v1/devices/<device>/timeouts.json        workloads that first use has no time to gate
 
 Readers take no lock and never raise: what does not parse, or does not match its hash, is moved
 aside, logged once, and the call runs on SDPA. Writers hold a file lock and replace whole files.
@@ -20,7 +21,6 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -28,20 +28,18 @@ import filelock
 import platformdirs
 
 from .errors import KernelError, RegistryError, WorkloadError
-from .kernel import Kernel
+from .kernel import KERNEL_ID, Kernel
+from .verdict import Verdict, binding
 from .workload import Workload
 
-__all__ = ["Registry", "Verdict", "tuned_root", "user_root"]
+__all__ = ["Registry", "tuned_root", "user_root"]
 
 log = logging.getLogger("mlx_lm_openevolve")
 
 VERSION = "v1"
 MAX_RECORD_BYTES = 8 << 20
 LOCK_SECONDS = 10.0
-_ID = re.compile(r"[0-9a-f]{12}")
 _DEVICE = re.compile(r"[a-z0-9][a-z0-9-]{0,79}")
-# The fields of a fingerprint that must match for a verdict to count.
-_BINDING = ("device", "architecture", "mlx", "gate")
 
 
 def user_root() -> Path:
@@ -53,74 +51,6 @@ def user_root() -> Path:
 def tuned_root() -> Path:
     """Root of the registry that ships with the package."""
     return Path(__file__).parent / "tuned"
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What the gate found for one (kernel, params), workload and device, with its evidence.
-
-    `correct` and `faster` are kept apart; `status` is "accepted" where both hold. `timing["ratio"]`
-    is SDPA's time over the kernel's. `fingerprint` comes from device.fingerprint.
-    """
-
-    kernel: str
-    params: Mapping[str, int]
-    workload: str
-    correct: bool
-    faster: bool
-    reason: str
-    fingerprint: Mapping[str, Any]
-    errors: Mapping[str, Any] = field(default_factory=dict)
-    timing: Mapping[str, Any] = field(default_factory=dict)
-    mutants: Mapping[str, Any] = field(default_factory=dict)
-    evidence: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def accepted(self) -> bool:
-        """Correct and faster."""
-        return self.correct and self.faster
-
-    @property
-    def status(self) -> str:
-        """ "accepted" or "rejected"."""
-        return "accepted" if self.accepted else "rejected"
-
-    @property
-    def ratio(self) -> float:
-        """SDPA's time over the kernel's; 0.0 where it was not measured."""
-        return float(self.timing.get("ratio", 0.0))
-
-    def counts_for(self, fingerprint: Mapping[str, Any]) -> bool:
-        """Whether this verdict was made on such a device, by this gate and version of mlx."""
-        return all(self.fingerprint.get(key) == fingerprint.get(key) for key in _BINDING)
-
-    def to_json(self) -> dict[str, Any]:
-        """The record as it is stored."""
-        record = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {**record, "status": self.status}
-
-    @classmethod
-    def from_json(cls, record: Any) -> Verdict:
-        """Read a record; ValueError where anything about it is not as the gate writes it."""
-        if not isinstance(record, dict):
-            raise ValueError("a verdict is no object")
-        record = dict(record)
-        status = record.pop("status", None)
-        verdict = cls(**record)  # TypeError on a missing or foreign field
-        for f in fields(cls):
-            value = getattr(verdict, f.name)
-            wanted = {"bool": bool, "str": str}.get(str(f.type), dict)
-            if type(value) is not wanted:
-                raise ValueError(f"{f.name} is {type(value).__name__}")
-        if not _ID.fullmatch(verdict.kernel) or status != verdict.status:
-            raise ValueError("kernel or status is malformed")
-        if not all(type(v) is int for v in verdict.params.values()):
-            raise ValueError("params are not integers")
-        ratio = verdict.timing.get("ratio", 0.0)
-        if not isinstance(ratio, float | int) or not 0 <= ratio < 1e6:
-            raise ValueError("ratio is out of range")
-        Workload.parse(verdict.workload)
-        return verdict
 
 
 class Registry:
@@ -144,7 +74,7 @@ class Registry:
         if known is not None:
             return known
         folder = self._base / "kernels" / id
-        if not _ID.fullmatch(id) or not folder.is_dir():
+        if not KERNEL_ID.fullmatch(id) or not folder.is_dir():
             return None
         try:
             kernel = Kernel.load(folder)
@@ -158,9 +88,8 @@ class Registry:
 
     def kernels(self) -> list[Kernel]:
         """All kernels that are whole, by id."""
-        found = (
-            self.kernel(name) for name in _names(self._base / "kernels") if _ID.fullmatch(name)
-        )
+        names = filter(KERNEL_ID.fullmatch, _names(self._base / "kernels"))
+        found = map(self.kernel, names)
         return [kernel for kernel in found if kernel is not None]
 
     def add(self, kernel: Kernel) -> None:
@@ -247,7 +176,7 @@ class Registry:
         """How many processes gated a workload's bucket in vain under a fingerprint."""
         record = self._read(self._base / "devices" / device / "timeouts.json")
         known = record.get(workload.bucket().slug) if record else None
-        if not isinstance(known, dict) or known.get("fingerprint") != _key(stamp):
+        if not isinstance(known, dict) or known.get("fingerprint") != binding(stamp):
             return 0
         count = known.get("count")
         return count if isinstance(count, int) else 0
@@ -257,14 +186,14 @@ class Registry:
         with self._writing(_device_folder(device)) as folder:
             record = self._read(folder / "timeouts.json") or {}
             count = self.timeouts(device, workload, stamp) + 1
-            record[workload.bucket().slug] = {"fingerprint": _key(stamp), "count": count}
+            record[workload.bucket().slug] = {"fingerprint": binding(stamp), "count": count}
             _write(folder / "timeouts.json", record)
 
     # Host checks: they belong to the kernel and travel with it, outside its hash
 
     def host_checks(self, id: str) -> list[dict[str, Any]]:
         """The stored host checks of a kernel, each with its params and metalhost's version."""
-        if not _ID.fullmatch(id):
+        if not KERNEL_ID.fullmatch(id):
             return []
         record = self._read(self._base / "kernels" / id / "host.json")
         checks = record.get("checks") if record else None
@@ -382,11 +311,6 @@ def _device_folder(device: str) -> str:
     if not _DEVICE.fullmatch(device):
         raise RegistryError(f"{device[:80]!r} is no device")
     return f"devices/{device}"
-
-
-def _key(stamp: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a fingerprint a verdict depends on."""
-    return {name: stamp.get(name) for name in _BINDING}
 
 
 def _names(folder: Path) -> list[str]:

@@ -16,7 +16,8 @@ from mlx.utils import tree_map
 import mlx_lm_openevolve
 from mlx_lm_openevolve.device import detect, fingerprint
 from mlx_lm_openevolve.kernel import Kernel
-from mlx_lm_openevolve.registry import Registry, Verdict, tuned_root
+from mlx_lm_openevolve.registry import Registry, tuned_root
+from mlx_lm_openevolve.verdict import Verdict
 from mlx_lm_openevolve.workload import Workload
 
 

@@ -24,7 +24,8 @@ from mlx_lm_openevolve.device import detect, fingerprint
 from mlx_lm_openevolve.gate import GATE_VERSION
 from mlx_lm_openevolve.patch import Patch
 from mlx_lm_openevolve.plan import Planner
-from mlx_lm_openevolve.registry import Registry, Verdict, tuned_root
+from mlx_lm_openevolve.registry import Registry, tuned_root
+from mlx_lm_openevolve.verdict import Verdict
 from mlx_lm_openevolve.workload import Workload
 
 ROOT = Path(__file__).resolve().parent.parent

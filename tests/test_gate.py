@@ -16,7 +16,8 @@ from mlx_lm_openevolve.device import detect
 from mlx_lm_openevolve.errors import BackendError
 from mlx_lm_openevolve.kernel import Kernel
 from mlx_lm_openevolve.reference import sdpa
-from mlx_lm_openevolve.registry import Registry, Verdict
+from mlx_lm_openevolve.registry import Registry
+from mlx_lm_openevolve.verdict import Verdict, describe
 from mlx_lm_openevolve.workload import DTYPES, MASKS, Workload
 
 HOST = detect("host")
@@ -435,7 +436,7 @@ def test_a_right_kernel_is_correct_on_the_host_and_never_faster(tmp_path):
     registry = Registry(tmp_path)
     registry.publish("host", verdict)
     assert registry.verdicts("host", SMALL)[0] == Verdict.from_json(verdict.to_json())
-    text = "\n".join(gate.describe(verdict))
+    text = "\n".join(describe(verdict))
     assert "correct: the host" in text
     assert "killed" in text
     assert "margin" in text

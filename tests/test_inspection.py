@@ -17,7 +17,8 @@ from mlx_lm_openevolve.cli import main
 from mlx_lm_openevolve.device import detect, fingerprint
 from mlx_lm_openevolve.gate import GATE_VERSION
 from mlx_lm_openevolve.kernel import Kernel
-from mlx_lm_openevolve.registry import Registry, Verdict
+from mlx_lm_openevolve.registry import Registry
+from mlx_lm_openevolve.verdict import Verdict
 from mlx_lm_openevolve.workload import Workload
 
 DECODE = Workload(1, 8, 2, 1, 128, 64, 64, "bfloat16")

@@ -22,6 +22,7 @@ PACKAGE = ROOT / "mlx_lm_openevolve"
 LAYERS = [
     ["errors", "device", "workload", "expressions", "budget", "callers"],
     ["kernel", "quantized"],
+    ["verdict"],
     ["registry", "metalhost"],
     ["backends", "importer", "symbols"],
     ["reference", "mutants", "timing"],

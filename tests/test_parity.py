@@ -16,7 +16,8 @@ import pytest
 from mlx_lm_openevolve.callers import callers
 from mlx_lm_openevolve.device import detect, fingerprint
 from mlx_lm_openevolve.gate import GATE_VERSION
-from mlx_lm_openevolve.registry import Registry, Verdict
+from mlx_lm_openevolve.registry import Registry
+from mlx_lm_openevolve.verdict import Verdict
 from mlx_lm_openevolve.workload import Workload
 
 # Few KV heads, as many as query heads, one; sinks, sliding windows, chunks; MLA with

@@ -26,7 +26,8 @@ from mlx_lm_openevolve.plan import (
     Budget,
     Planner,
 )
-from mlx_lm_openevolve.registry import Registry, Verdict
+from mlx_lm_openevolve.registry import Registry
+from mlx_lm_openevolve.verdict import Verdict
 from mlx_lm_openevolve.workload import Workload
 
 BUCKET = Workload(1, 8, 2, 1, 1024, 64, 64, "bfloat16")

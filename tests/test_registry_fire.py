@@ -19,7 +19,8 @@ from pathlib import Path
 import pytest
 
 from mlx_lm_openevolve.errors import RegistryError
-from mlx_lm_openevolve.registry import Registry, Verdict
+from mlx_lm_openevolve.registry import Registry
+from mlx_lm_openevolve.verdict import Verdict
 from mlx_lm_openevolve.workload import Workload
 
 WORKLOAD = Workload(1, 8, 2, 1, 1024, 64, 64, "bfloat16")

@@ -1,0 +1,73 @@
+"""Verdicts: what counts, what is refused, and how one is told."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from mlx_lm_openevolve.verdict import Verdict, describe
+from mlx_lm_openevolve.workload import Workload
+
+WORKLOAD = Workload(1, 8, 2, 1, 1024, 64, 64, "bfloat16")
+FINGERPRINT = {"device": "host", "architecture": "x86_64", "mlx": "0.32", "gate": 1, "also": {}}
+
+
+def verdict(**changes: Any) -> Verdict:
+    made = Verdict(
+        kernel="0123456789ab",
+        params={"threads": 32},
+        workload=WORKLOAD.slug,
+        correct=True,
+        faster=True,
+        reason="accepted",
+        fingerprint=FINGERPRINT,
+        timing={"ratio": 1.5},
+    )
+    return replace(made, **changes)
+
+
+def test_a_verdict_counts_only_for_its_fingerprint() -> None:
+    assert verdict().counts_for({**FINGERPRINT, "also": {"driver": "other"}})
+    for key, value in [("device", "x"), ("architecture", "x"), ("mlx", "0.33"), ("gate", 2)]:
+        assert not verdict().counts_for({**FINGERPRINT, key: value})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"status": "rejected"},
+        {"kernel": "../../../x"},
+        {"params": {"threads": "32"}},
+        {"params": []},
+        {"correct": 1},
+        {"timing": {"ratio": 1e300}},
+        {"timing": {"ratio": "fast"}},
+        {"workload": "nonsense"},
+        {"surprise": 1},
+    ],
+)
+def test_a_record_that_no_gate_writes_is_refused(changes: dict[str, Any]) -> None:
+    record = json.loads(json.dumps(verdict().to_json()))
+    assert Verdict.from_json(record) == verdict()
+    with pytest.raises((ValueError, TypeError)):
+        Verdict.from_json({**record, **changes})
+
+
+def test_a_verdict_is_told_in_a_few_lines() -> None:
+    errors = {"max_difference": 0.01, "avg_difference": 0.001, "margin": 0.8}
+    arm = {"mean": 2e-5, "trials": 40}
+    times = {"ratio": 1.5, "low": 1.4, "high": 1.6, "kv_len": 1024}
+    times |= {"baseline": arm, "candidate": arm}
+    told = verdict(
+        errors={**errors, "sdpa": errors},
+        timing={**times, "sealed": {**times, "kv_len": 700}},
+        mutants={"killed": 70, "of": 70, "source": {"killed": 43}},
+    )
+    text = "\n".join(describe(told))
+    for part in (WORKLOAD.slug, "threads=32", "accepted: accepted", "70 of 70", "margin 80%"):
+        assert part in text
+    assert "1.500 [1.400, 1.600], 20.0 us against 20.0 us, 40 trials, kv_len 700" in text
+    assert "correct: fine" in "\n".join(describe(verdict(faster=False, reason="fine", timing={})))
