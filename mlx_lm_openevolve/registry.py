@@ -273,7 +273,8 @@ class Registry:
         if path in self._damaged:
             return
         self._damaged.add(path)
-        log.warning("%s is damaged (%s): moved aside, attention runs on SDPA", path, reason[:200])
+        done = "moved aside" if self.writable else "not used"
+        log.warning("%s is damaged (%s): %s, attention runs on SDPA", path, reason[:200], done)
         if not self.writable:
             return
         with contextlib.suppress(OSError):
