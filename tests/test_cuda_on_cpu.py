@@ -89,10 +89,7 @@ def test_a_native_kernel_passes_the_exam(name: str, slug: str, changes: dict[str
 @pytest.mark.parametrize(
     ("name", "slug", "changes", "file", "removed", "nth"),
     [
-        # Of the two in the loop each kernel's turns of tiles hide one: what they wait for is long
-        # done then, here, where warps go forward at about the same pace.
-        (*CASES[4], "columns_mma.cu", "__syncthreads();", 0),
-        (*CASES[2], "columns_mma.cu", "__syncthreads();", 1),
+        *((*CASES[i], "columns_mma.cu", "__syncthreads();", n) for i in (2, 4) for n in range(3)),
         (*CASES[6], "tiles_mma.cu", "wait_copies<1>();", 0),
         (*CASES[6], "tiles_mma.cu", "__syncthreads();", 1),
         (*CASES[10], "prefill_wgmma.cu", "__syncthreads();", 1),
@@ -107,7 +104,8 @@ def test_a_missing_barrier_is_caught(
     source = kernel.sources[file]
     broken = source[:at] + ";" + source[at + len(removed) :]
     mutant = Kernel.from_parts(kernel.meta, {**kernel.sources, file: broken})
-    assert judge(mutant, slug, changes) != ""
+    # Each seed orders blocks and warps in another way.
+    assert any(judge(mutant, slug, changes, seed) for seed in (1, 2, 3))
 
 
 def test_lanes_that_part_at_a_shuffle_are_caught() -> None:
