@@ -28,6 +28,7 @@ __all__ = ["HEADER", "UnsupportedOnCuda", "build", "minify", "sources", "transla
 _HEADER_FILE = Path(__file__).with_name("metal_on_cuda.cuh")
 _MIN_ARCH = 80
 _MAX_SCALES = 16
+_TEXT_BYTES = 32 << 20  # of some thousand kernels; each new one looks through all
 _TYPES = {
     "float16": "__half",
     "bfloat16": "__nv_bfloat16",
@@ -235,7 +236,7 @@ def _included(head: str, body: str) -> str:
 
     text = "\0".join((head, body, cuda_modules.compiler()))
     key = hashlib.sha256(text.encode()).hexdigest()[:24]
-    return store("cuda").get(key, write).as_posix()
+    return store("cuda", _TEXT_BYTES).get(key, write).as_posix()
 
 
 def _header() -> str:

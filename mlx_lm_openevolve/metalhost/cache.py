@@ -71,14 +71,14 @@ class Store:
                     total -= size
 
 
-def store(kind: str = "metalhost") -> Store:
+def store(kind: str = "metalhost", limit: int = LIMIT_BYTES) -> Store:
     """A store under MLX_LM_OPENEVOLVE_HOME, or under the user's cache folder."""
     root = folder() / kind
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise MachineError(f"{root}: {error.strerror}; set MLX_LM_OPENEVOLVE_HOME") from None
-    return Store(root.resolve())
+    return Store(root.resolve(), limit)
 
 
 def folder() -> Path:
