@@ -23,11 +23,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
 import torch
 from torch_reference import CACHE_BYTES, copy_bandwidth, graph_microseconds, measure
 
-from mlx_lm_openevolve.backends import cuda
+from mlx_lm_openevolve.backends import cuda, cuda_modules
 from mlx_lm_openevolve.backends.metal_to_cuda import UnsupportedOnCuda
 from mlx_lm_openevolve.errors import KernelError
 from mlx_lm_openevolve.kernel import Kernel, Launch
@@ -56,18 +55,6 @@ SWEEP = {
     "unroll": (2, 4),
 }
 CUDA_TYPES = {"bool": "bool", "float32": "float", "float16": "__half", "bfloat16": "__nv_bfloat16"}
-# What MLX puts before a kernel, as far as these use it.
-PRELUDE = """
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-#include <cuda/std/array>
-#include <cooperative_groups.h>
-namespace mlx::core::cu {
-namespace cg = cooperative_groups;
-using Shape = cuda::std::array<int32_t, 10>;
-using Strides = cuda::std::array<int64_t, 10>;
-}
-"""
 TOLERANCE = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 1e-2}
 
 
@@ -105,7 +92,7 @@ def kernel_text(
         parameters.append(f"{CUDA_TYPES[dtype]}* {name}")
         plan.append((name, "pointer"))
     text = (
-        f"{PRELUDE}{header}namespace mlx::core::cu {{\n"
+        f"{cuda_modules.PRELUDE}{header}namespace mlx::core::cu {{\n"
         f'extern "C" __global__ void kernel({", ".join(parameters)}) {{\n{source}\n}}\n}}\n'
     )
     return text, tuple(plan)
@@ -121,30 +108,13 @@ def carried(kernel: Kernel, params: dict[str, int], w: Workload) -> bool:
 
 
 def compiled(architecture: str, text: str) -> bytes | None:
-    """The cubin of a CUDA source, with the flags that MLX gives NVRTC; None where it fails."""
-    root = next(p for path in sys.path for p in Path(path).glob("nvidia/cu13"))
-    nvrtc = ctypes.CDLL(str(root / "lib" / "libnvrtc.so.13"))
-    headers = Path(str(mx.__file__)).parent / "include"
-    program, size = ctypes.c_void_p(), ctypes.c_size_t()
-    nvrtc.nvrtcCreateProgram(ctypes.byref(program), text.encode(), b"kernel.cu", 0, None, None)
-    flags = [
-        "--device-as-default-execution-space",
-        f"--gpu-architecture={architecture}",
-        *(f"--include-path={p}" for p in (headers, headers / "cccl", root / "include")),
-    ]
-    failed = nvrtc.nvrtcCompileProgram(
-        program, len(flags), (ctypes.c_char_p * len(flags))(*(f.encode() for f in flags))
-    )
-    if failed:
-        nvrtc.nvrtcGetProgramLogSize(program, ctypes.byref(size))
-        log = ctypes.create_string_buffer(size.value)
-        nvrtc.nvrtcGetProgramLog(program, log)
-        print(log.value.decode()[:1000], file=sys.stderr)
+    """The cubin of a CUDA source, as the CUDA backend compiles it; None where it fails."""
+    options = cuda_modules.options(architecture)
+    try:
+        return cuda_modules.compiled(text, "mlx::core::cu::kernel", options)[0]
+    except RuntimeError as error:
+        print(str(error)[:1000], file=sys.stderr)
         return None
-    nvrtc.nvrtcGetCUBINSize(program, ctypes.byref(size))
-    cubin = ctypes.create_string_buffer(size.value)
-    nvrtc.nvrtcGetCUBIN(program, cubin)
-    return cubin.raw
 
 
 class Call:

@@ -14,7 +14,7 @@ import re
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,7 @@ def _stand(workload: Workload, backend: str, seed: int) -> _Stand:
 
 def _make_stand(workload: Workload, backend: str, seed: int) -> _Stand:
     device = detect(backend)
-    top = replace(workload, q_len=min(workload.q_len, workload.kv_len))
+    top = workload.largest()
     bench = timing.Bench(top, mask(top, seed), device.cache, memory_for(device), seed)
     scale = float(np.array(bench.scale)[0])
     questions = []
@@ -198,7 +198,8 @@ def measure(
         wrong = recheck(arm, bench, stand.scale, limit)
     if wrong:
         return {"cause": "wrong", "finding": wrong}
-    drift = float(np.median(race.a)) / (sdpa_seconds or float(np.median(race.a)))
+    usual = float(np.median(race.a))
+    drift = usual / (sdpa_seconds or usual)
     if not 1 / _DRIFT < drift < _DRIFT:
         text = f"SDPA took {drift:.2g} times as long as when the run began"
         return {"cause": "unsteady", "finding": f"a fault of the measurement: {text}"}

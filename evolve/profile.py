@@ -22,7 +22,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +96,7 @@ def profile(
     ncu = find()
     if not ncu:
         raise ProfileError("ncu was not found; it is part of NVIDIA Nsight Compute")
-    launches = len(kernel.launches(_exact(workload), params))
+    launches = len(kernel.launches(workload.largest(), params))
     with tempfile.TemporaryDirectory() as folder, gpu(detect(backend)):
         kernel.save(Path(folder) / "kernel")
         flags = ["--csv", "--page", "raw", "--clock-control", "none", "--graph-profiling", "node"]
@@ -107,10 +106,6 @@ def profile(
         child += [workload.slug, *(f"{name}={value}" for name, value in params.items())]
         text = _run([ncu, *flags, *child], seconds)
     return parse(text, launches)
-
-
-def _exact(workload: Workload) -> Workload:
-    return replace(workload, q_len=min(workload.q_len, workload.kv_len))
 
 
 def _run(command: Sequence[str], seconds: float) -> str:
@@ -261,7 +256,7 @@ def _launch(
     kernel: Kernel, params: Mapping[str, int], workload: Workload, backend: str, seed: int
 ) -> None:
     os.dup2(2, 1)  # what a kernel prints cannot pass for ncu's words
-    exact = _exact(workload)
+    exact = workload.largest()
     bench = timing.Bench(exact, mask(exact, seed), 0, memory_for(detect(backend)), seed)
     bench.arm(backends.get(backend).build(kernel, params, exact)).seconds(_WARM + _CALLS)
 

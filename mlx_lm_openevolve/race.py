@@ -44,7 +44,7 @@ def race(
     """(faster, reason, evidence): at the bucket's upper end, then at a sealed length that the
     contender's label draws and nothing else uses."""
     budget = min(clock.left * 0.9, _MAX_SECONDS)
-    top = replace(bucket, q_len=min(bucket.q_len, bucket.kv_len))
+    top = bucket.largest()
     times: dict[str, Any] = {}
     seal = hashlib.sha256(f"{seed} {label} {bucket.slug}".encode()).digest()
     low = max(bucket.kv_len // 2 + 1, top.q_len)

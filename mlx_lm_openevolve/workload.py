@@ -97,6 +97,10 @@ class Workload:
             mask="none" if self.q_len == 1 and self.mask == "causal" else self.mask,
         )
 
+    def largest(self) -> Workload:
+        """The largest exact workload of this bucket: it has no more queries than keys."""
+        return replace(self, q_len=min(self.q_len, self.kv_len))
+
     @property
     def slug(self) -> str:
         """Name of this workload in a registry; `Workload.parse` reads it back."""

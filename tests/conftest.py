@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,24 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
     tiny_model.make(folder, tiny_model.corpus(root), steps=0)
     return folder
+
+
+FINGERPRINT = {"device": "host", "architecture": "x86_64", "mlx": "0.32", "gate": 1, "also": {}}
+
+
+def accepted(workload: Workload, **changes: Any) -> Verdict:
+    """A verdict as a registry holds it, of no kernel that exists."""
+    made = Verdict(
+        kernel="0123456789ab",
+        params={"threads": 32},
+        workload=workload.slug,
+        correct=True,
+        faster=True,
+        reason="accepted",
+        fingerprint=FINGERPRINT,
+        timing={"ratio": 1.5},
+    )
+    return replace(made, **changes)
 
 
 def shipped_in_metal() -> list[Kernel]:

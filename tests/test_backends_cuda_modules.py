@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import pytest
@@ -54,6 +55,8 @@ def test_the_text_is_what_mlx_makes() -> None:
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("MLX_PTX_CACHE_DIR", str(tmp_path / "ptx"))
+    monkeypatch.setattr(cuda_modules, "_architecture", lambda: "sm_90a")
+    monkeypatch.setattr(cuda_modules, "options", lambda architecture: (architecture,))
     return tmp_path / "ptx"
 
 
@@ -62,11 +65,11 @@ def test_a_module_is_compiled_once_and_lies_where_mlx_looks(
 ) -> None:
     compiled = []
 
-    def compile(text: str, function: str) -> tuple[bytes, str]:
+    def compile(text: str, expression: str, options: Any) -> tuple[bytes, str]:
         compiled.append(text)
         return b"\x7fELF", "_Zk"
 
-    monkeypatch.setattr(cuda_modules, "_compile", compile)
+    monkeypatch.setattr(cuda_modules, "compiled", compile)
     for _ in range(2):
         assert cuda_modules.keep("k_0", "", SOURCE, INPUTS, OUTPUTS)
     (text,) = compiled
@@ -77,16 +80,21 @@ def test_a_module_is_compiled_once_and_lies_where_mlx_looks(
     assert sorted(path.name for path in folder.iterdir()) == [f"{name}.ptx", f"{name}.txt"]
     assert (folder / f"{name}.ptx").read_bytes() == b"\x7fELF"
     assert (folder / f"{name}.txt").read_text() == "mlx::core::cu::custom_kernel_k_0\t_Zk\n"
+    for suffix in ("ptx", "txt"):  # one of them alone is no module
+        (folder / f"{name}.{suffix}").unlink()
+        assert cuda_modules.keep("k_0", "", SOURCE, INPUTS, OUTPUTS)
+        assert len(list(folder.iterdir())) == 2
+    assert len(compiled) == 3
 
 
 @pytest.mark.parametrize("error", [RuntimeError("line 3: no"), OSError("no libnvrtc")])
 def test_what_does_not_compile_here_is_left_to_mlx(
     folder: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    def compile(text: str, function: str) -> tuple[bytes, str]:
+    def compile(text: str, expression: str, options: Any) -> tuple[bytes, str]:
         raise error
 
-    monkeypatch.setattr(cuda_modules, "_compile", compile)
+    monkeypatch.setattr(cuda_modules, "compiled", compile)
     assert not cuda_modules.keep("k_0", "", SOURCE, INPUTS, OUTPUTS)
     assert not folder.exists()
 
@@ -94,7 +102,7 @@ def test_what_does_not_compile_here_is_left_to_mlx(
 def test_a_folder_that_takes_no_file_leaves_nothing_half_done(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cuda_modules, "_compile", lambda *_: (b"x", "_Zk"))
+    monkeypatch.setattr(cuda_modules, "compiled", lambda *_: (b"x", "_Zk"))
     folder.write_text("in the way")
     assert not cuda_modules.keep("k_0", "", SOURCE, INPUTS, OUTPUTS)
     folder.unlink()
@@ -108,8 +116,11 @@ def test_a_folder_that_takes_no_file_leaves_nothing_half_done(
     assert not list(folder.iterdir())
 
 
-def test_without_nvrtc_or_a_gpu_nothing_is_kept(folder: Path) -> None:
-    if mx.cuda.is_available():
-        pytest.skip("this machine has both")
-    assert cuda_modules.compiler() == ""
+def test_without_nvrtc_nothing_is_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent() -> Any:
+        raise OSError("no libnvrtc")
+
+    monkeypatch.setattr(cuda_modules, "_nvrtc", absent)
+    assert cuda_modules.compiler.__wrapped__() == ""
     assert not cuda_modules.keep("k_0", "", SOURCE, INPUTS, OUTPUTS)
+    assert not folder.exists()

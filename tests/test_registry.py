@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import FINGERPRINT, accepted
 
 from mlx_lm_openevolve.errors import RegistryError
 from mlx_lm_openevolve.kernel import Kernel
@@ -14,21 +15,10 @@ from mlx_lm_openevolve.verdict import Verdict
 from mlx_lm_openevolve.workload import Workload
 
 WORKLOAD = Workload(1, 8, 2, 1, 1024, 64, 64, "bfloat16")
-FINGERPRINT = {"device": "host", "architecture": "x86_64", "mlx": "0.32", "gate": 1, "also": {}}
 
 
 def verdict(kernel: str = "0123456789ab", ratio: float = 1.5, **changes: Any) -> Verdict:
-    made = Verdict(
-        kernel=kernel,
-        params={"threads": 32},
-        workload=WORKLOAD.slug,
-        correct=True,
-        faster=True,
-        reason="accepted",
-        fingerprint=FINGERPRINT,
-        timing={"ratio": ratio},
-    )
-    return replace(made, **changes)
+    return accepted(WORKLOAD, **{"kernel": kernel, "timing": {"ratio": ratio}, **changes})
 
 
 def test_verdicts_are_stored_best_first_and_read_back_whole(tmp_path: Path) -> None:

@@ -3,30 +3,19 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from typing import Any
 
 import pytest
+from conftest import FINGERPRINT, accepted
 
 from mlx_lm_openevolve.verdict import Verdict, describe
 from mlx_lm_openevolve.workload import Workload
 
 WORKLOAD = Workload(1, 8, 2, 1, 1024, 64, 64, "bfloat16")
-FINGERPRINT = {"device": "host", "architecture": "x86_64", "mlx": "0.32", "gate": 1, "also": {}}
 
 
 def verdict(**changes: Any) -> Verdict:
-    made = Verdict(
-        kernel="0123456789ab",
-        params={"threads": 32},
-        workload=WORKLOAD.slug,
-        correct=True,
-        faster=True,
-        reason="accepted",
-        fingerprint=FINGERPRINT,
-        timing={"ratio": 1.5},
-    )
-    return replace(made, **changes)
+    return accepted(WORKLOAD, **changes)
 
 
 def test_a_verdict_counts_only_for_its_fingerprint() -> None:

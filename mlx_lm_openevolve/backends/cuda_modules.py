@@ -20,7 +20,16 @@ from pathlib import Path
 
 import mlx.core as mx
 
-__all__ = ["compiler", "keep", "kernel_text", "module_name", "std_hash"]
+__all__ = [
+    "PRELUDE",
+    "compiled",
+    "compiler",
+    "keep",
+    "kernel_text",
+    "module_name",
+    "options",
+    "std_hash",
+]
 
 log = logging.getLogger("mlx_lm_openevolve")
 
@@ -39,7 +48,7 @@ _MLX_PRELUDE = """
 #include <cooperative_groups.h>
 
 """
-_PRELUDE = """
+PRELUDE = """
 #include "mlx/backend/cuda/device/config.h"
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -71,11 +80,15 @@ def keep(name: str, header: str, source: str, inputs: Named, outputs: Named) -> 
         function = f"custom_kernel_{name}"
         text = kernel_text(function, header, source, inputs, outputs)
         path = _folder() / f"{module_name(function, text)}.ptx"
-        if not path.exists():
-            code, symbol = _compile(text.replace(_MLX_PRELUDE, _PRELUDE, 1), function)
+        symbols = path.with_suffix(".txt")
+        # Both: what tidies a temporary folder up may take one of them.
+        if not (path.exists() and symbols.exists()):
+            expression = f"mlx::core::cu::{function}"
+            ours = text.replace(_MLX_PRELUDE, PRELUDE, 1)
+            code, symbol = compiled(ours, expression, options(_architecture()))
             path.parent.mkdir(parents=True, exist_ok=True)
             # MLX reads the module and then its symbols: those come first.
-            _write(path.with_suffix(".txt"), f"mlx::core::cu::{function}\t{symbol}\n".encode())
+            _write(symbols, f"{expression}\t{symbol}\n".encode())
             _write(path, code)
     except Exception as error:  # a compiler, a folder, a version that is not as it was
         log.debug("%s is left to MLX to compile: %s", name, error)
@@ -90,8 +103,9 @@ def compiler() -> str:
         major, minor = ctypes.c_int(), ctypes.c_int()
         if _nvrtc().nvrtcVersion(ctypes.byref(major), ctypes.byref(minor)):
             return ""
-        return f"NVRTC {major.value}.{minor.value} {' '.join(_options())} {_PRELUDE}"
-    except Exception:
+        chosen = " ".join(options(_architecture()))
+        return f"NVRTC {major.value}.{minor.value} {chosen} {PRELUDE}"
+    except Exception:  # as in keep, which says why
         return ""
 
 
@@ -165,10 +179,15 @@ def _nvrtc() -> ctypes.CDLL:
 
 
 @functools.cache
-def _options() -> tuple[str, ...]:
-    """NVRTC's, as MLX chooses them for this GPU and this installation."""
-    arch = str(mx.device_info(mx.gpu)["architecture"]).removeprefix("sm_")
-    own = "a" if int(arch) >= 90 else ""
+def _architecture() -> str:
+    """This GPU's, with what only it can do, as MLX names it to NVRTC."""
+    number = str(mx.device_info(mx.gpu)["architecture"]).removeprefix("sm_")
+    return f"sm_{number}a" if int(number) >= 90 else f"sm_{number}"
+
+
+@functools.cache
+def options(architecture: str) -> tuple[str, ...]:
+    """NVRTC's, as MLX chooses them for an architecture and this installation. Raises OSError."""
     package = Path(mx.__file__).parent
     headers = package / "include"
     found = [package.parent / "nvidia" / name / "include" for name in ("cu13", "cuda_runtime")]
@@ -179,16 +198,15 @@ def _options() -> tuple[str, ...]:
         raise OSError("no CUDA headers")
     return (
         "--device-as-default-execution-space",
-        f"--gpu-architecture=sm_{arch}{own}",
+        f"--gpu-architecture={architecture}",
         *(f"--include-path={path}" for path in (headers, headers / "cccl", cuda)),
     )
 
 
-def _compile(text: str, function: str) -> tuple[bytes, str]:
-    """(cubin, symbol of the function). Raises RuntimeError with the compiler's log, or OSError."""
+def compiled(text: str, expression: str, chosen: Sequence[str]) -> tuple[bytes, str]:
+    """(cubin, symbol of the function that `expression` names), by NVRTC with the `chosen` options.
+    Raises RuntimeError with the compiler's log, or OSError."""
     nvrtc = _nvrtc()
-    expression = f"mlx::core::cu::{function}".encode()
-    options = [option.encode() for option in _options()]
     program = ctypes.c_void_p()
 
     def call(name: str, *arguments: object) -> None:
@@ -202,15 +220,14 @@ def _compile(text: str, function: str) -> tuple[bytes, str]:
         call(name, program, buffer)
         return buffer.raw
 
-    file = f"{function}.cu".encode()
-    call("nvrtcCreateProgram", ctypes.byref(program), text.encode(), file, 0, None, None)
+    call("nvrtcCreateProgram", ctypes.byref(program), text.encode(), b"kernel.cu", 0, None, None)
     try:
-        call("nvrtcAddNameExpression", program, expression)
-        given = (ctypes.c_char_p * len(options))(*options)
-        if nvrtc.nvrtcCompileProgram(program, len(options), given):
+        call("nvrtcAddNameExpression", program, expression.encode())
+        given = (ctypes.c_char_p * len(chosen))(*(option.encode() for option in chosen))
+        if nvrtc.nvrtcCompileProgram(program, len(chosen), given):
             raise RuntimeError(sized("nvrtcGetProgramLog").decode(errors="replace"))
         symbol = ctypes.c_char_p()
-        call("nvrtcGetLoweredName", program, expression, ctypes.byref(symbol))
+        call("nvrtcGetLoweredName", program, expression.encode(), ctypes.byref(symbol))
         return sized("nvrtcGetCUBIN"), (symbol.value or b"").decode()
     finally:
         nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
