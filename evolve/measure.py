@@ -52,7 +52,11 @@ def gpu(device: Device) -> Iterator[None]:
         return
     path = Path(tempfile.gettempdir()) / f"mlx-lm-openevolve-{device.slug}.lock"
     with filelock.FileLock(path, timeout=_LOCK_SECONDS, mode=0o666):
-        yield
+        try:
+            yield
+        finally:  # what MLX keeps of long chains' results would be missing to the next owner
+            mx.synchronize()
+            mx.clear_cache()
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,14 +23,28 @@ switch_stacks:
 
 namespace fibers {
 
+// What is a block's own; its shared memory lies in `shared` while another block runs.
+struct Block {
+  uint3 index;
+  std::vector<Fiber> fibers;
+  std::vector<char*> stacks;
+  std::vector<char> shared;
+  int arrived[32], at_barrier, barrier_line, votes, live, odd;
+  enum { TURNS, AHEAD, BEHIND } pace;
+  bool stuck;
+};
+
 Fiber* fiber;
 Fiber* all;
-int arrived[32];
+int* arrived;
 uint3 block, threads, blocks;
 
 static constexpr size_t STACK = 128 << 10;
 static void* scheduler;
-static int count, at_barrier, barrier_line, votes;
+static Block* current;
+static int count;
+static unsigned chip;  // so many processors it has
+static bool resting;
 static void (*body)(void**);
 static void** arguments;
 static uint32_t random_state;
@@ -57,22 +71,30 @@ void wait(State state) {
   while (fiber->state == state) switch_stacks(&fiber->stack, scheduler);
 }
 
+void rest(int chance) {
+  if (random_bits() % chance) return;
+  resting = true;
+  switch_stacks(&fiber->stack, scheduler);
+}
+
+unsigned processors() { return chip; }
+
 void barrier(int line) {
   fiber->line = line;
   fiber->what = "barrier";
-  if (at_barrier == 0) barrier_line = line;
-  if (barrier_line != line) fail("threads of a block are at different barriers");
-  if (++at_barrier < count) return wait(AT_BARRIER);
-  at_barrier = 0;
+  if (current->at_barrier == 0) current->barrier_line = line;
+  if (current->barrier_line != line) fail("threads of a block are at different barriers");
+  if (++current->at_barrier < count) return wait(AT_BARRIER);
+  current->at_barrier = 0;
   for (int i = 0; i < count; ++i) all[i].state = RUNS;
 }
 
 int vote(bool mine, int line) {
-  votes += mine;
+  current->votes += mine;
   barrier(line);
-  const int found = votes;
+  const int found = current->votes;
   barrier(line);
-  votes = 0;
+  current->votes = 0;
   barrier(line);
   return found > 0;
 }
@@ -82,53 +104,64 @@ static void start() {
   for (;;) wait(DONE);
 }
 
-static void run_block(std::vector<char*>& stacks) {
-  for (char* at = __start_block_shared; at + 4 <= __stop_block_shared; at += 4) {
-    const uint32_t nan = 0x7fc17fc1;  // as a float and as two 16-bit ones
-    memcpy(at, &nan, 4);
-  }
-  at_barrier = votes = 0;
-  std::fill_n(arrived, 32, 0);
+static void begin(Block& b, unsigned number) {
+  b.index = {number % blocks.x, number / blocks.x % blocks.y, number / blocks.x / blocks.y};
+  const uint32_t nan = 0x7fc17fc1;  // as a float and as two 16-bit ones
+  b.shared.resize(__stop_block_shared - __start_block_shared);
+  for (size_t at = 0; at + 4 <= b.shared.size(); at += 4) memcpy(&b.shared[at], &nan, 4);
+  b.at_barrier = b.votes = 0;
+  std::fill_n(b.arrived, 32, 0);
+  b.fibers.assign(count, Fiber());
   for (int i = 0; i < count; ++i) {
-    all[i] = Fiber();
-    all[i].thread = {unsigned(i), 0, 0};
-    all[i].warp = i / 32;
-    void** top = reinterpret_cast<void**>(stacks[i] + STACK - 64);
+    b.fibers[i].thread = {unsigned(i), 0, 0};
+    b.fibers[i].warp = i / 32;
+    void** top = reinterpret_cast<void**>(b.stacks[i] + STACK - 64);
     *--top = nullptr;
     *--top = reinterpret_cast<void*>(start);
-    all[i].stack = top - 6;
+    b.fibers[i].stack = top - 6;
     std::fill_n(top - 6, 6, nullptr);
   }
   // In turns, or with one warp ahead as far as it may, or with one that goes on only where no
   // other can: what is read before it is ready, or written too early, shows in one of them.
+  b.pace = decltype(b.pace)(random_bits() % 3);
+  b.odd = random_bits() % (count / 32);
+  b.stuck = false;
+  b.live = count;
+}
+
+// Until the block ends or rests.
+static void go_on(Block& b) {
+  current = &b;
+  all = b.fibers.data();
+  arrived = b.arrived;
+  block = b.index;
+  std::copy(b.shared.begin(), b.shared.end(), __start_block_shared);
   const int warps = count / 32;
-  const enum { TURNS, AHEAD, BEHIND } pace = decltype(pace)(random_bits() % 3);
-  const int odd = random_bits() % warps;
-  bool stuck = false;
-  for (int live = count; live > 0 && failure.empty();) {
+  for (resting = false; b.live > 0 && !resting && failure.empty();) {
     bool moved = false;
     const uint32_t first = random_bits(), flip = random_bits();
     for (int w = 0; w < warps; ++w) {
       const int warp = (w + first) % warps;
       int turns = 1 + random_bits() % 8;
-      if (warp == odd && pace == AHEAD) turns = 1 << 20;
-      if (warp == odd && pace == BEHIND && !stuck) continue;
+      if (warp == b.odd && b.pace == Block::AHEAD) turns = 1 << 20;
+      if (warp == b.odd && b.pace == Block::BEHIND && !b.stuck) continue;
       Fiber* lanes = all + warp * 32;
-      for (bool went = true; went && turns > 0; --turns) {
+      for (bool went = true; went && turns > 0 && !resting; --turns) {
         went = false;
         for (uint32_t i = 0; i < 32; ++i) {
           fiber = lanes + (i ^ (flip & 31));
           if (fiber->state != RUNS) continue;
           switch_stacks(&scheduler, fiber->stack);
           went = moved = true;
-          live -= fiber->state == DONE;
+          b.live -= fiber->state == DONE;
           if (!failure.empty()) return;
         }
       }
     }
-    if (!moved && (stuck || pace != BEHIND)) failure = "no thread can go on";
-    stuck = !moved;
+    if (!moved && (b.stuck || b.pace != Block::BEHIND)) failure = "no thread can go on";
+    b.stuck = !moved;
   }
+  std::copy_n(__start_block_shared, b.shared.size(), b.shared.begin());
 }
 
 }  // namespace fibers
@@ -144,22 +177,41 @@ extern "C" const char* run_grid(void (*body)(void**), void** arguments, const un
   count = block[0];
   threads = {block[0], block[1], block[2]};
   blocks = {grid[0] / block[0], grid[1] / block[1], grid[2] / block[2]};
-  std::vector<Fiber> room(count);
-  all = room.data();
-  std::vector<char*> stacks(count);
-  for (char*& stack : stacks) stack = static_cast<char*>(aligned_alloc(64, STACK));
-  std::vector<unsigned> order(blocks.x * blocks.y * blocks.z);
-  for (unsigned i = 0; i < order.size(); ++i) {
+  std::vector<unsigned> left(blocks.x * blocks.y * blocks.z);
+  for (unsigned i = 0; i < left.size(); ++i) {
     const unsigned other = random_bits() % (i + 1);
-    order[i] = order[other];
-    order[other] = i;
+    left[i] = left[other];
+    left[other] = i;
+  }
+  // So many blocks run at a time; with an odd seed the chip has more processors.
+  const size_t at_a_time = 1 + random_bits() % 8;
+  chip = seed % 2 ? 1 << 10 : at_a_time;
+  std::vector<Block> room(std::min(at_a_time, left.size()));
+  std::vector<Block*> idle, busy;
+  for (Block& b : room) {
+    for (int i = 0; i < count; ++i) {
+      b.stacks.push_back(static_cast<char*>(aligned_alloc(64, STACK)));
+    }
+    idle.push_back(&b);
   }
   failure.clear();
-  for (unsigned i : order) {
-    if (!failure.empty()) break;
-    fibers::block = {i % blocks.x, i / blocks.x % blocks.y, i / blocks.x / blocks.y};
-    run_block(stacks);
+  while (failure.empty() && !(left.empty() && busy.empty())) {
+    const bool more = !left.empty() && !idle.empty();
+    size_t which = random_bits() % (busy.size() + more);
+    if (which == busy.size()) {
+      busy.push_back(idle.back());
+      idle.pop_back();
+      begin(*busy.back(), left.back());
+      left.pop_back();
+    }
+    go_on(*busy[which]);
+    if (busy[which]->live == 0) {
+      idle.push_back(busy[which]);
+      busy.erase(busy.begin() + which);
+    }
   }
-  for (char* stack : stacks) free(stack);
+  for (Block& b : room) {
+    for (char* stack : b.stacks) free(stack);
+  }
   return failure.c_str();
 }

@@ -2,7 +2,8 @@
 //
 // Every thread of a block is a fiber. What a warp does together (shuffles, votes, the tensor cores'
 // products) is computed by the last lane to come. Copies behind a thread's back arrive as late as
-// they may, and shared memory is full of NaN at first. Blocks run one after another.
+// they may, and shared memory is full of NaN at first. Of some blocks at a time each runs until it
+// ends, or meets memory that blocks share.
 #pragma once
 #include <immintrin.h>
 
@@ -92,18 +93,6 @@ inline uint32_t __byte_perm(uint32_t a, uint32_t b, uint32_t selector) {
   }
   return result;
 }
-template <class T>
-T atomicExch(T* at, T value) {
-  return std::exchange(*at, value);
-}
-template <class T>
-T atomicAdd(T* at, T value) {
-  return std::exchange(*at, T(*at + value));
-}
-template <class T>
-T atomicCAS(T* at, T expected, T value) {
-  return *at == expected ? std::exchange(*at, value) : *at;
-}
 inline void __threadfence() {}
 
 namespace fibers {
@@ -129,12 +118,14 @@ struct Fiber {
 
 extern Fiber* fiber;   // the one that runs
 extern Fiber* all;     // of the block
-extern int arrived[];  // lanes of a warp that wait
+extern int* arrived;   // lanes of a warp that wait
 extern uint3 block, threads, blocks;
 
 void wait(State state);
 void barrier(int line);
 int vote(bool mine, int line);
+void rest(int chance);  // for other blocks to go on, once in so many calls
+unsigned processors();
 [[noreturn]] void fail(const char* what);
 
 // Every lane of the warp comes with an In and leaves with an Out, which `compute` makes of all.
@@ -169,6 +160,23 @@ Out together(const char* what, int line, In in, Compute compute) {
 }
 
 }  // namespace fibers
+
+// Between two of these other blocks may do anything.
+template <class T>
+T atomicExch(T* at, T value) {
+  fibers::rest(2);
+  return std::exchange(*at, value);
+}
+template <class T>
+T atomicAdd(T* at, T value) {
+  fibers::rest(2);
+  return std::exchange(*at, T(*at + value));
+}
+template <class T>
+T atomicCAS(T* at, T expected, T value) {
+  fibers::rest(2);
+  return *at == expected ? std::exchange(*at, value) : *at;
+}
 
 #define threadIdx (fibers::fiber->thread)
 #define blockIdx (fibers::block)
@@ -221,6 +229,13 @@ inline float power2(float x) {
   const float y = std::exp2(x);
   return std::fabs(y) < 1.17549435e-38f ? 0.0f : y;  // ex2.approx.ftz
 }
+
+inline unsigned long long look(const unsigned long long* at) {  // ld.relaxed.gpu
+  fibers::rest(1);
+  return *at;
+}
+
+using fibers::processors;  // %nsmid
 
 inline uint32_t and_or(uint32_t a, uint32_t b, uint32_t c) { return (a & b) | c; }  // lop3
 

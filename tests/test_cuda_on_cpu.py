@@ -1,15 +1,17 @@
-"""The native CUDA kernels of tuned/, put through the exam on the CPU, and what that can catch."""
+"""The native CUDA kernels of tuned/ and of evolve's seeds in the exam, on the CPU, and what that
+catches."""
 
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import cuda_on_cpu
 import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_lm_openevolve import exam
+from mlx_lm_openevolve import evolve, exam
 from mlx_lm_openevolve.kernel import Kernel
 from mlx_lm_openevolve.reference import cases
 from mlx_lm_openevolve.registry import Registry, tuned_root
@@ -19,10 +21,14 @@ pytestmark = pytest.mark.skipif(
     bool(cuda_on_cpu.unavailable()), reason=cuda_on_cpu.unavailable() or "available"
 )
 
+SEEDS = Path(evolve.__file__).parent / "seeds"
 NATIVE = {
     kernel.name: kernel
-    for kernel in Registry(tuned_root(), writable=False).kernels()
-    if any(stage.language == "cuda" for stage in kernel.stages)
+    for kernel in (
+        *Registry(tuned_root(), writable=False).kernels(),
+        *(Kernel.load(folder) for folder in SEEDS.iterdir()),
+    )
+    if kernel.native
 }
 # Every native kernel, every way to launch it, every kind of mask.
 CASES = (
@@ -65,6 +71,21 @@ CASES = (
         "attention_quantized-b1-hq8-hkv2-lq8-lk128-d128-v128-bfloat16-additive-kv8g128",
         {"splits": 3, "warps": 2},
     ),
+    (
+        "wide_shared_mma",
+        "attention-b2-hq8-hkv1-lq1-lk128-d512-v512-bfloat16-none",
+        {"splits": 8},
+    ),
+    (
+        "wide_shared_mma",
+        "attention-b1-hq8-hkv2-lq8-lk64-d256-v256-float16-causal",
+        {"splits": 2, "fused": 1},
+    ),
+    (
+        "latent_shared_mma",
+        "attention_latent-b1-hq20-hkv1-lq1-lk64-d576-v576-float16-bool-sinks",
+        {"splits": 3},
+    ),
 )
 
 
@@ -90,6 +111,7 @@ def test_a_native_kernel_passes_the_exam(name: str, slug: str, changes: dict[str
     ("name", "slug", "changes", "file", "removed", "nth"),
     [
         *((*CASES[i], "columns_mma.cu", "__syncthreads();", n) for i in (2, 4) for n in range(3)),
+        (*CASES[15], "columns_mma.cu", "__syncthreads();", 3),
         (*CASES[6], "tiles_mma.cu", "wait_copies<1>();", 0),
         (*CASES[6], "tiles_mma.cu", "__syncthreads();", 1),
         (*CASES[10], "prefill_wgmma.cu", "__syncthreads();", 1),
@@ -106,6 +128,54 @@ def test_a_missing_barrier_is_caught(
     mutant = Kernel.from_parts(kernel.meta, {**kernel.sources, file: broken})
     # Each seed orders blocks and warps in another way.
     assert any(judge(mutant, slug, changes, seed) for seed in (1, 2, 3))
+
+
+@pytest.mark.parametrize(
+    ("file", "right", "wrong"),
+    [
+        # The last does not ask whether somebody left.
+        ("fused_mma.cu", "call_all(counter) && in_parts ? number : ALL_PARTS", "number"),
+        # Nobody waits for the last.
+        ("columns_mma.cu", "if (!counting(look(counter)))", "if (true)"),
+        # Two blocks take the same part.
+        ("columns_mma.cu", "return int(found - START) % int(LEAVER);", "return found != START;"),
+    ],
+)
+def test_a_fault_between_blocks_is_caught(file: str, right: str, wrong: str) -> None:
+    kernel = NATIVE["wide_shared_mma"]
+    source = kernel.sources[file]
+    assert right in source
+    mutant = Kernel.from_parts(kernel.meta, {**kernel.sources, file: source.replace(right, wrong)})
+    workload = "attention-b1-hq8-hkv1-lq1-lk64-d256-v256-float16-none"
+    assert any(judge(mutant, workload, {"splits": 3}, seed) for seed in (1, 2, 3))
+
+
+def test_who_comes_when_changes_no_bit() -> None:
+    """Blocks leave in some of the runs, and the last adds up what they would have."""
+    kernel = NATIVE["wide_shared_mma"]
+    # Here the last would add up everything in another order than all together.
+    file, right, wrong = "fused_mma.cu", "if (!in_parts) {", "if (part == ALL_PARTS) {"
+    assert right in kernel.sources[file]
+    other = kernel.sources[file].replace(right, wrong)
+    mutant = Kernel.from_parts(kernel.meta, {**kernel.sources, file: other})
+
+    workload = Workload.parse("attention-b1-hq8-hkv1-lq1-lk600-d256-v256-float16-none")
+    params = {**kernel.default_params(workload.bucket()), "splits": 8}
+    rng = np.random.default_rng(0)
+    shapes = ((1, 8, 1, 256), (1, 1, 600, 256), (1, 1, 600, 256))
+    queries, keys, values = (rng.standard_normal(shape, np.float32) for shape in shapes)
+    values += np.where(np.arange(600) // 64 % 2, 300, -300)[:, None]  # large sums, small results
+    arrays = [mx.array(x).astype(mx.float16) for x in (queries, keys, values)]
+
+    def results(kernel: Kernel) -> int:
+        found = set()
+        for seed in range(1, 25, 2):
+            call = cuda_on_cpu.build(kernel, params, workload, seed)
+            found.add(np.array(call(*arrays, mx.array([0.0625]), None, None)).tobytes())
+        return len(found)
+
+    assert results(kernel) == 1
+    assert results(mutant) > 1
 
 
 def test_lanes_that_part_at_a_shuffle_are_caught() -> None:

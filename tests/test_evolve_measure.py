@@ -12,6 +12,7 @@ import mlx.core as mx
 import pytest
 
 from mlx_lm_openevolve import backends, gate, race, timing
+from mlx_lm_openevolve.device import detect
 from mlx_lm_openevolve.evolve import measure, model
 from mlx_lm_openevolve.reference import sdpa
 from mlx_lm_openevolve.workload import Workload
@@ -176,3 +177,12 @@ def test_modelled_time_grows_with_the_keys_and_with_what_is_read() -> None:
 
     assert seconds(4096) > 1.5 * seconds(2048)
     assert seconds(4096, scale=200) > 1.5 * seconds(4096)
+
+
+def test_the_gpu_is_left_without_cached_memory() -> None:
+    """What long chains leave in MLX's cache once filled the GPU: later baselines came out slow."""
+    owner = replace(detect("host"), backend="cuda", slug="test-of-cached-memory")
+    with measure.gpu(owner):
+        mx.eval(mx.ones((1 << 20,)))
+        assert mx.get_cache_memory() > 0
+    assert mx.get_cache_memory() == 0
