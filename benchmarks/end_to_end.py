@@ -11,6 +11,7 @@ import argparse
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -34,7 +35,13 @@ def main() -> None:
     command = argparse.ArgumentParser()
     bench.add_arguments(command)
     machine = fingerprint(detect(), GATE_VERSION)
-    result = {"machine": machine, "date": time.strftime("%Y-%m-%d"), "cases": []}
+    result: dict[str, Any] = {"machine": machine, "date": time.strftime("%Y-%m-%d"), "cases": []}
+
+    def keep(**found: Any) -> None:
+        result.update(found)
+        if asked.output:
+            asked.output.write_text(json.dumps(result))
+
     for shape in asked.shapes:
         for case in asked.cases:
             batch, prompt = case.split("x")
@@ -43,9 +50,11 @@ def main() -> None:
                 [*words, "-n", str(asked.blocks), "--trials", str(asked.trials)]
             )
             ((name, task),) = bench.tasks(options)
-            result["cases"].append(bench.run_case(name, task, options, Console(highlight=False)))
-            if asked.output:
-                asked.output.write_text(json.dumps(result))
+            found = bench.run_case(
+                name, task, options, Console(highlight=False), lambda x: keep(unfinished=x)
+            )
+            result.pop("unfinished", None)
+            keep(cases=[*result["cases"], found])
 
 
 if __name__ == "__main__":

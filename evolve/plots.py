@@ -75,6 +75,7 @@ def workloads(archive: Archive, axes: Any) -> None:
         capsize=3,
     )
     axes.set_yticks(range(len(slugs)), [short(slug) for slug in slugs], fontsize=8)
+    axes.set_ylim(-0.7, len(slugs) - 0.3)
     axes.axvline(1, color="black", linewidth=0.8)
     for i, result in enumerate(ratios):
         axes.text(result.high, i, f" {result.ratio:.2f}", va="center", fontsize=8)

@@ -19,7 +19,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -86,7 +86,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, out: Console) -> tuple[int, dict[str, Any]]:
     """The command. Exit code 0 where nothing is slower than the floor, every case was served by
     kernels, and the results agree; else 1. With --output the file holds all that is known after
-    each case, so that an interrupted bench loses the one in flight alone."""
+    each process, the samples of a case that is not through under `unfinished`."""
     from .gate import GATE_VERSION
 
     if os.environ.get("MLX_LM_OPENEVOLVE") == "0":
@@ -121,7 +121,9 @@ def run(options: argparse.Namespace, out: Console) -> tuple[int, dict[str, Any]]
                 check_model(f"--{option}", name)
         keep(cases=[])
         for name, task in asked:
-            keep(cases=[*result["cases"], run_case(name, task, options, out)])
+            case = run_case(name, task, options, out, lambda found: keep(unfinished=found))
+            result.pop("unfinished", None)
+            keep(cases=[*result["cases"], case])
         keep(ok=all(case["ok"] for case in result["cases"]))
     return (0 if result["ok"] else 1), result
 
@@ -179,9 +181,13 @@ def tasks(options: argparse.Namespace) -> list[tuple[str, dict[str, Any]]]:
 
 
 def run_case(
-    name: str, task: dict[str, Any], options: argparse.Namespace, out: Console
+    name: str,
+    task: dict[str, Any],
+    options: argparse.Namespace,
+    out: Console,
+    keep: Callable[[dict[str, Any]], None],
 ) -> dict[str, Any]:
-    """Measure one case and say what came of it."""
+    """Measure one case and say what came of it; `keep` gets what there is after each process."""
 
     def say(text: str, style: str | None = None) -> None:
         out.print(text, markup=False, style=style)
@@ -205,6 +211,7 @@ def run_case(
                 ]
                 bar.console.print(f"{arm:8s} " + ", ".join(texts), markup=False)
                 bar.update(todo, advance=1)
+                keep({**task, "name": name, "samples": samples(rows)})
         bar.update(todo, description="comparing logits")
         logits = ask(task, "logits")
     info = rows["patched"][-1]["info"]
@@ -264,6 +271,11 @@ def problems(found: Mapping[str, Any], faster: bool) -> list[str]:
     return says
 
 
+def samples(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, list[Any]]:
+    """The trials of each process, by arm."""
+    return {arm: [row["trials"] for row in rows[arm]] for arm in rows}
+
+
 def compare(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
     """The blocks of both arms as averages, ratios (patched over stock), the interval of the
     generation's ratio, and the greedy tokens that are equal from the first on."""
@@ -282,7 +294,7 @@ def compare(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
     pairs = zip(rows["stock"][0]["tokens"], rows["patched"][0]["tokens"], strict=True)
     equal = [a == b for a, b in pairs]
     return {
-        "samples": {arm: [row["trials"] for row in rows[arm]] for arm in rows},
+        "samples": samples(rows),
         "averages": {arm: {key: float(of(arm, key).mean()) for key in KEYS} for arm in rows},
         "stock_kv_bits": rows["stock"][0]["kv_bits"],
         "blocks": ratios.tolist(),

@@ -189,7 +189,10 @@ def test_a_slower_preset_fails_names_its_workloads_and_withdraws_them(
     options = parser.parse_args(["--shape", "qwen3-0.6b", "--preset", "code_generation", *asked])
     ((name, task),) = bench.tasks(options)
     screen = io.StringIO()
-    found = bench.run_case(name, task, options, Console(file=screen, width=200))
+    halves: list[dict[str, Any]] = []
+    found = bench.run_case(name, task, options, Console(file=screen, width=200), halves.append)
+    assert [sum(map(len, x["samples"].values())) for x in halves] == list(range(1, 13))
+    assert halves[-1]["samples"] == found["samples"]
     assert found["ok"] == kept
     assert Registry(home).verdicts("host", BUCKET)[0].accepted == kept
     assert found["withdrawn"] == ([] if kept else [BUCKET.slug])
@@ -314,6 +317,31 @@ def test_an_output_that_cannot_be_written_leaves_the_file_before_it(tmp_path: Pa
     assert list(tmp_path.glob("result*")) == [output]
     with pytest.raises(errors.UsageError, match="No such file"):
         bench._write(tmp_path / "nowhere" / "x", {})
+
+
+def test_an_interrupted_case_leaves_its_samples(
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial = {"prompt_tps": 1.0, "generation_tps": 2.0, "peak_memory": 1.0, "total_time": 1.0}
+    asked: list[str] = []
+
+    def answered(task: dict[str, Any], which: str) -> dict[str, Any]:
+        asked.append(which)
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return {"trials": [trial], "tokens": [1, 2], "kv_bits": 0, "info": {}}
+
+    monkeypatch.setattr(bench, "ask", answered)
+    monkeypatch.setattr(bench, "settle", lambda task: None)
+    path = tmp_path / "found.json"
+    words = ["--shape", "qwen3-0.6b", "-p", "8", "-g", "4", "--any-correct", "--backend", "host"]
+    parser = argparse.ArgumentParser()
+    bench.add_arguments(parser)
+    with pytest.raises(KeyboardInterrupt):
+        bench.run(parser.parse_args([*words, "--output", str(path)]), Console(quiet=True))
+    found = json.loads(path.read_text())
+    assert found["cases"] == []
+    assert found["unfinished"]["samples"] == {"stock": [[trial]], "patched": [[trial]]}
 
 
 def test_the_options_parse() -> None:

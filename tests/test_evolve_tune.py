@@ -153,6 +153,7 @@ def test_settings_that_launch_alike_are_one() -> None:
 
 def test_a_switch_is_another_kernel_that_names_what_it_was_tuned_from() -> None:
     kernel = evolve_kernels.kernel()
-    made = switches(kernel)
+    made = switches(kernel, "metal")
     assert [note for note, _ in made] == ["math_mode relaxed", "math_mode fast"]
     assert all(other.origin == f"tuned from {kernel.id}" for _, other in made)
+    assert switches(kernel, "cuda") == []  # the same code, under another name

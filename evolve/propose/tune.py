@@ -46,8 +46,11 @@ def headroom(archive: Archive, slug: str) -> float:
     return max(1.0, best / float(base["floor"]))
 
 
-def switches(kernel: Kernel) -> list[tuple[str, Kernel]]:
-    """Kernels that differ in one structural switch, with what was switched: the math mode."""
+def switches(kernel: Kernel, backend: str) -> list[tuple[str, Kernel]]:
+    """Kernels that differ in one structural switch, with what was switched: the math mode, which
+    only a Metal compiler hears of."""
+    if backend == "cuda":
+        return []
     made = []
     current = {stage.math_mode for stage in kernel.stages}
     for mode in MATH_MODES:
@@ -179,7 +182,7 @@ class Tune:
             best = archive.kernel_best.get(kernel.id, {}).get(slug)
             free = not self.only and self._points is None
             if best is not None and free and rng.random() < _SWITCH:
-                for note, other in switches(kernel):
+                for note, other in switches(kernel, archive.config.backend):
                     if other.id not in archive.kernels:
                         take(other, dict(best.params), note, parent=kernel.id)
                         break
