@@ -82,6 +82,15 @@ SUITES: dict[str, tuple[Workload, ...]] = {
             (1, 32, 8, 1, 4096, 64),
         )
     ),
+    # Their prompts, chunk by chunk.
+    "quantized-prompt": (
+        *(
+            _w(1, 16, 8, 2048, n, 128, "causal", kv_bits=4, op="attention_quantized")
+            for n in (2048, 8192)
+        ),
+        _w(1, 32, 8, 2048, 4096, 64, "causal", kv_bits=4, op="attention_quantized"),
+        _w(1, 16, 8, 2048, 4096, 128, "causal", kv_bits=8, op="attention_quantized"),
+    ),
     # Head sizes that MLX has no fused kernel for everywhere.
     "wide": (
         *(_w(1, 8, 4, 1, n, 256) for n in (1024, 4096, 16384)),

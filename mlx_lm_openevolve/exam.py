@@ -231,7 +231,9 @@ def _dead_rows(got: npt.NDArray[np.float32], question: Question) -> str:
     values = numpy(floats(w, question.inputs.values))
     if w.mask == "additive":
         top = np.abs(values).max(2).repeat(w.group, 1)[:, :, None]
-        top = np.broadcast_to(top, got.shape)[dead] * (1 + question.limits[0])
+        top = np.broadcast_to(top, got.shape)[dead]
+        # A quantised value that is 0 comes of a scale and a bias that are not.
+        top = top + question.limits[0] * np.fmax(top, question.mass[dead])
         known = (np.abs(rows) <= top) | ~np.isfinite(want)
         return "" if known.all() else "a row with every key masked is no average of V"
     means = values.mean(2).repeat(w.group, 1)[:, :, None]

@@ -92,6 +92,18 @@ def test_a_mask_reaches_the_kernel(proven: Kernel) -> None:
     assert row()["hits"] == 1
 
 
+def test_a_prompt_is_served_too(home: Path) -> None:
+    """12 queries after 7 keys, without scores in memory."""
+    bucket = replace(BUCKETS[0], q_len=12, kv_len=19, mask="causal").bucket()
+    kernel = next(k for k in shipped_in_metal() if k.applies_to(bucket))
+    store_correct(home, kernel, [bucket])
+    queries = mx.random.normal((1, 4, 12, 64), key=mx.random.key(3)).astype(mx.bfloat16)
+    asked = call(queries=queries, mask="causal")
+    enable()
+    assert off(base.scaled_dot_product_attention(**asked), exact(asked)) < 0.005
+    assert (row()["kernel"], row()["hits"]) == (kernel.id, 1)
+
+
 def test_without_a_verdict_stock_serves_bit_for_bit() -> None:
     asked = call()
     want = base.scaled_dot_product_attention(**fresh(asked))
