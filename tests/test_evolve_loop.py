@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import evolve_kernels
+import filelock
 import pytest
 from rich.console import Console
 
@@ -82,21 +83,54 @@ def test_a_run_with_tune_needs_no_key_and_no_network(tmp_path: Path, folder: Pat
     assert "12.0 a minute" in view.export_text()
 
 
+# The command in a process of its own.
+SCRIPT = (
+    "import sys, argparse\n"
+    "from rich.console import Console\n"
+    "from mlx_lm_openevolve.evolve import commands\n"
+    "parser = argparse.ArgumentParser(); commands.add_evolve_arguments(parser)\n"
+    "commands.evolve(parser.parse_args(sys.argv[1:]), Console())\n"
+)
+
+
+def test_two_runs_at_once_each_find_what_is_theirs(tmp_path: Path, folder: Path) -> None:
+    outs = [tmp_path / "one", tmp_path / "other"]
+    words = ["--backend", "host", "--workloads", SLUG, "--kernels", str(folder)]
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", SCRIPT, *words, "--candidates", "3", "--out", str(out)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for out in outs
+    ]
+    for process in both:
+        _, errors = process.communicate(timeout=240)
+        assert process.returncode == 0, errors
+    for out in outs:
+        archive = Archive.open(out, write=False)
+        assert set(archive.done) == {1, 2, 3}
+        assert archive.ended == "3 candidates are done"
+
+
+def test_a_run_that_is_under_way_is_not_resumed(tmp_path: Path, folder: Path) -> None:
+    out = tmp_path / "run"
+    words = ("--kernels", folder, "--no-publish")
+    run("--backend", "host", "--workloads", SLUG, *words, "--candidates", 1, "--out", out)
+    with filelock.FileLock(out / ".lock"), pytest.raises(UsageError, match="by another process"):
+        run("--resume", out, *words, "--candidates", 2)
+    assert set(Archive.open(out, write=False).done) == {1}
+
+
 def test_a_kill_at_any_moment_loses_and_repeats_nothing(tmp_path: Path, folder: Path) -> None:
     out = tmp_path / "run"
-    script = (
-        "import sys, argparse\n"
-        "from rich.console import Console\n"
-        "from mlx_lm_openevolve.evolve import commands\n"
-        "parser = argparse.ArgumentParser(); commands.add_evolve_arguments(parser)\n"
-        "commands.evolve(parser.parse_args(sys.argv[1:]), Console())\n"
-    )
     arguments = ["--kernels", str(folder), "--no-publish"]
     first = ["--backend", "host", "--workloads", SLUG, "--candidates", "6", "--out", str(out)]
     done: set[int] = set()
     for turn, argv in enumerate((first, ["--resume", str(out)], ["--resume", str(out)])):
         process = subprocess.Popen(
-            [sys.executable, "-c", script, *argv, *arguments],
+            [sys.executable, "-c", SCRIPT, *argv, *arguments],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from types import SimpleNamespace
@@ -186,3 +188,20 @@ def test_the_gpu_is_left_without_cached_memory() -> None:
         mx.eval(mx.ones((1 << 20,)))
         assert mx.get_cache_memory() > 0
     assert mx.get_cache_memory() == 0
+
+
+def test_the_gpu_has_one_owner_at_a_time() -> None:
+    owner = replace(detect("host"), backend="cuda", slug="test-of-one-owner")
+    held: list[str] = []
+
+    def other() -> None:
+        with measure.gpu(owner):
+            held.append("other")
+
+    with measure.gpu(owner):
+        waiting = threading.Thread(target=other)
+        waiting.start()
+        time.sleep(0.3)
+        held.append("first")
+    waiting.join(30)
+    assert held == ["first", "other"]
