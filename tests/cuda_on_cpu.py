@@ -116,7 +116,9 @@ def _run(
     outputs = []
     for name, shape, dtype in launch.outputs:
         kind = np.dtype(np.float32 if dtype == "float32" else np.uint16)
-        out = Guarded(np.full(shape, -1, np.int32 if kind.itemsize == 4 else np.int16))
+        # What nobody initialised: NaN, or for some seeds what an earlier launch may have left.
+        old = 0 if name != "out" and seed % 4 > 1 else -1
+        out = Guarded(np.full(shape, old, np.int32 if kind.itemsize == 4 else np.int16))
         outputs.append((out, shape, dtype, kind))
         parameters.append((f"{TYPES[dtype]}*", name, out))
 
