@@ -133,8 +133,13 @@ def traffic(counters: Mapping[str, Any]) -> dict[str, float]:
 def sdpa_seconds(w: Workload, roof: Roof = NOMINAL) -> float:
     """Modelled seconds of MLX's own attention: each query head reads its keys and values (those
     it shares come from the cache), one threadgroup for each query row, two launches from 4096 keys
-    on; in prefill blocks of 32 rows share a read."""
+    on; in prefill blocks of 32 rows share a read. Over a quantised cache mlx-lm has three
+    operations, product, softmax, product, with the scores in memory between them."""
     rows = w.batch * w.q_heads * w.q_len
+    if w.kv_bits:
+        scores = 4 * rows * w.kv_len * w.element_bytes  # each written and read twice
+        moved = compulsory(w) + scores
+        return 3 * roof.launch + _seconds(moved, moved, flops(w), rows * 128, roof)
     again = w.group * w.q_len if w.q_len <= 8 else w.group * max(1, w.q_len // 32)
     split = w.q_len <= 8 and w.kv_len >= 4096
     threads = rows * (1024 if w.q_len <= 8 else 4) * (32 if split else 1)
