@@ -19,6 +19,16 @@ from typing import Any
 
 from .errors import KernelError
 from .expressions import Expression, Value
+from .stage import (
+    FIELDS,
+    MAX_SOURCE_BYTES,
+    SOURCE_NAME,
+    Param,
+    Reader,
+    Stage,
+    read_param,
+    read_stage,
+)
 from .workload import DTYPES, Workload, next_pow2
 
 __all__ = [
@@ -27,9 +37,6 @@ __all__ = [
     "KERNEL_ID",
     "Kernel",
     "Launch",
-    "Output",
-    "Param",
-    "Stage",
     "kernel_id",
 ]
 
@@ -44,59 +51,9 @@ INPUTS = {
     "attention_latent": ("queries", "keys", "mask", "sinks", "scale"),
 }
 KERNEL_ID = re.compile(r"[0-9a-f]{12}")
-MATH_MODES = ("safe", "relaxed", "fast")
-LANGUAGES = ("metal", "cuda")
 MAX_STAGES = 8
-MAX_SOURCE_BYTES = 256 << 10
 MAX_THREADS = 1024
 MAX_OUTPUT_BYTES = 1 << 32
-
-_FIELDS = frozenset(
-    {"batch", "q_heads", "kv_heads", "group", "q_len", "kv_len", "head_dim", "v_head_dim"}
-    | {"dtype", "mask", "sinks", "kv_bits", "kv_group"}
-)
-_STAGE_KEYS = frozenset(
-    {"source", "header", "language", "inputs", "outputs", "template", "grid", "threadgroup"}
-    | {"math_mode", "when"}
-)
-_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
-_SOURCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_]{0,63}\.(metal|cu)")
-
-
-@dataclass(frozen=True)
-class Param:
-    """A numeric knob: the integers it may take and its default over the workload."""
-
-    name: str
-    default: Expression
-    values: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Output:
-    """An array that a stage writes: shape in elements, dtype by name."""
-
-    name: str
-    shape: tuple[Expression, ...]
-    dtype: Expression
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One launch as written: the body, the functions before it (`header`, "" where there are
-    none) and the expressions that shape it."""
-
-    file: str
-    source: str
-    header: str
-    language: str
-    inputs: tuple[str, ...]
-    outputs: tuple[Output, ...]
-    template: tuple[tuple[str, Expression], ...]
-    grid: tuple[Expression, ...]
-    threadgroup: tuple[Expression, ...]
-    math_mode: str
-    when: Expression | None
 
 
 @dataclass(frozen=True)
@@ -148,7 +105,7 @@ class Kernel:
                 name = stage.get(field) if isinstance(stage, dict) else None
                 if name is None and field == "header":
                     continue
-                if not isinstance(name, str) or not _SOURCE.fullmatch(name):
+                if not isinstance(name, str) or not SOURCE_NAME.fullmatch(name):
                     raise KernelError(f"{path}: stages: {field} is {name!r}, expected NAME.metal")
                 sources[name] = _text(folder / name, MAX_SOURCE_BYTES)
         return cls.from_parts(meta, sources, str(path))
@@ -158,7 +115,7 @@ class Kernel:
         cls, meta: Mapping[str, Any], sources: Mapping[str, str], where: str = "kernel.json"
     ) -> Kernel:
         """Check the content of kernel.json and its sources (by file name)."""
-        read = _Reader(where)
+        read = Reader(where)
         if not isinstance(meta, Mapping) or meta.get("format") != FORMAT:
             raise KernelError(f"{where}: format: expected {FORMAT}")
         read.known(
@@ -175,8 +132,8 @@ class Kernel:
         raw_params = meta.get("params", {})
         if not isinstance(raw_params, Mapping):
             raise KernelError(f"{where}: params: expected an object")
-        params = tuple(_param(read, key, value) for key, value in raw_params.items())
-        names = _FIELDS | {param.name for param in params}
+        params = tuple(read_param(read, key, value) for key, value in raw_params.items())
+        names = FIELDS | {param.name for param in params}
 
         raw_stages = meta.get("stages")
         if not isinstance(raw_stages, list) or not 0 < len(raw_stages) <= MAX_STAGES:
@@ -185,7 +142,7 @@ class Kernel:
         arrays = set(INPUTS[family])
         taken = set(arrays)  # a stage with a `when` may have an alternative that writes the same
         for i, raw in enumerate(raw_stages):
-            stage = _stage(read, f"stages[{i}]", raw, sources, names, arrays, taken)
+            stage = read_stage(read, f"stages[{i}]", raw, sources, names, arrays, taken)
             arrays |= {output.name for output in stage.outputs}
             if stage.when is None:
                 taken |= {output.name for output in stage.outputs}
@@ -198,7 +155,7 @@ class Kernel:
             family=family,
             origin=origin,
             description=description,
-            applies=Expression(meta.get("applies"), _FIELDS, f"{where}: applies"),
+            applies=Expression(meta.get("applies"), FIELDS, f"{where}: applies"),
             params=params,
             stages=tuple(stages),
             meta=meta,
@@ -272,7 +229,7 @@ class Kernel:
 
 def _fields(workload: Workload) -> dict[str, Value]:
     seen = replace(workload, kv_len=next_pow2(workload.kv_len))
-    return {name: getattr(seen, name) for name in _FIELDS}
+    return {name: getattr(seen, name) for name in FIELDS}
 
 
 def _launch(stage: Stage, values: Mapping[str, Value]) -> Launch:
@@ -297,124 +254,6 @@ def _launch(stage: Stage, values: Mapping[str, Value]) -> Launch:
         grid=(grid[0], grid[1], grid[2]),
         threadgroup=(threads[0], threads[1], threads[2]),
         outputs=tuple(outputs),
-    )
-
-
-class _Reader:
-    """Checks fields of a parsed kernel.json; every message begins with the file and the field."""
-
-    def __init__(self, where: str) -> None:
-        self.where = where
-
-    def known(self, value: Any, field: str, allowed: frozenset[str] | set[str]) -> None:
-        unknown = sorted(set(value) - allowed) if isinstance(value, Mapping) else [value]
-        if unknown:
-            raise KernelError(f"{self.where}: {field or 'top level'}: unknown {unknown[0]!r}")
-
-    def name(self, value: Any, field: str) -> str:
-        if not isinstance(value, str) or not _NAME.fullmatch(value):
-            raise KernelError(f"{self.where}: {field}: expected an identifier, got {value!r}")
-        return value
-
-    def choice(self, value: Any, field: str, choices: tuple[str, ...]) -> str:
-        if value not in choices:
-            raise KernelError(f"{self.where}: {field}: {value!r} is none of {', '.join(choices)}")
-        return str(value)
-
-    def source(self, file: Any, field: str, sources: Mapping[str, str]) -> str:
-        text = sources.get(file) if isinstance(file, str) and _SOURCE.fullmatch(file) else None
-        if text is None:
-            raise KernelError(f"{self.where}: {field}: no such file {file!r}")
-        if not text.isascii() or len(text) > MAX_SOURCE_BYTES or not text.strip():
-            raise KernelError(f"{self.where}: {field}: {file} is empty, too long or not ASCII")
-        return text
-
-    def expressions(
-        self, value: Any, field: str, names: frozenset[str], length: int | None = None
-    ) -> tuple[Expression, ...]:
-        if (
-            not isinstance(value, list)
-            or not 0 < len(value) <= 8
-            or len(value) != (length or len(value))
-        ):
-            raise KernelError(f"{self.where}: {field}: expected a list of {length or 'up to 8'}")
-        return tuple(Expression(item, names, f"{self.where}: {field}") for item in value)
-
-
-def _param(read: _Reader, key: Any, raw: Any) -> Param:
-    field = f"params.{key}"
-    name = read.name(key, field)
-    if name in _FIELDS or not isinstance(raw, Mapping):
-        raise KernelError(f"{read.where}: {field}: expected an object under a name of its own")
-    read.known(raw, field, {"default", "values", "description"})
-    values = raw.get("values")
-    if (
-        not isinstance(values, list)
-        or not 0 < len(values) <= 64
-        or not all(type(v) is int and 0 <= v < 1 << 20 for v in values)
-    ):
-        raise KernelError(f"{read.where}: {field}.values: expected a list of integers")
-    default = Expression(raw.get("default"), _FIELDS, f"{read.where}: {field}.default")
-    return Param(name, default, tuple(values))
-
-
-def _stage(
-    read: _Reader,
-    field: str,
-    raw: Any,
-    sources: Mapping[str, str],
-    names: frozenset[str],
-    arrays: set[str],
-    taken: set[str],
-) -> Stage:
-    where = read.where
-    if not isinstance(raw, Mapping):
-        raise KernelError(f"{where}: {field}: expected an object")
-    read.known(raw, field, _STAGE_KEYS)
-    source = read.source(raw.get("source"), f"{field}.source", sources)
-    header = raw.get("header")
-    inputs = raw.get("inputs")
-    if not isinstance(inputs, list) or not inputs or not all(name in arrays for name in inputs):
-        raise KernelError(f"{where}: {field}.inputs: expected names of {sorted(arrays)}")
-    raw_outputs = raw.get("outputs")
-    if not isinstance(raw_outputs, list) or not 0 < len(raw_outputs) <= 8:
-        raise KernelError(f"{where}: {field}.outputs: expected 1 to 8 outputs")
-    outputs = []
-    for i, item in enumerate(raw_outputs):
-        at = f"{field}.outputs[{i}]"
-        read.known(item, at, {"name", "shape", "dtype"})
-        outputs.append(
-            Output(
-                read.name(item.get("name"), f"{at}.name"),
-                read.expressions(item.get("shape"), f"{at}.shape", names),
-                Expression(item.get("dtype"), names, f"{where}: {at}.dtype"),
-            )
-        )
-    written = [output.name for output in outputs]
-    if len(set(written) | taken) != len(written) + len(taken):
-        raise KernelError(f"{where}: {field}.outputs: a name is taken twice in {written}")
-    template = raw.get("template", {})
-    if not isinstance(template, Mapping):
-        raise KernelError(f"{where}: {field}.template: expected an object")
-    when = raw.get("when")
-    return Stage(
-        file=raw["source"],
-        source=source,
-        header="" if header is None else read.source(header, f"{field}.header", sources),
-        language=read.choice(raw.get("language", "metal"), f"{field}.language", LANGUAGES),
-        inputs=tuple(inputs),
-        outputs=tuple(outputs),
-        template=tuple(
-            (
-                read.name(key, f"{field}.template"),
-                Expression(value, names, f"{where}: {field}.template.{key}"),
-            )
-            for key, value in template.items()
-        ),
-        grid=read.expressions(raw.get("grid"), f"{field}.grid", names, 3),
-        threadgroup=read.expressions(raw.get("threadgroup"), f"{field}.threadgroup", names, 3),
-        math_mode=read.choice(raw.get("math_mode", "safe"), f"{field}.math_mode", MATH_MODES),
-        when=None if when is None else Expression(when, names, f"{where}: {field}.when"),
     )
 
 

@@ -170,13 +170,13 @@ def test_the_readme_leads_to_every_page() -> None:
 
 def test_the_format_names_every_input_field_and_function() -> None:
     text = (ROOT / "docs" / "kernel-format.md").read_text()
-    from mlx_lm_openevolve import expressions, kernel
+    from mlx_lm_openevolve import expressions, stage
 
     for family, names in INPUTS.items():
         assert f"`{family}`" in text, family
         for name in names:
             assert f"`{name}`" in text, name
-    for name in kernel._FIELDS | kernel._STAGE_KEYS:
+    for name in stage.FIELDS | stage.STAGE_KEYS:
         assert f"`{name}`" in text, name
     for name in expressions._FUNCTIONS:
         assert name in text, name

@@ -21,6 +21,7 @@ PACKAGE = ROOT / "mlx_lm_openevolve"
 # A module may import those before it; a later layer never reaches back. metalhost stands beside.
 LAYERS = [
     ["errors", "device", "workload", "expressions", "budget", "callers"],
+    ["stage"],
     ["kernel", "quantized"],
     ["verdict"],
     ["registry", "metalhost"],

@@ -19,7 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mlx_lm_openevolve.errors import KernelError
-from mlx_lm_openevolve.kernel import MATH_MODES, Kernel
+from mlx_lm_openevolve.kernel import Kernel
+from mlx_lm_openevolve.stage import MATH_MODES
 from mlx_lm_openevolve.workload import Workload
 
 from ..archive import Archive
