@@ -175,7 +175,9 @@ def test_evolve_can_be_interrupted_and_goes_on(mark: None, tmp_path: Path) -> No
 def test_a_registry_is_whole_after_ctrl_c(mark: None, home: Path, kernel: Kernel) -> None:
     """Publishing verdicts without end, ended by Ctrl-C at some moment."""
     code = (
-        "import sys; sys.path.insert(0, 'tests')\n"
+        "import signal, sys; sys.path.insert(0, 'tests')\n"
+        # A shell that starts the tests in the background has them ignore Ctrl-C.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from pathlib import Path\n"
         "from conftest import store_correct, shipped_in_metal\n"
         "from mlx_lm_openevolve.workload import Workload\n"
