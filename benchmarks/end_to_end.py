@@ -35,10 +35,10 @@ def main() -> None:
     command = argparse.ArgumentParser()
     bench.add_arguments(command)
     machine = fingerprint(detect(), GATE_VERSION)
-    result: dict[str, Any] = {"machine": machine, "date": time.strftime("%Y-%m-%d"), "cases": []}
+    result: dict[str, Any] = {"machine": machine, "date": time.strftime("%Y-%m-%d")}
+    tasks = []
 
-    def keep(**found: Any) -> None:
-        result.update(found)
+    def keep() -> None:
         if asked.output:
             asked.output.write_text(json.dumps(result))
 
@@ -49,12 +49,8 @@ def main() -> None:
             options = command.parse_args(
                 [*words, "-n", str(asked.blocks), "--trials", str(asked.trials)]
             )
-            ((name, task),) = bench.tasks(options)
-            found = bench.run_case(
-                name, task, options, Console(highlight=False), lambda x: keep(unfinished=x)
-            )
-            result.pop("unfinished", None)
-            keep(cases=[*result["cases"], found])
+            tasks += bench.tasks(options)
+    bench.run_cases(tasks, options, Console(highlight=False), result, keep)
 
 
 if __name__ == "__main__":

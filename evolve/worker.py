@@ -241,7 +241,7 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
             best=request["best"],
             seconds=request["seconds"],
             seed=request["seed"],
-            sdpa_seconds=request.get("sdpa_seconds", 0.0),
+            sdpa_seconds=request["sdpa_seconds"],
         )
         return {**found, "params": params}
     raise ValueError(f"unknown request {request['op']!r}")

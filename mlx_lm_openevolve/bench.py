@@ -35,7 +35,16 @@ from .registry import Registry, user_root
 from .run import VARIABLE, summary, totals
 from .verdict import Verdict
 
-__all__ = ["FLOOR", "PRESETS", "add_arguments", "compare", "run", "run_case", "withdraw"]
+__all__ = [
+    "FLOOR",
+    "PRESETS",
+    "add_arguments",
+    "compare",
+    "run",
+    "run_case",
+    "run_cases",
+    "withdraw",
+]
 
 # Tokens of prompt and generation of the five benchmarks of OpenEvolve's MLX example: its prompts'
 # lengths in a Qwen tokenizer, about, and its max_tokens.
@@ -119,11 +128,7 @@ def run(options: argparse.Namespace, out: Console) -> tuple[int, dict[str, Any]]
             name = getattr(options, option)
             if name and name not in SHAPES:
                 check_model(f"--{option}", name)
-        keep(cases=[])
-        for name, task in asked:
-            case = run_case(name, task, options, out, lambda found: keep(unfinished=found))
-            result.pop("unfinished", None)
-            keep(cases=[*result["cases"], case])
+        run_cases(asked, options, out, result, keep)
         keep(ok=all(case["ok"] for case in result["cases"]))
     return (0 if result["ok"] else 1), result
 
@@ -178,6 +183,29 @@ def tasks(options: argparse.Namespace) -> list[tuple[str, dict[str, Any]]]:
         )
         for name, (p, g) in lengths.items()
     ]
+
+
+def run_cases(
+    asked: Sequence[tuple[str, dict[str, Any]]],
+    options: argparse.Namespace,
+    out: Console,
+    result: dict[str, Any],
+    keep: Callable[[], None],
+) -> None:
+    """Measure what `tasks` gave, into `result`: `cases`, and while one is at work `unfinished`,
+    what there is of it. `keep` is called after every change."""
+
+    def unfinished(found: dict[str, Any]) -> None:
+        result["unfinished"] = found
+        keep()
+
+    result["cases"] = []
+    keep()
+    for name, task in asked:
+        case = run_case(name, task, options, out, unfinished)
+        del result["unfinished"]
+        result["cases"].append(case)
+        keep()
 
 
 def run_case(

@@ -32,6 +32,12 @@ ROOT = Path(__file__).resolve().parent.parent
 BUCKET = Workload(1, 4, 2, 1, 16, 64, 64, "bfloat16")
 
 
+def parsed(*words: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    bench.add_arguments(parser)
+    return parser.parse_args(words)
+
+
 def arm(rates: list[float], tokens: list[int], memory: float = 1.0) -> dict[str, Any]:
     rows = [{"prompt_tps": 10 * r, "generation_tps": r, "peak_memory": memory} for r in rates]
     return {"trials": rows, "tokens": tokens, "kv_bits": 0}
@@ -184,9 +190,7 @@ def test_a_slower_preset_fails_names_its_workloads_and_withdraws_them(
         return {"trials": [trial], "tokens": [1, 2], "kv_bits": 0, "info": info}
 
     monkeypatch.setattr(bench, "ask", answered)
-    parser = argparse.ArgumentParser()
-    bench.add_arguments(parser)
-    options = parser.parse_args(["--shape", "qwen3-0.6b", "--preset", "code_generation", *asked])
+    options = parsed("--shape", "qwen3-0.6b", "--preset", "code_generation", *asked)
     ((name, task),) = bench.tasks(options)
     screen = io.StringIO()
     halves: list[dict[str, Any]] = []
@@ -335,23 +339,19 @@ def test_an_interrupted_case_leaves_its_samples(
     monkeypatch.setattr(bench, "settle", lambda task: None)
     path = tmp_path / "found.json"
     words = ["--shape", "qwen3-0.6b", "-p", "8", "-g", "4", "--any-correct", "--backend", "host"]
-    parser = argparse.ArgumentParser()
-    bench.add_arguments(parser)
     with pytest.raises(KeyboardInterrupt):
-        bench.run(parser.parse_args([*words, "--output", str(path)]), Console(quiet=True))
+        bench.run(parsed(*words, "--output", str(path)), Console(quiet=True))
     found = json.loads(path.read_text())
     assert found["cases"] == []
     assert found["unfinished"]["samples"] == {"stock": [[trial]], "patched": [[trial]]}
 
 
 def test_the_options_parse() -> None:
-    parser = argparse.ArgumentParser()
-    bench.add_arguments(parser)
-    options = parser.parse_args(["--shape", "qwen3-4b", "--preset", "code_generation"])
+    options = parsed("--shape", "qwen3-4b", "--preset", "code_generation")
     ((name, task),) = bench.tasks(options)
     assert (name, task["prompt_tokens"], task["generation_tokens"]) == ("code_generation", 64, 300)
     with pytest.raises(errors.UsageError):
-        bench.tasks(parser.parse_args(["--shape", "qwen3-4b", "-n", "0"]))
+        bench.tasks(parsed("--shape", "qwen3-4b", "-n", "0"))
 
 
 def test_where_stock_cannot_run_on_a_quantised_cache_its_plain_one_is_the_baseline(

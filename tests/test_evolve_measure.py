@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from types import SimpleNamespace
@@ -201,7 +200,8 @@ def test_the_gpu_has_one_owner_at_a_time() -> None:
     with measure.gpu(owner):
         waiting = threading.Thread(target=other)
         waiting.start()
-        time.sleep(0.3)
+        waiting.join(0.3)
+        assert waiting.is_alive()
         held.append("first")
     waiting.join(30)
     assert held == ["first", "other"]

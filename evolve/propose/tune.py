@@ -88,8 +88,8 @@ class Tune:
     def propose(self, archive: Archive, count: int) -> list[Candidate]:
         """Up to `count` settings for the workload with the most to win; before that, every
         kernel's defaults at the workloads that have no row yet."""
-        rng = random.Random(f"{archive.config.seed} {archive.next_number()}")
         first = archive.next_number()
+        rng = random.Random(f"{archive.config.seed} {first}")
         made: list[Candidate] = []
         for slug in self._workloads(archive):
             fresh = archive.tries(slug) == 0
@@ -113,7 +113,7 @@ class Tune:
                         island=island,
                     )
                 )
-            if len(made) == count or (made and not fresh):
+            if len(made) == count:
                 break
         return made
 
