@@ -35,17 +35,17 @@ CASES = (
     ("gqa_decode_mma", "attention-b2-hq4-hkv2-lq1-lk128-d128-v128-bfloat16-none", {"splits": 1}),
     ("gqa_decode_mma", "attention-b1-hq8-hkv2-lq4-lk128-d64-v64-float16-bool", {"splits": 3}),
     (
-        "latent_decode_mma",
+        "latent_shared_mma",
         "attention_latent-b1-hq16-hkv1-lq1-lk256-d512-v512-bfloat16-additive",
         {},
     ),
     (
-        "latent_decode_mma",
+        "latent_shared_mma",
         "attention_latent-b1-hq20-hkv1-lq1-lk64-d576-v576-float16-bool-sinks",
         {"splits": 3, "fused": 0},
     ),
-    ("wide_decode_mma", "attention-b1-hq8-hkv1-lq1-lk64-d512-v512-bfloat16-none", {"splits": 1}),
-    ("wide_decode_mma", "attention-b1-hq8-hkv2-lq8-lk64-d256-v256-float16-causal", {"splits": 2}),
+    ("wide_shared_mma", "attention-b1-hq8-hkv1-lq1-lk64-d512-v512-bfloat16-none", {"splits": 1}),
+    ("wide_shared_mma", "attention-b1-hq8-hkv2-lq8-lk64-d256-v256-float16-causal", {"splits": 2}),
     ("tiles_mma", "attention-b1-hq4-hkv2-lq32-lk128-d128-v128-bfloat16-causal", {"splits": 2}),
     (
         "tiles_mma",
@@ -179,7 +179,7 @@ def test_who_comes_when_changes_no_bit() -> None:
 
 
 def test_lanes_that_part_at_a_shuffle_are_caught() -> None:
-    kernel = NATIVE["latent_decode_mma"]
+    kernel = NATIVE["latent_shared_mma"]
     file = "single_mma.cu"
     source = kernel.sources[file]
     line = "const int kv_len = keys_shape[2];"
