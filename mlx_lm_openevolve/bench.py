@@ -251,7 +251,7 @@ def run_case(
     alike = found["stock_kv_bits"] == task["kv_bits"]
     faster = alike and bool(task["settings"]["require_faster"])
     found["problems"] = problems(found, faster)
-    if faster and found["ratio"] < FLOOR and found["high"] < 1:
+    if faster and found["ratio"] < FLOOR and told(found):
         found["withdrawn"] = withdraw(
             name, found, Registry(user_root()), info["device_info"]["slug"]
         )
@@ -260,10 +260,11 @@ def run_case(
     for arm in rows:
         averages = ", ".join(f"{key}={found['averages'][arm][key]:.3f}" for key in KEYS)
         say(f"Averages {arm:8s}: {averages}")
+    interval = f"[{found['low']:.3f}, {found['high']:.3f}]"
     say(
-        f"Ratio patched / stock: generation {found['ratio']:.3f} [{found['low']:.3f},"
-        f" {found['high']:.3f}], prompt {found['prompt_ratio']:.3f},"
-        f" peak memory {found['memory_ratio']:.3f}"
+        f"Ratio patched / stock: generation {found['ratio']:.3f}"
+        f" {interval if options.blocks > 1 else '(one block: no interval)'},"
+        f" prompt {found['prompt_ratio']:.3f}, peak memory {found['memory_ratio']:.3f}"
     )
     if not alike:
         say("Stock mlx-lm cannot run on a quantised cache here: it ran on a plain one (no floor).")
@@ -292,11 +293,16 @@ def problems(found: Mapping[str, Any], faster: bool) -> list[str]:
     if not logits["patched"] <= LOGITS_RATIO * logits["stock"]:
         says.append("the logits are further from float32 attention than rounding explains")
     if faster and found["ratio"] < FLOOR:
-        noise = "" if found["high"] < 1 else "; not told from noise: repeat with more --blocks"
+        noise = "" if told(found) else "; not told from noise: repeat with more --blocks"
         served = [slug for slug, row in found.get("routes", {}).items() if row["hits"]]
         where = f" with kernels on {', '.join(served)}" if served else ""
         says.append(f"slower than stock: {found['ratio']:.3f}x, below {FLOOR}x{where}{noise}")
     return says
+
+
+def told(found: Mapping[str, Any]) -> bool:
+    """Whether the blocks tell what is slower than stock from noise; one block tells nothing."""
+    return len(found["blocks"]) > 1 and bool(found["high"] < 1)
 
 
 def samples(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, list[Any]]:

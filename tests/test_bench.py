@@ -68,7 +68,8 @@ def test_the_interval_spans_the_blocks_that_disagree() -> None:
 
 def case(**changes: Any) -> dict[str, Any]:
     logits = {"hits": 8, "stock": 1e-3, "patched": 1e-3, "difference": 1e-3}
-    return {"hits": 5, "ratio": 1.1, "low": 1.0, "high": 1.2, "logits": logits} | changes
+    found = {"hits": 5, "blocks": [1.0, 1.1, 1.2], "ratio": 1.1, "low": 1.0, "high": 1.2}
+    return found | {"logits": logits} | changes
 
 
 @pytest.mark.parametrize(
@@ -78,6 +79,7 @@ def case(**changes: Any) -> dict[str, Any]:
         ({"hits": 0}, True, "stock with stock"),
         ({"ratio": 0.98, "high": 0.985}, True, "slower than stock: 0.980x"),
         ({"ratio": 0.98, "high": 1.05}, True, "not told from noise"),
+        ({"ratio": 0.98, "high": 0.98, "blocks": [0.98]}, True, "not told from noise"),
         ({"ratio": 0.01, "high": 0.02}, False, ""),
         ({"logits": {"hits": 8, "stock": 1e-3, "patched": 3e-3}}, True, "logits"),
         ({"logits": {"hits": 8, "stock": float("nan"), "patched": 0.0}}, True, "logits"),
@@ -168,7 +170,13 @@ def test_a_shape_is_what_mlx_lm_makes_of_it(shape: str, monkeypatch: pytest.Monk
 
 # Where stock cannot run on the quantised cache that was asked for, it did something else, faster.
 @pytest.mark.parametrize(
-    ("speed", "asked", "kept"), [(1.2, [], True), (0.9, [], False), (0.9, ["--kv-bits", "4"], True)]
+    ("speed", "asked", "kept"),
+    [
+        (1.2, [], True),
+        (0.9, [], False),
+        (0.9, ["--blocks", "2"], False),
+        (0.9, ["--kv-bits", "4"], True),
+    ],
 )
 def test_a_slower_preset_fails_names_its_workloads_and_withdraws_them(
     home: Path, monkeypatch: pytest.MonkeyPatch, speed: float, asked: list[str], kept: bool
@@ -195,13 +203,14 @@ def test_a_slower_preset_fails_names_its_workloads_and_withdraws_them(
     screen = io.StringIO()
     halves: list[dict[str, Any]] = []
     found = bench.run_case(name, task, options, Console(file=screen, width=200), halves.append)
-    assert [sum(map(len, x["samples"].values())) for x in halves] == list(range(1, 13))
+    processes = range(1, 4 * options.blocks + 1)
+    assert [sum(map(len, x["samples"].values())) for x in halves] == list(processes)
     assert halves[-1]["samples"] == found["samples"]
     assert found["ok"] == kept
     assert Registry(home).verdicts("host", BUCKET)[0].accepted == kept
     assert found["withdrawn"] == ([] if kept else [BUCKET.slug])
     assert (f"withdrawn: {BUCKET.slug}" in screen.getvalue()) != kept
-    assert ("no floor" in screen.getvalue()) == bool(asked)
+    assert ("no floor" in screen.getvalue()) == bool(options.kv_bits)
     if not kept:
         assert f"0.900x, below 0.99x with kernels on {BUCKET.slug}" in screen.getvalue()
 
