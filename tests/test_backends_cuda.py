@@ -48,6 +48,7 @@ def test_minify_drops_comments_and_blanks_and_keeps_every_line_where_it_is() -> 
         ("#define F (1)", "#define F (1)"),
         ("1.0e-5f - 2", "1.0e-5f-2"),
         ("case 1 : x", "case 1:x"),
+        ('f ("a" NAME "b" , "c" )', 'f("a" NAME "b","c")'),
     ],
 )
 def test_minify_keeps_the_tokens(source: str, expected: str) -> None:

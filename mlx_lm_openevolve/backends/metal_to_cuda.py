@@ -94,6 +94,8 @@ def minify(source: str) -> str:
                     parts.append(" ")
                 elif last[-1] in "+-&|<>/*=" and token[0] in "+-&|<>/*=":
                     parts.append(" ")  # a + +b
+                elif '"' in (last[-1], token[0]) and _GLUED.search(last[-1] + token[0]):
+                    parts.append(" ")  # "a" NAME "b"
             parts.append(token)
             space = ""
     return "".join(parts).rstrip()
