@@ -33,11 +33,14 @@ def quantized(workload: Workload, bits: int) -> Workload:
 QWEN3_06B, LLAMA_1B, LLAMA_8B = shape(16, 8, 128), shape(32, 8, 64), shape(32, 8, 128)
 GEMMA3_4B, GEMMA3_12B, GPT_OSS = shape(8, 4, 256), shape(16, 8, 256), shape(64, 8, 64)
 D80 = shape(32, 32, 80)
-# Wide heads: one KV head in eight query heads, D 512, and one of MLA's value widths, 192/128.
-GEMMA_512, MLA_PREFILL = shape(16, 2, 512), replace(shape(16, 16, 192), v_head_dim=128)
-# MLA decode: 16 heads (DeepSeek V2 Lite) and 128 (V3) over one latent of 512, rope scores added.
-LATENT_16, LATENT_128 = (
-    replace(shape(heads, 1, 512), mask="additive", op="attention_latent") for heads in (16, 128)
+# Wide heads: one KV head in eight query heads, D 512; MLA's prompts, 192/128 and 192/256.
+GEMMA_512, GEMMA_512_SMALL = shape(16, 2, 512), shape(8, 1, 512)
+MLA_PREFILL = replace(shape(16, 16, 192), v_head_dim=128)
+GLM_PREFILL = replace(shape(20, 20, 192), v_head_dim=256, mask="additive")
+# MLA decode: 16 heads, 20 (GLM-4.7-Flash) and 128 (DeepSeek V3) over one latent of 512, with the
+# rope's scores added.
+LATENT_16, LATENT_20, LATENT_128 = (
+    replace(shape(heads, 1, 512), mask="additive", op="attention_latent") for heads in (16, 20, 128)
 )
 
 
@@ -81,13 +84,32 @@ SUITES: dict[str, list[Workload]] = {
         for b, mask, lengths in ((1, "none", powers(256, 65536)), (8, "bool", powers(512, 4096)))
         for n in lengths
     ],
-    "widest": [replace(GEMMA_512, kv_len=n) for n in powers(1024, 16384)],
-    "latent": [replace(w, kv_len=n) for w in (LATENT_16, LATENT_128) for n in powers(512, 16384)],
+    "widest": [
+        replace(w, kv_len=n, **how)
+        for w in (GEMMA_512, GEMMA_512_SMALL)
+        for how, lengths in (
+            ({}, powers(1024, 16384)),
+            ({"q_len": 8, "mask": "causal"}, (1024, 4096)),
+            ({"batch": 8, "mask": "bool"}, (1024, 4096)),
+        )
+        for n in lengths
+    ],
+    "latent": [
+        *(
+            replace(w, kv_len=n)
+            for w in (LATENT_16, LATENT_20, LATENT_128)
+            for n in powers(512, 16384)
+        ),
+        *(replace(LATENT_16, batch=b, kv_len=n) for b in (2, 4, 8) for n in (1024, 4096)),
+    ],
     "prefill": [
-        replace(w, kv_len=n, q_len=2048, mask=mask)
-        for w in (GEMMA3_4B, GEMMA3_12B, MLA_PREFILL)
-        for mask in ("causal", "bool")
-        for n in powers(1024, 16384)
+        *(
+            replace(w, kv_len=n, q_len=2048, mask=mask)
+            for w in (GEMMA3_4B, GEMMA3_12B, MLA_PREFILL)
+            for mask in ("causal", "bool")
+            for n in powers(1024, 16384)
+        ),
+        *(replace(GLM_PREFILL, kv_len=n, q_len=2048) for n in (2048, 4096)),
     ],
     # Contexts so short that MLX and a kernel are a launch apart.
     "short": [

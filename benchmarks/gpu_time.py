@@ -29,7 +29,7 @@ from torch_reference import CACHE_BYTES, copy_bandwidth, graph_microseconds, mea
 from mlx_lm_openevolve.backends import cuda, cuda_modules
 from mlx_lm_openevolve.backends.metal_to_cuda import UnsupportedOnCuda
 from mlx_lm_openevolve.errors import KernelError
-from mlx_lm_openevolve.kernel import Kernel, Launch
+from mlx_lm_openevolve.kernel import INPUTS, Kernel, Launch
 from mlx_lm_openevolve.workload import Workload
 
 TUNED = Path(__file__).resolve().parent.parent / "tuned" / "v1" / "kernels"
@@ -54,8 +54,13 @@ SWEEP = {
     "simdgroups": (4, 8),
     "unroll": (2, 4),
 }
-CUDA_TYPES = {"bool": "bool", "float32": "float", "float16": "__half", "bfloat16": "__nv_bfloat16"}
-MAX_DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+CUDA_TYPES = {
+    "bool": "bool",
+    "uint32": "uint32_t",
+    "float32": "float",
+    "float16": "__half",
+    "bfloat16": "__nv_bfloat16",
+}
 TOLERANCE = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 1e-2}
 
 
@@ -77,8 +82,10 @@ def kernel_text(
     if not w.sinks:
         absent["sinks"] = CUDA_TYPES[w.dtype]
     header, source = cuda.sources(launch, absent)
-    dtypes = dict.fromkeys(("queries", "keys", "values", "sinks"), w.dtype)
+    dtypes = dict.fromkeys(INPUTS[w.op], w.dtype)
     dtypes |= {"mask": "bool" if w.mask == "bool" else w.dtype, "scale": "float32"} | made
+    if w.kv_bits:
+        dtypes |= {"keys": "uint32", "values": "uint32"}
     parameters, plan = [], []
     for name in launch.stage.inputs:
         if name in absent:
@@ -130,14 +137,12 @@ class Call:
             module, function = ctypes.c_void_p(), ctypes.c_void_p()
             self._must(self.driver.cuModuleLoadData(ctypes.byref(module), cubins[text]))
             self._must(self.driver.cuModuleGetFunction(ctypes.byref(function), module, b"kernel"))
-            shared = launch.shared_memory
-            self._must(self.driver.cuFuncSetAttribute(function, MAX_DYNAMIC_SHARED, shared))
             outputs = {
                 name: torch.full(shape, math.nan, dtype=getattr(torch, dtype), device="cuda")
                 for name, shape, dtype in launch.outputs
             }
             blocks = [g // t for g, t in zip(launch.grid, launch.threadgroup, strict=True)]
-            self.steps.append((function, plan, outputs, (*blocks, *launch.threadgroup, shared)))
+            self.steps.append((function, plan, outputs, (*blocks, *launch.threadgroup)))
 
     @staticmethod
     def _must(error: int) -> None:
@@ -166,16 +171,17 @@ class Call:
         def launch() -> torch.Tensor:
             stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
             for function, sizes, pointers, _ in bound:
-                self._must(self.driver.cuLaunchKernel(function, *sizes, stream, pointers, None))
+                self._must(self.driver.cuLaunchKernel(function, *sizes, 0, stream, pointers, None))
             out: torch.Tensor = arrays["out"]
             return out
 
         return launch
 
 
-def inputs(w: Workload) -> list[dict[str, Any]]:
-    """Arrays by name, one set for each cache; beyond kv_len the caches hold NaN."""
-    count = max(2, min(100, math.ceil(CACHE_BYTES / w.kv_bytes())))
+def inputs(w: Workload, count: int = 0) -> list[dict[str, Any]]:
+    """Arrays by name, one set for each cache (0: as many as do not fit into the GPU's); beyond
+    kv_len the caches hold NaN."""
+    count = count or max(2, min(100, math.ceil(CACHE_BYTES / w.kv_bytes())))
     dtype = getattr(torch, w.dtype)
     shared: dict[str, Any] = {"scale": torch.tensor([w.head_dim**-0.5], device="cuda")}
     if w.mask == "bool":
@@ -192,28 +198,53 @@ def inputs(w: Workload) -> list[dict[str, Any]]:
         arrays["queries"] = torch.randn(
             w.batch, w.q_heads, w.q_len, w.head_dim, device="cuda", dtype=dtype
         )
-        for name, width in (("keys", w.head_dim), ("values", w.v_head_dim)):
-            shape = (w.batch, w.kv_heads, w.kv_len + 256, width)
-            buffer = torch.randn(shape, device="cuda", dtype=dtype)
-            buffer[:, :, w.kv_len :] = math.nan
-            arrays[name] = buffer[:, :, : w.kv_len]
+        rows = (w.batch, w.kv_heads, w.kv_len + 256)
+        for name, width in (("key", w.head_dim), ("value", w.v_head_dim)):
+            floats = {f"{name}s": width}
+            if w.kv_bits:
+                words = (*rows, width * w.kv_bits // 32)
+                whole = torch.randint(-(1 << 31), 1 << 31, words, device="cuda", dtype=torch.int32)
+                arrays[f"{name}s"] = whole[:, :, : w.kv_len]
+                floats = dict.fromkeys((f"{name}_scales", f"{name}_biases"), width // w.kv_group)
+            for part, columns in floats.items():
+                buffer = torch.randn((*rows, columns), device="cuda", dtype=dtype)
+                buffer[:, :, w.kv_len :] = math.nan
+                arrays[part] = buffer[:, :, : w.kv_len]
         if w.op == "attention_latent":
             arrays["values"] = arrays["keys"]
         sets.append(arrays)
     return sets
 
 
+def floats(w: Workload, arrays: dict[str, Any], name: str) -> torch.Tensor:
+    """The keys ("key") or values ("value") in float64."""
+    x = arrays[f"{name}s"]
+    if not w.kv_bits:
+        return torch.Tensor.double(x)
+    shifts = torch.arange(0, 32, w.kv_bits, device="cuda")
+    steps = (x[..., None] >> shifts & ((1 << w.kv_bits) - 1)).flatten(-2).double()
+    scales, biases = (
+        arrays[f"{name}_{part}"].double().repeat_interleave(w.kv_group, -1)
+        for part in ("scales", "biases")
+    )
+    return torch.Tensor.add(steps * scales, biases)
+
+
 def reference(w: Workload, arrays: dict[str, Any]) -> torch.Tensor:
     """Attention in float64, head by head of the KV cache."""
     outputs = []
+    keys, values = floats(w, arrays, "key"), floats(w, arrays, "value")
     for head in range(w.kv_heads):
         q = arrays["queries"][:, head * w.group : (head + 1) * w.group].double()
-        k, v = (arrays[n][:, head : head + 1].double() for n in ("keys", "values"))
+        k, v = (x[:, head : head + 1] for x in (keys, values))
         scores = q @ k.transpose(-1, -2) * float(arrays["scale"])
         if w.mask == "additive":
             scores += arrays["mask"][:, head * w.group : (head + 1) * w.group].double()
         if w.mask == "bool":
             scores = scores.masked_fill(~arrays["mask"], -1e300)
+        elif w.mask == "causal":
+            seen = torch.ones(w.q_len, w.kv_len, device="cuda").tril(w.kv_len - w.q_len)
+            scores = scores.masked_fill(seen == 0, -1e300)
         if w.sinks:
             sink = arrays["sinks"][head * w.group : (head + 1) * w.group].double()
             sink = sink.reshape(1, -1, 1, 1).expand(*scores.shape[:-1], 1)

@@ -55,7 +55,7 @@ PRESETS = {
     "long_generation": (16, 1000),
     "maximum_context_stress_test": (1408, 10000),
 }
-SHAPES = ("qwen3-0.6b", "qwen3-4b", "llama-3.2-1b", "gemma-3-4b", "gpt-oss-20b")
+SHAPES = ("qwen3-0.6b", "qwen3-4b", "llama-3.2-1b", "gemma-3-4b", "gpt-oss-20b", "glm-4.7-flash")
 FLOOR = 0.99  # a preset below it withdraws the verdicts that served it
 # The patched logits may stand this much further from float32 attention than the stock ones: both
 # distances are rounding noise, amplified by the same layers.

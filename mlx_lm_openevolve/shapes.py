@@ -105,25 +105,50 @@ SHAPES: dict[str, dict[str, Any]] = {
             "truncate": False,
         },
     },
+    # https://huggingface.co/zai-org/GLM-4.7-Flash, whose numbers mlx-lm's glm4_moe_lite.py has as
+    # its defaults: multi-head latent attention.
+    "glm-4.7-flash": {
+        "model_type": "glm4_moe_lite",
+        "hidden_size": 2048,
+        "num_hidden_layers": 47,
+        "intermediate_size": 10240,
+        "moe_intermediate_size": 1536,
+        "num_attention_heads": 20,
+        "num_key_value_heads": 20,
+        "q_lora_rank": 768,
+        "kv_lora_rank": 512,
+        "qk_nope_head_dim": 192,
+        "qk_rope_head_dim": 64,
+        "v_head_dim": 256,
+        "rms_norm_eps": 1e-5,
+        "vocab_size": 154880,
+        "n_routed_experts": 64,
+        "n_shared_experts": 1,
+        "num_experts_per_tok": 4,
+        "first_k_dense_replace": 1,
+        "routed_scaling_factor": 1.8,
+        "max_position_embeddings": 202752,
+        "rope_theta": 1e6,
+    },
 }
 
 
 def build(shape: str) -> Any:
     """mlx-lm's model of that shape with random bfloat16 weights, always the same ones; experts in
-    four bits (mxfp4), as they are published."""
+    four bits (mxfp4), as gpt-oss is published."""
     config = SHAPES[shape]
     module = import_module(f"mlx_lm.models.{config['model_type']}")
     mx.random.seed(0)
     model = module.Model(module.ModelArgs.from_dict(config))
     model.update(tree_map(lambda x: x.astype(mx.bfloat16), model.parameters()))
-    if "num_local_experts" in config:
+    if "num_experts_per_tok" in config:
         nn.quantize(  # type: ignore[attr-defined]
             model,
             group_size=32,
             bits=4,
             mode="mxfp4",
             class_predicate=lambda path, layer: (
-                "experts" in path and hasattr(layer, "to_quantized")
+                ("experts" in path or "switch_mlp" in path) and hasattr(layer, "to_quantized")
             ),
         )
     mx.eval(model.parameters())

@@ -143,6 +143,8 @@ def test_a_shape_is_what_mlx_lm_makes_of_it(shape: str, monkeypatch: pytest.Monk
     """Its heads, masks and caches at full size; fewer and narrower layers, to be quick."""
     full = shapes.SHAPES[shape]
     small = {"num_hidden_layers": 6, "hidden_size": 64, "intermediate_size": 64, "vocab_size": 96}
+    if "n_routed_experts" in full:
+        small |= {"moe_intermediate_size": 64, "n_routed_experts": 8}
     if "layer_types" in full:
         assert len(full["layer_types"]) == full["num_hidden_layers"]
         small["layer_types"] = full["layer_types"][:6]
@@ -157,15 +159,18 @@ def test_a_shape_is_what_mlx_lm_makes_of_it(shape: str, monkeypatch: pytest.Monk
 
     patch = Patch(base, lambda _: attention)
     patch.install()
+    cache = make_prompt_cache(model)
     try:
-        out = model(mx.arange(5)[None], cache=make_prompt_cache(model))
+        outs = [model(mx.arange(5)[None], cache=cache), model(mx.array([[5]]), cache=cache)]
     finally:
         patch.restore()
-    assert mx.all(mx.isfinite(out)).item()
-    head = full["head_dim"]
-    queries = (1, full["num_attention_heads"], 5, head)
-    keys = (1, full["num_key_value_heads"], 5, head)
-    assert asked == [(queries, keys, mx.bfloat16)] * 6
+    assert all(mx.all(mx.isfinite(out)).item() for out in outs)
+    heads, kv_heads = full["num_attention_heads"], full["num_key_value_heads"]
+    head = full.get("head_dim") or full["qk_nope_head_dim"]
+    prompt = ((1, heads, 5, head), (1, kv_heads, 5, head), mx.bfloat16)
+    kv_heads, head = (1, full["kv_lora_rank"]) if "kv_lora_rank" in full else (kv_heads, head)
+    step = ((1, heads, 1, head), (1, kv_heads, 6, head), mx.bfloat16)
+    assert asked == [prompt] * 6 + [step] * 6
 
 
 # Where stock cannot run on the quantised cache that was asked for, it did something else, faster.
