@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from mlx_lm_openevolve import quantized
-from mlx_lm_openevolve.reference import Packed, case, pack
-from mlx_lm_openevolve.reference.truth import decode
+from mlx_lm_openevolve.reference import Packed, case, decode, pack
 from mlx_lm_openevolve.workload import Workload
 
 

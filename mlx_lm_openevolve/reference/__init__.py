@@ -11,24 +11,10 @@ a lost key are then errors of order one, whatever the magnitude of V.
 
 from __future__ import annotations
 
+from .baseline import answer, baseline_name, floats, mass, sdpa
 from .inputs import KINDS, case, cases, mask
-from .truth import (
-    Case,
-    Inputs,
-    Packed,
-    Truth,
-    answer,
-    attention,
-    baseline_name,
-    decode,
-    download,
-    encode,
-    floats,
-    mass,
-    pack,
-    sdpa,
-    smallest,
-)
+from .stored import Packed, decode, download, encode, pack, smallest
+from .truth import Case, Inputs, Truth, attention
 
 __all__ = [
     "KINDS",

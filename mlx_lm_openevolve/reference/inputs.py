@@ -11,21 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..workload import Q_LEN_BUCKETS, Workload
-from .truth import (
-    LEAD,
-    TAIL,
-    Array,
-    Bool,
-    Case,
-    Packed,
-    causal,
-    decode,
-    encode,
-    lowest,
-    pack,
-    upload,
-    visible,
-)
+from .stored import LEAD, TAIL, Array, Bool, Packed, decode, encode, lowest, pack, upload
+from .truth import Case, causal, visible
 
 __all__ = ["KINDS", "case", "cases", "mask"]
 

@@ -2,116 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from .. import quantized
 from ..workload import Workload
+from .stored import Array, Bool, Float, Packed, decode, lowest, smallest, upload
 
-__all__ = [
-    *("Case", "Inputs", "Packed", "Truth", "attention", "baseline_name", "decode", "encode"),
-    *("answer", "floats", "mass", "pack", "sdpa", "smallest"),
-]
-
-Array = npt.NDArray[np.generic]
-Float = npt.NDArray[np.float64]
-Bool = npt.NDArray[np.bool_]
+__all__ = ["Case", "Inputs", "Truth", "attention", "causal", "visible"]
 
 Operand = mx.array | tuple[mx.array, ...]
 
-# A KV cache hands over a slice of a longer buffer: rows before and after it that must not be read.
-LEAD, TAIL = 3, 5
 # Elements of K and V that `truth` converts to float64 for a case, and its query rows.
 _TRUTH_ELEMENTS = 2 << 20
 _TRUTH_ROWS = 16
-
-
-def encode(x: Array, dtype: str) -> Array:
-    """`x` rounded to a dtype as stored: bfloat16 as its 16 bits (NumPy has no such type)."""
-    x = np.ascontiguousarray(x, np.float32)
-    if dtype == "float32":
-        return x
-    if dtype == "float16":
-        return x.astype(np.float16)
-    bits = x.view(np.uint32)
-    rounded = (bits + (((bits >> 16) & 1) + np.uint32(0x7FFF))) >> 16
-    return np.where(np.isnan(x), np.uint32(0x7FC0), rounded).astype(np.uint16)
-
-
-def decode(x: Array, dtype: str) -> Float:
-    """The float64 values of an array as `encode` stores it."""
-    if dtype == "bfloat16":
-        return (x.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
-    return x.astype(np.float64)
-
-
-def upload(x: Array, dtype: str) -> mx.array:
-    array = mx.array(x)
-    return array.view(mx.bfloat16) if dtype == "bfloat16" and x.dtype == np.uint16 else array
-
-
-def download(x: mx.array) -> Array:
-    """An array as `encode` stores it."""
-    return np.array(x.view(mx.uint16) if x.dtype == mx.bfloat16 else x)
-
-
-@dataclass(frozen=True, eq=False)
-class Packed:
-    """Quantised keys or values in NumPy: words uint32 [B, Hkv, N, D * bits / 32], scales and
-    biases [B, Hkv, N, D / group] as `encode` stores them, all views into longer buffers."""
-
-    words: Array
-    scales: Array
-    biases: Array
-    bits: int
-    dtype: str
-
-    def decode(self, batch: int, head: int) -> Float:
-        """The float64 values [N, D] of one KV head: number * scale + bias. The numbers follow
-        each other in the words' little-endian bytes, whatever their bits."""
-        words = np.ascontiguousarray(self.words[batch, head])
-        bits = np.unpackbits(words.view(np.uint8), axis=-1, bitorder="little")
-        numbers = bits.reshape(len(words), -1, self.bits) @ (1.0 * (1 << np.arange(self.bits)))
-        scales, biases = (
-            decode(part[batch, head], self.dtype)[:, :, None] for part in (self.scales, self.biases)
-        )
-        grouped = numbers.reshape(*scales.shape[:2], -1)
-        rows: Float = (grouped * scales + biases).reshape(len(words), -1)
-        return rows
-
-    def steps(self, batch: int, head: int) -> Float:
-        """What one more in a number means, for every element [N, D] of one KV head."""
-        scales = np.abs(decode(self.scales[batch, head], self.dtype))
-        width = self.words.shape[-1] * 32 // self.bits
-        steps: Float = scales.repeat(width // scales.shape[-1], -1)
-        return steps
-
-
-def pack(x: Array, dtype: str, bits: int, group: int, aligned: bool = False) -> Packed:
-    """The quantisation by MLX of a stored array [B, Hkv, N, D], inside buffers of NaN scales.
-
-    aligned: every head starts at a multiple of 16 bytes, as in mlx-lm's caches, which the fast
-    paths of kernels are for; else at any address."""
-    lead, tail = (8, TAIL + -(8 + x.shape[2] + TAIL) % 8) if aligned else (LEAD, TAIL)
-    parts = mx.quantize(upload(np.ascontiguousarray(x), dtype), group_size=group, bits=bits)
-    mx.eval(parts)
-    held = []
-    for part in parts:
-        plain = np.array(part.view(mx.uint16) if part.dtype == mx.bfloat16 else part)
-        shape = (*plain.shape[:2], lead + plain.shape[2] + tail, plain.shape[3])
-        void = np.uint32(0xFFFFFFFF) if part.dtype == mx.uint32 else encode(_NAN, dtype)[0]
-        buffer = np.full(shape, void, plain.dtype)
-        buffer[:, :, lead:-tail] = plain
-        held.append(buffer[:, :, lead:-tail])
-    return Packed(held[0], held[1], held[2], bits, dtype)
-
-
-_NAN = np.array([np.nan], np.float32)
 
 
 def attention(
@@ -323,84 +229,6 @@ def visible(w: Workload, mask: Array | None) -> Bool | None:
     return seen.reshape((1,) * (4 - seen.ndim) + seen.shape)
 
 
-def baseline_name(workload: Workload) -> str:
-    """What `sdpa` is for a workload."""
-    if not workload.kv_bits:
-        return "mx.fast.scaled_dot_product_attention"
-    if quantized.stock_runs(workload):
-        return "mlx-lm's quantized_scaled_dot_product_attention"
-    return "dequantise + SDPA, since mlx-lm's quantised attention does not run here"
-
-
-def sdpa(workload: Workload, fixed: float | None = None) -> Callable[..., mx.array]:
-    """What mlx-lm runs, as a Call for a workload: the baseline of every comparison. MLX's own
-    attention; on a quantised cache mlx-lm's, or dequantise + SDPA where that does not run.
-
-    A Call is handed its scale as an array; `fixed` is that number where it is known beforehand,
-    as mlx-lm knows it, so that the baseline pays nothing for reading it."""
-    causal = workload.mask == "causal"
-    bits, group = workload.kv_bits, workload.kv_group
-    packed = None
-    if bits:
-        packed = quantized.stock if quantized.stock_runs(workload) else quantized.dequantised
-
-    def call(
-        queries: mx.array,
-        keys: Any,
-        values: Any,
-        scale: mx.array | float,
-        mask: mx.array | None,
-        sinks: mx.array | None,
-    ) -> mx.array:
-        number = fixed
-        if number is None:
-            number = scale if isinstance(scale, float) else float(np.array(scale)[0])
-        if packed is not None:
-            own_masks = mask is not None and mask.ndim == 4 and mask.shape[1] > 1
-            # mlx-lm's own takes no mask of its own for every head.
-            serve = quantized.dequantised if own_masks else packed
-            return serve(queries, keys, values, number, "causal" if causal else mask, bits, group)
-        return mx.fast.scaled_dot_product_attention(
-            queries,
-            keys,
-            values,
-            scale=number,
-            mask="causal" if causal else mask,
-            sinks=sinks,
-        )
-
-    return call
-
-
-def answer(workload: Workload, queries: mx.array, keys: Any, values: Any, *rest: Any) -> mx.array:
-    """The answer that others are compared with, [B, Hq, L, Dv]: SDPA's. On a quantised cache by
-    SDPA in float32: mlx-lm's own there errs by whole values on peaked logits (bfloat16 on a CPU),
-    as it keeps scores and products in the activations' dtype."""
-    if not workload.kv_bits:
-        return sdpa(workload)(queries, keys, values, *rest)
-    plain = replace(workload, op="attention", kv_bits=0, kv_group=0)
-    k, v = floats(workload, keys), floats(workload, values)
-    return sdpa(plain)(queries.astype(mx.float32), k, v, *rest)
-
-
-def mass(workload: Workload, queries: mx.array, keys: Any, values: Any, *rest: Any) -> mx.array:
-    """The sum of p |v| for every element of the answer, by SDPA: the unit of errors. A quantised
-    value counts with its step too: quantised zeros are what rounding left of them."""
-    plain = replace(workload, op="attention", kv_bits=0, kv_group=0)
-    k, size = floats(workload, keys), mx.abs(floats(workload, values))
-    if workload.kv_bits:
-        size = size + mx.repeat(mx.abs(values[1].astype(mx.float32)), workload.kv_group, axis=-1)
-    return sdpa(plain)(queries.astype(k.dtype), k, size, *rest)
-
-
-def floats(workload: Workload, x: Any) -> mx.array:
-    """Keys or values as plain numbers: in float32 where they are quantised."""
-    if not workload.kv_bits:
-        plain: mx.array = x
-        return plain
-    return quantized.exact(x, workload.kv_bits, workload.kv_group)
-
-
 def _part(mask: Array, b: int, heads: slice, rows: npt.NDArray[np.int64]) -> Array:
     """What a mask [B|1, Hq|1, L|1, N] says to some rows of a batch entry and its heads."""
     part = mask[b if mask.shape[0] > 1 else 0]
@@ -412,19 +240,6 @@ def _part(mask: Array, b: int, heads: slice, rows: npt.NDArray[np.int64]) -> Arr
 def causal(q_len: int, kv_len: int) -> Bool:
     seen: Bool = np.arange(kv_len) <= np.arange(kv_len - q_len, kv_len)[:, None]
     return seen
-
-
-def lowest(dtype: str) -> float:
-    """The most negative number of a dtype: what mlx-lm's additive masks hold where they mask."""
-    return {"float16": -65504.0, "bfloat16": -3.3895313892515355e38}.get(
-        dtype, float(np.finfo(np.float32).min)
-    )
-
-
-def smallest(dtype: str) -> float:
-    """Below this a dtype's numbers lose precision, and a chip may flush them to zero: errors are
-    measured in units of no less."""
-    return 16 * float(np.finfo(np.float16 if dtype == "float16" else np.float32).tiny)
 
 
 def _sample(rng: np.random.Generator, n: int, count: int) -> npt.NDArray[np.int64]:
