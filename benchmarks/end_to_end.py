@@ -8,7 +8,6 @@ One case by hand: `mlx-lm-openevolve bench --shape qwen3-0.6b -b 8 -p 2048 -g 64
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -40,7 +39,7 @@ def main() -> None:
 
     def keep() -> None:
         if asked.output:
-            asked.output.write_text(json.dumps(result))
+            bench.write(asked.output, result)
 
     for shape in asked.shapes:
         for case in asked.cases:

@@ -17,7 +17,7 @@ import json
 import math
 import statistics
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -30,9 +30,9 @@ from mlx_lm_openevolve.backends import cuda, cuda_modules
 from mlx_lm_openevolve.backends.metal_to_cuda import UnsupportedOnCuda
 from mlx_lm_openevolve.errors import KernelError
 from mlx_lm_openevolve.kernel import INPUTS, Kernel, Launch
+from mlx_lm_openevolve.registry import Registry, tuned_root
 from mlx_lm_openevolve.workload import Workload
 
-TUNED = Path(__file__).resolve().parent.parent / "tuned" / "v1" / "kernels"
 DEFAULT = [
     *(
         f"attention-b1-hq{h}-hkv8-lq1-lk{n}-d128-v128-bfloat16-none"
@@ -48,7 +48,7 @@ DEFAULT = [
     *(f"attention-b1-hq64-hkv8-lq1-lk{n}-d64-v64-bfloat16-bool-sinks" for n in (256, 1024, 4096)),
 ]
 SWEEP = {
-    "splits": (1, 2, 3, 4, 6, 8, 16, 32, 64, 66),
+    "splits": (1, 2, 3, 4, 6, 8, 16, 32, 64),
     "warps": (4, 8, 16),
     "fused": (0, 1),
     "simdgroups": (4, 8),
@@ -64,7 +64,13 @@ CUDA_TYPES = {
 TOLERANCE = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 1e-2}
 
 
+Planned = tuple[Kernel, dict[str, int], Workload]
 Text = tuple[Launch, str, tuple[tuple[str, str], ...]]
+
+
+def shipped() -> list[Kernel]:
+    """The kernels of tuned/."""
+    return Registry(tuned_root(), writable=False).kernels()
 
 
 def texts_of(kernel: Kernel, params: dict[str, int], w: Workload) -> list[Text]:
@@ -123,6 +129,15 @@ def compiled(architecture: str, text: str) -> bytes | None:
     except RuntimeError as error:
         print(str(error)[:1000], file=sys.stderr)
         return None
+
+
+def cubins_of(planned: Iterable[Planned]) -> dict[str, bytes | None]:
+    """The cubin of every source that these launch, for this GPU: what a Call needs."""
+    texts = list({text for call in planned for _, text, _ in texts_of(*call)})
+    major, minor = torch.cuda.get_device_capability()
+    architecture = f"sm_{major}{minor}{'a' if major >= 9 else ''}"
+    with ProcessPoolExecutor(16) as pool:  # NVRTC needs no driver: children of a fork have none
+        return dict(zip(texts, pool.map(partial(compiled, architecture), texts), strict=True))
 
 
 class Call:
@@ -200,13 +215,13 @@ def inputs(w: Workload, count: int = 0) -> list[dict[str, Any]]:
         )
         rows = (w.batch, w.kv_heads, w.kv_len + 256)
         for name, width in (("key", w.head_dim), ("value", w.v_head_dim)):
-            floats = {f"{name}s": width}
+            parts = {f"{name}s": width}
             if w.kv_bits:
                 words = (*rows, width * w.kv_bits // 32)
                 whole = torch.randint(-(1 << 31), 1 << 31, words, device="cuda", dtype=torch.int32)
                 arrays[f"{name}s"] = whole[:, :, : w.kv_len]
-                floats = dict.fromkeys((f"{name}_scales", f"{name}_biases"), width // w.kv_group)
-            for part, columns in floats.items():
+                parts = dict.fromkeys((f"{name}_scales", f"{name}_biases"), width // w.kv_group)
+            for part, columns in parts.items():
                 buffer = torch.randn((*rows, columns), device="cuda", dtype=dtype)
                 buffer[:, :, w.kv_len :] = math.nan
                 arrays[part] = buffer[:, :, : w.kv_len]
@@ -220,14 +235,16 @@ def floats(w: Workload, arrays: dict[str, Any], name: str) -> torch.Tensor:
     """The keys ("key") or values ("value") in float64."""
     x = arrays[f"{name}s"]
     if not w.kv_bits:
-        return torch.Tensor.double(x)
+        plain: torch.Tensor = x.double()
+        return plain
     shifts = torch.arange(0, 32, w.kv_bits, device="cuda")
     steps = (x[..., None] >> shifts & ((1 << w.kv_bits) - 1)).flatten(-2).double()
     scales, biases = (
         arrays[f"{name}_{part}"].double().repeat_interleave(w.kv_group, -1)
         for part in ("scales", "biases")
     )
-    return torch.Tensor.add(steps * scales, biases)
+    found: torch.Tensor = steps * scales + biases
+    return found
 
 
 def reference(w: Workload, arrays: dict[str, Any]) -> torch.Tensor:
@@ -275,9 +292,8 @@ def main() -> None:
     parser.add_argument("--no-torch", action="store_true", help="leave PyTorch's backends out")
     parser.add_argument("--out", help="JSON file with every sample")
     args = parser.parse_args()
-    kernels = [Kernel.load(path.parent) for path in sorted(TUNED.glob("*/kernel.json"))]
     workloads = [Workload.parse(slug) for slug in args.workloads or DEFAULT]
-    kernels = [Kernel.load(folder) for folder in args.kernel] or kernels
+    kernels = [Kernel.load(folder) for folder in args.kernel] or shipped()
     plan = [
         (
             w,
@@ -291,18 +307,7 @@ def main() -> None:
         )
         for w in workloads
     ]
-    texts = list(
-        {
-            text
-            for w, tried in plan
-            for kernel, params in tried
-            for _, text, _ in texts_of(kernel, params, w)
-        }
-    )
-    major, minor = torch.cuda.get_device_capability()
-    architecture = f"sm_{major}{minor}{'a' if major >= 9 else ''}"
-    with ProcessPoolExecutor(16) as pool:  # NVRTC needs no driver: children of a fork have none
-        cubins = dict(zip(texts, pool.map(partial(compiled, architecture), texts), strict=True))
+    cubins = cubins_of((kernel, params, w) for w, tried in plan for kernel, params in tried)
     bandwidth = copy_bandwidth()
     report: dict[str, Any] = {
         "device": torch.cuda.get_device_name(),

@@ -2,11 +2,12 @@
 
     python benchmarks/sanitizer.py [--tool memcheck racecheck] [--kernel FOLDER ...] [--out FILE]
 
-Each kernel runs on a few small workloads: enough of them that every stage is launched under every
-kind of mask that it carries, and its results are compared with float64. They are launched as
-gpu_time.py launches them, without MLX, whose own memory the sanitizer cannot follow; each array is
-an allocation of its own. racecheck follows shared memory, memcheck all of it. A kernel that races
-and one that reads beyond its keys go along, without which silence would prove nothing.
+Each kernel runs on a few small workloads: enough of them that every stage that CUDA carries is
+launched, under each kind of mask below, and its results are compared with float64. They are
+launched as gpu_time.py launches them, without MLX, whose own memory the sanitizer cannot follow;
+each array is an allocation of its own. racecheck follows shared memory, memcheck all of it. A
+kernel that races and one that reads beyond its keys go along, without which silence would prove
+nothing.
 
 Prints what was found for each, writes it as JSON, and exits with 1 where a kernel is found guilty,
 answers wrongly, or a tool lets its culprit go.
@@ -23,18 +24,16 @@ import re
 import shutil
 import subprocess
 import sys
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import gpu_time
 import torch
+from gpu_time import Planned
 
-from mlx_lm_openevolve.backends import cuda
-from mlx_lm_openevolve.backends.metal_to_cuda import UnsupportedOnCuda
-from mlx_lm_openevolve.kernel import Kernel, Launch
+from mlx_lm_openevolve.kernel import Kernel
 from mlx_lm_openevolve.workload import Workload
 
 TOOLS = ("memcheck", "racecheck")
@@ -73,9 +72,6 @@ _FOUND = re.compile(
 )
 
 
-Job = tuple[str, str, dict[str, int]]  # a kernel's folder, workload, params
-
-
 @dataclass
 class Row:
     """What became of a job: whether it was through, why its answer is wrong, what was found."""
@@ -85,45 +81,42 @@ class Row:
     found: list[str] = field(default_factory=list)
 
 
-def jobs(kernel: Kernel) -> list[tuple[str, dict[str, int]]]:
+def jobs(kernel: Kernel) -> list[Planned]:
     """Workloads and params that launch every stage under every mask, and every way to combine;
     nothing for a kernel that the CUDA backend does not carry."""
-    chosen: list[tuple[str, dict[str, int]]] = []
+    chosen: list[Planned] = []
     seen: set[tuple[str, str | int | None]] = set()
-    for slug in WORKLOADS:
-        w = Workload.parse(slug)
+    values = {param.name: param.values for param in kernel.params}
+    for w in map(Workload.parse, WORKLOADS):
         if not kernel.applies_to(w):
             continue
         for splits, fused in itertools.product((None, 1, 3), (None, 0, 1, 2)):
             wanted = {"splits": splits, "fused": fused}
-            values = {p.name: p.values for p in kernel.params}
             changes = {n: v for n, v in wanted.items() if v is not None}
             if any(v not in values.get(n, ()) for n, v in changes.items()):
                 continue
             params = {**kernel.default_params(w), **changes}
-            launches = kernel.launches(w, params)
-            files = {x.stage.file for x in launches}
+            files = {launch.stage.file for launch in kernel.launches(w, params)}
             new = {(file, w.mask) for file in files} | {(file, fused) for file in files}
-            if not new <= seen and _carried(launches):
+            if not new <= seen and gpu_time.carried(kernel, params, w):
                 seen |= new
-                chosen.append((slug, params))
+                chosen.append((kernel, params, w))
     return chosen
 
 
-def _carried(launches: list[Launch]) -> bool:
-    try:
-        for launch in launches:
-            cuda.sources(launch, {})
-    except UnsupportedOnCuda:
-        return False
-    return True
+def culprit(tool: str) -> Planned:
+    """A shipped kernel, broken so that the tool must find it."""
+    name, file, text, becomes = CULPRITS[tool]
+    whole = next(kernel for kernel in gpu_time.shipped() if kernel.name == name)
+    broken = {**whole.sources, file: whole.sources[file].replace(text, becomes, 1)}
+    _, params, w = jobs(whole)[0]
+    return Kernel.from_parts(whole.meta, broken), {**params, "splits": 3}, w
 
 
 def work(path: Path) -> None:
     """Run each job of a file, saying what comes of it."""
     listed, cubins = pickle.loads(path.read_bytes())
-    for number, (folder, slug, params) in enumerate(listed):
-        kernel, w = Kernel.load(folder), Workload.parse(slug)
+    for number, (kernel, params, w) in enumerate(listed):
         print(f"JOB {number}", flush=True)
         torch.manual_seed(number)
         (arrays,) = gpu_time.inputs(w, 1)
@@ -135,34 +128,22 @@ def work(path: Path) -> None:
         print(f"DONE {number} {'' if right else f'wrong by {error}'}", flush=True)
 
 
-def compiled(listed: list[Job]) -> dict[str, bytes | None]:
-    """What gpu_time.Call needs of every job."""
-    texts = {
-        text
-        for folder, slug, params in listed
-        for _, text, _ in gpu_time.texts_of(Kernel.load(folder), params, Workload.parse(slug))
-    }
-    major, minor = torch.cuda.get_device_capability()
-    architecture = f"sm_{major}{minor}{'a' if major >= 9 else ''}"
-    with ProcessPoolExecutor(16) as pool:
-        found = pool.map(partial(gpu_time.compiled, architecture), texts)
-        return dict(zip(texts, found, strict=True))
-
-
-def run(tool: str, listed: list[Job], folder: Path) -> list[Row]:
+def run(
+    tool: str, listed: list[Planned], cubins: dict[str, bytes | None], folder: Path
+) -> list[Row]:
     """What became of each job: several processes side by side, a share of them each."""
-    cubins = compiled(listed)
-    shares = [list(range(len(listed)))[i::PROCESSES] for i in range(PROCESSES)]
+    size = -(-len(listed) // PROCESSES)
     with ThreadPoolExecutor(PROCESSES) as pool:
-        done = pool.map(
-            lambda s: share(tool, [listed[i] for i in s], cubins, folder / f"{tool}-{s[0]}"),
-            [s for s in shares if s],
+        rows = pool.map(
+            lambda i: share(tool, listed[i : i + size], cubins, folder / f"{tool}-{i}"),
+            range(0, len(listed), size),
         )
-        found = dict(zip(itertools.chain(*shares), itertools.chain(*done), strict=True))
-    return [found[i] for i in range(len(listed))]
+        return list(itertools.chain(*rows))
 
 
-def share(tool: str, listed: list[Job], cubins: dict[str, bytes | None], path: Path) -> list[Row]:
+def share(
+    tool: str, listed: list[Planned], cubins: dict[str, bytes | None], path: Path
+) -> list[Row]:
     """The same in one process, whose jobs and output are kept under `path`."""
     path.with_suffix(".pickle").write_bytes(pickle.dumps((listed, cubins)))
     program = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
@@ -189,6 +170,29 @@ def share(tool: str, listed: list[Job], cubins: dict[str, bytes | None], path: P
     return rows
 
 
+def say(
+    tool: str, kernels: list[Kernel], pairs: list[tuple[Planned, Row]], caught: Row
+) -> tuple[dict[str, Any], bool]:
+    """Print what a tool found; (its part of the report, whether all is well)."""
+    for kernel in kernels:
+        own = [row for job, row in pairs if job[0] == kernel]
+        found = sum(len(row.found) for row in own)
+        wrong = sum(not row.answered or bool(row.wrong) for row in own)
+        says = f"{len(own):2d} runs, {found} findings, {wrong} wrong answers"
+        print(f"{tool:9s} {kernel.name:20s} {kernel.id}  {says if own else 'is for Metal alone'}")
+    print(f"{tool:9s} culprit: {caught.found[0] if caught.found else 'not found'}", flush=True)
+    report = {
+        "culprit": caught.found[:3],
+        "jobs": [
+            {"kernel": kernel.id, "workload": w.slug, "params": params}
+            | {"answered": row.answered, "wrong": row.wrong, "found": sorted(set(row.found))}
+            for (kernel, params, w), row in pairs
+        ],
+    }
+    innocent = all(row.answered and not row.wrong and not row.found for _, row in pairs)
+    return report, innocent and bool(caught.found)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tool", nargs="+", choices=TOOLS, default=TOOLS)
@@ -201,48 +205,22 @@ def main() -> int:
         work(args.work)
         return 0
     args.folder.mkdir(parents=True, exist_ok=True)
-    shipped = [
-        (p.parent, Kernel.load(p.parent)) for p in sorted(gpu_time.TUNED.glob("*/kernel.json"))
-    ]
-    kernels = [(Path(p), Kernel.load(p)) for p in args.kernel] or shipped
+    kernels = [Kernel.load(folder) for folder in args.kernel] or gpu_time.shipped()
+    listed = [job for kernel in kernels for job in jobs(kernel)]
+    culprits = {tool: culprit(tool) for tool in args.tool}
+    cubins = gpu_time.cubins_of([*listed, *culprits.values()])
     machine = {"device": torch.cuda.get_device_name(), "torch": torch.__version__}
     report: dict[str, Any] = {"machine": machine, "tools": {}}
-    guilty = False
+    good = True
     for tool in args.tool:
-        name, file, text, becomes = CULPRITS[tool]
-        whole = next(kernel for _, kernel in shipped if kernel.name == name)
-        broken = {**whole.sources, file: whole.sources[file].replace(text, becomes, 1)}
-        culprit = args.folder / f"{tool}-culprit"
-        Kernel.from_parts(whole.meta, broken).save(culprit)
-        listed = [
-            (str(path), slug, params) for path, kernel in kernels for slug, params in jobs(kernel)
-        ]
-        slug, params = jobs(whole)[0]
-        listed.append((str(culprit), slug, {**params, "splits": 3}))  # a wild read ends the process
-        rows = run(tool, listed, args.folder)
-        *innocent, caught = rows
-        report["tools"][tool] = {
-            "culprit": caught.found[:3],
-            "jobs": [
-                {"kernel": Path(job[0]).name, "workload": job[1], "params": job[2]}
-                | {"answered": row.answered, "wrong": row.wrong, "found": sorted(set(row.found))}
-                for job, row in zip(listed, innocent, strict=False)
-            ],
-        }
-        for path, kernel in kernels:
-            own = [row for job, row in zip(listed, innocent, strict=False) if job[0] == str(path)]
-            found = sum(len(row.found) for row in own)
-            wrong = sum(not row.answered or bool(row.wrong) for row in own)
-            guilty = guilty or bool(found or wrong)
-            says = f"{len(own):2d} runs, {found} findings, {wrong} wrong answers"
-            print(
-                f"{tool:9s} {kernel.name:20s} {kernel.id}  {says if own else 'is for Metal alone'}"
-            )
-        print(f"{tool:9s} culprit: {caught.found[0] if caught.found else 'not found'}", flush=True)
-        guilty = guilty or not caught.found
+        # The culprit last: a wild read ends the process.
+        *rows, caught = run(tool, [*listed, culprits[tool]], cubins, args.folder)
+        pairs = list(zip(listed, rows, strict=True))
+        report["tools"][tool], well = say(tool, kernels, pairs, caught)
+        good = good and well
         if args.out:
             args.out.write_text(json.dumps(report, indent=1) + "\n")
-    return int(guilty)
+    return 0 if good else 1
 
 
 if __name__ == "__main__":

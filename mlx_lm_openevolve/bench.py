@@ -44,6 +44,7 @@ __all__ = [
     "run_case",
     "run_cases",
     "withdraw",
+    "write",
 ]
 
 # Tokens of prompt and generation of the five benchmarks of OpenEvolve's MLX example: its prompts'
@@ -110,7 +111,7 @@ def run(options: argparse.Namespace, out: Console) -> tuple[int, dict[str, Any]]
     def keep(**found: Any) -> None:
         result.update(found)
         if options.output:
-            _write(options.output, result)
+            write(options.output, result)
 
     if options.kernel:
         from .bench_kernel import bench_kernel, passed
@@ -133,8 +134,8 @@ def run(options: argparse.Namespace, out: Console) -> tuple[int, dict[str, Any]]
     return (0 if result["ok"] else 1), result
 
 
-def _write(path: Path, result: Mapping[str, Any]) -> None:
-    """The whole file or the one before: a full disk takes nothing away."""
+def write(path: Path, result: Mapping[str, Any]) -> None:
+    """The whole file, or the one before: a full disk takes nothing away. Raises UsageError."""
     temporary = path.with_name(f"{path.name}.new")
     try:
         if path.exists() and not path.is_file():  # a pipe or a device cannot be replaced
@@ -263,7 +264,7 @@ def run_case(
     interval = f"[{found['low']:.3f}, {found['high']:.3f}]"
     say(
         f"Ratio patched / stock: generation {found['ratio']:.3f}"
-        f" {interval if options.blocks > 1 else '(one block: no interval)'},"
+        f" {interval if len(found['blocks']) > 1 else '(one block: no interval)'},"
         f" prompt {found['prompt_ratio']:.3f}, peak memory {found['memory_ratio']:.3f}"
     )
     if not alike:

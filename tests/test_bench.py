@@ -323,18 +323,18 @@ def test_a_kernel_alone_on_the_host_is_judged_and_modelled(
 
 def test_an_output_that_cannot_be_written_leaves_the_file_before_it(tmp_path: Path) -> None:
     output = tmp_path / "result.json"
-    bench._write(output, {"a": 1})
+    bench.write(output, {"a": 1})
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (64, before[1]))  # the disk takes no more
     try:
         with pytest.raises(errors.UsageError, match=r"result\.json: File too large"):
-            bench._write(output, {"a": "x" * 1000})
+            bench.write(output, {"a": "x" * 1000})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert json.loads(output.read_text()) == {"a": 1}
     assert list(tmp_path.glob("result*")) == [output]
     with pytest.raises(errors.UsageError, match="No such file"):
-        bench._write(tmp_path / "nowhere" / "x", {})
+        bench.write(tmp_path / "nowhere" / "x", {})
 
 
 def test_an_interrupted_case_leaves_its_samples(

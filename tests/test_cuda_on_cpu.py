@@ -1,17 +1,13 @@
-"""The native CUDA kernels of tuned/ and of evolve's seeds in the exam, on the CPU, and what that
-catches."""
+"""The native CUDA kernels of tuned/ in the exam, on the CPU, and what that catches."""
 
 from __future__ import annotations
-
-import re
-from pathlib import Path
 
 import cuda_on_cpu
 import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_lm_openevolve import evolve, exam
+from mlx_lm_openevolve import exam
 from mlx_lm_openevolve.kernel import Kernel
 from mlx_lm_openevolve.reference import cases
 from mlx_lm_openevolve.registry import Registry, tuned_root
@@ -21,13 +17,9 @@ pytestmark = pytest.mark.skipif(
     bool(cuda_on_cpu.unavailable()), reason=cuda_on_cpu.unavailable() or "available"
 )
 
-SEEDS = Path(evolve.__file__).parent / "seeds"
 NATIVE = {
     kernel.name: kernel
-    for kernel in (
-        *Registry(tuned_root(), writable=False).kernels(),
-        *(Kernel.load(folder) for folder in SEEDS.iterdir()),
-    )
+    for kernel in Registry(tuned_root(), writable=False).kernels()
     if kernel.native
 }
 # Every native kernel, every way to launch it, every kind of mask.
@@ -98,6 +90,17 @@ def judge(kernel: Kernel, slug: str, changes: dict[str, int], seed: int = 1) -> 
     return exam.passes(lambda w: cuda_on_cpu.build(kernel, params, w, seed), questions).reason
 
 
+def changed(kernel: Kernel, file: str, right: str, wrong: str, nth: int | None = None) -> Kernel:
+    """The kernel with `wrong` for `right` in a file: everywhere, or at the nth place."""
+    parts = kernel.sources[file].split(right)
+    assert len(parts) > (nth or 0) + 1
+    if nth is None:
+        source = wrong.join(parts)
+    else:
+        source = right.join(parts[: nth + 1]) + wrong + right.join(parts[nth + 1 :])
+    return Kernel.from_parts(kernel.meta, {**kernel.sources, file: source})
+
+
 def test_every_native_kernel_is_here() -> None:
     assert {name for name, _, _ in CASES} == NATIVE.keys()
 
@@ -120,12 +123,7 @@ def test_a_native_kernel_passes_the_exam(name: str, slug: str, changes: dict[str
 def test_a_missing_barrier_is_caught(
     name: str, slug: str, changes: dict[str, int], file: str, removed: str, nth: int
 ) -> None:
-    kernel = NATIVE[name]
-    places = [match.start() for match in re.finditer(re.escape(removed), kernel.sources[file])]
-    at = places[nth]
-    source = kernel.sources[file]
-    broken = source[:at] + ";" + source[at + len(removed) :]
-    mutant = Kernel.from_parts(kernel.meta, {**kernel.sources, file: broken})
+    mutant = changed(NATIVE[name], file, removed, ";", nth)
     # Each seed orders blocks and warps in another way.
     assert any(judge(mutant, slug, changes, seed) for seed in (1, 2, 3))
 
@@ -142,10 +140,7 @@ def test_a_missing_barrier_is_caught(
     ],
 )
 def test_a_fault_between_blocks_is_caught(file: str, right: str, wrong: str) -> None:
-    kernel = NATIVE["wide_shared_mma"]
-    source = kernel.sources[file]
-    assert right in source
-    mutant = Kernel.from_parts(kernel.meta, {**kernel.sources, file: source.replace(right, wrong)})
+    mutant = changed(NATIVE["wide_shared_mma"], file, right, wrong)
     workload = "attention-b1-hq8-hkv1-lq1-lk64-d256-v256-float16-none"
     assert any(judge(mutant, workload, {"splits": 3}, seed) for seed in (1, 2, 3))
 
@@ -154,10 +149,7 @@ def test_who_comes_when_changes_no_bit() -> None:
     """Blocks leave in some of the runs, and the last adds up what they would have."""
     kernel = NATIVE["wide_shared_mma"]
     # Here the last would add up everything in another order than all together.
-    file, right, wrong = "fused_mma.cu", "if (!in_parts) {", "if (part == ALL_PARTS) {"
-    assert right in kernel.sources[file]
-    other = kernel.sources[file].replace(right, wrong)
-    mutant = Kernel.from_parts(kernel.meta, {**kernel.sources, file: other})
+    mutant = changed(kernel, "fused_mma.cu", "if (!in_parts) {", "if (part == ALL_PARTS) {")
 
     workload = Workload.parse("attention-b1-hq8-hkv1-lq1-lk600-d256-v256-float16-none")
     params = {**kernel.default_params(workload.bucket()), "splits": 8}
@@ -179,13 +171,9 @@ def test_who_comes_when_changes_no_bit() -> None:
 
 
 def test_lanes_that_part_at_a_shuffle_are_caught() -> None:
-    kernel = NATIVE["latent_shared_mma"]
-    file = "single_mma.cu"
-    source = kernel.sources[file]
     line = "const int kv_len = keys_shape[2];"
-    assert line in source
-    parted = source.replace(line, f"{line}\nif (lane < 16) __syncwarp();")
-    mutant = Kernel.from_parts(kernel.meta, {**kernel.sources, file: parted})
+    parted = f"{line}\nif (lane < 16) __syncwarp();"
+    mutant = changed(NATIVE["latent_shared_mma"], "single_mma.cu", line, parted)
     workload = "attention_latent-b1-hq16-hkv1-lq1-lk32-d256-v256-bfloat16-none"
     assert "different places" in judge(mutant, workload, {"splits": 1})
 
