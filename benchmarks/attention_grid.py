@@ -22,12 +22,13 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlx_lm_openevolve import backends, timing
+from mlx_lm_openevolve import backends
 from mlx_lm_openevolve.device import detect
 from mlx_lm_openevolve.errors import OpenEvolveError
-from mlx_lm_openevolve.kernel import Kernel
-from mlx_lm_openevolve.reference import mask, sdpa
-from mlx_lm_openevolve.workload import Workload
+from mlx_lm_openevolve.gate import timing
+from mlx_lm_openevolve.kernels.kernel import Kernel
+from mlx_lm_openevolve.ops.attention.reference import mask, sdpa
+from mlx_lm_openevolve.ops.attention.workload import Workload
 
 TUNED = Path(__file__).resolve().parent.parent / "tuned" / "v1" / "kernels"
 SPAN = 3  # caches cycled through, in last-level caches

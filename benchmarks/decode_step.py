@@ -22,8 +22,10 @@ import numpy as np
 from mlx_lm.models import base
 from mlx_lm.models.cache import make_prompt_cache
 
-from mlx_lm_openevolve import bench, get_optimization_info, optimizations, shapes
-from mlx_lm_openevolve.patch import Patch
+from mlx_lm_openevolve import get_optimization_info, optimizations
+from mlx_lm_openevolve.bench import command as bench
+from mlx_lm_openevolve.bench import model_configs as shapes
+from mlx_lm_openevolve.runtime.patch import Patch
 
 ARMS = ("stock", "patched", "left out")
 WARM = 4

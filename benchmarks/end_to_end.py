@@ -14,9 +14,9 @@ from typing import Any
 
 from rich.console import Console
 
-from mlx_lm_openevolve import bench
+from mlx_lm_openevolve.bench import command as bench
 from mlx_lm_openevolve.device import detect, fingerprint
-from mlx_lm_openevolve.gate import GATE_VERSION
+from mlx_lm_openevolve.gate.judge import GATE_VERSION
 
 CASES = ["1x1024", "1x16384", "8x2048", "32x2048"]  # sequences x prompt tokens
 

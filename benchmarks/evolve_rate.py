@@ -19,12 +19,12 @@ from pathlib import Path
 from mlx_lm_openevolve.evolve import loop, suites
 from mlx_lm_openevolve.evolve.archive import Archive
 from mlx_lm_openevolve.evolve.config import Budget, Config, Search, Work
-from mlx_lm_openevolve.evolve.lab import Lab
+from mlx_lm_openevolve.evolve.evaluator import Lab
 from mlx_lm_openevolve.evolve.propose.tune import Tune
 from mlx_lm_openevolve.evolve.replay import Table, compare
-from mlx_lm_openevolve.kernel import Kernel
-from mlx_lm_openevolve.registry import Registry, tuned_root
-from mlx_lm_openevolve.workload import Workload
+from mlx_lm_openevolve.kernels.kernel import Kernel
+from mlx_lm_openevolve.kernels.registry import Registry, tuned_root
+from mlx_lm_openevolve.ops.attention.workload import Workload
 
 TABLE = Path(__file__).parent / "results" / "h100-param-points.json"
 

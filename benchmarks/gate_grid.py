@@ -15,11 +15,12 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from mlx_lm_openevolve import backends, gate
+from mlx_lm_openevolve import backends
 from mlx_lm_openevolve.device import BACKENDS, detect, fingerprint
 from mlx_lm_openevolve.errors import BackendError, KernelError
-from mlx_lm_openevolve.registry import Registry, tuned_root
-from mlx_lm_openevolve.workload import Workload
+from mlx_lm_openevolve.gate import judge as gate
+from mlx_lm_openevolve.kernels.registry import Registry, tuned_root
+from mlx_lm_openevolve.ops.attention.workload import Workload
 
 
 def shape(q_heads: int, kv_heads: int, dim: int) -> Workload:

@@ -29,9 +29,9 @@ from torch_reference import CACHE_BYTES, copy_bandwidth, graph_microseconds, mea
 from mlx_lm_openevolve.backends import cuda, cuda_modules
 from mlx_lm_openevolve.backends.metal_to_cuda import UnsupportedOnCuda
 from mlx_lm_openevolve.errors import KernelError
-from mlx_lm_openevolve.kernel import INPUTS, Kernel, Launch
-from mlx_lm_openevolve.registry import Registry, tuned_root
-from mlx_lm_openevolve.workload import Workload
+from mlx_lm_openevolve.kernels.kernel import INPUTS, Kernel, Launch
+from mlx_lm_openevolve.kernels.registry import Registry, tuned_root
+from mlx_lm_openevolve.ops.attention.workload import Workload
 
 DEFAULT = [
     *(

@@ -47,12 +47,12 @@ from mlx_kernels import VERSION
 
 from mlx_lm_openevolve import backends
 from mlx_lm_openevolve.errors import OpenEvolveError, UsageError
-from mlx_lm_openevolve.evolve.model import compulsory
-from mlx_lm_openevolve.kernel import Kernel
+from mlx_lm_openevolve.evolve.cost_model import compulsory
+from mlx_lm_openevolve.kernels.kernel import Kernel
+from mlx_lm_openevolve.kernels.registry import Registry, tuned_root
 from mlx_lm_openevolve.metalhost import Counters, Launch, chips, compiler_available, roofline
-from mlx_lm_openevolve.reference import case, floats, mask
-from mlx_lm_openevolve.registry import Registry, tuned_root
-from mlx_lm_openevolve.workload import Workload
+from mlx_lm_openevolve.ops.attention.reference import case, floats, mask
+from mlx_lm_openevolve.ops.attention.workload import Workload
 
 # The goal of a decode kernel: requested bytes over compulsory, and line efficiency.
 MOST_BYTES, LEAST_EFFICIENCY = 1.05, 0.95

@@ -25,9 +25,9 @@ from mlx_lm.models import base
 from mlx_lm.models.cache import KVCache
 
 from mlx_lm_openevolve import device
-from mlx_lm_openevolve.dispatch import Dispatcher, Route
-from mlx_lm_openevolve.plan import Planner
-from mlx_lm_openevolve.registry import Registry
+from mlx_lm_openevolve.kernels.registry import Registry
+from mlx_lm_openevolve.runtime.dispatch import Dispatcher, Route
+from mlx_lm_openevolve.runtime.planner import Planner
 
 ROUNDS, CALLS = 301, 200
 

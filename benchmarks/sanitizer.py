@@ -33,8 +33,8 @@ import gpu_time
 import torch
 from gpu_time import Planned
 
-from mlx_lm_openevolve.kernel import Kernel
-from mlx_lm_openevolve.workload import Workload
+from mlx_lm_openevolve.kernels.kernel import Kernel
+from mlx_lm_openevolve.ops.attention.workload import Workload
 
 TOOLS = ("memcheck", "racecheck")
 PROCESSES = 8

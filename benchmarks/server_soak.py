@@ -45,14 +45,14 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from mlx_lm_openevolve.cli.run import command_line
 from mlx_lm_openevolve.device import BACKENDS, detect, fingerprint
 from mlx_lm_openevolve.errors import UsageError
-from mlx_lm_openevolve.gate import GATE_VERSION
+from mlx_lm_openevolve.gate.judge import GATE_VERSION
+from mlx_lm_openevolve.kernels.registry import Registry, tuned_root
+from mlx_lm_openevolve.kernels.verdict import Verdict
 from mlx_lm_openevolve.metalhost.cache import store
-from mlx_lm_openevolve.registry import Registry, tuned_root
-from mlx_lm_openevolve.run import command_line
-from mlx_lm_openevolve.verdict import Verdict
-from mlx_lm_openevolve.workload import Workload
+from mlx_lm_openevolve.ops.attention.workload import Workload
 
 ROOT = Path(__file__).resolve().parent.parent
 ARMS = ("stock", "patched")

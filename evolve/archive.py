@@ -25,13 +25,13 @@ from typing import Any
 import filelock
 
 from mlx_lm_openevolve.errors import OpenEvolveError, UsageError
-from mlx_lm_openevolve.kernel import Kernel
-from mlx_lm_openevolve.registry import Registry
-from mlx_lm_openevolve.workload import Workload
+from mlx_lm_openevolve.kernels.kernel import Kernel
+from mlx_lm_openevolve.kernels.registry import Registry
+from mlx_lm_openevolve.ops.attention.workload import Workload
 
 from . import features
+from .candidate import Candidate, Done, Result, geomean
 from .config import Config
-from .records import Candidate, Done, Result, geomean
 
 __all__ = ["Archive"]
 

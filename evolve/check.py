@@ -12,12 +12,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from mlx_lm_openevolve import backends, exam, gate, metalhost
+from mlx_lm_openevolve import backends, metalhost
 from mlx_lm_openevolve.errors import BackendError, KernelError
-from mlx_lm_openevolve.kernel import Kernel
-from mlx_lm_openevolve.mutants import proxy
-from mlx_lm_openevolve.reference import case
-from mlx_lm_openevolve.workload import Workload
+from mlx_lm_openevolve.gate import correctness as exam
+from mlx_lm_openevolve.gate import judge as gate
+from mlx_lm_openevolve.kernels.kernel import Kernel
+from mlx_lm_openevolve.ops.attention.mutants import proxy
+from mlx_lm_openevolve.ops.attention.reference import case
+from mlx_lm_openevolve.ops.attention.workload import Workload
 
 __all__ = ["check", "small"]
 

@@ -15,16 +15,17 @@ from mlx_lm_openevolve import backends
 from mlx_lm_openevolve.device import BACKENDS, detect
 from mlx_lm_openevolve.errors import OpenEvolveError, UsageError
 from mlx_lm_openevolve.hub import check_model
-from mlx_lm_openevolve.kernel import Kernel
-from mlx_lm_openevolve.registry import Registry, tuned_root, user_root
+from mlx_lm_openevolve.kernels.kernel import Kernel
+from mlx_lm_openevolve.kernels.registry import Registry, tuned_root, user_root
 
 from . import config as configs
-from . import loop, stages, suites
+from . import loop, suites
+from . import two_machines as stages
 from .archive import Archive
 from .config import Budget, Config, Llm, Model, Search, Work, seconds_of
-from .lab import Lab
-from .live import View
-from .profile import Profiler
+from .evaluator import Lab
+from .ncu import Profiler
+from .progress import View
 from .propose import Proposer
 from .propose.llm import Llm as AskModels
 from .propose.mailbox import Mailbox

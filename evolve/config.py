@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from mlx_lm_openevolve.errors import UsageError
-from mlx_lm_openevolve.workload import Workload
+from mlx_lm_openevolve.ops.attention.workload import Workload
 
 __all__ = ["PROPOSERS", "Budget", "Config", "Llm", "Model", "Search", "Work", "seconds_of"]
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import astuple, dataclass
 from typing import Any
 
-from mlx_lm_openevolve.kernel import Kernel
+from mlx_lm_openevolve.kernels.kernel import Kernel
 
 __all__ = ["SPEED_TIERS", "Strategy", "code", "fingerprint", "memory", "strategy", "tier"]
 

@@ -13,9 +13,9 @@ from dataclasses import replace
 from typing import Protocol
 
 from .archive import MAX_DEATHS, Archive
+from .candidate import Candidate, Done
 from .propose import Proposer
 from .propose.tune import headroom
-from .records import Candidate, Done
 
 __all__ = ["Bench", "evolve", "why_stop"]
 

@@ -22,15 +22,18 @@ import filelock
 import mlx.core as mx
 import numpy as np
 
-from mlx_lm_openevolve import backends, exam, gate, timing
-from mlx_lm_openevolve.budget import memory_for
+from mlx_lm_openevolve import backends
 from mlx_lm_openevolve.device import Device, detect
-from mlx_lm_openevolve.kernel import Kernel
-from mlx_lm_openevolve.race import recheck
-from mlx_lm_openevolve.reference import cases, mask, sdpa
-from mlx_lm_openevolve.workload import Workload
+from mlx_lm_openevolve.gate import correctness as exam
+from mlx_lm_openevolve.gate import judge as gate
+from mlx_lm_openevolve.gate import timing
+from mlx_lm_openevolve.gate.limits import memory_for
+from mlx_lm_openevolve.gate.speed import recheck
+from mlx_lm_openevolve.kernels.kernel import Kernel
+from mlx_lm_openevolve.ops.attention.reference import cases, mask, sdpa
+from mlx_lm_openevolve.ops.attention.workload import Workload
 
-from . import model
+from . import cost_model as model
 
 __all__ = ["baseline", "gpu", "healthy", "measure", "modelled", "modelled_baseline"]
 

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from . import features, model
+from . import cost_model as model
+from . import features
 from .archive import Archive
-from .records import geomean
+from .candidate import geomean
 
 __all__ = ["PICTURES", "draw"]
 

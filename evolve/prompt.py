@@ -11,12 +11,12 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from mlx_lm_openevolve.kernel import Kernel
+from mlx_lm_openevolve.kernels.kernel import Kernel
 
 from . import features
 from .archive import Archive
-from .profile import describe
-from .records import Candidate, Result
+from .candidate import Candidate, Result
+from .ncu import describe
 
 __all__ = ["Prompt", "build", "tokens_of"]
 

@@ -9,16 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from mlx_lm_openevolve import backends, gate
+from mlx_lm_openevolve import backends
 from mlx_lm_openevolve.device import detect
 from mlx_lm_openevolve.errors import OpenEvolveError
-from mlx_lm_openevolve.kernel import Kernel
-from mlx_lm_openevolve.registry import Registry
-from mlx_lm_openevolve.verdict import Verdict
+from mlx_lm_openevolve.gate import judge as gate
+from mlx_lm_openevolve.kernels.kernel import Kernel
+from mlx_lm_openevolve.kernels.registry import Registry
+from mlx_lm_openevolve.kernels.verdict import Verdict
 
 from .archive import Archive
+from .candidate import Result
 from .measure import gpu
-from .records import Result
 
 __all__ = ["contenders", "publish"]
 

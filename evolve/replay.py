@@ -19,14 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlx_lm_openevolve.errors import UsageError
-from mlx_lm_openevolve.kernel import Kernel
-from mlx_lm_openevolve.workload import Workload
+from mlx_lm_openevolve.kernels.kernel import Kernel
+from mlx_lm_openevolve.ops.attention.workload import Workload
 
 from .archive import Archive
+from .candidate import Candidate, Done, Result
 from .config import Budget, Config, Search
 from .loop import evolve
 from .propose.tune import Tune
-from .records import Candidate, Done, Result
 
 __all__ = ["Outcome", "Table", "compare"]
 

@@ -13,9 +13,9 @@ from mlx_lm_openevolve.errors import OpenEvolveError
 
 from . import plots
 from .archive import Archive
-from .profile import describe
+from .candidate import Candidate
+from .ncu import describe
 from .prompt import effect
-from .records import Candidate
 
 __all__ = ["FAST", "pass_at", "summary", "write"]
 

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Sequence
 
 from mlx_lm_openevolve.errors import OpenEvolveError, UsageError, WorkloadError
-from mlx_lm_openevolve.workload import Workload
+from mlx_lm_openevolve.ops.attention.workload import Workload
 
 __all__ = ["SUITES", "suite", "traced"]
 

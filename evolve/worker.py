@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import mlx_lm_openevolve
-from mlx_lm_openevolve.kernel import Kernel
+from mlx_lm_openevolve.kernels.kernel import Kernel
 
 __all__ = ["MACHINE", "Died", "Pool", "Worker", "environment", "request_for"]
 
@@ -216,7 +216,7 @@ class Pool:
 
 
 def _answer(request: dict[str, Any]) -> dict[str, Any]:
-    from mlx_lm_openevolve.workload import Workload
+    from mlx_lm_openevolve.ops.attention.workload import Workload
 
     kernel = Kernel.from_parts(request["meta"], request["sources"]) if "meta" in request else None
     workload = Workload.parse(request["workload"])

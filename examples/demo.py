@@ -129,7 +129,7 @@ def workload_table(info: dict[str, Any]) -> Any:
 
 
 def verdict_text(row: dict[str, Any]) -> str:
-    from mlx_lm_openevolve.verdict import Verdict, describe
+    from mlx_lm_openevolve.kernels.verdict import Verdict, describe
 
     verdict = row["verdict"]
     lines = describe(Verdict.from_json(verdict))[3:] if verdict and verdict["correct"] else []
@@ -138,8 +138,8 @@ def verdict_text(row: dict[str, Any]) -> str:
 
 def plant(info: dict[str, Any], folder: Path) -> Path:
     """A copy of the kernel that just served, with the mistake that a published one had."""
-    from mlx_lm_openevolve.kernel import Kernel
-    from mlx_lm_openevolve.registry import Registry
+    from mlx_lm_openevolve.kernels.kernel import Kernel
+    from mlx_lm_openevolve.kernels.registry import Registry
 
     used = next(row["kernel"] for row in info["workloads"].values() if row["kernel"])
     kernel = next(k for k in (Registry(root).kernel(used) for root in info["registry"]) if k)

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .dispatch import Dispatcher
-    from .patch import Patch
+    from .runtime.dispatch import Dispatcher
+    from .runtime.patch import Patch
 
 __version__ = "0.1.0"
 __all__ = [
@@ -157,9 +157,12 @@ def _prepare(
     path: str | Path | None, backend: str | None, gate: str, require_faster: bool
 ) -> tuple[Patch, Dispatcher]:
     """Check every argument and build what enabling needs; changes nothing."""
-    from . import backends, device, dispatch, errors, plan, registry
-    from .kernel import Kernel
-    from .patch import Patch
+    from . import backends, device, errors
+    from .kernels import registry
+    from .kernels.kernel import Kernel
+    from .runtime import dispatch
+    from .runtime import planner as plan
+    from .runtime.patch import Patch
 
     if gate not in plan.GATE_MODES:
         raise errors.UsageError(f"gate {gate!r} is none of {', '.join(plan.GATE_MODES)}")

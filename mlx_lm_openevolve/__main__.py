@@ -22,7 +22,7 @@ SAYS = "mlx-lm-openevolve: interrupted"
 def main() -> int:
     """Run the command line; returns its exit code."""
     signal.signal(signal.SIGINT, _leave)
-    from . import cli
+    from .cli import main as cli
 
     for number in (signal.SIGINT, signal.SIGALRM):
         signal.signal(number, _interrupt)

@@ -16,10 +16,10 @@ from mlx.utils import tree_map
 
 import mlx_lm_openevolve
 from mlx_lm_openevolve.device import detect, fingerprint
-from mlx_lm_openevolve.kernel import Kernel
-from mlx_lm_openevolve.registry import Registry, tuned_root
-from mlx_lm_openevolve.verdict import Verdict
-from mlx_lm_openevolve.workload import Workload
+from mlx_lm_openevolve.kernels.kernel import Kernel
+from mlx_lm_openevolve.kernels.registry import Registry, tuned_root
+from mlx_lm_openevolve.kernels.verdict import Verdict
+from mlx_lm_openevolve.ops.attention.workload import Workload
 
 
 @pytest.fixture(autouse=True)
@@ -155,7 +155,7 @@ def shipped_in_metal() -> list[Kernel]:
 
 def store_correct(home: Path, kernel: Kernel, buckets: list[Workload]) -> None:
     """Verdicts "correct, not faster" for this machine's host, as the gate would store them."""
-    from mlx_lm_openevolve.gate import GATE_VERSION
+    from mlx_lm_openevolve.gate.judge import GATE_VERSION
 
     registry = Registry(home)
     for bucket in buckets:

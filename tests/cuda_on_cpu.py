@@ -25,8 +25,8 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_lm_openevolve.backends import Call, cuda, dtype_of, host, kv_len, operands
-from mlx_lm_openevolve.kernel import INPUTS, Kernel, Launch
-from mlx_lm_openevolve.workload import Workload
+from mlx_lm_openevolve.kernels.kernel import INPUTS, Kernel, Launch
+from mlx_lm_openevolve.ops.attention.workload import Workload
 
 HERE = Path(__file__).parent
 TYPES = {

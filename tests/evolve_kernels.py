@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from mlx_lm_openevolve.kernel import Kernel
-from mlx_lm_openevolve.workload import Workload
+from mlx_lm_openevolve.kernels.kernel import Kernel
+from mlx_lm_openevolve.ops.attention.workload import Workload
 
 CAUSAL = Workload(1, 4, 2, 8, 64, 64, 64, "float32", "causal")
 DECODE = Workload(1, 4, 2, 1, 128, 64, 64, "bfloat16")

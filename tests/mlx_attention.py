@@ -16,7 +16,7 @@ from mlx_kernels import Out, launch
 
 from mlx_lm_openevolve.metalhost import Launch
 from mlx_lm_openevolve.metalhost.arrays import as_numpy
-from mlx_lm_openevolve.workload import Workload
+from mlx_lm_openevolve.ops.attention.workload import Workload
 
 DTYPES = {"float32": "float", "float16": "half", "bfloat16": "bfloat16_t"}
 Floats = np.ndarray[Any, np.dtype[np.float64]]

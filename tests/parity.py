@@ -38,12 +38,12 @@ from mlx_lm.models import base
 from mlx_lm.models.cache import RotatingKVCache, make_prompt_cache
 
 import mlx_lm_openevolve
-from mlx_lm_openevolve import gate
-from mlx_lm_openevolve.callers import callers
-from mlx_lm_openevolve.kernel import Kernel
-from mlx_lm_openevolve.patch import Patch
-from mlx_lm_openevolve.registry import VERSION, Registry, tuned_root
-from mlx_lm_openevolve.workload import Workload
+from mlx_lm_openevolve.cli.architectures import callers
+from mlx_lm_openevolve.gate import judge as gate
+from mlx_lm_openevolve.kernels.kernel import Kernel
+from mlx_lm_openevolve.kernels.registry import VERSION, Registry, tuned_root
+from mlx_lm_openevolve.ops.attention.workload import Workload
+from mlx_lm_openevolve.runtime.patch import Patch
 
 MARGIN = 2.0
 # SDPA stands nearer than this, or the yardstick sees too little: a wrong mask is at 1e-1.

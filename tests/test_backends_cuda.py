@@ -15,8 +15,8 @@ from mlx_lm_openevolve import backends
 from mlx_lm_openevolve.backends import cuda
 from mlx_lm_openevolve.backends.cuda import UnsupportedOnCuda, minify, translate
 from mlx_lm_openevolve.errors import BackendError
-from mlx_lm_openevolve.kernel import Kernel
-from mlx_lm_openevolve.workload import Workload
+from mlx_lm_openevolve.kernels.kernel import Kernel
+from mlx_lm_openevolve.ops.attention.workload import Workload
 
 TUNED = Path(__file__).resolve().parent.parent / "tuned" / "v1" / "kernels"
 DECODE = Workload(2, 8, 2, 1, 1000, 64, 64, "bfloat16")

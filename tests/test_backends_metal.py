@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 from conftest import shipped_in_metal
 
-from mlx_lm_openevolve import backends, exam, gate
+from mlx_lm_openevolve import backends
 from mlx_lm_openevolve.errors import BackendError
-from mlx_lm_openevolve.kernel import Kernel
-from mlx_lm_openevolve.reference import cases
-from mlx_lm_openevolve.registry import Registry, tuned_root
-from mlx_lm_openevolve.workload import Workload
+from mlx_lm_openevolve.gate import correctness as exam
+from mlx_lm_openevolve.gate import judge as gate
+from mlx_lm_openevolve.kernels.kernel import Kernel
+from mlx_lm_openevolve.kernels.registry import Registry, tuned_root
+from mlx_lm_openevolve.ops.attention.reference import cases
+from mlx_lm_openevolve.ops.attention.workload import Workload
 
 METAL = mx.metal.is_available()
 HOST = backends.get("host").unavailable()

@@ -18,15 +18,18 @@ from mlx_lm.models import base
 from mlx_lm.models.cache import make_prompt_cache
 from rich.console import Console
 
-from mlx_lm_openevolve import bench, bench_worker, errors, shapes
-from mlx_lm_openevolve.cli import main
+from mlx_lm_openevolve import errors
+from mlx_lm_openevolve.bench import command as bench
+from mlx_lm_openevolve.bench import model_configs as shapes
+from mlx_lm_openevolve.bench import worker as bench_worker
+from mlx_lm_openevolve.cli.main import main
 from mlx_lm_openevolve.device import detect, fingerprint
-from mlx_lm_openevolve.gate import GATE_VERSION
-from mlx_lm_openevolve.patch import Patch
-from mlx_lm_openevolve.plan import Planner
-from mlx_lm_openevolve.registry import Registry, tuned_root
-from mlx_lm_openevolve.verdict import Verdict
-from mlx_lm_openevolve.workload import Workload
+from mlx_lm_openevolve.gate.judge import GATE_VERSION
+from mlx_lm_openevolve.kernels.registry import Registry, tuned_root
+from mlx_lm_openevolve.kernels.verdict import Verdict
+from mlx_lm_openevolve.ops.attention.workload import Workload
+from mlx_lm_openevolve.runtime.patch import Patch
+from mlx_lm_openevolve.runtime.planner import Planner
 
 ROOT = Path(__file__).resolve().parent.parent
 BUCKET = Workload(1, 4, 2, 1, 16, 64, 64, "bfloat16")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mlx_lm_openevolve.callers import Callers, callers, models_folder
+from mlx_lm_openevolve.cli.architectures import Callers, callers, models_folder
 
 DIRECT = [
     "import mlx.core as mx\n\n\ndef f(q):\n    return mx.fast.scaled_dot_product_attention(q)\n",

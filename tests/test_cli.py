@@ -10,10 +10,10 @@ import pytest
 from conftest import shipped_in_metal
 from mlx_lm.models import base
 
-from mlx_lm_openevolve.cli import main
-from mlx_lm_openevolve.kernel import Kernel
-from mlx_lm_openevolve.registry import Registry, tuned_root
-from mlx_lm_openevolve.workload import Workload
+from mlx_lm_openevolve.cli.main import main
+from mlx_lm_openevolve.kernels.kernel import Kernel
+from mlx_lm_openevolve.kernels.registry import Registry, tuned_root
+from mlx_lm_openevolve.ops.attention.workload import Workload
 
 DECODE = Workload(1, 8, 2, 1, 128, 64, 64, "bfloat16")
 
@@ -183,7 +183,7 @@ def test_whatever_ends_a_command_is_one_line(
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("mlx_lm_openevolve.inspection.status", fail)
+    monkeypatch.setattr("mlx_lm_openevolve.cli.inspect.status", fail)
     found, out, err = run(capsys, "status")
     assert (found, out) == (code, "")
     assert says in err

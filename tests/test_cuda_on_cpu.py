@@ -7,11 +7,11 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_lm_openevolve import exam
-from mlx_lm_openevolve.kernel import Kernel
-from mlx_lm_openevolve.reference import cases
-from mlx_lm_openevolve.registry import Registry, tuned_root
-from mlx_lm_openevolve.workload import Workload
+from mlx_lm_openevolve.gate import correctness as exam
+from mlx_lm_openevolve.kernels.kernel import Kernel
+from mlx_lm_openevolve.kernels.registry import Registry, tuned_root
+from mlx_lm_openevolve.ops.attention.reference import cases
+from mlx_lm_openevolve.ops.attention.workload import Workload
 
 pytestmark = pytest.mark.skipif(
     bool(cuda_on_cpu.unavailable()), reason=cuda_on_cpu.unavailable() or "available"

@@ -21,9 +21,9 @@ from mlx_lm.models.cache import KVCache, make_prompt_cache
 
 import mlx_lm_openevolve
 from mlx_lm_openevolve import errors
-from mlx_lm_openevolve.kernel import Kernel
-from mlx_lm_openevolve.registry import Registry
-from mlx_lm_openevolve.workload import Workload
+from mlx_lm_openevolve.kernels.kernel import Kernel
+from mlx_lm_openevolve.kernels.registry import Registry
+from mlx_lm_openevolve.ops.attention.workload import Workload
 
 BUCKETS = [Workload(1, 4, 2, 1, n, 64, 64, "bfloat16") for n in (1, 2, 4, 8, 16, 32, 64, 128)]
 

@@ -15,9 +15,9 @@ from mlx_lm.generate import generate_step
 from mlx_lm.models.cache import QuantizedKVCache
 
 import mlx_lm_openevolve
-from mlx_lm_openevolve import quantized
-from mlx_lm_openevolve.kernel import Kernel
-from mlx_lm_openevolve.workload import Workload
+from mlx_lm_openevolve.kernels.kernel import Kernel
+from mlx_lm_openevolve.ops.attention import quantized
+from mlx_lm_openevolve.ops.attention.workload import Workload
 
 BUCKETS = [
     Workload(1, 4, 2, 1, n, 64, 64, "bfloat16", kv_bits=bits, kv_group=32, op="attention_quantized")

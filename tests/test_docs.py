@@ -18,10 +18,10 @@ from conftest import shipped_in_metal, store_correct
 from documentation import PAGES, ROOT, Block, blocks, differs
 from test_importer import PROGRAM
 
-from mlx_lm_openevolve import run
-from mlx_lm_openevolve.cli import main, parser
-from mlx_lm_openevolve.kernel import INPUTS, Kernel
-from mlx_lm_openevolve.workload import Workload
+from mlx_lm_openevolve.cli import run
+from mlx_lm_openevolve.cli.main import main, parser
+from mlx_lm_openevolve.kernels.kernel import INPUTS, Kernel
+from mlx_lm_openevolve.ops.attention.workload import Workload
 
 DECODE = Workload(1, 8, 2, 1, 128, 64, 64, "bfloat16")
 OURS = "mlx-lm-openevolve"
@@ -170,7 +170,8 @@ def test_the_readme_leads_to_every_page() -> None:
 
 def test_the_format_names_every_input_field_and_function() -> None:
     text = (ROOT / "docs" / "kernel-format.md").read_text()
-    from mlx_lm_openevolve import expressions, stage
+    from mlx_lm_openevolve.kernels import expressions
+    from mlx_lm_openevolve.kernels import spec as stage
 
     for family, names in INPUTS.items():
         assert f"`{family}`" in text, family

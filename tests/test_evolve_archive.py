@@ -13,9 +13,9 @@ import pytest
 from mlx_lm_openevolve.errors import OpenEvolveError, UsageError
 from mlx_lm_openevolve.evolve import loop
 from mlx_lm_openevolve.evolve.archive import MAX_DEATHS, Archive
+from mlx_lm_openevolve.evolve.candidate import Candidate, Done, Result, geomean
 from mlx_lm_openevolve.evolve.config import Config, Search
-from mlx_lm_openevolve.evolve.records import Candidate, Done, Result, geomean
-from mlx_lm_openevolve.kernel import Kernel
+from mlx_lm_openevolve.kernels.kernel import Kernel
 
 SLUGS = (evolve_kernels.DECODE.slug, evolve_kernels.MASKED.slug)
 

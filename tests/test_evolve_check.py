@@ -8,7 +8,7 @@ from evolve_kernels import CAUSAL, CHEATS, DECODE, MASKED
 
 from mlx_lm_openevolve import metalhost
 from mlx_lm_openevolve.evolve import check, measure
-from mlx_lm_openevolve.workload import Workload
+from mlx_lm_openevolve.ops.attention.workload import Workload
 
 pytestmark = pytest.mark.skipif(
     not metalhost.compiler_available()[0], reason="no clang for the host backend"

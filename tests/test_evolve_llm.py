@@ -23,16 +23,16 @@ from mlx_lm_openevolve import metalhost
 from mlx_lm_openevolve.errors import UsageError
 from mlx_lm_openevolve.evolve import loop
 from mlx_lm_openevolve.evolve.archive import Archive
+from mlx_lm_openevolve.evolve.candidate import Candidate, Done
 from mlx_lm_openevolve.evolve.config import Budget, Config, Llm, Model, Search
-from mlx_lm_openevolve.evolve.lab import Lab
+from mlx_lm_openevolve.evolve.evaluator import Lab
 from mlx_lm_openevolve.evolve.prompt import effect
 from mlx_lm_openevolve.evolve.propose.llm import Llm as AskModels
 from mlx_lm_openevolve.evolve.propose.structural import WithTuning
 from mlx_lm_openevolve.evolve.publish import publish
-from mlx_lm_openevolve.evolve.records import Candidate, Done
-from mlx_lm_openevolve.kernel import Kernel
-from mlx_lm_openevolve.registry import Registry
-from mlx_lm_openevolve.workload import Workload
+from mlx_lm_openevolve.kernels.kernel import Kernel
+from mlx_lm_openevolve.kernels.registry import Registry
+from mlx_lm_openevolve.ops.attention.workload import Workload
 
 SMALL = Workload(1, 4, 2, 1, 64, 64, 64, "bfloat16")
 _WASTE = """float waste = 0.0f;

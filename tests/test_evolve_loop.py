@@ -20,11 +20,13 @@ from rich.console import Console
 
 from mlx_lm_openevolve import metalhost
 from mlx_lm_openevolve.errors import UsageError
-from mlx_lm_openevolve.evolve import commands, live, stages
+from mlx_lm_openevolve.evolve import commands
+from mlx_lm_openevolve.evolve import progress as live
+from mlx_lm_openevolve.evolve import two_machines as stages
 from mlx_lm_openevolve.evolve.archive import Archive
-from mlx_lm_openevolve.evolve.records import Candidate
+from mlx_lm_openevolve.evolve.candidate import Candidate
 from mlx_lm_openevolve.evolve.report import pass_at
-from mlx_lm_openevolve.registry import Registry
+from mlx_lm_openevolve.kernels.registry import Registry
 
 pytestmark = pytest.mark.skipif(
     not metalhost.compiler_available()[0], reason="no clang for the host backend"

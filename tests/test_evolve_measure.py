@@ -12,11 +12,15 @@ import evolve_kernels
 import mlx.core as mx
 import pytest
 
-from mlx_lm_openevolve import backends, gate, race, timing
+from mlx_lm_openevolve import backends
 from mlx_lm_openevolve.device import detect
-from mlx_lm_openevolve.evolve import measure, model
-from mlx_lm_openevolve.reference import sdpa
-from mlx_lm_openevolve.workload import Workload
+from mlx_lm_openevolve.evolve import cost_model as model
+from mlx_lm_openevolve.evolve import measure
+from mlx_lm_openevolve.gate import judge as gate
+from mlx_lm_openevolve.gate import speed as race
+from mlx_lm_openevolve.gate import timing
+from mlx_lm_openevolve.ops.attention.reference import sdpa
+from mlx_lm_openevolve.ops.attention.workload import Workload
 
 W = Workload(1, 4, 2, 1, 256, 64, 64, "float32")
 

@@ -20,13 +20,15 @@ from rich.console import Console
 
 from mlx_lm_openevolve import metalhost
 from mlx_lm_openevolve.errors import UsageError
-from mlx_lm_openevolve.evolve import commands, features, profile, prompt, report, stages
+from mlx_lm_openevolve.evolve import commands, features, prompt, report
+from mlx_lm_openevolve.evolve import ncu as profile
+from mlx_lm_openevolve.evolve import two_machines as stages
 from mlx_lm_openevolve.evolve.archive import Archive
+from mlx_lm_openevolve.evolve.candidate import Candidate, Done, Result
 from mlx_lm_openevolve.evolve.config import Config
-from mlx_lm_openevolve.evolve.profile import ProfileError, Profiler
+from mlx_lm_openevolve.evolve.ncu import ProfileError, Profiler
 from mlx_lm_openevolve.evolve.propose.mailbox import Mailbox
-from mlx_lm_openevolve.evolve.records import Candidate, Done, Result
-from mlx_lm_openevolve.kernel import Kernel
+from mlx_lm_openevolve.kernels.kernel import Kernel
 
 SLUG = evolve_kernels.DECODE.slug
 FIRST = ("ID", "Process ID", "Process Name", "Host Name", "Kernel Name", "Context", "Stream",
@@ -180,7 +182,7 @@ def test_ncu_is_asked_for_our_kernels_alone_and_told_what_to_run(
     ]
     assert flags[flags.index("--kernel-name") + 1] == "regex:custom_kernel_"
     assert set(flags[flags.index("--metrics") + 1].split(",")) == set(profile.METRICS)
-    assert argv[at + 1 : at + 4] == ["-m", "mlx_lm_openevolve.evolve.profile", "--launch"]
+    assert argv[at + 1 : at + 4] == ["-m", "mlx_lm_openevolve.evolve.ncu", "--launch"]
     assert argv[-2:] == [SLUG, "step=2"]
     assert not Path(argv[-3]).exists()  # the kernel's folder was for the child
 

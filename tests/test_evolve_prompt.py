@@ -12,12 +12,12 @@ import pytest
 from mlx_lm_openevolve.errors import UsageError
 from mlx_lm_openevolve.evolve import features, prompt, suites
 from mlx_lm_openevolve.evolve.archive import Archive
+from mlx_lm_openevolve.evolve.candidate import Candidate, Done, Result
 from mlx_lm_openevolve.evolve.config import Budget, Config, Llm, Model, Search, seconds_of
 from mlx_lm_openevolve.evolve.propose.answers import AnswerError, apply, note_of, parent_of
 from mlx_lm_openevolve.evolve.propose.structural import choose_parent
-from mlx_lm_openevolve.evolve.records import Candidate, Done, Result
-from mlx_lm_openevolve.kernel import Kernel
-from mlx_lm_openevolve.registry import Registry, tuned_root
+from mlx_lm_openevolve.kernels.kernel import Kernel
+from mlx_lm_openevolve.kernels.registry import Registry, tuned_root
 
 SLUG = evolve_kernels.DECODE.slug
 COUNTERS = {

@@ -13,13 +13,13 @@ import evolve_kernels
 import pytest
 
 from mlx_lm_openevolve.evolve.archive import Archive
+from mlx_lm_openevolve.evolve.candidate import Done, Result
 from mlx_lm_openevolve.evolve.config import Config
 from mlx_lm_openevolve.evolve.propose.tune import Tune, effect, headroom, switches
-from mlx_lm_openevolve.evolve.records import Done, Result
 from mlx_lm_openevolve.evolve.replay import Table, compare
-from mlx_lm_openevolve.kernel import Kernel
-from mlx_lm_openevolve.registry import Registry, tuned_root
-from mlx_lm_openevolve.workload import Workload
+from mlx_lm_openevolve.kernels.kernel import Kernel
+from mlx_lm_openevolve.kernels.registry import Registry, tuned_root
+from mlx_lm_openevolve.ops.attention.workload import Workload
 
 MEASURED = Path(__file__).parent.parent / "benchmarks" / "results" / "h100-param-points.json"
 LARGE = Workload(1, 32, 8, 1, 4096, 128, 128, "bfloat16")

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from mlx_lm_openevolve.errors import KernelError
-from mlx_lm_openevolve.expressions import Expression, Value
+from mlx_lm_openevolve.kernels.expressions import Expression, Value
 
 VALUES: dict[str, Value] = {"n": 7, "dtype": "bfloat16", "flag": True}
 

@@ -11,14 +11,20 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_lm_openevolve import backends, budget, exam, gate, mutants, race, reference, timing
+from mlx_lm_openevolve import backends
 from mlx_lm_openevolve.device import detect
 from mlx_lm_openevolve.errors import BackendError
-from mlx_lm_openevolve.kernel import Kernel
-from mlx_lm_openevolve.reference import sdpa
-from mlx_lm_openevolve.registry import Registry
-from mlx_lm_openevolve.verdict import Verdict, describe
-from mlx_lm_openevolve.workload import DTYPES, MASKS, Workload
+from mlx_lm_openevolve.gate import correctness as exam
+from mlx_lm_openevolve.gate import judge as gate
+from mlx_lm_openevolve.gate import limits as budget
+from mlx_lm_openevolve.gate import speed as race
+from mlx_lm_openevolve.gate import timing
+from mlx_lm_openevolve.kernels.kernel import Kernel
+from mlx_lm_openevolve.kernels.registry import Registry
+from mlx_lm_openevolve.kernels.verdict import Verdict, describe
+from mlx_lm_openevolve.ops.attention import mutants, reference
+from mlx_lm_openevolve.ops.attention.reference import sdpa
+from mlx_lm_openevolve.ops.attention.workload import DTYPES, MASKS, Workload
 
 HOST = detect("host")
 SMALL = Workload(2, 4, 2, 8, 64, 64, 64, "float32", "causal")

@@ -9,9 +9,10 @@ import mlx_kernels as mlx
 import numpy as np
 import pytest
 
-from mlx_lm_openevolve import backends, exam
-from mlx_lm_openevolve.reference import cases
-from mlx_lm_openevolve.workload import DTYPES, MASKS, Workload
+from mlx_lm_openevolve import backends
+from mlx_lm_openevolve.gate import correctness as exam
+from mlx_lm_openevolve.ops.attention.reference import cases
+from mlx_lm_openevolve.ops.attention.workload import DTYPES, MASKS, Workload
 
 pytestmark = pytest.mark.skipif(
     bool(backends.get("host").unavailable()), reason="no clang on this machine"

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from mlx_lm_openevolve import backends, gate
+from mlx_lm_openevolve import backends
 from mlx_lm_openevolve.errors import KernelError
+from mlx_lm_openevolve.gate import judge as gate
 from mlx_lm_openevolve.importer import import_program, read_program
-from mlx_lm_openevolve.kernel import Kernel
-from mlx_lm_openevolve.workload import Workload
+from mlx_lm_openevolve.kernels.kernel import Kernel
+from mlx_lm_openevolve.ops.attention.workload import Workload
 
 # A program of the shape that OpenEvolve evolves: masks sorted out in Python, flat indices, the
 # query length taken for the key length. It imports; that it is wrong is for the gate to say.

@@ -12,14 +12,14 @@ import pytest
 from conftest import shipped_in_metal, store_correct
 from rich.console import Console
 
-from mlx_lm_openevolve import inspection
-from mlx_lm_openevolve.cli import main
+from mlx_lm_openevolve.cli import inspect as inspection
+from mlx_lm_openevolve.cli.main import main
 from mlx_lm_openevolve.device import detect, fingerprint
-from mlx_lm_openevolve.gate import GATE_VERSION
-from mlx_lm_openevolve.kernel import Kernel
-from mlx_lm_openevolve.registry import Registry
-from mlx_lm_openevolve.verdict import Verdict
-from mlx_lm_openevolve.workload import Workload
+from mlx_lm_openevolve.gate.judge import GATE_VERSION
+from mlx_lm_openevolve.kernels.kernel import Kernel
+from mlx_lm_openevolve.kernels.registry import Registry
+from mlx_lm_openevolve.kernels.verdict import Verdict
+from mlx_lm_openevolve.ops.attention.workload import Workload
 
 DECODE = Workload(1, 8, 2, 1, 128, 64, 64, "bfloat16")
 

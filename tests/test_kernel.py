@@ -10,8 +10,8 @@ import pytest
 from conftest import COPY_FIRST, kernel_meta
 
 from mlx_lm_openevolve.errors import KernelError
-from mlx_lm_openevolve.kernel import Kernel
-from mlx_lm_openevolve.workload import Workload
+from mlx_lm_openevolve.kernels.kernel import Kernel
+from mlx_lm_openevolve.ops.attention.workload import Workload
 
 WORKLOAD = Workload(3, 8, 2, 1, 1000, 64, 64, "bfloat16")
 

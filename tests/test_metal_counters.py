@@ -12,7 +12,7 @@ import mlx_attention
 import pytest
 
 from mlx_lm_openevolve.metalhost import chips, compiler_available
-from mlx_lm_openevolve.workload import Workload
+from mlx_lm_openevolve.ops.attention.workload import Workload
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 import metal_counters

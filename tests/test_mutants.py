@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from mlx_lm_openevolve.exam import Calls, passes, prepare, try_mutants
-from mlx_lm_openevolve.mutants import MUTANTS, applicable, correct, proxy
-from mlx_lm_openevolve.reference import case, cases, sdpa
-from mlx_lm_openevolve.workload import DTYPES, MASKS, Workload
+from mlx_lm_openevolve.gate.correctness import Calls, passes, prepare, try_mutants
+from mlx_lm_openevolve.ops.attention.mutants import MUTANTS, applicable, correct, proxy
+from mlx_lm_openevolve.ops.attention.reference import case, cases, sdpa
+from mlx_lm_openevolve.ops.attention.workload import DTYPES, MASKS, Workload
 
 
 def workload(dtype: str, mask: str, **fields: object) -> Workload:

@@ -13,12 +13,12 @@ import mlx.core as mx
 import parity
 import pytest
 
-from mlx_lm_openevolve.callers import callers
+from mlx_lm_openevolve.cli.architectures import callers
 from mlx_lm_openevolve.device import detect, fingerprint
-from mlx_lm_openevolve.gate import GATE_VERSION
-from mlx_lm_openevolve.registry import Registry
-from mlx_lm_openevolve.verdict import Verdict
-from mlx_lm_openevolve.workload import Workload
+from mlx_lm_openevolve.gate.judge import GATE_VERSION
+from mlx_lm_openevolve.kernels.registry import Registry
+from mlx_lm_openevolve.kernels.verdict import Verdict
+from mlx_lm_openevolve.ops.attention.workload import Workload
 
 # Few KV heads, as many as query heads, one; sinks, sliding windows, chunks; MLA with
 # its latent vector and without; hybrids; caches shared by layers; experts; infinite logits.

@@ -11,7 +11,7 @@ import mlx_lm.models.llama as llama
 import mlx_lm.models.qwen3 as qwen3
 import pytest
 
-from mlx_lm_openevolve.patch import NAME, Patch
+from mlx_lm_openevolve.runtime.patch import NAME, Patch
 
 
 class Stock:

@@ -14,10 +14,13 @@ from typing import Any
 import pytest
 from conftest import COPY_FIRST, kernel_meta
 
-from mlx_lm_openevolve import gate
 from mlx_lm_openevolve.device import Device, fingerprint
-from mlx_lm_openevolve.kernel import Kernel
-from mlx_lm_openevolve.plan import (
+from mlx_lm_openevolve.gate import judge as gate
+from mlx_lm_openevolve.kernels.kernel import Kernel
+from mlx_lm_openevolve.kernels.registry import Registry
+from mlx_lm_openevolve.kernels.verdict import Verdict
+from mlx_lm_openevolve.ops.attention.workload import Workload
+from mlx_lm_openevolve.runtime.planner import (
     BUDGETS,
     MAX_TIMEOUTS,
     NEVER_FASTER,
@@ -26,9 +29,6 @@ from mlx_lm_openevolve.plan import (
     Budget,
     Planner,
 )
-from mlx_lm_openevolve.registry import Registry
-from mlx_lm_openevolve.verdict import Verdict
-from mlx_lm_openevolve.workload import Workload
 
 BUCKET = Workload(1, 8, 2, 1, 1024, 64, 64, "bfloat16")
 CHIP = Device("metal", "apple-m9", "Apple M9", "applegpu_g19")

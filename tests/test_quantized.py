@@ -8,9 +8,9 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_lm_openevolve import quantized
-from mlx_lm_openevolve.reference import Packed, case, decode, pack
-from mlx_lm_openevolve.workload import Workload
+from mlx_lm_openevolve.ops.attention import quantized
+from mlx_lm_openevolve.ops.attention.reference import Packed, case, decode, pack
+from mlx_lm_openevolve.ops.attention.workload import Workload
 
 
 def packed(width: int, bits: int, group: int) -> list[mx.array]:

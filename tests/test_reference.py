@@ -8,8 +8,16 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_lm_openevolve.reference import attention, case, cases, decode, encode, mask, sdpa
-from mlx_lm_openevolve.workload import DTYPES, MASKS, Workload
+from mlx_lm_openevolve.ops.attention.reference import (
+    attention,
+    case,
+    cases,
+    decode,
+    encode,
+    mask,
+    sdpa,
+)
+from mlx_lm_openevolve.ops.attention.workload import DTYPES, MASKS, Workload
 
 
 def bucket(mask: str = "none", **fields: object) -> Workload:

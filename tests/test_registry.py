@@ -9,10 +9,10 @@ import pytest
 from conftest import FINGERPRINT, accepted
 
 from mlx_lm_openevolve.errors import RegistryError
-from mlx_lm_openevolve.kernel import Kernel
-from mlx_lm_openevolve.registry import Registry
-from mlx_lm_openevolve.verdict import Verdict
-from mlx_lm_openevolve.workload import Workload
+from mlx_lm_openevolve.kernels.kernel import Kernel
+from mlx_lm_openevolve.kernels.registry import Registry
+from mlx_lm_openevolve.kernels.verdict import Verdict
+from mlx_lm_openevolve.ops.attention.workload import Workload
 
 WORKLOAD = Workload(1, 8, 2, 1, 1024, 64, 64, "bfloat16")
 

@@ -19,9 +19,9 @@ from pathlib import Path
 import pytest
 
 from mlx_lm_openevolve.errors import RegistryError
-from mlx_lm_openevolve.registry import Registry
-from mlx_lm_openevolve.verdict import Verdict
-from mlx_lm_openevolve.workload import Workload
+from mlx_lm_openevolve.kernels.registry import Registry
+from mlx_lm_openevolve.kernels.verdict import Verdict
+from mlx_lm_openevolve.ops.attention.workload import Workload
 
 WORKLOAD = Workload(1, 8, 2, 1, 1024, 64, 64, "bfloat16")
 DEVICE = "host"
@@ -239,7 +239,7 @@ def bombard(home: Path, records: int, seal: bool) -> None:
 
 
 def resealed(data: bytes) -> bytes:
-    from mlx_lm_openevolve.registry import _checksum
+    from mlx_lm_openevolve.kernels.registry import _checksum
 
     try:
         record = json.loads(data)

@@ -19,9 +19,10 @@ import documentation
 import pytest
 from conftest import shipped_in_metal, store_correct
 
-from mlx_lm_openevolve import errors, run
-from mlx_lm_openevolve.cli import main
-from mlx_lm_openevolve.workload import Workload
+from mlx_lm_openevolve import errors
+from mlx_lm_openevolve.cli import run
+from mlx_lm_openevolve.cli.main import main
+from mlx_lm_openevolve.ops.attention.workload import Workload
 
 ROOT = Path(__file__).resolve().parent.parent
 RUN = [sys.executable, "-m", "mlx_lm_openevolve", "run"]

@@ -8,10 +8,10 @@ import pytest
 from test_gate import NAIVE, naive
 
 from mlx_lm_openevolve import backends
-from mlx_lm_openevolve.budget import GATE_VERSION
-from mlx_lm_openevolve.mutants import proxy
-from mlx_lm_openevolve.source_mutants import SOURCE_MUTANTS, kill, main, matrix
-from mlx_lm_openevolve.workload import DTYPES, MASKS, Workload
+from mlx_lm_openevolve.gate.limits import GATE_VERSION
+from mlx_lm_openevolve.gate.source_mutants import SOURCE_MUTANTS, kill, main, matrix
+from mlx_lm_openevolve.ops.attention.mutants import proxy
+from mlx_lm_openevolve.ops.attention.workload import DTYPES, MASKS, Workload
 
 WORKLOAD = Workload(2, 8, 2, 8, 128, 64, 64, "bfloat16", "bool")
 BY_NAME = {mutant.name: mutant for mutant in SOURCE_MUTANTS}
@@ -104,12 +104,12 @@ def test_the_kill_matrix_is_whole(family, dtype, mask):
 
 def test_the_command_keeps_what_is_known(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(
-        "mlx_lm_openevolve.source_mutants.matrix_entry",
+        "mlx_lm_openevolve.gate.source_mutants.matrix_entry",
         lambda kernel, dtype, mask: pytest.fail("a known entry was run again"),
     )
     known = {f"attention/{d}/{m}": e for (d, m), e in _entries().items()}
-    monkeypatch.setattr("mlx_lm_openevolve.source_mutants.matrix", lambda: known)
-    monkeypatch.setattr("mlx_lm_openevolve.source_mutants.INPUTS", {"attention": ()})
+    monkeypatch.setattr("mlx_lm_openevolve.gate.source_mutants.matrix", lambda: known)
+    monkeypatch.setattr("mlx_lm_openevolve.gate.source_mutants.INPUTS", {"attention": ()})
     naive().save(tmp_path)
     assert main([str(tmp_path)]) == 0
     assert "attention/float32/causal: 1 of 1 killed" in capsys.readouterr().err

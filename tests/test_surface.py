@@ -16,7 +16,7 @@ import pytest
 
 import mlx_lm_openevolve
 from mlx_lm_openevolve import errors, metalhost
-from mlx_lm_openevolve.cli import main, parser
+from mlx_lm_openevolve.cli.main import main, parser
 
 GOLDEN = Path(__file__).with_name("golden")
 WORKLOAD = "attention-b1-hq8-hkv2-lq1-lk128-d64-v64-bfloat16-none"

@@ -12,9 +12,9 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_lm_openevolve import timing
-from mlx_lm_openevolve.reference import mask, sdpa
-from mlx_lm_openevolve.workload import Workload
+from mlx_lm_openevolve.gate import timing
+from mlx_lm_openevolve.ops.attention.reference import mask, sdpa
+from mlx_lm_openevolve.ops.attention.workload import Workload
 
 SMALL = Workload(1, 4, 2, 1, 48, 64, 64, "float32")
 

@@ -20,14 +20,14 @@ from typing import Any
 import pytest
 from conftest import shipped_in_metal, store_correct
 
-from mlx_lm_openevolve import gate
-from mlx_lm_openevolve.cli import main
+from mlx_lm_openevolve.cli.main import main
 from mlx_lm_openevolve.device import detect
 from mlx_lm_openevolve.errors import MachineError
-from mlx_lm_openevolve.kernel import Kernel
-from mlx_lm_openevolve.plan import Planner
-from mlx_lm_openevolve.registry import Registry
-from mlx_lm_openevolve.workload import Workload
+from mlx_lm_openevolve.gate import judge as gate
+from mlx_lm_openevolve.kernels.kernel import Kernel
+from mlx_lm_openevolve.kernels.registry import Registry
+from mlx_lm_openevolve.ops.attention.workload import Workload
+from mlx_lm_openevolve.runtime.planner import Planner
 
 DECODE = Workload(1, 4, 2, 1, 64, 64, 64, "bfloat16")
 SAYS = "mlx-lm-openevolve: "
@@ -130,7 +130,7 @@ def test_bench_can_be_interrupted(mark: None, tiny_folder: Path, tmp_path: Path)
 def test_an_interrupt_that_is_dropped_comes_again(body: str, again: float) -> None:
     """MLX drops what is raised while it reads a numpy array; any extension module may."""
     code = (
-        "from mlx_lm_openevolve import __main__, cli\n"
+        "from mlx_lm_openevolve import __main__\nfrom mlx_lm_openevolve.cli import main as cli\n"
         "import signal, time\n"
         f"def deaf(argv=None):\n{body}    time.sleep(60)\n"
         f"cli.main, __main__.AGAIN = deaf, {again}\n"
@@ -180,7 +180,7 @@ def test_a_registry_is_whole_after_ctrl_c(mark: None, home: Path, kernel: Kernel
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from pathlib import Path\n"
         "from conftest import store_correct, shipped_in_metal\n"
-        "from mlx_lm_openevolve.workload import Workload\n"
+        "from mlx_lm_openevolve.ops.attention.workload import Workload\n"
         f"w = Workload.parse({DECODE.slug!r})\n"
         "k = next(k for k in shipped_in_metal() if k.applies_to(w))\n"
         "while True:\n"

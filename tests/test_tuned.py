@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from mlx_lm_openevolve.gate import FASTER, GATE_VERSION
-from mlx_lm_openevolve.registry import Registry, tuned_root
-from mlx_lm_openevolve.verdict import Verdict
-from mlx_lm_openevolve.workload import Workload
+from mlx_lm_openevolve.gate.judge import FASTER, GATE_VERSION
+from mlx_lm_openevolve.kernels.registry import Registry, tuned_root
+from mlx_lm_openevolve.kernels.verdict import Verdict
+from mlx_lm_openevolve.ops.attention.workload import Workload
 
 TUNED = Registry(tuned_root(), writable=False)
 VERDICTS = [

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from conftest import FINGERPRINT, accepted
 
-from mlx_lm_openevolve.verdict import Verdict, describe
-from mlx_lm_openevolve.workload import Workload
+from mlx_lm_openevolve.kernels.verdict import Verdict, describe
+from mlx_lm_openevolve.ops.attention.workload import Workload
 
 WORKLOAD = Workload(1, 8, 2, 1, 1024, 64, 64, "bfloat16")
 

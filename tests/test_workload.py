@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from mlx_lm_openevolve.errors import WorkloadError
-from mlx_lm_openevolve.workload import DTYPES, MASKS, Workload, next_pow2
+from mlx_lm_openevolve.ops.attention.workload import DTYPES, MASKS, Workload, next_pow2
 
 DECODE = Workload(1, 32, 8, 1, 4000, 128, 128, "bfloat16")
 

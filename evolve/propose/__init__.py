@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from ..archive import Archive
-from ..records import Candidate
+from ..candidate import Candidate
 
 __all__ = ["Proposer"]
 

@@ -25,7 +25,7 @@ import re
 from pathlib import Path
 
 from mlx_lm_openevolve.errors import KernelError, OpenEvolveError
-from mlx_lm_openevolve.kernel import Kernel
+from mlx_lm_openevolve.kernels.kernel import Kernel
 
 __all__ = ["AnswerError", "apply", "from_folder", "note_of", "parent_of"]
 

@@ -14,12 +14,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from mlx_lm_openevolve.errors import UsageError
-from mlx_lm_openevolve.kernel import Kernel
+from mlx_lm_openevolve.kernels.kernel import Kernel
 
 from .. import prompt
 from ..archive import Archive
+from ..candidate import Candidate
 from ..config import Model
-from ..records import Candidate
 from .answers import AnswerError, apply, note_of
 from .structural import Look, Structural, choose_parent, fitting, no_look, to_repair
 

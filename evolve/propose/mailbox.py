@@ -15,11 +15,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mlx_lm_openevolve.errors import OpenEvolveError
-from mlx_lm_openevolve.kernel import Kernel
+from mlx_lm_openevolve.kernels.kernel import Kernel
 
 from .. import prompt
 from ..archive import Archive
-from ..records import Candidate
+from ..candidate import Candidate
 from .answers import AnswerError, apply, from_folder, note_of, parent_of
 from .structural import Look, Structural, choose_parent, fitting, no_look, to_repair
 

@@ -10,10 +10,10 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 
 from mlx_lm_openevolve.errors import OpenEvolveError
-from mlx_lm_openevolve.kernel import Kernel
+from mlx_lm_openevolve.kernels.kernel import Kernel
 
 from ..archive import Archive
-from ..records import Candidate
+from ..candidate import Candidate
 from .tune import Tune
 
 __all__ = ["Look", "WithTuning", "choose_parent", "fitting", "no_look", "to_repair"]

@@ -19,12 +19,12 @@ import numpy as np
 import numpy.typing as npt
 
 from mlx_lm_openevolve.errors import KernelError
-from mlx_lm_openevolve.kernel import Kernel
-from mlx_lm_openevolve.stage import MATH_MODES
-from mlx_lm_openevolve.workload import Workload
+from mlx_lm_openevolve.kernels.kernel import Kernel
+from mlx_lm_openevolve.kernels.spec import MATH_MODES
+from mlx_lm_openevolve.ops.attention.workload import Workload
 
 from ..archive import Archive
-from ..records import Candidate, Result
+from ..candidate import Candidate, Result
 
 __all__ = ["Tune", "headroom", "switches"]
 

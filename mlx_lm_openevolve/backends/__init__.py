@@ -21,8 +21,8 @@ import mlx.core as mx
 
 from ..device import BACKENDS
 from ..errors import BackendError, UsageError
-from ..kernel import INPUTS, Kernel, Launch
-from ..workload import Workload
+from ..kernels.kernel import INPUTS, Kernel, Launch
+from ..ops.attention.workload import Workload
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -17,9 +17,9 @@ from typing import Any
 import mlx.core as mx
 
 from ..errors import BackendError, MachineError
-from ..kernel import INPUTS, Kernel, Launch
+from ..kernels.kernel import INPUTS, Kernel, Launch
 from ..metalhost.cache import store
-from ..workload import Workload
+from ..ops.attention.workload import Workload
 from . import Call, Operand, Run, cuda_modules, dtype_of, kv_len, operands
 from .metal_to_cuda import UnsupportedOnCuda, minify, translate
 

@@ -14,8 +14,8 @@ import mlx.core as mx
 
 from .. import metalhost
 from ..errors import BackendError
-from ..kernel import Kernel, Launch
-from ..workload import Workload
+from ..kernels.kernel import Kernel, Launch
+from ..ops.attention.workload import Workload
 from . import Call, Operand, Run, chain, dtype_of, template_of
 
 __all__ = ["build", "unavailable"]

@@ -8,8 +8,8 @@ from typing import Any
 import mlx.core as mx
 
 from ..errors import BackendError
-from ..kernel import Kernel, Launch
-from ..workload import Workload
+from ..kernels.kernel import Kernel, Launch
+from ..ops.attention.workload import Workload
 from . import Call, Run, chain, dtype_of, template_of
 
 __all__ = ["build", "unavailable"]

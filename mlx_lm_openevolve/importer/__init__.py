@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import KernelError
-from ..kernel import FORMAT, Kernel
+from ..kernels.kernel import FORMAT, Kernel
 from .reader import MASK_KINDS, Reader
 from .symbols import Array, Launched, Number, Scalar, Unreadable
 

@@ -1,0 +1,91 @@
+"""`bench --kernel FOLDER`: one kernel over a suite of workloads, judged and timed as the gate does.
+
+    suite -> the gate's verdict (correct; on a GPU both arms, paired) -> a row for each workload
+          -> on the host, where nothing is timed: a modelled time, labelled so
+
+Nothing is stored: this is for whoever writes or evolves a kernel.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+from rich.console import Console
+
+from mlx_lm_openevolve import backends
+from mlx_lm_openevolve.cli.inspect import named
+from mlx_lm_openevolve.device import detect
+from mlx_lm_openevolve.errors import UsageError
+from mlx_lm_openevolve.gate import judge as gate
+from mlx_lm_openevolve.kernels.kernel import Kernel
+from mlx_lm_openevolve.kernels.verdict import Verdict, describe
+from mlx_lm_openevolve.ops.attention.workload import Workload
+
+from . import check, measure
+from .suites import suite
+
+__all__ = ["bench_kernel", "passed"]
+
+SECONDS = 60.0  # for a workload: time enough for narrow intervals; three times that on the host
+Row = dict[str, Any]
+
+
+def bench_kernel(
+    options: argparse.Namespace, out: Console, keep: Callable[[list[Row]], None]
+) -> None:
+    """Judge a kernel on each workload of the suites that it applies to; `keep` is handed all rows
+    whenever there is a new one. A row is a verdict; on the host it has `modelled` too."""
+    kernel = named(options.kernel)
+    backend = options.backend or detect().backend
+    backends.require(kernel, backend)
+    asked = suite(options.suite or ["decode"])[:: 3 if options.subset else 1]
+    workloads = [workload for workload in asked if kernel.applies_to(workload)]
+    if not workloads:
+        raise UsageError(f"kernel {kernel.id} applies to none of the suite's workloads")
+    rows: list[Row] = []
+    for workload in workloads:
+        verdict = _judge(kernel, workload, backend)
+        for line in describe(verdict):
+            out.print(line, markup=False, style=None if verdict.correct else "red")
+        rows.append(verdict.to_json())
+        if backend == "host" and verdict.correct:
+            rows[-1]["modelled"] = modelled = _modelled(kernel, workload)
+            out.print(
+                f"  modelled {modelled['ratio']:.2f}x of SDPA on a nominal GPU, from counters:"
+                " not measured",
+                markup=False,
+            )
+        keep(rows)
+    left = len(asked) - len(workloads)
+    out.print(f"{len(workloads)} workloads; {left} more to which the kernel does not apply")
+
+
+def passed(rows: list[Row]) -> bool:
+    """Whether every row is as good as it can be here: accepted, on the host correct."""
+    return all(row["correct"] if "modelled" in row else row["status"] == "accepted" for row in rows)
+
+
+def _judge(kernel: Kernel, workload: Workload, backend: str) -> Verdict:
+    params = kernel.default_params(workload)
+    seconds = 3 * SECONDS if backend == "host" else SECONDS
+    try:
+        return gate.judge_in_worker(kernel, params, workload, backend, seconds=seconds)
+    except gate.Poisoned as error:
+        return error.verdict
+    except gate.GateTimeout as error:
+        raise UsageError(f"{workload.slug}: {error}; leave it out of the suite") from None
+
+
+def _modelled(kernel: Kernel, workload: Workload) -> dict[str, float]:
+    """Modelled seconds of the kernel and of SDPA, and their ratio."""
+    params = kernel.default_params(workload)
+    found = measure.modelled(
+        kernel, params, workload, check.check(kernel, params, workload, 0)["points"]
+    )
+    return {
+        "seconds": found["seconds"],
+        "sdpa_seconds": found["seconds"] * found["ratio"],
+        "ratio": found["ratio"],
+    }

@@ -1,0 +1,238 @@
+"""One arm of `bench` in a process of its own: a task on standard input, an answer as last line.
+
+A task: model (a path) or shape, draft, prompt_tokens, generation_tokens, batch, kv_bits, trials,
+seed, arm ("stock", "patched" or "logits") and settings (the arguments of enable_optimizations).
+"""
+
+from __future__ import annotations
+
+import copy
+import gc
+import json
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, cast
+
+import mlx.core as mx
+import mlx_lm
+import numpy as np
+from mlx_lm.generate import (
+    BatchGenerator,
+    generate_step,
+    maybe_quantize_kv_cache,
+    speculative_generate_step,
+)
+from mlx_lm.models import base
+from mlx_lm.models.cache import make_prompt_cache
+
+from .. import enable_optimizations, get_optimization_info, optimizations
+from ..ops.attention import quantized
+from ..runtime.patch import Patch
+from . import model_configs as shapes
+
+Attention = Callable[..., mx.array]
+
+PREFILL = 2048
+LOGIT_STEPS = 8
+KV_GROUP = 64
+
+
+def main() -> None:
+    """Answer the task on standard input."""
+    task = json.load(sys.stdin)
+    model = load(task["model"] or task["shape"])
+    rng = np.random.default_rng(task["seed"])
+    shape = (task["batch"], task["prompt_tokens"])
+    prompts = rng.integers(0, vocabulary(model), shape).tolist()
+    if task["arm"] == "logits":
+        answer = logits(model, prompts, task)
+    else:
+        if task["arm"] == "patched":
+            enable_optimizations(**task["settings"])
+        draft = load(task["draft"]) if task["draft"] else None
+        answer = timed(model, draft, prompts, task)
+        answer["info"] = get_optimization_info()
+    print(json.dumps(answer))
+
+
+def load(name: str) -> Any:
+    """A model by its shape's name or its path."""
+    if name in shapes.SHAPES:
+        return shapes.build(name)
+    return mlx_lm.load(name)[0]
+
+
+def vocabulary(model: Any) -> int:
+    """How many tokens a model knows; beyond them an embedding's rows are whatever lies there."""
+    args = model.args
+    known = getattr(args, "vocab_size", None) or getattr(args, "text_config", {}).get("vocab_size")
+    return int(known or 256)
+
+
+def timed(model: Any, draft: Any, prompts: list[list[int]], task: dict[str, Any]) -> dict[str, Any]:
+    """A warm-up, then `trials` rows of prompt_tps, generation_tps, peak_memory (GB) and
+    total_time (s), and the tokens of the first sequences."""
+    tokens = task["generation_tokens"]
+    kv: dict[str, Any] = {}
+    if task["kv_bits"]:
+        # From the first token on: by default short runs would never quantise.
+        kv = {"kv_bits": task["kv_bits"], "kv_group_size": KV_GROUP, "quantized_kv_start": 0}
+
+    def one() -> tuple[float, float, list[int]]:
+        prompt = mx.array(prompts[0])
+        if draft is None:
+            steps = (t for t, _ in generate_step(prompt, model, max_tokens=tokens, **kv))
+        else:
+            found = speculative_generate_step(prompt, model, draft, max_tokens=tokens, **kv)
+            steps = (t for t, _, _ in found)
+        start = time.perf_counter()
+        made = [int(next(steps))]
+        first = time.perf_counter()
+        made += map(int, steps)
+        end = time.perf_counter()
+        return len(prompts[0]) / (first - start), (len(made) - 1) / (end - first), made
+
+    def many() -> tuple[float, float, list[int]]:
+        # All at once: every decode step that is timed has the whole batch.
+        generator = BatchGenerator(model, prefill_batch_size=len(prompts))
+        uids = generator.insert(prompts, [tokens] * len(prompts))
+        made: list[int] = []
+        with generator.stats() as stats:
+            while responses := generator.next_generated():
+                made += [r.token for r in responses if r.uid == uids[0]]
+        generator.close()
+        return stats.prompt_tps, stats.generation_tps, made
+
+    work: Callable[[], tuple[float, float, list[int]]] = one if len(prompts) == 1 else many
+    try:
+        *_, made = work()
+    except RuntimeError:
+        if task["arm"] != "stock" or not kv:
+            raise
+        # MLX's CUDA backend has no quantized_matmul for a cache: there the plain one is stock's.
+        kv.clear()
+        *_, made = work()
+    rows = []
+    for _ in range(task["trials"]):
+        mx.clear_cache()
+        mx.reset_peak_memory()
+        gc.collect()  # one in the middle takes as long as a prompt
+        start = time.perf_counter()
+        prompt_tps, generation_tps, made = work()
+        rows.append(
+            {
+                "prompt_tps": prompt_tps,
+                "generation_tps": generation_tps,
+                "peak_memory": mx.get_peak_memory() / 1e9,
+                "total_time": time.perf_counter() - start,
+            }
+        )
+    return {"trials": rows, "tokens": made, "kv_bits": kv.get("kv_bits", 0)}
+
+
+def logits(model: Any, prompts: list[list[int]], task: dict[str, Any]) -> dict[str, Any]:
+    """Distances between logits [B, steps, V] of a few decode steps after one stock prefill, the
+    same tokens fed to all: stock and patched from attention in float32 (over what the cache
+    holds: dequantised where it is quantised), and patched from stock. Distance: L2 norm of the
+    difference over that of the reference."""
+    tokens = mx.array(prompts)
+    shape = (len(prompts), LOGIT_STEPS)
+    more = mx.array(np.random.default_rng(1).integers(0, vocabulary(model), shape))
+    if len(prompts) == 1:
+        cache = make_prompt_cache(model)
+    else:
+        merged = zip(*(make_prompt_cache(model) for _ in prompts), strict=True)
+        cache = [caches[0].merge(list(caches)) for caches in merged]
+    for i in range(0, tokens.shape[1], PREFILL):
+        model(tokens[:, i : i + PREFILL], cache=cache)
+        mx.eval([c.state for c in cache])
+    if task["kv_bits"]:
+        maybe_quantize_kv_cache(cache, 0, KV_GROUP, task["kv_bits"])
+
+    def decode() -> mx.array:
+        own = copy.deepcopy(cache)
+        steps = [model(more[:, i : i + 1], cache=own) for i in range(LOGIT_STEPS)]
+        found = mx.concatenate(steps, axis=1).astype(mx.float32)
+        mx.eval(found)
+        return found
+
+    def under(wrap: Callable[[Attention], Attention]) -> mx.array:
+        patch = Patch(base, wrap)
+        patch.install()
+        try:
+            return decode()
+        finally:
+            patch.restore()
+
+    try:
+        stock = decode()
+    except RuntimeError:
+        if not task["kv_bits"]:
+            raise
+        stock = under(dequantised)
+    truth = under(in_float32)
+    with optimizations(**task["settings"]):
+        patched = decode()
+        hits = sum(row["hits"] for row in get_optimization_info()["workloads"].values())
+    return {
+        "hits": hits,
+        "difference": distance(patched, stock),
+        "stock": distance(stock, truth),
+        "patched": distance(patched, truth),
+    }
+
+
+def dequantised(original: Attention) -> Attention:
+    """mlx-lm's attention over the values that a quantised cache stands for."""
+
+    def attention(
+        queries: mx.array,
+        keys: Any,
+        values: Any,
+        cache: Any,
+        scale: float,
+        mask: Any,
+        sinks: mx.array | None = None,
+        read: Callable[[quantized.Packed, int, int], mx.array] = quantized.floats,
+    ) -> mx.array:
+        if bits := getattr(cache, "bits", 0):
+            keys, values = (read(x, bits, cache.group_size) for x in (keys, values))
+            cache = None
+        return original(queries, keys, values, cache, scale, mask, sinks)
+
+    return attention
+
+
+def in_float32(original: Attention) -> Attention:
+    """mlx-lm's attention with everything in float32 but its result."""
+
+    def up(x: Any) -> Any:
+        known = isinstance(x, mx.array) and x.dtype != mx.bool_
+        return x.astype(mx.float32) if known else x
+
+    def attention(
+        queries: mx.array,
+        keys: Any,
+        values: Any,
+        cache: Any,
+        scale: float,
+        mask: Any,
+        sinks: mx.array | None = None,
+    ) -> mx.array:
+        raised = map(up, (queries, keys, values))
+        out = dequantised(original)(
+            *raised, cache, scale, up(mask), up(sinks), read=quantized.exact
+        )
+        return out.astype(queries.dtype)
+
+    return attention
+
+
+def distance(a: mx.array, b: mx.array) -> float:
+    """L2 norm of a - b over that of b."""
+    return cast(float, (mx.linalg.norm(a - b) / mx.linalg.norm(b)).item())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,349 @@
+"""`list`, `show`, `status`, `clear`: what is stored, for which chip, and why SDPA serves the rest.
+
+Nothing here gates, measures or changes a verdict; `clear` alone removes something.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import platform
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.syntax import Syntax
+from rich.table import Table
+
+from .. import __version__
+from ..device import BACKENDS, detect, fingerprint, version_of
+from ..errors import RegistryError, UsageError, WorkloadError
+from ..gate import judge as gate
+from ..kernels.kernel import Kernel
+from ..kernels.registry import VERSION, Registry, tuned_root, user_root
+from ..kernels.verdict import Verdict, describe
+from ..ops.attention.workload import Workload
+from ..runtime.planner import Planner
+from .architectures import Callers, callers
+
+__all__ = ["clear", "list_verdicts", "named", "registries", "show", "status", "usage"]
+
+Result = tuple[int, dict[str, Any]]
+# What changes how this library behaves, shown by `status` where it is set.
+VARIABLES = (
+    "MLX_LM_OPENEVOLVE",
+    "MLX_LM_OPENEVOLVE_HOME",
+    "MLX_LM_OPENEVOLVE_CXX",
+    "MLX_LM_OPENEVOLVE_KEEP",
+)
+
+
+def registries() -> list[Registry]:
+    """The user's registry and the shipped one, in the order they are asked."""
+    return [Registry(user_root()), Registry(tuned_root(), writable=False)]
+
+
+def usage(folder: Path) -> int:
+    """Bytes of the files in a folder, 0 where there is none."""
+    total = 0
+    for root, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):  # gone meanwhile, or not ours to read
+                total += (Path(root) / name).lstat().st_size
+    return total
+
+
+def size(count: float) -> str:
+    """Bytes for a person."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} GiB"
+
+
+def cache_root() -> Path:
+    """Where compiled kernels and their texts are kept; the stores there bound their sizes."""
+    from ..metalhost.cache import folder
+
+    return folder()
+
+
+# list
+
+
+def list_verdicts(options: argparse.Namespace, out: Console) -> Result:
+    """Every stored verdict, and why it does or does not serve."""
+    table = Table(box=None, pad_edge=False)
+    for name in ("device", "workload", "kernel", "ratio [low]", "verdict", "from"):
+        table.add_column(name, overflow="fold")
+    rows = []
+    for registry, device, verdict in _stored(options.device):
+        row = {
+            "device": device,
+            "workload": verdict.workload,
+            "kernel": verdict.kernel,
+            "params": dict(verdict.params),
+            "status": verdict.status,
+            "correct": verdict.correct,
+            "faster": verdict.faster,
+            "reason": verdict.reason,
+            "ratio": verdict.timing.get("ratio"),
+            "low": verdict.timing.get("low"),
+            "stale": _stale(verdict),
+            "from": "user" if registry.writable else "tuned",
+        }
+        rows.append(row)
+        ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f} [{row['low'] or 0:.2f}]"
+        why = f"stale: {row['stale']}" if row["stale"] else verdict.status
+        why += "" if verdict.accepted else f": {verdict.reason}"
+        table.add_row(device, verdict.workload, verdict.kernel, ratio, why, str(row["from"]))
+    used = {"registry": usage(user_root() / VERSION), "tuned": usage(tuned_root() / VERSION)}
+    out.print(table if rows else "no verdict is stored yet: a workload is gated at first use")
+    kernels = sum(len(registry.kernels()) for registry in registries())
+    out.print(
+        f"{len(rows)} verdicts, {kernels} kernels;"
+        f" {size(used['registry'])} in {user_root()}, {size(used['tuned'])} shipped",
+        markup=False,
+    )
+    return 0, {"verdicts": rows, "kernels": kernels, "bytes": used}
+
+
+def _stored(device: str | None = None) -> list[tuple[Registry, str, Verdict]]:
+    return [
+        (registry, name, verdict)
+        for registry in registries()
+        for name in registry.devices()
+        if device in (None, name)
+        for workload in registry.workloads(name)
+        for verdict in registry.verdicts(name, workload)
+    ]
+
+
+def _stale(verdict: Verdict) -> str:
+    """Why a verdict counts no longer on its own device, "" where it does."""
+    current = fingerprint(detect(), gate.GATE_VERSION)
+    for key in ("mlx", "gate"):
+        if verdict.fingerprint.get(key) != current[key]:
+            return f"made by {key} {verdict.fingerprint.get(key)}, now {current[key]}"
+    return ""
+
+
+# show
+
+
+def show(options: argparse.Namespace, out: Console) -> Result:
+    """A kernel by id or name, or a workload."""
+    try:
+        workload = Workload.parse(options.what).bucket()
+    except WorkloadError:
+        return _show_kernel(_kernel(options.what), out)
+    here = _here(workload)
+    out.print(workload.slug, style="bold", markup=False)
+    out.print(f"  here     {here['text']}", markup=False)
+    found = []
+    for _, device, verdict in _stored():
+        if verdict.workload == workload.slug:
+            found.append({"device": device, **verdict.to_json()})
+            out.print(f"\n{device}", style="dim", markup=False)
+            for line in describe(verdict):
+                out.print(line, markup=False, style=None if verdict.correct else "red")
+            stale = _stale(verdict)
+            if stale:
+                out.print(f"  stale    {stale}: it is gated again at first use", markup=False)
+    return 0, {"workload": workload.slug, "here": here, "verdicts": found}
+
+
+def _here(workload: Workload) -> dict[str, Any]:
+    """What the workload runs on on this machine as things stand, and why."""
+    device = detect()
+    # On the host this mode gates nothing; on a GPU it would.
+    mode = "auto" if device.backend == "host" else "stored"
+    plan = Planner(device, registries(), mode=mode).plan(workload)
+    reason = plan.reason
+    if reason.startswith("no stored verdict"):
+        reason = "no verdict on this device yet: the gate decides at first use"
+    kernel = plan.kernel.id if plan.kernel else None
+    text = f"kernel {kernel}: {reason}" if kernel else f"SDPA: {reason}"
+    return {"device": device.slug, "kernel": kernel, "reason": reason, "text": text}
+
+
+def named(what: str) -> Kernel:
+    """The kernel in a folder, or the known one of that id or name. Raises KernelError where the
+    folder holds none, UsageError where nothing bears the name."""
+    if Path(what).exists() or "/" in what:
+        return Kernel.load(what)
+    return _kernel(what)
+
+
+def _kernel(what: str) -> Kernel:
+    """The kernel of that id or name. Raises UsageError."""
+    known = {kernel.id: kernel for registry in registries() for kernel in registry.kernels()}
+    found = [kernel for kernel in known.values() if what in (kernel.id, kernel.name)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        ids = ", ".join(kernel.id for kernel in found)
+        raise UsageError(f"{what} is the name of several kernels; choose from {ids}")
+    names = ", ".join(f"{kernel.id} ({kernel.name})" for kernel in known.values())
+    raise UsageError(
+        f"{what[:80]!r} is neither a stored kernel's id or name nor a workload"
+        + (f"; kernels: {names}" if names else "")
+    )
+
+
+def _show_kernel(kernel: Kernel, out: Console) -> Result:
+    out.print(f"[bold]{kernel.name}[/] {kernel.id} ({kernel.origin})")
+    if kernel.description:
+        out.print(kernel.description, markup=False)
+    out.print(f"applies   {kernel.applies.text}", markup=False)
+    for param in kernel.params:
+        values = ", ".join(map(str, param.values))
+        out.print(f"{param.name:9s} {values}; by default {param.default.text}", markup=False)
+    verdicts: dict[str, dict[str, int]] = {}
+    for _, device, verdict in _stored():
+        if verdict.kernel == kernel.id:
+            counts = verdicts.setdefault(device, {"accepted": 0, "rejected": 0})
+            counts[verdict.status] += 1
+    for device, counts in verdicts.items():
+        out.print(f"verdicts  {device}: {counts['accepted']} accepted, {counts['rejected']} not")
+    checks = [check for registry in registries() for check in registry.host_checks(kernel.id)]
+    if checks:
+        good = sum(bool(check.get("ok")) for check in checks)
+        out.print(f"on host   {good} of {len(checks)} checks passed")
+    for file, source in kernel.sources.items():
+        out.print(f"\n{file}", style="bold", markup=False)
+        if out.is_terminal:
+            out.print(Syntax(source, "cpp", word_wrap=True, background_color="default"))
+        else:
+            out.print(source, markup=False, end="")
+    return 0, {
+        "kernel": kernel.id,
+        "name": kernel.name,
+        "meta": dict(kernel.meta),
+        "sources": dict(kernel.sources),
+        "verdicts": verdicts,
+        "host_checks": checks,
+    }
+
+
+# status
+
+
+def status(options: argparse.Namespace, out: Console) -> Result:
+    """What runs here, as one block that can be pasted into a bug report."""
+    from .. import backends
+
+    device, calls = detect(), callers()
+    found: dict[str, Any] = {
+        "version": __version__,
+        "python": sys.version.split()[0],
+        "os": platform.platform(),
+        "mlx": version_of("mlx"),
+        "mlx_lm": version_of("mlx-lm"),
+        "gate": gate.GATE_VERSION,
+        "device": {
+            "slug": device.slug,
+            "name": device.name,
+            "architecture": device.architecture,
+            "cores": device.cores,
+            "memory": device.memory,
+        },
+        "backends": {name: backends.get(name).unavailable() or "available" for name in BACKENDS},
+        "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
+        "architectures": {
+            "patched": sorted(calls.patched),
+            "direct": {
+                name: {"lines": list(lines), "served": False, "patched": name in calls.patched}
+                for name, lines in calls.direct.items()
+            },
+        },
+        "registries": [],
+        "cache": {"root": str(cache_root()), "bytes": usage(cache_root())},
+        "runs": {"root": str(user_root() / "runs"), "bytes": usage(user_root() / "runs")},
+    }
+    for registry in registries():
+        here = registry.workloads(device.slug)
+        verdicts = [v for w in here for v in registry.verdicts(device.slug, w)]
+        found["registries"].append(
+            {
+                "root": str(registry.root),
+                "writable": registry.writable,
+                "kernels": len(registry.kernels()),
+                "devices": registry.devices(),
+                "workloads_here": len(here),
+                "accepted_here": len({v.workload for v in verdicts if v.accepted}),
+                "poisoned_here": registry.poisoned(device.slug),
+                "bytes": usage(registry.root / VERSION),
+            }
+        )
+    for line in block(found, calls):
+        out.print(line, markup=False)
+    return 0, found
+
+
+def block(found: dict[str, Any], calls: Callers) -> list[str]:
+    """The block of `status`; the home folder is left out of it."""
+    device = found["device"]
+    cores = f", {device['cores']} cores" if device["cores"] else ""
+    memory = f", {size(device['memory'])}" if device["memory"] else ""
+    rows = [(key, str(found[key])) for key in ("version", "python", "os", "mlx", "mlx_lm", "gate")]
+    name = f"{device['slug']} ({device['name']}, {device['architecture']}{cores}{memory})"
+    rows.append(("device", name))
+    rows += [(name, reason) for name, reason in found["backends"].items()]
+    rows += [("set", f"{name}={value}") for name, value in found["variables"].items()]
+    rows += _architectures(calls)
+    for row in found["registries"]:
+        text = (
+            f"{row['root']}: {row['kernels']} kernels, {row['accepted_here']} of"
+            f" {row['workloads_here']} workloads judged here run on one, {size(row['bytes'])}"
+        )
+        rows.append(("user" if row["writable"] else "tuned", text))
+        rows += [("crashed", f"{k}: {reason}") for k, reason in row["poisoned_here"].items()]
+    for key in ("cache", "runs"):
+        rows.append((key, f"{found[key]['root']}: {size(found[key]['bytes'])}"))
+    home = str(Path.home())
+    return [f"{key:10s} {text.replace(home, '~') if home != '/' else text}" for key, text in rows]
+
+
+def _architectures(calls: Callers) -> list[tuple[str, str]]:
+    """Which of mlx-lm's architectures the patch reaches, for people."""
+    if not calls.patched:
+        return [("models", "mlx-lm is not installed")]
+    rows = [("models", f"{len(calls.patched)} of mlx-lm's architectures call its attention")]
+    if calls.direct:
+        names = (f"{n} (in part)" if n in calls.patched else n for n in calls.direct)
+        text = (
+            f"{', '.join(names)}: these call MLX's attention directly,"
+            " past the patch; no kernel serves those calls"
+        )
+        rows.append(("not served", text))
+    return rows
+
+
+# clear
+
+
+def clear(options: argparse.Namespace, out: Console) -> Result:
+    """Remove stored verdicts and kernels; runs of `evolve` are left alone."""
+    registry = Registry(user_root())
+    if options.device is not None and options.device not in registry.devices():
+        known = ", ".join(registry.devices()) or "none"
+        raise UsageError(f"nothing is stored for {options.device[:80]!r}; devices: {known}")
+    folder = registry.root / VERSION / (f"devices/{options.device}" if options.device else "")
+    freed = usage(folder)
+    removed = registry.clear(options.device)
+    if options.cache:
+        cache = cache_root()
+        freed += usage(cache)
+        removed += sum(len(names) for _, _, names in os.walk(cache))
+        try:
+            if cache.exists():
+                shutil.rmtree(cache)
+        except OSError as error:
+            raise RegistryError(f"{cache}: {error.strerror or error}") from None
+    out.print(f"removed {removed} files, {size(freed)}, under {registry.root}", markup=False)
+    return 0, {"removed": removed, "bytes": freed, "registry": str(registry.root)}

@@ -1,0 +1,276 @@
+"""`mlx-lm-openevolve run COMMAND ARGS...`: a command of mlx-lm as the user knows it, patched.
+
+    run -> exec COMMAND with sitecustom/ on PYTHONPATH and its settings in MLX_LM_OPENEVOLVE_RUN
+        -> sitecustom/sitecustomize.py sees mlx_lm.models.base imported -> activate()
+        -> at the end: one line on standard error
+
+This process becomes the command, so that its process id, terminal, signals, output and exit code
+are the command's own. Children inherit the environment and are patched too; what they report is
+added to the line. Only SIGTERM meets a handler of ours, where the command has none: it prints the
+line, then lets the signal end the process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import atexit
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import sys
+import sysconfig
+import tempfile
+import traceback
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import metadata, util
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ..errors import BackendError, UnsupportedVersionError, UsageError
+
+__all__ = ["VARIABLE", "activate", "add_arguments", "command_line", "environment", "run", "summary"]
+
+VARIABLE = "MLX_LM_OPENEVOLVE_RUN"
+SITE = Path(__file__).resolve().parent.parent / "runtime" / "sitecustom"
+# Options of mlx-lm's commands whose value is a model.
+MODELS = ("--model", "--draft-model")
+_DEFAULT_MODEL = re.compile(r'^DEFAULT_MODEL = "([^"]+)"', re.M)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `run`; they stand before the command."""
+    parser.add_argument("--kernel", metavar="FOLDER", help="a kernel, or a registry root")
+    parser.add_argument("--backend", choices=("metal", "cuda", "host"), help="default: the GPU")
+    parser.add_argument("--gate", choices=("auto", "stored"), default="auto")
+    parser.add_argument(
+        "--any-correct",
+        action="store_true",
+        help="also run kernels that are correct but not faster, for checking",
+    )
+    parser.add_argument("wrapped", metavar="COMMAND", help="mlx_lm.generate ..., or a script.py")
+    parser.add_argument("arguments", metavar="ARGS", nargs=argparse.REMAINDER)
+
+
+def run(options: argparse.Namespace, out: object) -> NoReturn:
+    """Become the command. Raises UsageError or BackendError before anything was started."""
+    argv = command_line(options.wrapped, options.arguments)
+    _check_kernels(options)
+    if not options.wrapped.endswith(".py"):
+        _check_models(options.wrapped, options.arguments)
+    try:
+        folder = tempfile.mkdtemp(prefix="mlx-lm-openevolve-run-")
+    except OSError:  # a full disk: children are patched all the same, and not counted
+        folder = ""
+    settings = {
+        "path": options.kernel and str(Path(options.kernel).absolute()),
+        "backend": options.backend,
+        "gate": options.gate,
+        "require_faster": not options.any_correct,
+        "json": options.json,
+        "verbose": options.verbose,
+        "pid": os.getpid(),
+        "folder": folder,
+    }
+    sys.stdout.flush()
+    sys.stderr.flush()
+    signal.setitimer(signal.ITIMER_REAL, 0)  # the command's signals are its own
+    os.execve(argv[0], argv, environment(settings))
+
+
+def command_line(command: str, arguments: Sequence[str]) -> list[str]:
+    """What to execute for a command: mlx-lm's own script, or a Python file. Raises UsageError."""
+    if command.endswith(".py"):
+        if not Path(command).is_file():
+            raise UsageError(f"{command}: no such file")
+        return [sys.executable, command, *arguments]
+    try:
+        points = metadata.distribution("mlx-lm").entry_points
+    except metadata.PackageNotFoundError:
+        raise UnsupportedVersionError("mlx-lm is not installed") from None
+    scripts = {point.name: point for point in points if point.group == "console_scripts"}
+    if command not in scripts:
+        hint = ""
+        if command.endswith("batch_generate"):
+            hint = (
+                " (batch_generate is a function of mlx_lm: run the script that calls it, or"
+                " mlx_lm.benchmark --batch-size N)"
+            )
+        raise UsageError(
+            f"{command!r} is no command of mlx-lm{hint}; choose from {', '.join(sorted(scripts))},"
+            " or name a script.py"
+        )
+    script = Path(sysconfig.get_path("scripts")) / command
+    if script.is_file():
+        return [sys.executable, str(script), *arguments]
+    point = scripts[command]  # installed where no script was written, such as with --target
+    code = f"import sys; sys.argv[0] = {command!r}; from {point.module} import {point.attr} as main"
+    return [sys.executable, "-c", f"{code}; sys.exit(main())", *arguments]
+
+
+def environment(settings: Mapping[str, Any]) -> dict[str, str]:
+    """The environment of a patched process: settings for `activate`, our folder first."""
+    known = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    paths = [str(SITE), *(path for path in known if path and path != str(SITE))]
+    return {**os.environ, VARIABLE: json.dumps(settings), "PYTHONPATH": os.pathsep.join(paths)}
+
+
+def activate() -> None:
+    """Patch this process as the variable says and see to the line at its end.
+
+    Called once mlx_lm.models.base is loaded; never raises, because the command must run.
+    """
+    settings = json.loads(os.environ[VARIABLE])
+    from .. import enable_optimizations, get_optimization_info
+
+    problem = ""
+    try:
+        arguments = ("path", "backend", "gate", "require_faster")
+        enable_optimizations(**{name: settings[name] for name in arguments})
+        if os.environ.get("MLX_LM_OPENEVOLVE") == "0":
+            problem = "MLX_LM_OPENEVOLVE=0"
+    except Exception as error:  # the command goes on without us
+        problem = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if settings["verbose"]:
+            traceback.print_exc()
+    pid = os.getpid()
+    done: list[bool] = []
+
+    def finish() -> None:
+        if done or os.getpid() != pid:  # a fork has its parent's counts
+            return
+        done.append(True)
+        _finish(settings, {"problem": problem, **get_optimization_info()})
+
+    def end(number: int, _: object) -> None:
+        finish()
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+    atexit.register(finish)
+    with contextlib.suppress(ValueError):  # not in the main thread
+        if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, end)
+
+
+def _finish(settings: Mapping[str, Any], info: dict[str, Any]) -> None:
+    """Tell what happened: the first process prints the line, its children leave a report."""
+    folder = Path(settings["folder"] or os.devnull)
+    try:
+        if os.getpid() != settings["pid"]:
+            if folder.is_dir():  # gone where the first process ended before this one
+                (folder / f"{os.getpid()}.json").write_text(json.dumps(info))
+            return
+        reports = [info]
+        for path in sorted(folder.glob("*.json")):
+            with contextlib.suppress(ValueError):  # a child was killed while it wrote
+                reports.append(json.loads(path.read_text()))
+        found = totals(reports)
+        print(f"mlx-lm-openevolve: {summary(found)}", file=sys.stderr, flush=True)
+        if settings["json"]:
+            print(json.dumps(found), flush=True)
+    except OSError:  # a full disk or a closed terminal is no reason to change the exit code
+        pass
+    if os.getpid() == settings["pid"]:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def totals(reports: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """What get_optimization_info() of several processes says together: `processes`, `hits`,
+    `kernels` (name and id -> calls), `fallbacks` (reason -> calls), `workloads`, `problems`."""
+    kernels: Counter[str] = Counter()
+    fallbacks: Counter[str] = Counter()
+    workloads: dict[str, dict[str, Any]] = {}
+    problems: list[str] = []
+    processes = 0
+    for report in reports:
+        processes += 1
+        if report["problem"] and report["problem"] not in problems:
+            problems.append(report["problem"])
+        fallbacks.update(report["fallbacks"])
+        for slug, row in report["workloads"].items():
+            if row["hits"]:
+                kernels[f"{row['name']} {row['kernel']}"] += row["hits"]
+            if row["fallbacks"]:
+                # Where the kernel serves other calls of the workload, its verdict is no reason.
+                reason = "the kernel stepped aside" if row["hits"] else row["reason"]
+                fallbacks[reason] += row["fallbacks"]
+            known = workloads.setdefault(slug, {**row, "hits": 0, "fallbacks": 0})
+            known["hits"] += row["hits"]
+            known["fallbacks"] += row["fallbacks"]
+    return {
+        "processes": processes,
+        "hits": kernels.total(),
+        "kernels": dict(kernels.most_common()),
+        "fallbacks": dict(fallbacks.most_common()),
+        "workloads": workloads,
+        "problems": problems,
+    }
+
+
+def summary(found: Mapping[str, Any]) -> str:
+    """`totals` in one line for a person."""
+    if found["problems"]:
+        return "mlx-lm stays as it is: " + "; ".join(found["problems"])
+    if not found["kernels"] and not found["fallbacks"]:
+        return "no attention call was seen"
+    parts = []
+    for calls, where, names in (
+        (found["hits"], "kernels", found["kernels"]),
+        (sum(found["fallbacks"].values()), "SDPA", found["fallbacks"]),
+    ):
+        detail = "; ".join(f"{name}: {count}" for name, count in names.items())
+        parts.append(f"{calls} attention calls on {where}" + (f" ({detail})" if detail else ""))
+    if found["processes"] > 1:
+        parts.append(f"{found['processes']} processes")
+    return ", ".join(parts)
+
+
+def _check_models(command: str, arguments: Sequence[str]) -> None:
+    """A model or an adapter that cannot be loaded: mlx-lm would end in a traceback."""
+    from ..hub import check_model
+
+    for word, following in zip(arguments, [*arguments, ""][1:], strict=True):
+        option, _, value = word.partition("=")
+        value = value or following
+        if option in MODELS and value:
+            check_model(option, value)
+        missing = option == "--adapter-path" and not Path(value).expanduser().exists()
+        if missing and command != "mlx_lm.lora":  # that one writes it
+            raise UsageError(f"{option} {value}: no such folder")
+    own = _own_model(command)
+    if own and not {"-h", "--help"} & set(arguments) and not _names_model(arguments):
+        check_model("--model, by default", own)
+
+
+def _names_model(arguments: Sequence[str]) -> bool:
+    return any(word.partition("=")[0] == "--model" for word in arguments)
+
+
+def _own_model(command: str) -> str:
+    """The model that a command of mlx-lm takes where none is named, "" where it asks for one.
+    Read off its source: importing it takes as long as running it."""
+    spec = util.find_spec("mlx_lm")
+    name = f"{command.removeprefix('mlx_lm.')}.py"
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        with contextlib.suppress(OSError):
+            found = _DEFAULT_MODEL.search((Path(folder) / name).read_text())
+            return found[1] if found else ""
+    return ""
+
+
+def _check_kernels(options: argparse.Namespace) -> None:
+    from .. import backends
+    from ..kernels.kernel import Kernel
+
+    if options.backend:
+        reason = backends.get(options.backend).unavailable()
+        if reason:
+            raise BackendError(f"backend {options.backend!r}: {reason}")
+    if options.kernel:
+        path = Path(options.kernel)
+        if not (path / "v1").is_dir():
+            Kernel.load(path)

@@ -1,0 +1,1 @@
+"""The gate: the only place that decides that a kernel may run."""

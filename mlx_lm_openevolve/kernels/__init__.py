@@ -1,0 +1,1 @@
+"""Kernels as data: kernel, launches, expressions, verdicts, registry."""

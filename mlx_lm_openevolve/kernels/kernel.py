@@ -1,0 +1,285 @@
+"""Kernel: a folder of data (kernel.json and its stage sources) as a checked, frozen object.
+
+    kernel.json --load--> Kernel --launches(workload, params)--> [Launch] --> a backend
+
+Nothing in a kernel folder is ever executed by Python: shapes, grids and the predicate are launch
+expressions over the workload's fields and the kernel's params.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..errors import KernelError
+from ..ops.attention.workload import DTYPES, Workload, next_pow2
+from .expressions import Expression, Value
+from .spec import (
+    FIELDS,
+    MAX_SOURCE_BYTES,
+    SOURCE_NAME,
+    Param,
+    Reader,
+    Stage,
+    read_param,
+    read_stage,
+)
+
+__all__ = [
+    "FORMAT",
+    "INPUTS",
+    "KERNEL_ID",
+    "Kernel",
+    "Launch",
+    "kernel_id",
+]
+
+FORMAT = 1
+# What a family's call provides to every stage, by name; `out` is the family's result.
+INPUTS = {
+    "attention": ("queries", "keys", "values", "mask", "sinks", "scale"),
+    "attention_quantized": (
+        *("queries", "keys", "key_scales", "key_biases"),
+        *("values", "value_scales", "value_biases", "mask", "scale"),
+    ),
+    "attention_latent": ("queries", "keys", "mask", "sinks", "scale"),
+}
+KERNEL_ID = re.compile(r"[0-9a-f]{12}")
+MAX_STAGES = 8
+MAX_THREADS = 1024
+MAX_OUTPUT_BYTES = 1 << 32
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One launch with its numbers: what a backend needs, all expressions evaluated.
+
+    grid counts threads (as mx.fast.metal_kernel does); template values are int, bool or the name
+    of a dtype; `outputs` are (name, shape, dtype name).
+    """
+
+    stage: Stage
+    template: tuple[tuple[str, Value], ...]
+    grid: tuple[int, int, int]
+    threadgroup: tuple[int, int, int]
+    outputs: tuple[tuple[str, tuple[int, ...], str], ...]
+
+
+def kernel_id(meta: Mapping[str, Any], sources: Mapping[str, str]) -> str:
+    """First 12 hex digits of the SHA-256 of a kernel's canonical content."""
+    text = json.dumps([meta, sources], sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True, eq=False)
+class Kernel:
+    """A kernel as data. `load` reads a folder, `from_parts` takes its content, `save` writes it."""
+
+    id: str
+    name: str
+    family: str
+    origin: str
+    description: str
+    applies: Expression
+    params: tuple[Param, ...]
+    stages: tuple[Stage, ...]
+    meta: Mapping[str, Any]
+    sources: Mapping[str, str]
+
+    @classmethod
+    def load(cls, folder: Path | str) -> Kernel:
+        """Read a kernel folder. Raises KernelError naming the file and the field."""
+        folder = Path(folder)
+        path = folder / "kernel.json"
+        meta = _json_object(path)
+        sources: dict[str, str] = {}
+        stages = meta.get("stages")
+        for stage in stages if isinstance(stages, list) else []:
+            for field in ("source", "header"):
+                name = stage.get(field) if isinstance(stage, dict) else None
+                if name is None and field == "header":
+                    continue
+                if not isinstance(name, str) or not SOURCE_NAME.fullmatch(name):
+                    raise KernelError(f"{path}: stages: {field} is {name!r}, expected NAME.metal")
+                sources[name] = _text(folder / name, MAX_SOURCE_BYTES)
+        return cls.from_parts(meta, sources, str(path))
+
+    @classmethod
+    def from_parts(
+        cls, meta: Mapping[str, Any], sources: Mapping[str, str], where: str = "kernel.json"
+    ) -> Kernel:
+        """Check the content of kernel.json and its sources (by file name)."""
+        read = Reader(where)
+        if not isinstance(meta, Mapping) or meta.get("format") != FORMAT:
+            raise KernelError(f"{where}: format: expected {FORMAT}")
+        read.known(
+            meta,
+            "",
+            {"format", "name", "family", "origin", "description", "applies", "params", "stages"},
+        )
+        name = read.name(meta.get("name"), "name")
+        family = read.choice(meta.get("family"), "family", tuple(INPUTS))
+        origin, description = meta.get("origin", ""), meta.get("description", "")
+        if not isinstance(origin, str) or not origin or not isinstance(description, str):
+            raise KernelError(f"{where}: origin: expected where the kernel comes from")
+
+        raw_params = meta.get("params", {})
+        if not isinstance(raw_params, Mapping):
+            raise KernelError(f"{where}: params: expected an object")
+        params = tuple(read_param(read, key, value) for key, value in raw_params.items())
+        names = FIELDS | {param.name for param in params}
+
+        raw_stages = meta.get("stages")
+        if not isinstance(raw_stages, list) or not 0 < len(raw_stages) <= MAX_STAGES:
+            raise KernelError(f"{where}: stages: expected 1 to {MAX_STAGES} stages")
+        stages: list[Stage] = []
+        arrays = set(INPUTS[family])
+        taken = set(arrays)  # a stage with a `when` may have an alternative that writes the same
+        for i, raw in enumerate(raw_stages):
+            stage = read_stage(read, f"stages[{i}]", raw, sources, names, arrays, taken)
+            arrays |= {output.name for output in stage.outputs}
+            if stage.when is None:
+                taken |= {output.name for output in stage.outputs}
+            stages.append(stage)
+        if "out" not in {output.name for output in stages[-1].outputs}:
+            raise KernelError(f"{where}: stages: the last stage writes no output named 'out'")
+        return cls(
+            id=kernel_id(meta, sources),
+            name=name,
+            family=family,
+            origin=origin,
+            description=description,
+            applies=Expression(meta.get("applies"), FIELDS, f"{where}: applies"),
+            params=params,
+            stages=tuple(stages),
+            meta=meta,
+            sources=dict(sources),
+        )
+
+    def save(self, folder: Path | str) -> None:
+        """Write the kernel's files into `folder`, which is made."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        for file, source in self.sources.items():
+            (folder / file).write_bytes(source.encode("ascii"))
+        (folder / "kernel.json").write_text(json.dumps(self.meta, indent=1) + "\n", "ascii")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Kernel) and self.id == other.id
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+    @property
+    def native(self) -> frozenset[str]:
+        """The backends that stages were written for; empty where all are Metal, which every
+        backend carries."""
+        return frozenset(stage.language for stage in self.stages) - {"metal"}
+
+    def applies_to(self, workload: Workload) -> bool:
+        """Whether the kernel says it can serve this workload (exact or bucketed)."""
+        return self.family == workload.op and self.applies.truth(_fields(workload))
+
+    def default_params(self, workload: Workload) -> dict[str, int]:
+        """The params' defaults for a workload."""
+        fields = _fields(workload)
+        return self.check_params(
+            {param.name: param.default.integer(fields) for param in self.params}
+        )
+
+    def check_params(self, params: Mapping[str, Any]) -> dict[str, int]:
+        """`params` as a plain dict in the kernel's order; KernelError where one is out of range."""
+        if set(params) != {param.name for param in self.params}:
+            expected = [param.name for param in self.params]
+            raise KernelError(f"kernel {self.id}: params {sorted(params)}, expected {expected}")
+        for param in self.params:
+            value = params[param.name]
+            if type(value) is not int or value not in param.values:
+                raise KernelError(
+                    f"kernel {self.id}: param {param.name} is {value!r}, expected one of "
+                    f"{list(param.values)}"
+                )
+        return {param.name: params[param.name] for param in self.params}
+
+    def launches(self, workload: Workload, params: Mapping[str, int]) -> list[Launch]:
+        """The launches for an exact workload: batch and q_len count as they are, of kv_len only
+        the bucket is seen (the exact one is read inside the kernel). Raises KernelError."""
+        values = {**_fields(workload), **self.check_params(params)}
+        launches = [
+            _launch(stage, values)
+            for stage in self.stages
+            if stage.when is None or stage.when.truth(values)
+        ]
+        written = set(INPUTS[self.family])
+        for launch in launches:
+            missing = set(launch.stage.inputs) - written
+            if missing:
+                raise KernelError(f"kernel {self.id}: {launch.stage.file} lacks {min(missing)!r}")
+            written |= {name for name, _, _ in launch.outputs}
+        if "out" not in written:
+            raise KernelError(f"kernel {self.id}: no stage writes 'out' with {dict(params)}")
+        return launches
+
+
+def _fields(workload: Workload) -> dict[str, Value]:
+    seen = replace(workload, kv_len=next_pow2(workload.kv_len))
+    return {name: getattr(seen, name) for name in FIELDS}
+
+
+def _launch(stage: Stage, values: Mapping[str, Value]) -> Launch:
+    where = stage.file
+    grid = tuple(expression.integer(values) for expression in stage.grid)
+    threads = tuple(expression.integer(values) for expression in stage.threadgroup)
+    if not all(0 < n < 1 << 31 for n in (*grid, *threads)):
+        raise KernelError(f"{where}: grid {grid} with threadgroup {threads} is out of range")
+    if threads[0] * threads[1] * threads[2] > MAX_THREADS:
+        raise KernelError(f"{where}: threadgroup {threads} has more than {MAX_THREADS} threads")
+    outputs = []
+    for output in stage.outputs:
+        shape = tuple(expression.integer(values) for expression in output.shape)
+        dtype = output.dtype(values)
+        size = functools.reduce(lambda a, b: a * b, shape, 4)
+        if dtype not in DTYPES or min(shape) < 1 or size > MAX_OUTPUT_BYTES:
+            raise KernelError(f"{where}: output {output.name} is {dtype} {shape}: out of range")
+        outputs.append((output.name, shape, str(dtype)))
+    return Launch(
+        stage=stage,
+        template=tuple((name, expression(values)) for name, expression in stage.template),
+        grid=(grid[0], grid[1], grid[2]),
+        threadgroup=(threads[0], threads[1], threads[2]),
+        outputs=tuple(outputs),
+    )
+
+
+def _text(path: Path, limit: int) -> str:
+    """The file's ASCII text. A link is refused: nothing is read outside its folder."""
+    try:
+        if path.is_symlink() or not path.is_file():
+            raise KernelError(f"{path}: no such file")
+        with path.open("rb") as file:
+            data = file.read(limit + 1)
+    except OSError as error:
+        raise KernelError(f"{path}: {error.strerror or error}") from None
+    if len(data) > limit:
+        raise KernelError(f"{path}: longer than {limit} bytes")
+    if not data.isascii():
+        raise KernelError(f"{path}: not ASCII")
+    return data.decode("ascii").replace("\r\n", "\n")
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    try:
+        meta = json.loads(_text(path, MAX_SOURCE_BYTES))
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, KernelError):
+            raise
+        raise KernelError(f"{path}: not JSON: {error}") from None
+    if not isinstance(meta, dict):
+        raise KernelError(f"{path}: expected a JSON object")
+    return meta

@@ -1,0 +1,354 @@
+"""Registry: kernels by content and verdicts by device and workload, as plain files.
+
+    <root>/v1/kernels/<id>/kernel.json, *.metal, host.json
+    <root>/v1/devices/<device>/<workload>.json      {"verdicts": [...], "checksum": ...}
+    <root>/v1/devices/<device>/poison.json          kernels that ended a worker process there
+    <root>/v1/devices/<device>/timeouts.json        workloads that first use has no time to gate
+
+Readers take no lock and never raise: what does not parse, or does not match its hash, is moved
+aside, logged once, and the call runs on SDPA. Writers hold a file lock and replace whole files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import math
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import filelock
+import platformdirs
+
+from ..errors import KernelError, RegistryError, WorkloadError
+from ..ops.attention.workload import Workload
+from .kernel import KERNEL_ID, Kernel
+from .verdict import Verdict, binding
+
+__all__ = ["Registry", "tuned_root", "user_root"]
+
+log = logging.getLogger("mlx_lm_openevolve")
+
+VERSION = "v1"
+MAX_RECORD_BYTES = 8 << 20
+LOCK_SECONDS = 10.0
+_DEVICE = re.compile(r"[a-z0-9][a-z0-9-]{0,79}")
+
+
+def user_root() -> Path:
+    """Root of the user's registry: MLX_LM_OPENEVOLVE_HOME, else the user data folder."""
+    home = os.environ.get("MLX_LM_OPENEVOLVE_HOME")
+    return Path(home) if home else Path(platformdirs.user_data_dir("mlx-lm-openevolve", False))
+
+
+def tuned_root() -> Path:
+    """Root of the registry that ships with the package."""
+    return Path(__file__).parent.parent / "tuned"
+
+
+class Registry:
+    """One registry root. Reading never raises; writing raises RegistryError."""
+
+    def __init__(self, root: Path | str, writable: bool = True) -> None:
+        self.root = Path(root)
+        self.writable = writable
+        self._base = self.root / VERSION
+        self._kernels: dict[str, Kernel] = {}
+        self._damaged: set[Path] = set()
+
+    def __repr__(self) -> str:
+        return f"Registry({str(self.root)!r})"
+
+    # Kernels
+
+    def kernel(self, id: str) -> Kernel | None:
+        """The kernel of that id, None where there is none that is whole."""
+        known = self._kernels.get(id)
+        if known is not None:
+            return known
+        folder = self._base / "kernels" / id
+        if not KERNEL_ID.fullmatch(id) or not folder.is_dir():
+            return None
+        try:
+            kernel = Kernel.load(folder)
+            if kernel.id != id:
+                raise KernelError(f"{folder}: content does not match its id ({kernel.id})")
+        except KernelError as error:
+            self._quarantine(folder, str(error))
+            return None
+        self._kernels[id] = kernel
+        return kernel
+
+    def kernels(self) -> list[Kernel]:
+        """All kernels that are whole, by id."""
+        names = filter(KERNEL_ID.fullmatch, _names(self._base / "kernels"))
+        found = map(self.kernel, names)
+        return [kernel for kernel in found if kernel is not None]
+
+    def add(self, kernel: Kernel) -> None:
+        """Store a kernel under its id; nothing to do where it is there already."""
+        if self.kernel(kernel.id) is not None:
+            return
+        with self._writing("kernels") as folder:
+            temporary = Path(tempfile.mkdtemp(prefix=".new-", dir=folder))
+            try:
+                kernel.save(temporary)
+                temporary.chmod(0o755)
+                if not (folder / kernel.id).exists():
+                    temporary.rename(folder / kernel.id)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+
+    # Verdicts
+
+    def verdicts(self, device: str, workload: Workload) -> list[Verdict]:
+        """The stored verdicts for a workload's bucket on a device, best first."""
+        slug = workload.bucket().slug
+        if not _DEVICE.fullmatch(device):
+            return []
+        path = self._base / "devices" / device / f"{slug}.json"
+        record = self._read(path)
+        if record is None:
+            return []
+        try:
+            verdicts = [Verdict.from_json(item) for item in record["verdicts"]]
+            if any(verdict.workload != slug for verdict in verdicts):
+                raise ValueError("a verdict for another workload")
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            self._quarantine(path, str(error))
+            return []
+        return verdicts
+
+    def publish(self, device: str, verdict: Verdict) -> None:
+        """Store a verdict; one for the same kernel, params and device version replaces the old."""
+        workload = Workload.parse(verdict.workload)
+        with self._writing(_device_folder(device)) as folder:
+            kept = [
+                old
+                for old in self.verdicts(device, workload)
+                if (old.kernel, dict(old.params)) != (verdict.kernel, dict(verdict.params))
+            ]
+            kept.append(verdict)
+            kept.sort(key=lambda v: (v.accepted, v.correct, v.ratio), reverse=True)
+            _write(
+                folder / f"{workload.bucket().slug}.json",
+                {"verdicts": [v.to_json() for v in kept]},
+            )
+
+    def workloads(self, device: str) -> list[Workload]:
+        """The workloads with stored verdicts on a device."""
+        found = []
+        for name in _names(self._base / "devices" / device):
+            with contextlib.suppress(WorkloadError):
+                found.append(Workload.parse(name.removesuffix(".json")))
+        return sorted(found)
+
+    def devices(self) -> list[str]:
+        """The devices with stored verdicts."""
+        return [name for name in _names(self._base / "devices") if _DEVICE.fullmatch(name)]
+
+    # Kernels that ended a worker process
+
+    def poisoned(self, device: str) -> dict[str, str]:
+        """Kernels that crashed, hung or faulted a worker on this device: id -> reason."""
+        record = self._read(self._base / "devices" / device / "poison.json")
+        found = record.get("kernels") if record else None
+        if not isinstance(found, dict):
+            return {}
+        return {str(key): str(value) for key, value in found.items()}
+
+    def poison(self, device: str, kernel: str, reason: str) -> None:
+        """Remember that a kernel must not run on this device again."""
+        with self._writing(_device_folder(device)) as folder:
+            known = self.poisoned(device)
+            _write(folder / "poison.json", {"kernels": {**known, kernel: reason}})
+
+    # Workloads for which the gate's time at first use was too short
+
+    def timeouts(self, device: str, workload: Workload, stamp: Mapping[str, Any]) -> int:
+        """How many processes gated a workload's bucket in vain under a fingerprint."""
+        record = self._read(self._base / "devices" / device / "timeouts.json")
+        known = record.get(workload.bucket().slug) if record else None
+        if not isinstance(known, dict) or known.get("fingerprint") != binding(stamp):
+            return 0
+        count = known.get("count")
+        return count if isinstance(count, int) else 0
+
+    def timed_out(self, device: str, workload: Workload, stamp: Mapping[str, Any]) -> None:
+        """Count one more."""
+        with self._writing(_device_folder(device)) as folder:
+            record = self._read(folder / "timeouts.json") or {}
+            count = self.timeouts(device, workload, stamp) + 1
+            record[workload.bucket().slug] = {"fingerprint": binding(stamp), "count": count}
+            _write(folder / "timeouts.json", record)
+
+    # Host checks: they belong to the kernel and travel with it, outside its hash
+
+    def host_checks(self, id: str) -> list[dict[str, Any]]:
+        """The stored host checks of a kernel, each with its params and metalhost's version."""
+        if not KERNEL_ID.fullmatch(id):
+            return []
+        record = self._read(self._base / "kernels" / id / "host.json")
+        checks = record.get("checks") if record else None
+        return [c for c in checks if isinstance(c, dict)] if isinstance(checks, list) else []
+
+    def add_host_check(self, id: str, check: Mapping[str, Any]) -> None:
+        """Store a host check; one for the same params and workload replaces the old."""
+        with self._writing("kernels") as folder:
+            if not (folder / id).is_dir():
+                raise RegistryError(f"{self.root}: no kernel {id}")
+            kept = [
+                old
+                for old in self.host_checks(id)
+                if (old.get("params"), old.get("workload"))
+                != (check.get("params"), check.get("workload"))
+            ]
+            _write(folder / id / "host.json", {"checks": [*kept, dict(check)]})
+
+    # One gate at a time
+
+    @contextlib.contextmanager
+    def gating(self, device: str, workload: Workload, seconds: float) -> Iterator[bool]:
+        """Hold the right to gate a workload; False where another process held it for `seconds`.
+
+        Where nothing can be written there is no one to share with: True.
+        """
+        try:
+            with self._folder(_device_folder(device)) as folder:
+                lock = filelock.FileLock(folder / f".{workload.bucket().slug}.lock")
+                lock.acquire(timeout=seconds)
+        except filelock.Timeout:
+            yield False
+            return
+        except OSError:
+            yield True
+            return
+        try:
+            yield True
+        finally:
+            lock.release()
+
+    def clear(self, device: str | None = None) -> int:
+        """Remove the verdicts of a device, or the whole registry; returns the files removed."""
+        target = self._base / "devices" / device if device else self._base
+        if device is not None and not _DEVICE.fullmatch(device):
+            return 0
+        removed = sum(1 for path in target.rglob("*") if path.is_file())
+        try:
+            if target.exists():
+                shutil.rmtree(target)
+        except OSError as error:
+            raise RegistryError(f"{target}: {error.strerror or error}") from None
+        self._kernels.clear()
+        return removed
+
+    def _read(self, path: Path) -> dict[str, Any] | None:
+        """A record whose checksum holds; None where there is none or it was moved aside."""
+        try:
+            with path.open("rb") as file:
+                data = file.read(MAX_RECORD_BYTES + 1)
+        except OSError:
+            return None
+        try:
+            if len(data) > MAX_RECORD_BYTES:
+                raise ValueError("too long")
+            record = json.loads(data)
+            if not isinstance(record, dict):
+                raise ValueError("not an object")
+            if record.pop("checksum", None) != _checksum(record):
+                raise ValueError("the checksum does not match")
+        except (ValueError, RecursionError, TypeError) as error:
+            self._quarantine(path, str(error))
+            return None
+        return record
+
+    def _quarantine(self, path: Path, reason: str) -> None:
+        if path in self._damaged:
+            return
+        self._damaged.add(path)
+        done = "moved aside" if self.writable else "not used"
+        log.warning("%s is damaged (%s): %s, attention runs on SDPA", path, reason[:200], done)
+        if not self.writable:
+            return
+        with contextlib.suppress(OSError):
+            aside = self._base / "quarantine"
+            aside.mkdir(parents=True, exist_ok=True)
+            target = Path(tempfile.mkdtemp(prefix=f"{path.name[:80]}-", dir=aside))
+            path.rename(target / path.name)
+
+    @contextlib.contextmanager
+    def _folder(self, name: str) -> Iterator[Path]:
+        if not self.writable:
+            raise RegistryError(f"{self.root} is read-only")
+        folder = self._base / name
+        folder.mkdir(parents=True, exist_ok=True)
+        yield folder
+
+    @contextlib.contextmanager
+    def _writing(self, name: str) -> Iterator[Path]:
+        """The folder `name`, made, under its lock. Raises RegistryError."""
+        try:
+            with (
+                self._folder(name) as folder,
+                filelock.FileLock(folder / ".lock", timeout=LOCK_SECONDS),
+            ):
+                yield folder
+        except filelock.Timeout:
+            raise RegistryError(f"{self._base / name}: locked by another process") from None
+        except RegistryError:
+            raise
+        except OSError as error:
+            raise RegistryError(f"{self._base / name}: {error.strerror or error}") from None
+
+
+def _device_folder(device: str) -> str:
+    if not _DEVICE.fullmatch(device):
+        raise RegistryError(f"{device[:80]!r} is no device")
+    return f"devices/{device}"
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return sorted(path.name for path in folder.iterdir())
+    except OSError:
+        return []
+
+
+def _checksum(record: Mapping[str, Any]) -> str:
+    text = json.dumps(record, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    """`value` as JSON can hold it: numbers that are not finite become text."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _write(path: Path, record: Mapping[str, Any]) -> None:
+    """Replace a file whole: a reader sees the old record or the new one, never a part."""
+    record = _plain(record)
+    data = json.dumps({**record, "checksum": _checksum(record)}, indent=1).encode()
+    descriptor, temporary = tempfile.mkstemp(prefix=".new-", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

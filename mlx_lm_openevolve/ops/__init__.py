@@ -1,0 +1,1 @@
+"""What is computed: a folder for each family of operations."""

@@ -1,0 +1,1 @@
+"""Attention: over float, quantised and latent caches."""

@@ -1,0 +1,252 @@
+"""Float64 attention, a case of it, and what an answer is measured by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
+
+from ..workload import Workload
+from .encoding import Array, Bool, Float, Packed, decode, lowest, smallest, upload
+
+__all__ = ["Case", "Inputs", "Truth", "attention", "causal", "visible"]
+
+Operand = mx.array | tuple[mx.array, ...]
+
+# Elements of K and V that `truth` converts to float64 for a case, and its query rows.
+_TRUTH_ELEMENTS = 2 << 20
+_TRUTH_ROWS = 16
+
+
+def attention(
+    queries: Float,
+    keys: Float,
+    values: Float,
+    scale: float,
+    mask: Array | None = None,
+    sinks: Float | None = None,
+    sizes: Float | None = None,
+) -> tuple[Float, Float, float]:
+    """Attention of one KV head in float64: (out, mass, largest logit), the arrays [G, R, Dv].
+
+    queries [G, R, D] for the G query heads that share keys [N, D] and values [N, Dv]; mask bool
+    or additive, broadcast to [G, R, N]; sinks [G] are logits of a key without a value. mass is
+    the sum of p_j |v_j|, or of p_j times `sizes` [N, Dv]. A row with every key masked spreads
+    evenly over all keys, as MLX's own composition does (with sinks it is zero).
+    """
+    scores = np.einsum("grd,nd->grn", queries, keys, optimize=True) * scale
+    largest = float(np.abs(scores).max())
+    if mask is not None:
+        floor = np.finfo(np.float64).min
+        scores = np.where(mask, scores, floor) if mask.dtype == np.bool_ else scores + mask
+    top = scores.max(-1, keepdims=True)
+    if sinks is not None:
+        top = np.maximum(top, sinks[:, None, None])
+    top = np.maximum(top, np.finfo(np.float64).min)  # a row of -inf stays a row of zeros
+    weights = np.exp(scores - top)
+    total = weights.sum(-1, keepdims=True)
+    if sinks is not None:
+        total = total + np.exp(sinks[:, None, None] - top)
+    weights /= np.maximum(total, np.finfo(np.float64).tiny)
+    return weights @ values, weights @ (np.abs(values) if sizes is None else sizes), largest
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """A case on the device: what a call is handed, and the buffers that its views look into."""
+
+    queries: mx.array
+    keys: Operand
+    values: Operand
+    scale: mx.array
+    mask: mx.array | None
+    sinks: mx.array | None
+    buffers: tuple[mx.array, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Truth:
+    """Float64 results for sampled (batch, KV head) pairs and query rows."""
+
+    rows: npt.NDArray[np.int64]
+    pairs: tuple[tuple[int, int], ...]
+    out: tuple[Float, ...]  # one [G, R, Dv] for each pair
+    mass: tuple[Float, ...]
+    live: tuple[Bool, ...]  # [G, R]: rows with at least one visible key
+    logit: float  # the largest magnitude of a logit
+
+    def error(self, out: Array) -> tuple[float, float]:
+        """(max, average) of |out - truth| / mass for an output [B, Hq, L, Dv]; inf where NaN."""
+        worst, total, count = 0.0, 0.0, 0
+        for (b, h), want, mass, live in zip(
+            self.pairs, self.out, self.mass, self.live, strict=True
+        ):
+            group = want.shape[0]
+            got = out[b, h * group : (h + 1) * group][:, self.rows].astype(np.float64)
+            with np.errstate(invalid="ignore", over="ignore"):
+                off = (np.abs(got - want) / mass)[live]
+            off = np.where(np.isfinite(off), off, np.inf)
+            if off.size:
+                worst = max(worst, float(off.max()))
+                total, count = total + float(off.sum()), count + off.size
+        return worst, total / max(count, 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """One attention call as NumPy arrays, stored as `encode` does.
+
+    workload is exact; keys and values are [B, Hkv, N, D] views into buffers that hold NaN around
+    them, or Packed; mask has the form in which mlx-lm passes it (None, bool, or additive), not
+    broadcast.
+    columns: on the device the elements of a key lie apart, as in a transposed array.
+    """
+
+    name: str
+    workload: Workload
+    scale: float
+    queries: Array
+    keys: Array | Packed
+    values: Array | Packed
+    mask: Array | None
+    sinks: Array | None
+    seed: int
+    columns: bool = False
+
+    def upload(self) -> Inputs:
+        """The case as evaluated MLX arrays: caches are strided slices, queries transposed views
+        of [B, L, Hq, D] as the models make them."""
+        w = self.workload
+        queries = upload(np.ascontiguousarray(self.queries.transpose(0, 2, 1, 3)), w.dtype)
+        held: list[mx.array] = []
+        keys = self._stored(self.keys, held)
+        latent = w.op == "attention_latent"
+        inputs = Inputs(
+            queries=queries.transpose(0, 2, 1, 3),
+            keys=keys,
+            values=keys if latent else self._stored(self.values, held),
+            scale=mx.array([self.scale], mx.float32),
+            mask=None if self.mask is None else upload(self.mask, w.dtype),
+            sinks=None if self.sinks is None else upload(self.sinks, w.dtype),
+            buffers=(queries, *held),
+        )
+        mx.eval(inputs.queries, inputs.keys, inputs.values, *inputs.buffers)
+        return inputs
+
+    def _stored(self, x: Array | Packed, held: list[mx.array]) -> Operand:
+        """Keys or values on the device: slices of buffers, which are appended to `held`."""
+        if isinstance(x, Packed):
+            parts = (x.words, x.scales, x.biases)
+            return tuple(self._slice(part, held) for part in parts)
+        return self._slice(x, held)
+
+    def _slice(self, view: Array, held: list[mx.array]) -> mx.array:
+        buffer = np.asarray(view.base)
+        lead = (view.ctypes.data - buffer.ctypes.data) // buffer.strides[2]
+        if self.columns:
+            turned = upload(np.ascontiguousarray(buffer.swapaxes(-1, -2)), self.workload.dtype)
+            stored = turned.swapaxes(-1, -2)
+        else:
+            stored = upload(buffer, self.workload.dtype)
+        held.append(stored)
+        return stored[:, :, lead : lead + self.workload.kv_len]
+
+    def dead_rows(self) -> Bool:
+        """Rows [B, Hq, L] with every key masked: no implementation owes a value there."""
+        w = self.workload
+        seen = visible(w, self.mask)
+        dead = np.zeros((1, 1, 1), np.bool_) if seen is None else ~seen.any(-1)
+        return np.broadcast_to(dead, (w.batch, w.q_heads, w.q_len))
+
+    def truth(self) -> Truth:
+        """Float64 results for as many (batch, KV head) pairs and rows as are affordable; the
+        first and the last of each are among them, unless one pair is all."""
+        w, rng = self.workload, np.random.default_rng(self.seed)
+        rows = _sample(rng, w.q_len, _TRUTH_ROWS)
+        share = w.kv_len * (w.head_dim + w.v_head_dim)
+        count = max(1, _TRUTH_ELEMENTS // share)
+        pairs = [divmod(int(i), w.kv_heads) for i in _sample(rng, w.batch * w.kv_heads, count)]
+        dead = self.dead_rows()
+        outs, masses, live, logit = [], [], [], 0.0
+        for b, h in pairs:
+            heads = slice(h * w.group, (h + 1) * w.group)
+            out, mass, largest = self._exact(b, heads, rows)
+            logit = max(logit, largest)
+            outs.append(out)
+            masses.append(mass)
+            live.append(~dead[b, heads][:, rows])
+        return Truth(rows, tuple(pairs), tuple(outs), tuple(masses), tuple(live), logit)
+
+    def row_error(self, batch: int, head: int, row: int, got: Array) -> float:
+        """Largest |got - truth| / mass of one row [Dv], by float64; inf where it is no number."""
+        out, mass, _ = self._exact(batch, slice(head, head + 1), np.array([row]))
+        with np.errstate(invalid="ignore", over="ignore"):
+            off = np.abs(got.astype(np.float64) - out[0, 0]) / mass[0, 0]
+        return float(np.where(np.isfinite(off), off, np.inf).max())
+
+    def _exact(
+        self, batch: int, heads: slice, rows: npt.NDArray[np.int64]
+    ) -> tuple[Float, Float, float]:
+        """Float64 attention of some rows of query heads that share a KV head."""
+        w = self.workload
+        kv_head = heads.start // w.group
+        mask: Array | None = visible(w, self.mask) if w.mask in ("causal", "bool") else None
+        if self.mask is not None and w.mask == "additive":
+            mask = decode(self.mask, w.dtype)
+            mask = mask.reshape((1,) * (4 - mask.ndim) + mask.shape)
+        values, sizes = _rows(self.values, batch, kv_head, w.dtype), None
+        if isinstance(self.values, Packed):
+            sizes = np.abs(values) + self.values.steps(batch, kv_head)
+        out, mass, largest = attention(
+            decode(self.queries[batch, heads][:, rows], w.dtype),
+            _rows(self.keys, batch, kv_head, w.dtype),
+            values,
+            self.scale,
+            None if mask is None else _part(mask, batch, heads, rows),
+            None if self.sinks is None else decode(self.sinks[heads], w.dtype),
+            sizes,
+        )
+        return out, np.maximum(mass, smallest(w.dtype)), largest
+
+
+def _rows(x: Array | Packed, batch: int, head: int, dtype: str) -> Float:
+    """The float64 rows of one KV head."""
+    return x.decode(batch, head) if isinstance(x, Packed) else decode(x[batch, head], dtype)
+
+
+def visible(w: Workload, mask: Array | None) -> Bool | None:
+    """Which keys a row may see, broadcastable to [B, Hq, L, N]; None where it is all."""
+    if w.mask == "causal":
+        return causal(w.q_len, w.kv_len)[None, None]
+    if mask is None:
+        return None
+    if mask.dtype == np.bool_:
+        seen: Bool = np.asarray(mask, np.bool_)
+    else:
+        seen = decode(mask, w.dtype) > lowest(w.dtype) / 2
+    return seen.reshape((1,) * (4 - seen.ndim) + seen.shape)
+
+
+def _part(mask: Array, b: int, heads: slice, rows: npt.NDArray[np.int64]) -> Array:
+    """What a mask [B|1, Hq|1, L|1, N] says to some rows of a batch entry and its heads."""
+    part = mask[b if mask.shape[0] > 1 else 0]
+    part = part[heads] if part.shape[0] > 1 else part
+    part = part[:, rows] if part.shape[1] > 1 else part
+    return np.asarray(part)
+
+
+def causal(q_len: int, kv_len: int) -> Bool:
+    seen: Bool = np.arange(kv_len) <= np.arange(kv_len - q_len, kv_len)[:, None]
+    return seen
+
+
+def _sample(rng: np.random.Generator, n: int, count: int) -> npt.NDArray[np.int64]:
+    """At most `count` of range(n), sorted; from two on the first and the last among them."""
+    if n <= count:
+        return np.arange(n)
+    if count == 1:
+        return rng.integers(0, n, 1)
+    inner = rng.choice(np.arange(1, n - 1), count - 2, replace=False)
+    return np.sort(np.concatenate([[0, n - 1], inner]).astype(np.int64))

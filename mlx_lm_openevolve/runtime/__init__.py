@@ -1,0 +1,1 @@
+"""What happens in a user's process: patch, dispatch, plans."""

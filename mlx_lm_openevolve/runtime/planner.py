@@ -1,0 +1,272 @@
+"""Plan: what a workload's bucket runs on, and why.
+
+    bucket -> stored verdicts (user's registry, then tuned/) -> the gate, where it may run -> Plan
+
+A plan is made once for each bucket in a process. It names a kernel only where a verdict that
+counts on this device says so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..device import Device, fingerprint
+from ..errors import KernelError, RegistryError, interrupted
+from ..gate import judge as gate
+from ..kernels.kernel import Kernel
+from ..kernels.registry import Registry
+from ..kernels.verdict import Verdict
+from ..ops.attention.workload import Workload
+
+__all__ = ["BUDGETS", "GATE_MODES", "Budget", "Plan", "Planner"]
+
+log = logging.getLogger("mlx_lm_openevolve")
+
+GATE_MODES = ("auto", "stored")
+MAX_CANDIDATES = 4
+PENDING = "pending: the gate's time in this process is spent"
+MAX_TIMEOUTS = 3
+UNDECIDED = "undecided: the gate's time at first use is too short for it; `evolve` takes longer"
+NEVER_FASTER = "no GPU here: on the CPU no kernel is faster than SDPA"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Seconds that gating may take of a user's process: for one workload, and in all."""
+
+    workload: float
+    process: float
+
+
+# On a GPU gating is a guest in someone's generation. The host backend is for checking: there the
+# gate is the purpose, and a kernel runs a thousand times slower.
+BUDGETS = {"metal": Budget(2, 3), "cuda": Budget(2, 3), "host": Budget(120, 600)}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a bucket runs on: a kernel with its params and verdict, or SDPA (kernel None)."""
+
+    workload: Workload
+    reason: str
+    kernel: Kernel | None = None
+    verdict: Verdict | None = None
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    kernel: Kernel
+    params: dict[str, int]
+    trusted: bool  # shipped, or accepted on this device before: may be gated in this process
+
+
+class Planner:
+    """Plans buckets for one device. Thread-safe: plans are made under one lock and kept.
+
+    registries are asked in order; the first must be the user's, where verdicts are published.
+    only: the one kernel to consider, where the user named one.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        registries: Sequence[Registry],
+        *,
+        mode: str = "auto",
+        require_faster: bool = True,
+        only: Kernel | None = None,
+    ) -> None:
+        self.device, self.mode, self.require_faster, self.only = device, mode, require_faster, only
+        self.registries = list(registries)
+        self.user = self.registries[0]
+        self.budget = BUDGETS[device.backend]
+        self.fingerprint = fingerprint(device, gate.GATE_VERSION)
+        self.plans: dict[Workload, Plan] = {}
+        self._lock = threading.RLock()
+        self._spent = 0.0
+        self._refused = self._told = False
+
+    def plan(self, bucket: Workload) -> Plan:
+        """The plan for a bucket: stored verdicts first, then the gate where it may run."""
+        with self._lock:
+            plan = self.plans.get(bucket)
+            if plan is None:
+                plan = self._plan(bucket)
+                self.plans[bucket] = plan
+                if plan.kernel is None:
+                    # A person sees what the gate refused just now, once; the rest is for a log.
+                    seen = self._refused and not self._told
+                    self._told = self._told or seen
+                    log.log(
+                        logging.WARNING if seen else logging.INFO,
+                        "%s runs on SDPA: %s (`mlx-lm-openevolve evolve` looks for a kernel)",
+                        bucket.slug,
+                        plan.reason,
+                    )
+            return plan
+
+    def _plan(self, bucket: Workload) -> Plan:
+        verdicts = self._verdicts(bucket)
+        best = self._best(bucket, verdicts)
+        if best is not None:
+            return best
+        candidates = self._candidates(bucket, verdicts)
+        if not candidates:
+            if verdicts:
+                return Plan(bucket, f"rejected: {verdicts[0].reason}", verdict=verdicts[0])
+            return Plan(bucket, "no kernel applies")
+        if self.mode != "auto":
+            return Plan(bucket, "no stored verdict, and gate='stored' makes none")
+        if self.device.backend == "host" and self.require_faster:
+            return Plan(bucket, NEVER_FASTER)
+        return self._gate(bucket)
+
+    def _verdicts(self, bucket: Workload) -> list[Verdict]:
+        """Verdicts that count here, one for each (kernel, params), the user's own first."""
+        found: dict[Any, Verdict] = {}
+        for registry in self.registries:
+            for verdict in registry.verdicts(self.device.slug, bucket):
+                key = (verdict.kernel, tuple(sorted(verdict.params.items())))
+                if verdict.counts_for(self.fingerprint):
+                    found.setdefault(key, verdict)
+        return sorted(found.values(), key=lambda v: (v.accepted, v.correct, v.ratio), reverse=True)
+
+    def _best(self, bucket: Workload, verdicts: Sequence[Verdict]) -> Plan | None:
+        for verdict in verdicts:
+            if not (verdict.accepted or (verdict.correct and not self.require_faster)):
+                continue
+            if self.only is not None and verdict.kernel != self.only.id:
+                continue
+            kernel = self._kernel(verdict.kernel)
+            if kernel is not None and self._applies(kernel, bucket):
+                reason = "accepted" if verdict.accepted else "correct; faster was not asked for"
+                return Plan(bucket, reason, kernel, verdict)
+        return None
+
+    def _kernel(self, id: str) -> Kernel | None:
+        if self.only is not None and self.only.id == id:
+            return self.only
+        return next((k for k in (r.kernel(id) for r in self.registries) if k is not None), None)
+
+    def _applies(self, kernel: Kernel, bucket: Workload) -> bool:
+        # A stage is written in Metal, which every backend carries, or for one backend alone.
+        if kernel.native and not kernel.native <= {self.device.backend}:
+            return False
+        try:
+            return kernel.applies_to(bucket)
+        except KernelError:
+            return False
+
+    def _candidates(self, bucket: Workload, verdicts: Sequence[Verdict]) -> list[_Candidate]:
+        """Kernels that apply and were not judged here yet, most promising first: with the params
+        that won elsewhere, or here under another version, and then with their defaults."""
+        shipped = {k.id: k for r in self.registries if not r.writable for k in r.kernels()}
+        own = {k.id: k for r in self.registries if r.writable for k in r.kernels()}
+        kernels = {**own, **shipped} if self.only is None else {self.only.id: self.only}
+        poisoned = set().union(*(r.poisoned(self.device.slug) for r in self.registries))
+        kernels = {
+            id: kernel
+            for id, kernel in kernels.items()
+            if id not in poisoned and self._applies(kernel, bucket)
+        }
+        winners = sorted(
+            (
+                verdict
+                for registry in self.registries
+                for device in registry.devices()
+                for verdict in registry.verdicts(device, bucket)
+                if verdict.accepted and verdict.kernel in kernels
+            ),
+            key=lambda v: v.ratio,
+            reverse=True,
+        )
+        here = {v.kernel for v in winners if v.fingerprint.get("device") == self.device.slug}
+        proposals = [(v.kernel, dict(v.params)) for v in winners]
+        # Stages written for this backend first: they suit it best.
+        for id, kernel in sorted(kernels.items(), key=lambda item: not item[1].native):
+            try:
+                proposals.append((id, kernel.default_params(bucket)))
+            except KernelError as error:
+                log.warning("%s", error)
+        judged = [(v.kernel, dict(v.params)) for v in verdicts]
+        found: list[_Candidate] = []
+        for i, (id, params) in enumerate(proposals):
+            if (id, params) not in judged and (id, params) not in proposals[:i]:
+                found.append(_Candidate(kernels[id], params, id in shipped or id in here))
+        return found[:MAX_CANDIDATES]
+
+    def _gate(self, bucket: Workload) -> Plan:
+        start = time.monotonic()
+        seconds = min(self.budget.workload, self.budget.process - self._spent)
+        if seconds <= 0:
+            return Plan(bucket, PENDING)
+        # Time that was too short again and again would be lost in every process to come.
+        if self.user.timeouts(self.device.slug, bucket, self.fingerprint) >= MAX_TIMEOUTS:
+            return Plan(bucket, UNDECIDED)
+        try:
+            with self.user.gating(self.device.slug, bucket, seconds) as ours:
+                # Another process may have judged while this one waited.
+                verdicts = self._verdicts(bucket)
+                best = self._best(bucket, verdicts)
+                if best is not None:
+                    return best
+                if not ours:
+                    return Plan(bucket, "pending: another process is gating it")
+                candidates = self._candidates(bucket, verdicts)
+                made: list[Verdict] = []
+                for candidate in candidates:
+                    left = seconds - (time.monotonic() - start)
+                    verdict = self._judge(candidate, bucket, left) if left > 0 else None
+                    if verdict is None:
+                        break
+                    made.append(verdict)
+                    self._publish(candidate.kernel, verdict)
+                if candidates and not made and seconds == self.budget.workload:
+                    with contextlib.suppress(RegistryError):
+                        self.user.timed_out(self.device.slug, bucket, self.fingerprint)
+        except Exception as error:  # a full disk, say: nothing was found out, and SDPA serves
+            if interrupted(error):
+                raise KeyboardInterrupt from None
+            log.warning("%s was not gated: %s; attention runs on SDPA", bucket.slug, error)
+            return Plan(bucket, f"pending: {error}")
+        finally:
+            self._spent += time.monotonic() - start
+        best = self._best(bucket, sorted(made, key=lambda v: v.ratio, reverse=True))
+        if best is not None:
+            return best
+        if len(made) < len(candidates):
+            return Plan(bucket, PENDING)
+        worst = (made or verdicts)[0]
+        self._refused = True
+        return Plan(bucket, f"rejected: {worst.reason}", verdict=worst)
+
+    def _judge(self, candidate: _Candidate, bucket: Workload, seconds: float) -> Verdict | None:
+        # On the host a kernel always runs in a process of its own: metalhost sees to that.
+        alone = candidate.trusted or self.device.backend == "host"
+        judge = gate.judge if alone else gate.judge_in_worker
+        try:
+            return judge(
+                candidate.kernel, candidate.params, bucket, self.device.backend, seconds=seconds
+            )
+        except gate.GateTimeout:
+            return None
+        except gate.Poisoned as error:
+            try:
+                self.user.poison(self.device.slug, candidate.kernel.id, str(error))
+            except RegistryError as problem:
+                log.warning("%s", problem)
+            return error.verdict
+
+    def _publish(self, kernel: Kernel, verdict: Verdict) -> None:
+        try:
+            if all(registry.kernel(kernel.id) is None for registry in self.registries):
+                self.user.add(kernel)
+            self.user.publish(self.device.slug, verdict)
+        except RegistryError as error:
+            log.warning("the verdict is kept for this process only: %s", error)
