@@ -38,7 +38,7 @@ slow: $(VENV)/installed
 
 # Every architecture of mlx-lm, patched against unpatched.
 parity: $(VENV)/installed
-	$(BIN)/python tests/parity.py
+	$(BIN)/python tests/support/parity.py
 
 # Judge the shipped kernels on this GPU over the workloads that tuned/ ships verdicts for:
 #   make tune DEVICE=cuda OUT=folder

@@ -14,8 +14,8 @@ from typing import Any
 import documentation
 import pytest
 import yaml
-from conftest import shipped_in_metal, store_correct
 from documentation import PAGES, ROOT, Block, blocks, differs
+from samples import shipped_in_metal, store_correct
 from test_importer import PROGRAM
 
 from mlx_lm_openevolve.cli import run

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import shipped_in_metal, store_correct
+from samples import shipped_in_metal, store_correct
 
 from mlx_lm_openevolve.cli.main import main
 from mlx_lm_openevolve.device import detect
@@ -175,11 +175,11 @@ def test_evolve_can_be_interrupted_and_goes_on(mark: None, tmp_path: Path) -> No
 def test_a_registry_is_whole_after_ctrl_c(mark: None, home: Path, kernel: Kernel) -> None:
     """Publishing verdicts without end, ended by Ctrl-C at some moment."""
     code = (
-        "import signal, sys; sys.path.insert(0, 'tests')\n"
+        "import signal, sys; sys.path.insert(0, 'tests/support')\n"
         # A shell that starts the tests in the background has them ignore Ctrl-C.
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from pathlib import Path\n"
-        "from conftest import store_correct, shipped_in_metal\n"
+        "from samples import store_correct, shipped_in_metal\n"
         "from mlx_lm_openevolve.ops.attention.workload import Workload\n"
         f"w = Workload.parse({DECODE.slug!r})\n"
         "k = next(k for k in shipped_in_metal() if k.applies_to(w))\n"

@@ -71,8 +71,8 @@ print(rounds, busy)
 
 
 def start(home: Path, number: int, seconds: float) -> subprocess.Popen[str]:
-    tests = Path(__file__).parent
-    source = _PROCESS.format(tests=str(tests), root=str(tests.parent), home=str(home))
+    tests = Path(__file__).parents[1] / "support"
+    source = _PROCESS.format(tests=str(tests), root=str(tests.parents[1]), home=str(home))
     return subprocess.Popen(
         [sys.executable, "-c", source, str(number), str(seconds)],
         stdout=subprocess.PIPE,
@@ -273,8 +273,8 @@ with registry.gating(DEVICE, WORKLOAD, 30.0) as ours:
         registry.publish(DEVICE, verdict(2))
         print("worked")
 """
-    tests = Path(__file__).parent
-    source = source.format(tests=str(tests), root=str(tests.parent), home=str(tmp_path))
+    tests = Path(__file__).parents[1] / "support"
+    source = source.format(tests=str(tests), root=str(tests.parents[1]), home=str(tmp_path))
     both = [
         subprocess.Popen([sys.executable, "-c", source], stdout=subprocess.PIPE, text=True)
         for _ in range(2)
@@ -286,7 +286,7 @@ with registry.gating(DEVICE, WORKLOAD, 30.0) as ours:
 def test_the_right_to_gate_ends_with_its_holder(tmp_path):
     source = f"""
 import sys, time
-sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path(__file__).parent.parent)!r}]
+sys.path[:0] = [{str(Path(__file__).parents[1] / "support")!r}, {str(Path(__file__).parents[2])!r}]
 from test_registry_fire import DEVICE, WORKLOAD
 from mlx_lm_openevolve.registry import Registry
 with Registry({str(tmp_path)!r}).gating(DEVICE, WORKLOAD, 1.0):

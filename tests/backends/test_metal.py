@@ -8,7 +8,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from conftest import shipped_in_metal
+from samples import shipped_in_metal
 
 from mlx_lm_openevolve import backends
 from mlx_lm_openevolve.errors import BackendError

@@ -11,7 +11,7 @@ import pytest
 
 from mlx_lm_openevolve.metalhost import compiler_available
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 import server_soak
 
 sys.path.pop(0)

@@ -17,14 +17,14 @@ from typing import Any
 
 import documentation
 import pytest
-from conftest import shipped_in_metal, store_correct
+from samples import shipped_in_metal, store_correct
 
 from mlx_lm_openevolve import errors
 from mlx_lm_openevolve.cli import run
 from mlx_lm_openevolve.cli.main import main
 from mlx_lm_openevolve.ops.attention.workload import Workload
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 RUN = [sys.executable, "-m", "mlx_lm_openevolve", "run"]
 HOST = ["--backend", "host", "--any-correct", "--gate", "stored"]
 LINE = "mlx-lm-openevolve: "

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from conftest import FINGERPRINT, accepted
+from samples import FINGERPRINT, accepted
 
 from mlx_lm_openevolve.kernels.verdict import Verdict, describe
 from mlx_lm_openevolve.ops.attention.workload import Workload

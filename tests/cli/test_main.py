@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import shipped_in_metal
 from mlx_lm.models import base
+from samples import shipped_in_metal
 
 from mlx_lm_openevolve.cli.main import main
 from mlx_lm_openevolve.kernels.kernel import Kernel

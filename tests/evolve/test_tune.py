@@ -21,7 +21,7 @@ from mlx_lm_openevolve.kernels.kernel import Kernel
 from mlx_lm_openevolve.kernels.registry import Registry, tuned_root
 from mlx_lm_openevolve.ops.attention.workload import Workload
 
-MEASURED = Path(__file__).parent.parent / "benchmarks" / "results" / "h100-param-points.json"
+MEASURED = Path(__file__).parents[2] / "benchmarks" / "results" / "h100-param-points.json"
 LARGE = Workload(1, 32, 8, 1, 4096, 128, 128, "bfloat16")
 
 

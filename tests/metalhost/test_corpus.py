@@ -1,4 +1,4 @@
-"""metalhost, and Apple's compiler on a Mac, are held to the corpora of tests/metalhost_corpus."""
+"""metalhost, and Apple's compiler on a Mac, are held to the corpora of tests/metalhost/corpus."""
 
 from __future__ import annotations
 

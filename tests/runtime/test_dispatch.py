@@ -15,9 +15,9 @@ import mlx.nn as nn
 import mlx_lm.models.base as base
 import mlx_lm.models.qwen3 as qwen3
 import pytest
-from conftest import shipped_in_metal, store_correct
 from mlx_lm.generate import generate_step
 from mlx_lm.models.cache import KVCache, make_prompt_cache
+from samples import shipped_in_metal, store_correct
 
 import mlx_lm_openevolve
 from mlx_lm_openevolve import errors

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import COPY_FIRST, kernel_meta
+from samples import COPY_FIRST, kernel_meta
 
 from mlx_lm_openevolve.device import Device, fingerprint
 from mlx_lm_openevolve.gate import judge as gate

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import FINGERPRINT, accepted
+from samples import FINGERPRINT, accepted
 
 from mlx_lm_openevolve.errors import RegistryError
 from mlx_lm_openevolve.kernels.kernel import Kernel

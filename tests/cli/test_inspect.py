@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import shipped_in_metal, store_correct
 from rich.console import Console
+from samples import shipped_in_metal, store_correct
 
 from mlx_lm_openevolve.cli import inspect as inspection
 from mlx_lm_openevolve.cli.main import main

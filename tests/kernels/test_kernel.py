@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import COPY_FIRST, kernel_meta
+from samples import COPY_FIRST, kernel_meta
 
 from mlx_lm_openevolve.errors import KernelError
 from mlx_lm_openevolve.kernels.kernel import Kernel

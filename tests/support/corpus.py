@@ -1,4 +1,4 @@
-"""Reads tests/metalhost_corpus: Metal snippets with what must be said about each.
+"""Reads tests/metalhost/corpus: Metal snippets with what must be said about each.
 
 Three folders: `valid` runs and computes, `invalid` is refused by Apple's compiler, `bugs` compiles
 there and misbehaves. metalhost and, on a Mac, the real compiler are held to the same files.
@@ -42,7 +42,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-ROOT = Path(__file__).with_name("metalhost_corpus")
+ROOT = Path(__file__).parents[1] / "metalhost" / "corpus"
 _KEY = re.compile(r"// ([a-z]+): (.*)")
 _ARRAY = re.compile(r"(\w+) (\w+) ([\dx]+)(?:\[([^]]*)\])?(?: = (.*))?")
 _MARK = re.compile(r"/[/*] BUG\b")

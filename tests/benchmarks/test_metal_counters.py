@@ -14,7 +14,7 @@ import pytest
 from mlx_lm_openevolve.metalhost import chips, compiler_available
 from mlx_lm_openevolve.ops.attention.workload import Workload
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 import metal_counters
 
 sys.path.pop(0)
@@ -77,7 +77,7 @@ def test_without_mlx_source_the_shipped_kernels_are_counted(
 
 
 def shipped_kernels() -> list[Any]:
-    from conftest import shipped_in_metal
+    from samples import shipped_in_metal
 
     return [kernel for kernel in shipped_in_metal() if kernel.name == "gqa_decode"]
 

@@ -13,10 +13,10 @@ from typing import Any
 import documentation
 import mlx.core as mx
 import pytest
-from conftest import shipped_in_metal, store_correct
 from mlx_lm.models import base
 from mlx_lm.models.cache import make_prompt_cache
 from rich.console import Console
+from samples import shipped_in_metal, store_correct
 
 from mlx_lm_openevolve import errors
 from mlx_lm_openevolve.bench import command as bench
@@ -31,7 +31,7 @@ from mlx_lm_openevolve.ops.attention.workload import Workload
 from mlx_lm_openevolve.runtime.patch import Patch
 from mlx_lm_openevolve.runtime.planner import Planner
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 BUCKET = Workload(1, 4, 2, 1, 16, 64, 64, "bfloat16")
 
 

@@ -10,9 +10,9 @@ import mlx.core as mx
 import mlx_lm.models.base as base
 import mlx_lm.models.qwen3 as qwen3
 import pytest
-from conftest import shipped_in_metal, store_correct
 from mlx_lm.generate import generate_step
 from mlx_lm.models.cache import QuantizedKVCache
+from samples import shipped_in_metal, store_correct
 
 import mlx_lm_openevolve
 from mlx_lm_openevolve.kernels.kernel import Kernel

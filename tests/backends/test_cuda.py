@@ -18,7 +18,7 @@ from mlx_lm_openevolve.errors import BackendError
 from mlx_lm_openevolve.kernels.kernel import Kernel
 from mlx_lm_openevolve.ops.attention.workload import Workload
 
-TUNED = Path(__file__).resolve().parent.parent / "tuned" / "v1" / "kernels"
+TUNED = Path(__file__).resolve().parents[2] / "tuned" / "v1" / "kernels"
 DECODE = Workload(2, 8, 2, 1, 1000, 64, 64, "bfloat16")
 
 

@@ -9,7 +9,7 @@ mask or head at 1e-1.
 Kernels run on the host backend, on verdicts that the gate makes at first need, one for each
 workload of a whole run. A decode step that a shipped kernel applies to must be served by it.
 
-    python tests/parity.py [ARCHITECTURE ...]      everything, as `make parity` does
+    python tests/support/parity.py [ARCHITECTURE ...]      everything, as `make parity` does
 """
 
 from __future__ import annotations
