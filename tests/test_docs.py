@@ -15,8 +15,8 @@ import documentation
 import pytest
 import yaml
 from documentation import PAGES, ROOT, Block, blocks, differs
+from programs import PROGRAM
 from samples import shipped_in_metal, store_correct
-from test_importer import PROGRAM
 
 from mlx_lm_openevolve.cli import run
 from mlx_lm_openevolve.cli.main import main, parser

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from test_gate import NAIVE, naive
+from samples import NAIVE, naive
 
 from mlx_lm_openevolve import backends
 from mlx_lm_openevolve.gate.limits import GATE_VERSION

@@ -47,13 +47,17 @@ def is_whole(found: Verdict) -> bool:
     return found == verdict(number, found.ratio)
 
 
+# Where a child process finds this file, what it imports, and the package.
+HERE = Path(__file__).resolve().parent
+PATHS = [str(HERE), str(HERE.parent / "support"), str(HERE.parents[1])]
+
 _PROCESS = """
 import logging, sys, time
 logging.disable(logging.CRITICAL)
-sys.path[:0] = [{tests!r}, {root!r}]
+sys.path[:0] = {PATHS!r}
 from test_registry_fire import DEVICE, WORKLOAD, is_whole, verdict
 from mlx_lm_openevolve.errors import RegistryError
-from mlx_lm_openevolve.registry import Registry
+from mlx_lm_openevolve.kernels.registry import Registry
 
 registry = Registry({home!r})
 me, end, rounds, busy = int(sys.argv[1]), time.monotonic() + float(sys.argv[2]), 0, 0
@@ -71,8 +75,7 @@ print(rounds, busy)
 
 
 def start(home: Path, number: int, seconds: float) -> subprocess.Popen[str]:
-    tests = Path(__file__).parents[1] / "support"
-    source = _PROCESS.format(tests=str(tests), root=str(tests.parents[1]), home=str(home))
+    source = _PROCESS.format(PATHS=PATHS, home=str(home))
     return subprocess.Popen(
         [sys.executable, "-c", source, str(number), str(seconds)],
         stdout=subprocess.PIPE,
@@ -263,9 +266,9 @@ def test_ten_thousand_damaged_records_are_never_believed(tmp_path, caplog, seal)
 def test_two_processes_that_gate_one_workload_do_the_work_once(tmp_path):
     source = """
 import sys, time
-sys.path[:0] = [{tests!r}, {root!r}]
+sys.path[:0] = {PATHS!r}
 from test_registry_fire import DEVICE, WORKLOAD, verdict
-from mlx_lm_openevolve.registry import Registry
+from mlx_lm_openevolve.kernels.registry import Registry
 registry = Registry({home!r})
 with registry.gating(DEVICE, WORKLOAD, 30.0) as ours:
     if ours and not registry.verdicts(DEVICE, WORKLOAD):
@@ -273,8 +276,7 @@ with registry.gating(DEVICE, WORKLOAD, 30.0) as ours:
         registry.publish(DEVICE, verdict(2))
         print("worked")
 """
-    tests = Path(__file__).parents[1] / "support"
-    source = source.format(tests=str(tests), root=str(tests.parents[1]), home=str(tmp_path))
+    source = source.format(PATHS=PATHS, home=str(tmp_path))
     both = [
         subprocess.Popen([sys.executable, "-c", source], stdout=subprocess.PIPE, text=True)
         for _ in range(2)
@@ -286,9 +288,9 @@ with registry.gating(DEVICE, WORKLOAD, 30.0) as ours:
 def test_the_right_to_gate_ends_with_its_holder(tmp_path):
     source = f"""
 import sys, time
-sys.path[:0] = [{str(Path(__file__).parents[1] / "support")!r}, {str(Path(__file__).parents[2])!r}]
+sys.path[:0] = {PATHS!r}
 from test_registry_fire import DEVICE, WORKLOAD
-from mlx_lm_openevolve.registry import Registry
+from mlx_lm_openevolve.kernels.registry import Registry
 with Registry({str(tmp_path)!r}).gating(DEVICE, WORKLOAD, 1.0):
     print("held", flush=True)
     time.sleep(60)

@@ -111,3 +111,80 @@ def store_correct(home: Path, kernel: Kernel, buckets: list[Workload]) -> None:
                 fingerprint=fingerprint(detect("host"), GATE_VERSION),
             ),
         )
+
+
+# One thread a result: slow, short, right, and strided as a cache is.
+NAIVE = """
+const int d = thread_position_in_grid.x;
+const int row = thread_position_in_grid.y;
+const int head = thread_position_in_grid.z % HEADS;
+const int batch = thread_position_in_grid.z / HEADS;
+const int kv_len = keys_shape[2];
+const device T* q = queries + batch * queries_strides[0] + head * queries_strides[1]
+    + row * queries_strides[2];
+const device T* k = keys + batch * keys_strides[0] + head / GROUP * keys_strides[1];
+const device T* v = values + batch * values_strides[0] + head / GROUP * values_strides[1];
+const auto m = mask + batch * mask_strides[0] + head * mask_strides[1] + row * mask_strides[2];
+float top = -1e38f, sum = 0.0f, total = 0.0f;
+for (int j = 0; j < kv_len; ++j) {
+  float score = 0.0f;
+  for (int i = 0; i < D; ++i) {
+    score += float(q[i]) * float(k[j * keys_strides[2] + i * keys_strides[3]]);
+  }
+  score *= scale[0];
+  bool seen = true;
+  if (KIND == 1) {
+    seen = j <= kv_len - L + row;
+  } else if (KIND == 2) {
+    seen = m[j * mask_strides[3]];
+  } else if (KIND == 3) {
+    score = max(score + float(m[j * mask_strides[3]]), -1e38f);
+  }
+  if (seen) {
+    const float next = max(top, score);
+    const float fade = exp(top - next);
+    const float weight = exp(score - next);
+    sum = sum * fade + weight;
+    total = total * fade + weight * float(v[j * values_strides[2] + d * values_strides[3]]);
+    top = next;
+  }
+}
+out[((batch * HEADS + head) * L + row) * DV + d] = T(sum > 0.0f ? total / sum : 0.0f);
+"""
+
+
+def naive(source: str = NAIVE, **changes: object) -> Kernel:
+    kind = "0 if mask == 'none' else 1 if mask == 'causal' else 2 if mask == 'bool' else 3"
+    meta = {
+        "format": 1,
+        "name": "naive",
+        "family": "attention",
+        "origin": "handwritten",
+        "applies": "not sinks and kv_bits == 0",
+        "stages": [
+            {
+                "source": "naive.metal",
+                "inputs": ["queries", "keys", "values", "mask", "scale"],
+                "outputs": [
+                    {
+                        "name": "out",
+                        "shape": ["batch", "q_heads", "q_len", "v_head_dim"],
+                        "dtype": "dtype",
+                    }
+                ],
+                "template": {
+                    "T": "dtype",
+                    "D": "head_dim",
+                    "DV": "v_head_dim",
+                    "L": "q_len",
+                    "HEADS": "q_heads",
+                    "GROUP": "group",
+                    "KIND": kind,
+                },
+                "grid": ["v_head_dim", "q_len", "batch * q_heads"],
+                "threadgroup": ["32", "1", "1"],
+            }
+        ],
+        **changes,
+    }
+    return Kernel.from_parts(meta, {"naive.metal": source})

@@ -51,7 +51,7 @@ def activate() -> None:
     try:
         if importlib.util.find_spec("mlx_lm_openevolve") is None:
             sys.path.append(str(HERE.parent.parent.parent))
-        from ...cli import run
+        from mlx_lm_openevolve.cli import run
 
         run.activate()
     except Exception as error:
