@@ -118,14 +118,20 @@ def detect(backend: str | None = None) -> Device:
     return Device("host", "host", platform.processor() or machine, machine, os.cpu_count() or 0)
 
 
-def fingerprint(device: Device, gate_version: int) -> dict[str, Any]:
-    """What a verdict must share with this process to count, and under `also` what it need not."""
+def fingerprint(device: Device, gate: str, *, evidence: bool = True) -> dict[str, Any]:
+    """What a verdict must share with this process to count: chip, architecture, minor version of
+    mlx, version of the gate. With `evidence` under `also` what it need not."""
     mlx = version_of("mlx")
-    return {
+    must = {
         "device": device.slug,
         "architecture": device.architecture,
         "mlx": ".".join(mlx.split(".")[:2]),
-        "gate": gate_version,
+        "gate": gate,
+    }
+    if not evidence:
+        return must
+    return {
+        **must,
         "also": {
             "mlx": mlx,
             "mlx_lm": version_of("mlx-lm"),

@@ -47,6 +47,10 @@ class KernelError(OpenEvolveError, ValueError):
     """A kernel folder is malformed; the message names the file and the field."""
 
 
+class NewerFormatError(KernelError):
+    """A kernel folder that a newer release wrote: not malformed, but not for this one."""
+
+
 class RegistryError(OpenEvolveError, OSError):
     """A registry cannot be written."""
 
@@ -68,3 +72,7 @@ def interrupted(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+class GateTimeout(OpenEvolveError):
+    """The time, memory or steadiness at hand did not suffice for a verdict."""

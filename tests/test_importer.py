@@ -100,9 +100,9 @@ def test_a_program_becomes_a_kernel_folder_without_being_run(tmp_path):
         "PER_KV": 2,
         "USE_MASK_VALUE": 1,
     }
-    assert launch.stage.inputs == ("queries", "keys", "values", "mask", "scale")
+    assert launch.spec.inputs == ("queries", "keys", "values", "mask", "scale")
     assert launch.outputs == (("out", (2, 8, 16, 64), "bfloat16"),)
-    source = launch.stage.source
+    source = launch.spec.source
     assert "USE_MASK_VALUE > 0" in source
     assert "float(keys[kv0" in source
     assert "out[q0 + d]" in source
@@ -123,9 +123,9 @@ def test_a_right_program_passes_the_gate(tmp_path):
     assert not kernel.applies_to(replace(workload, mask="causal"))
     (launch,) = kernel.launches(workload, {})
     assert launch.grid == (32, 8, 8)
-    assert launch.stage.inputs == ("queries", "keys", "values", "scale")
-    assert "queries_strides[2]" in launch.stage.source
-    assert "score *= scale[0]" in launch.stage.source
+    assert launch.spec.inputs == ("queries", "keys", "values", "scale")
+    assert "queries_strides[2]" in launch.spec.source
+    assert "score *= scale[0]" in launch.spec.source
     if not backends.get("host").unavailable():
         check = gate.check_on_host(kernel, {}, workload)
         assert check["ok"], check["reason"]
@@ -208,9 +208,9 @@ def attention(q, k, v, scale, mask=None):
     workload = Workload(1, 4, 2, 1, 64, 64, 64, "float16")
     a, b = kernel.launches(workload, {})
     assert a.outputs == (("y", (1, 4, 1, 8), "float32"),)
-    assert b.stage.inputs == ("y", "values")
+    assert b.spec.inputs == ("y", "values")
     assert b.outputs[0][0] == "out"
-    assert "out_local = 0" in b.stage.source
+    assert "out_local = 0" in b.spec.source
     assert dict(a.template) == {"D": -64}
     assert all(kernel.applies_to(replace(workload, q_len=4, mask=m)) for m in ("none", "causal"))
 

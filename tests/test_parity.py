@@ -15,9 +15,8 @@ import pytest
 
 from mlx_lm_openevolve.cli.architectures import callers
 from mlx_lm_openevolve.device import detect, fingerprint
-from mlx_lm_openevolve.gate.judge import GATE_VERSION
 from mlx_lm_openevolve.kernels.registry import Registry
-from mlx_lm_openevolve.kernels.verdict import Verdict
+from mlx_lm_openevolve.kernels.verdict import Verdict, gate_version
 from mlx_lm_openevolve.ops.attention.workload import Workload
 
 # Few KV heads, as many as query heads, one; sinks, sliding windows, chunks; MLA with
@@ -129,7 +128,7 @@ def test_a_kernel_that_does_not_serve_would_be_seen(tmp_path: Path) -> None:
             correct=False,
             faster=False,
             reason="rejected by a test",
-            fingerprint=fingerprint(detect("host"), GATE_VERSION),
+            fingerprint=fingerprint(detect("host"), gate_version("attention")),
         )
         Registry(tmp_path).publish("host", verdict)
     with pytest.raises(parity.Disparity, match=f"{bucket.slug} ran on SDPA: .*by a test"):

@@ -208,7 +208,7 @@ def test_a_registry_is_whole_after_ctrl_c(mark: None, home: Path, kernel: Kernel
                     raise
         (verdict,) = Registry(home).verdicts("host", DECODE)
         assert verdict.reason == "stored by a test"
-    assert not (home / "v1" / "quarantine").exists()
+    assert not (home / "v2" / "quarantine").exists()
     store_correct(home, kernel, [DECODE])  # no lock was left behind
 
 

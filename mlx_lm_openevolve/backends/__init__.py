@@ -5,46 +5,30 @@ Each is a module with two functions:
     unavailable() -> str                      "" where it can run here, else the reason in one line
     build(kernel, params, workload) -> Call   raises BackendError where it cannot carry the kernel
 
-A Call takes (queries, keys, values, scale, mask, sinks): the arrays as mlx-lm passed them (keys and
-values of a quantised cache are 3-tuples), scale a float32 array of one element, mask and sinks an
-array or None. It returns [B, Hq, L, Dv].
+What a Call takes and returns is the family's: see ops/<family>/signature.py.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import mlx.core as mx
 
+from .. import ops
 from ..device import BACKENDS
 from ..errors import BackendError, UsageError
-from ..kernels.kernel import INPUTS, Kernel, Launch
-from ..ops.attention.workload import Workload
+from ..kernels.kernel import Kernel, Launch
+from ..ops import Workload
+from ..ops.base import Call
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+__all__ = ["Run", "chain", "dtype_of", "get", "require", "template_of"]
 
-__all__ = [
-    "Call",
-    "Operand",
-    "Run",
-    "chain",
-    "dtype_of",
-    "get",
-    "kv_len",
-    "operands",
-    "require",
-    "template_of",
-]
-
-Operand = mx.array | Sequence[mx.array]  # keys or values: an array, or a quantised cache's three
-Call = Callable[
-    [mx.array, Operand, Operand, mx.array, "mx.array | None", "mx.array | None"], mx.array
-]
 Run = Callable[[Sequence[mx.array]], Sequence[mx.array]]
+# Makes a launch, under a name for its kernel, of the inputs that it will be handed, by name.
+Make = Callable[[Launch, str, list[str]], Run]
 
 
 def get(name: str) -> ModuleType:
@@ -55,14 +39,14 @@ def get(name: str) -> ModuleType:
 
 
 def require(kernel: Kernel, backend: str) -> None:
-    """Raise BackendError where a backend is not available here, or a stage is not for it."""
+    """Raise BackendError where a backend is not available here, or a launch is not for it."""
     reason = get(backend).unavailable()
     if reason:
         raise BackendError(f"backend {backend!r}: {reason}")
-    for stage in kernel.stages:
-        if stage.language not in ("metal", backend):
+    for spec in kernel.specs:
+        if spec.language not in ("metal", backend):
             raise BackendError(
-                f"kernel {kernel.id} is for {stage.language} ({stage.file}), not for {backend!r}"
+                f"kernel {kernel.id} is for {spec.language} ({spec.file}), not for {backend!r}"
             )
 
 
@@ -80,81 +64,59 @@ def template_of(launch: Launch) -> list[tuple[str, Any]]:
     ]
 
 
-def operands(
-    op: str,
-    queries: mx.array,
-    keys: Any,
-    values: Any,
-    scale: mx.array,
-    mask: mx.array | None,
-    sinks: mx.array | None,
-) -> list[Any]:
-    """What a Call was handed, in the order of the family's INPUTS."""
-    if op == "attention_quantized":
-        return [queries, *keys, *values, mask, scale]
-    if op == "attention_latent":
-        return [queries, keys, mask, sinks, scale]
-    return [queries, keys, values, mask, sinks, scale]
-
-
-def kv_len(keys: Any) -> int:
-    """The number of keys of an array, or of a quantised cache's words."""
-    length: int = (keys if isinstance(keys, mx.array) else keys[0]).shape[2]
-    return length
-
-
 def chain(
     kernel: Kernel,
     params: Mapping[str, int],
     workload: Workload,
     languages: tuple[str, ...],
-    make: Callable[[Launch, str], Run],
+    make: Make,
+    *,
+    passes_absent: bool = True,
+    broadcast: bool = True,
+    held: Callable[[mx.array], mx.array] | None = None,
 ) -> Call:
-    """A Call that runs the kernel's launches in order, each made by `make(launch, name)`.
+    """A Call that runs the kernel's launches in order.
 
-    Inputs that the workload lacks (no array mask, no sinks) are 8-element dummies: a smaller one
-    would be in another address space on Metal.
+    passes_absent: inputs that the workload lacks are handed over as 8-element dummies (a smaller
+    one would be in another address space on Metal); else they are left out. broadcast: see
+    Op.bind. held: what becomes of an input of the family's `scalars` before it is handed over.
     """
     launches = kernel.launches(workload, params)
     for launch in launches:
-        if launch.stage.language not in languages:
+        if launch.spec.language not in languages:
             raise BackendError(
-                f"kernel {kernel.id}: stage {launch.stage.file} is written in "
-                f"{launch.stage.language}, this backend takes {' or '.join(languages)}"
+                f"kernel {kernel.id}: {launch.spec.file} is written in "
+                f"{launch.spec.language}, this backend takes {' or '.join(languages)}"
             )
-    dtype = dtype_of(workload.dtype)
-    no_mask = mx.zeros((8, 1, 1, 1), mx.bool_)
-    no_sinks = mx.zeros((8,), dtype)
-    mx.eval(no_mask, no_sinks)
-    masked = workload.mask in ("bool", "additive")
-    rows = (workload.batch, workload.q_heads, workload.q_len)
-    names = INPUTS[kernel.family]
-    steps = [
-        (make(launch, f"{kernel.name}_{kernel.id}_{i}"), launch.stage.inputs, launch.outputs)
-        for i, launch in enumerate(launches)
-    ]
+    op = ops.of(workload)
+    names = list(op.inputs(workload.variant))
+    absent = op.absent(workload)
+    read = frozenset(name for launch in launches for name in launch.spec.inputs)
+    arrays_of = op.bind(workload, read, broadcast=broadcast)
+    dummies = []
+    for name in absent if passes_absent else ():
+        dummy = mx.zeros((8, *[1] * (absent[name].axes - 1)), dtype_of(absent[name].dtype))
+        mx.eval(dummy)
+        dummies.append((names.index(name), dummy))
+    scalars = [names.index(name) for name in op.scalars if name in read] if held else []
+    steps = []
+    for i, launch in enumerate(launches):
+        inputs = [n for n in launch.spec.inputs if passes_absent or n not in absent]
+        run = make(launch, f"{kernel.name}_{kernel.id}_{i}", inputs)
+        steps.append((run, [names.index(name) for name in inputs]))
+        names += [name for name, _, _ in launch.outputs]
+    # Two launches of one call may write `out` only where one is left out: the last one is it.
+    out = len(names) - 1 - names[::-1].index("out")
 
-    def call(
-        queries: mx.array,
-        keys: Operand,
-        values: Operand,
-        scale: mx.array,
-        mask: mx.array | None,
-        sinks: mx.array | None,
-    ) -> mx.array:
-        if masked and mask is not None:
-            if mask.dtype != mx.bool_:
-                mask = mask.astype(dtype)
-            mask = mx.broadcast_to(mask, (*rows, kv_len(keys)))
-        else:
-            mask = no_mask
-        sinks = no_sinks if sinks is None else sinks
-        given = operands(workload.op, queries, keys, values, scale, mask, sinks)
-        arrays: dict[str, mx.array] = dict(zip(names, given, strict=True))
-        for run, inputs, outputs in steps:
-            results = run([arrays[name] for name in inputs])
-            for (name, _, _), result in zip(outputs, results, strict=True):
-                arrays[name] = result
-        return arrays["out"]
+    def call(*arguments: Any, **more: Any) -> mx.array:
+        arrays: list[Any] = arrays_of(*arguments, **more)
+        for at, dummy in dummies:
+            arrays[at] = dummy
+        for at in scalars:
+            arrays[at] = held(arrays[at])  # type: ignore[misc]
+        for run, inputs in steps:
+            arrays += run([arrays[at] for at in inputs])
+        result: mx.array = arrays[out]
+        return result
 
     return call

@@ -16,11 +16,13 @@ from typing import Any
 
 import mlx.core as mx
 
+from .. import ops
 from ..errors import BackendError, MachineError
-from ..kernels.kernel import INPUTS, Kernel, Launch
+from ..kernels.kernel import Kernel, Launch
 from ..metalhost.cache import store
-from ..ops.attention.workload import Workload
-from . import Call, Operand, Run, cuda_modules, dtype_of, kv_len, operands
+from ..ops import Workload
+from ..ops.base import Call
+from . import Run, chain, cuda_modules, dtype_of
 from .metal_to_cuda import UnsupportedOnCuda, minify, translate
 
 __all__ = ["HEADER", "UnsupportedOnCuda", "build", "minify", "sources", "translate", "unavailable"]
@@ -30,6 +32,7 @@ _MIN_ARCH = 80
 _MAX_SCALES = 16
 _TEXT_BYTES = 32 << 20  # of some thousand kernels; each new one looks through all
 _TYPES = {
+    "bool_": "bool",
     "float16": "__half",
     "bfloat16": "__nv_bfloat16",
     "float32": "float",
@@ -73,52 +76,34 @@ def build(kernel: Kernel, params: Mapping[str, int], workload: Workload) -> Call
     reason = unavailable()
     if reason:
         raise BackendError(reason)
-    masked = workload.mask in ("bool", "additive")
-    absent = {} if masked else {"mask": "bool"}
-    if not workload.sinks:
-        absent["sinks"] = _TYPES[workload.dtype]
-    known = list(INPUTS[kernel.family])
-    launches = kernel.launches(workload, params)
-    # An operation more costs the host as much as a launch: the stages broadcast by themselves,
+    absent = {name: _TYPES[x.dtype] for name, x in ops.of(workload).absent(workload).items()}
+    # An operation more costs the host as much as a launch: the launches broadcast by themselves,
     # unless one asks for the mask's full shape.
-    strided = not any(re.search(r"\bmask_(shape|ndim)\b", x.stage.source) for x in launches)
-    steps = []
-    for i, launch in enumerate(launches):
-        inputs = [name for name in launch.stage.inputs if name not in absent]
-        run = _make(launch, f"{kernel.name}_{kernel.id}_{i}", inputs, absent)
-        steps.append((run, [known.index(name) for name in inputs]))
-        known += [name for name, _, _ in launch.outputs]
-    # Two stages of one call may write `out` only where one is left out, so that the last one is it.
-    out = len(known) - 1 - known[::-1].index("out")
-    dtype = dtype_of(workload.dtype)
+    launches = kernel.launches(workload, params)
+    whole = any(re.search(r"\bmask_(shape|ndim)\b", launch.spec.source) for launch in launches)
     scales: dict[int, tuple[mx.array, mx.array]] = {}
-    rows = (workload.batch, workload.q_heads, workload.q_len)
 
-    def call(
-        queries: mx.array,
-        keys: Operand,
-        values: Operand,
-        scale: mx.array,
-        mask: mx.array | None,
-        sinks: mx.array | None,
-    ) -> mx.array:
-        if masked and mask is not None:
-            if mask.dtype != mx.bool_:
-                mask = mask.astype(dtype)
-            if not strided or not 0 < mask.ndim <= 4:
-                mask = mx.broadcast_to(mask, (*rows, kv_len(keys)))
-        held = scales.get(id(scale))
-        if held is None or held[0] is not scale:
+    def on_device(scale: mx.array) -> mx.array:
+        known = scales.get(id(scale))
+        if known is None or known[0] is not scale:
             if len(scales) >= _MAX_SCALES:
                 scales.clear()
-            held = scales[id(scale)] = (scale, _on_device(scale))
-        arrays = operands(workload.op, queries, keys, values, held[1], mask, sinks)
-        for run, inputs in steps:
-            arrays += run([arrays[i] for i in inputs])
-        result: mx.array = arrays[out]
-        return result
+            known = scales[id(scale)] = (scale, _on_device(scale))
+        return known[1]
 
-    return call
+    def make(launch: Launch, name: str, inputs: list[str]) -> Run:
+        return _make(launch, name, inputs, absent)
+
+    return chain(
+        kernel,
+        params,
+        workload,
+        ("metal", "cuda"),
+        make,
+        passes_absent=False,
+        broadcast=whole,
+        held=on_device,
+    )
 
 
 def sources(launch: Launch, absent: Mapping[str, str]) -> tuple[str, str]:
@@ -131,17 +116,17 @@ def sources(launch: Launch, absent: Mapping[str, str]) -> tuple[str, str]:
     No stage may set a cluster size: MLX (0.32.4) updates a cached CUDA graph in place as if any
     two kernels were alike, and a kernel that inherits another's cluster size computes rubbish.
     """
-    stage = launch.stage
-    source, header = minify(stage.source), minify(stage.header)
+    spec = launch.spec
+    source, header = minify(spec.source), minify(spec.header)
     head, body = "", ""
-    if stage.language == "metal":
+    if spec.language == "metal":
         try:
-            source, header = translate(source, stage.inputs), translate(header)
+            source, header = translate(source, spec.inputs), translate(header)
         except UnsupportedOnCuda as error:
-            raise UnsupportedOnCuda(f"{stage.file}: {error}") from None
+            raise UnsupportedOnCuda(f"{spec.file}: {error}") from None
         head = HEADER
     if header:
-        head += f'namespace mlx::core::cu {{\n#line 1 "header of {stage.file}"\n{header}\n}}\n'
+        head += f'namespace mlx::core::cu {{\n#line 1 "header of {spec.file}"\n{header}\n}}\n'
     for name, value in launch.template:
         if isinstance(value, str):
             body += f"using {name} = {_TYPES[value]};\n"
@@ -149,19 +134,19 @@ def sources(launch: Launch, absent: Mapping[str, str]) -> tuple[str, str]:
             kind = "bool" if isinstance(value, bool) else "int"
             body += f"constexpr {kind} {name} = {str(value).lower()};\n"
     for name, kind in absent.items():
-        if name in stage.inputs:
+        if name in spec.inputs:
             body += (
                 f"const {kind}* const {name} = reinterpret_cast<const {kind}*>(absent_input);\n"
                 f"[[maybe_unused]] const Shape {name}_shape = {{8, 1, 1, 1}};\n"
                 f"[[maybe_unused]] const Strides {name}_strides = {{1, 1, 1, 1}};\n"
             )
     strides = ""
-    if "mask" in stage.inputs and "mask" not in absent and "mask_strides" in source:
+    if "mask" in spec.inputs and "mask" not in absent and "mask_strides" in source:
         body += _BROADCAST
         strides = "#define mask_strides mask_steps\n"
     if absent:
         head += f"namespace mlx::core::cu {{\n{_ABSENT}\n}}\n"
-    return head, f'{body}{strides}#line 1 "{stage.file}"\n{source}\n'
+    return head, f'{body}{strides}#line 1 "{spec.file}"\n{source}\n'
 
 
 def _on_device(scale: mx.array) -> mx.array:
@@ -176,11 +161,11 @@ def _on_device(scale: mx.array) -> mx.array:
 
 
 def _make(launch: Launch, name: str, inputs: list[str], absent: Mapping[str, str]) -> Run:
-    stage = launch.stage
+    spec = launch.spec
     # Metal cuts the last threadgroup short, CUDA does not.
     if any(n % t for n, t in zip(launch.grid, launch.threadgroup, strict=True)):
         raise UnsupportedOnCuda(
-            f"{stage.file}: grid {launch.grid} is not whole threadgroups of {launch.threadgroup}"
+            f"{spec.file}: grid {launch.grid} is not whole threadgroups of {launch.threadgroup}"
         )
     head, body = sources(launch, absent)
     # MLX copies and hashes header and source at every call, 1 us for some 2 KB, and looks in the

@@ -35,6 +35,7 @@ log = logging.getLogger("mlx_lm_openevolve")
 
 _TYPES = {
     mx.bool_: "bool",
+    mx.int32: "int32_t",
     mx.uint32: "uint32_t",
     mx.float16: "__half",
     mx.bfloat16: "__nv_bfloat16",

@@ -2,21 +2,21 @@
 
 It proves that a kernel is right; it is never faster. Inside MLX's lazy graph it evaluates its
 inputs, which cannot be done under mx.compile or vmap: the call then raises BackendError and the
-dispatcher returns the original. Gradients are those of MLX's SDPA.
+dispatcher returns the original. Gradients are those of the original.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
 
 import mlx.core as mx
 
-from .. import metalhost
+from .. import metalhost, ops
 from ..errors import BackendError
 from ..kernels.kernel import Kernel, Launch
-from ..ops.attention.workload import Workload
-from . import Call, Operand, Run, chain, dtype_of, template_of
+from ..ops import Workload
+from ..ops.base import Call
+from . import Run, chain, dtype_of, template_of
 
 __all__ = ["build", "unavailable"]
 
@@ -45,61 +45,30 @@ def build(
     if reason:
         raise BackendError(reason)
 
-    def make(launch: Launch, name: str) -> Run:
-        return _make(launch, name, sanitize, launches, seed)
+    def make(launch: Launch, name: str, inputs: list[str]) -> Run:
+        return _make(launch, name, inputs, sanitize, launches, seed)
 
-    run = chain(kernel, params, workload, ("metal",), make)
-    if workload.kv_bits:  # a quantised cache is never trained through
-        return run
-    causal = workload.mask == "causal"
-
-    def call(
-        queries: mx.array,
-        keys: Operand,
-        values: Operand,
-        scale: mx.array,
-        mask: mx.array | None,
-        sinks: mx.array | None,
-    ) -> mx.array:
-        def sdpa(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
-            return mx.fast.scaled_dot_product_attention(
-                q,
-                k,
-                v,
-                scale=cast(float, scale.item()),
-                mask="causal" if causal else mask,
-                sinks=sinks,
-            )
-
-        @mx.custom_function
-        def attention(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
-            return run(q, k, v, scale, mask, sinks)
-
-        @attention.vjp
-        def attention_vjp(primals: Any, cotangent: mx.array, output: mx.array) -> Any:
-            return tuple(mx.vjp(sdpa, list(primals), [cotangent])[1])
-
-        return cast(mx.array, attention(queries, keys, values))
-
-    return call
+    call = chain(kernel, params, workload, ("metal",), make)
+    return ops.of(workload).differentiable(workload, call)
 
 
 def _make(
     launch: Launch,
     name: str,
+    names: list[str],
     sanitize: bool,
     launches: list[metalhost.Launch] | None,
     seed: int,
 ) -> Run:
-    stage = launch.stage
+    spec = launch.spec
     function = metalhost.metal_kernel(
         name=name,
-        input_names=list(stage.inputs),
+        input_names=names,
         output_names=[output for output, _, _ in launch.outputs],
-        source=stage.source,
-        header=stage.header,
+        source=spec.source,
+        header=spec.header,
         ensure_row_contiguous=False,
-        math_mode=stage.math_mode,
+        math_mode=spec.math_mode,
     )
 
     def run(inputs: Sequence[mx.array]) -> Sequence[mx.array]:
@@ -122,7 +91,7 @@ def _make(
             launches.append(done)
         if not done.outputs or (done.findings and launches is None):
             finding = done.findings[0] if done.findings else "no output"
-            raise BackendError(f"{stage.file}: {finding}")
+            raise BackendError(f"{spec.file}: {finding}")
         return done.outputs
 
     return run

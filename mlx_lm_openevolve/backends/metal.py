@@ -9,8 +9,9 @@ import mlx.core as mx
 
 from ..errors import BackendError
 from ..kernels.kernel import Kernel, Launch
-from ..ops.attention.workload import Workload
-from . import Call, Run, chain, dtype_of, template_of
+from ..ops import Workload
+from ..ops.base import Call
+from . import Run, chain, dtype_of, template_of
 
 __all__ = ["build", "unavailable"]
 
@@ -28,17 +29,17 @@ def build(kernel: Kernel, params: Mapping[str, int], workload: Workload) -> Call
     return chain(kernel, params, workload, ("metal",), _make)
 
 
-def _make(launch: Launch, name: str) -> Run:
-    stage = launch.stage
+def _make(launch: Launch, name: str, inputs: list[str]) -> Run:
+    spec = launch.spec
     function: Any = mx.fast.metal_kernel(
         name=name,
-        input_names=list(stage.inputs),
+        input_names=inputs,
         output_names=[output for output, _, _ in launch.outputs],
-        source=stage.source,
-        header=stage.header,
+        source=spec.source,
+        header=spec.header,
         # A KV cache hands over slices of a longer buffer: copying them would double the traffic.
         ensure_row_contiguous=False,
-        compile_options={"math_mode": stage.math_mode},
+        compile_options={"math_mode": spec.math_mode},
     )
     arguments: dict[str, Any] = {
         "template": template_of(launch),
@@ -47,4 +48,4 @@ def _make(launch: Launch, name: str) -> Run:
         "output_shapes": [shape for _, shape, _ in launch.outputs],
         "output_dtypes": [dtype_of(dtype) for _, _, dtype in launch.outputs],
     }
-    return lambda inputs: function(inputs=inputs, **arguments)
+    return lambda arrays: function(inputs=arrays, **arguments)

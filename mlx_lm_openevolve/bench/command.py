@@ -28,12 +28,12 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from ..cli.run import VARIABLE, summary, totals
 from ..device import BACKENDS, detect, fingerprint
 from ..errors import BackendError, OpenEvolveError, RegistryError, UsageError
 from ..hub import check_model
 from ..kernels.registry import Registry, user_root
-from ..kernels.verdict import Verdict
+from ..kernels.verdict import Verdict, gate_version
+from ..runtime.session import VARIABLE, summary, totals
 
 __all__ = [
     "FLOOR",
@@ -97,13 +97,11 @@ def run(options: argparse.Namespace, out: Console) -> tuple[int, dict[str, Any]]
     """The command. Exit code 0 where nothing is slower than the floor, every case was served by
     kernels, and the results agree; else 1. With --output the file holds all that is known after
     each process, the samples of a case that is not through under `unfinished`."""
-    from ..gate.judge import GATE_VERSION
-
     if os.environ.get("MLX_LM_OPENEVOLVE") == "0":
         raise UsageError("MLX_LM_OPENEVOLVE=0 switches off what is to be measured")
     device = detect(options.backend)
     result: dict[str, Any] = {
-        "machine": fingerprint(device, GATE_VERSION),
+        "machine": fingerprint(device, gate_version("attention")),
         "date": time.strftime("%Y-%m-%d"),
         "ok": False,
     }

@@ -158,7 +158,7 @@ def logits(model: Any, prompts: list[list[int]], task: dict[str, Any]) -> dict[s
         return found
 
     def under(wrap: Callable[[Attention], Attention]) -> mx.array:
-        patch = Patch(base, wrap)
+        patch = Patch(base, "scaled_dot_product_attention", wrap)
         patch.install()
         try:
             return decode()

@@ -18,20 +18,20 @@ from rich.console import Console
 from rich.syntax import Syntax
 from rich.table import Table
 
-from .. import __version__
+from .. import ops
+from .._version import __version__
 from ..device import BACKENDS, detect, fingerprint, version_of
 from ..errors import RegistryError, UsageError, WorkloadError
-from ..gate import judge as gate
 from ..kernels.kernel import Kernel
 from ..kernels.registry import VERSION, Registry, tuned_root, user_root
-from ..kernels.verdict import Verdict, describe
-from ..ops.attention.workload import Workload
+from ..kernels.verdict import Verdict, describe, gate_version
+from ..ops import Bucket
 from ..runtime.planner import Planner
 from .architectures import Callers, callers
+from .result import Result
 
 __all__ = ["clear", "list_verdicts", "named", "registries", "show", "status", "usage"]
 
-Result = tuple[int, dict[str, Any]]
 # What changes how this library behaves, shown by `status` where it is set.
 VARIABLES = (
     "MLX_LM_OPENEVOLVE",
@@ -125,7 +125,7 @@ def _stored(device: str | None = None) -> list[tuple[Registry, str, Verdict]]:
 
 def _stale(verdict: Verdict) -> str:
     """Why a verdict counts no longer on its own device, "" where it does."""
-    current = fingerprint(detect(), gate.GATE_VERSION)
+    current = fingerprint(detect(), gate_version(ops.of_slug(verdict.workload).name))
     for key in ("mlx", "gate"):
         if verdict.fingerprint.get(key) != current[key]:
             return f"made by {key} {verdict.fingerprint.get(key)}, now {current[key]}"
@@ -138,15 +138,15 @@ def _stale(verdict: Verdict) -> str:
 def show(options: argparse.Namespace, out: Console) -> Result:
     """A kernel by id or name, or a workload."""
     try:
-        workload = Workload.parse(options.what).bucket()
+        bucket = ops.parse(options.what).bucket()
     except WorkloadError:
         return _show_kernel(_kernel(options.what), out)
-    here = _here(workload)
-    out.print(workload.slug, style="bold", markup=False)
+    here = _here(bucket)
+    out.print(bucket.slug, style="bold", markup=False)
     out.print(f"  here     {here['text']}", markup=False)
     found = []
     for _, device, verdict in _stored():
-        if verdict.workload == workload.slug:
+        if verdict.workload == bucket.slug:
             found.append({"device": device, **verdict.to_json()})
             out.print(f"\n{device}", style="dim", markup=False)
             for line in describe(verdict):
@@ -154,20 +154,20 @@ def show(options: argparse.Namespace, out: Console) -> Result:
             stale = _stale(verdict)
             if stale:
                 out.print(f"  stale    {stale}: it is gated again at first use", markup=False)
-    return 0, {"workload": workload.slug, "here": here, "verdicts": found}
+    return 0, {"workload": bucket.slug, "here": here, "verdicts": found}
 
 
-def _here(workload: Workload) -> dict[str, Any]:
+def _here(bucket: Bucket) -> dict[str, Any]:
     """What the workload runs on on this machine as things stand, and why."""
     device = detect()
     # On the host this mode gates nothing; on a GPU it would.
     mode = "auto" if device.backend == "host" else "stored"
-    plan = Planner(device, registries(), mode=mode).plan(workload)
+    plan = Planner(device, registries(), mode=mode).plan(bucket)
     reason = plan.reason
     if reason.startswith("no stored verdict"):
         reason = "no verdict on this device yet: the gate decides at first use"
     kernel = plan.kernel.id if plan.kernel else None
-    text = f"kernel {kernel}: {reason}" if kernel else f"SDPA: {reason}"
+    text = f"kernel {kernel}: {reason}" if kernel else f"{ops.of(bucket).stock}: {reason}"
     return {"device": device.slug, "kernel": kernel, "reason": reason, "text": text}
 
 
@@ -244,7 +244,7 @@ def status(options: argparse.Namespace, out: Console) -> Result:
         "os": platform.platform(),
         "mlx": version_of("mlx"),
         "mlx_lm": version_of("mlx-lm"),
-        "gate": gate.GATE_VERSION,
+        "gate": {name: gate_version(name) for name in ops.FAMILIES},
         "device": {
             "slug": device.slug,
             "name": device.name,

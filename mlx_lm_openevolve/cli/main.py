@@ -12,7 +12,6 @@ and everything for people goes to standard error. Tracebacks are shown with --ve
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import logging
 import sys
@@ -23,30 +22,19 @@ from typing import Any
 
 from rich.console import Console
 
-from .. import __version__
+from .._version import __version__
 from ..bench import command as bench
-from ..device import BACKENDS, detect
-from ..errors import OpenEvolveError, UsageError, interrupted
+from ..device import BACKENDS
+from ..errors import OpenEvolveError, interrupted
 from ..evolve import commands as evolve  # the core does without it: here the two meet
-from ..kernels.kernel import Kernel
-from ..kernels.verdict import describe
-from ..ops.attention.workload import Workload
 from . import inspect as inspection
 from . import run
+from .check import check as check_command
+from .result import Result
 
 __all__ = ["main", "parser"]
 
 NOT_DONE, FAULT, INTERRUPTED = 2, 70, 130
-
-# What `check` asks of a kernel where no workload is named: the first ones that it applies to.
-CHECKED = [
-    Workload(1, 8, 2, q_len, 128, dim, dim, dtype, mask, sinks)
-    for mask, sinks in (("none", False), ("causal", False), ("bool", False), ("additive", True))
-    for q_len in (1, 8)
-    for dim in (64, 96, 128)
-    for dtype in ("bfloat16", "float16", "float32")
-    if (q_len, mask) != (1, "causal")
-]
 
 
 class _Console(Console):
@@ -114,11 +102,11 @@ def parser() -> argparse.ArgumentParser:
         sub.set_defaults(command=command)
         return sub
 
-    check = add("check", _check, "Judge a kernel as the gate does; stores nothing.")
-    check.add_argument("kernel", metavar="FOLDER|KERNEL", help="a folder, or a known id or name")
-    check.add_argument("--workload", metavar="SLUG", action="append", help="may be repeated")
-    check.add_argument("--backend", choices=BACKENDS, help="default: the GPU, else host")
-    check.add_argument("--seconds", type=float, default=300, help="time limit for a workload")
+    judged = add("check", check_command, "Judge a kernel as the gate does; stores nothing.")
+    judged.add_argument("kernel", metavar="FOLDER|KERNEL", help="a folder, or a known id or name")
+    judged.add_argument("--workload", metavar="SLUG", action="append", help="may be repeated")
+    judged.add_argument("--backend", choices=BACKENDS, help="default: the GPU, else host")
+    judged.add_argument("--seconds", type=float, default=300, help="time limit for a workload")
 
     program = add("import", _import, "Turn an OpenEvolve program into a kernel folder.")
     program.add_argument("program", metavar="PROGRAM.py", type=Path)
@@ -151,98 +139,6 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     # Before the command or after it: what is not given must not undo what was.
     for name, text in (("json", "one JSON object on standard output"), ("verbose", "tracebacks")):
         parser.add_argument(f"--{name}", action="store_true", default=argparse.SUPPRESS, help=text)
-
-
-Result = tuple[int, dict[str, Any]]
-
-
-def _check(options: argparse.Namespace, out: Console) -> Result:
-    from .. import backends
-    from ..gate import judge as gate
-
-    kernel = inspection.named(options.kernel)
-    backend = options.backend or detect().backend
-    backends.require(kernel, backend)
-    if options.workload:
-        workloads = [Workload.parse(slug).bucket() for slug in options.workload]
-    else:
-        workloads = [w for w in CHECKED if kernel.applies_to(w)][:4]
-    refused = [w.slug for w in workloads if not kernel.applies_to(w)]
-    if refused or not workloads:
-        raise UsageError(
-            f"kernel {kernel.id} does not apply to {refused[0]}"
-            if refused
-            else "name a --workload: the kernel applies to none of the usual ones"
-        )
-    verdicts, profiles = [], []
-    for workload in workloads:
-        params = kernel.default_params(workload)
-        profile = _on_host(kernel, params, workload, out)
-        profiles.append(profile)
-        try:
-            verdict = gate.judge_in_worker(
-                kernel, params, workload, backend, seconds=options.seconds
-            )
-        except gate.GateTimeout as error:
-            raise UsageError(f"{workload.slug}: {error}; allow more with --seconds") from None
-        except gate.Poisoned as error:
-            verdict = error.verdict
-        verdicts.append(verdict)
-        for line in describe(verdict):
-            out.print(line, markup=False, style=None if verdict.correct else "red")
-    good = all(v.correct and p.get("ok", True) for v, p in zip(verdicts, profiles, strict=True))
-    return (0 if good else 1), {
-        "kernel": kernel.id,
-        "backend": backend,
-        "correct": good,
-        "verdicts": [verdict.to_json() for verdict in verdicts],
-        "host": profiles,
-    }
-
-
-def _on_host(
-    kernel: Kernel, params: dict[str, int], workload: Workload, out: Console
-) -> dict[str, Any]:
-    """The kernel under metalhost's sanitizer, with findings, counters and modelled times. Where
-    it cannot be run on the CPU the record says why, under `absent`."""
-    from .. import backends, metalhost
-    from ..gate import judge as gate
-    from ..ops.attention import reference
-
-    host = backends.get("host")
-    absent = host.unavailable()
-    if not absent and kernel.native:
-        absent = "a stage is not written in Metal"
-    if absent:
-        out.print(f"no host check: {absent}", markup=False)
-        return {"absent": absent}
-    record = gate.check_on_host(kernel, params, workload)
-    colour = "green" if record["ok"] else "red"
-    text = "no finding, right on every case" if record["ok"] else record["reason"]
-    out.print(f"host check of {record['on']}: ", end="", markup=False)
-    out.print(text, markup=False, style=colour)
-    launches: list[metalhost.Launch] = []
-    inputs = reference.case("needles", workload, 0).upload()
-    call = host.build(kernel, params, workload, sanitize=True, launches=launches)
-    with contextlib.suppress(OpenEvolveError):  # the launches say why
-        call(inputs.queries, inputs.keys, inputs.values, inputs.scale, inputs.mask, inputs.sinks)
-    for launch in launches:
-        for finding in launch.findings:
-            out.print(str(finding), markup=False, style="red")
-        if launch.counters is not None and launch.outputs:
-            c = launch.counters
-            out.print(
-                f"  counters reads {c.device_read_bytes} B, {c.read_amplification:.2f}x compulsory,"
-                f" line efficiency {c.line_efficiency:.0%}; {c.bank_conflicts} bank conflicts,"
-                f" {c.barriers} barriers, {c.simd_ops} simd ops, {c.flops} flops",
-                markup=False,
-            )
-            modelled = [
-                f"{chip} {metalhost.roofline(c, chip).modelled_seconds * 1e6:.1f}"
-                for chip in ("apple-m1-8", "apple-m2-max-38", "apple-m4-max-40")
-            ]
-            out.print(f"  modelled floor, us: {', '.join(modelled)}", markup=False)
-    return {**record, "launches": [launch.to_dict() for launch in launches]}
 
 
 def _import(options: argparse.Namespace, out: Console) -> Result:

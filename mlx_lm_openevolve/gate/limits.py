@@ -1,4 +1,4 @@
-"""Budget: the gate is a guest in someone's process: what it may take, and how it leaves."""
+"""Limits: the gate is a guest in someone's process: what it may take, and how it leaves."""
 
 from __future__ import annotations
 
@@ -9,18 +9,12 @@ from collections.abc import Iterator
 import mlx.core as mx
 
 from ..device import Device
-from ..errors import OpenEvolveError
+from ..errors import GateTimeout
 
-__all__ = ["GATE_VERSION", "Clock", "GateTimeout", "memory_for", "undisturbed"]
+__all__ = ["Clock", "memory_for", "undisturbed"]
 
-# Raised with any change after which an old verdict should not count.
-GATE_VERSION = 2
 
 _HOST_MEMORY = 2 << 30
-
-
-class GateTimeout(OpenEvolveError):
-    """The time, memory or steadiness at hand did not suffice for a verdict."""
 
 
 class Clock:

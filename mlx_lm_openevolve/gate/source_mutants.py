@@ -1,410 +1,175 @@
 """Source mutants: a shipped Metal kernel, broken in one place, that the host check must reject.
 
-    python -m mlx_lm_openevolve.gate.source_mutants         runs them all and writes mutants.json
+    python -m mlx_lm_openevolve.gate.source_mutants     tries them all, writes the outcome to
+                                                        ops/<family>/source_mutants.json
 
-They change what the family's contract fixes by name (keys_shape[2], X_strides, scale[0], sinks,
-out, grids) and what Metal does (barriers, simd functions, exponentials), so they fit any kernel of
-the family. One is left out only where its predicate over the workload says so, or where the text
-that is launched does not name the thing at all. They need compiling, so they run here and not at
-first use: the kill matrix travels with the package, by family, dtype and mask.
+They need compiling, so they are tried here and not at first use: the outcome travels with the
+package, by variant, dtype and mask (Questions.matrix_key). See ops/source_mutants.py.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-import itertools
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .. import backends
+from .. import backends, ops
 from ..errors import KernelError
-from ..kernels.kernel import INPUTS, Kernel
-from ..ops.attention.mutants import proxy
-from ..ops.attention.reference import cases
-from ..ops.attention.workload import DTYPES, MASKS, Workload
-from . import correctness as exam
-from .limits import GATE_VERSION
+from ..kernels.kernel import Kernel
+from ..kernels.verdict import gate_version
+from ..ops import Bucket, Workload
+from ..ops.source_mutants import SourceMutant, without_comments
+from .correctness import passes
 
-__all__ = ["SOURCE_MUTANTS", "SourceMutant", "kill", "matrix", "matrix_entry"]
+__all__ = ["change", "kill", "matrix", "matrix_entry"]
 
-_FILE = Path(__file__).with_name("source_mutants.json")
-_ARRAYS = tuple(sorted({name for names in INPUTS.values() for name in names} - {"scale", "sinks"}))
 # What the outcome of a mutant says that does not even compile: it proves nothing.
 _NOT_RUN = re.compile(r"BackendError: [^:]+: \S+: (compile|strict|lint|non-ascii|sandbox)\b")
 
-Rule = Callable[[Workload], bool]
-Rewrite = Callable[[str], str]
+
+def change(
+    mutant: SourceMutant, kernel: Kernel, params: Mapping[str, int], workload: Workload
+) -> Kernel | None:
+    """The broken kernel; None where the launched text does not name what the mutant changes."""
+    launches = kernel.launches(workload, params)
+    launched = {launch.spec.file for launch in launches}
+    meta = json.loads(json.dumps(dict(kernel.meta)))
+    # Comments go first: no rewrite lands in one, and their loss alone is no change.
+    plain = {file: without_comments(text) for file, text in kernel.sources.items()}
+    sources = dict(plain)
+    if mutant.rewrite is not None:
+        files = set(launched)
+        if mutant.headers:
+            files |= {
+                spec["header"]
+                for spec in meta["launches"]
+                if spec["source"] in launched and "header" in spec
+            }
+        sources.update({file: mutant.rewrite(sources[file]) for file in files})
+    for spec in meta["launches"]:
+        if mutant.fixed is not None:
+            _fix_template(kernel, spec, mutant.fixed, params, workload)
+    for launch in launches:
+        axis = mutant.grid_axis
+        if axis is not None and launch.grid[axis] >= 2 * launch.threadgroup[axis]:
+            groups = launch.grid[axis] // launch.threadgroup[axis] // 2
+            spec = next(s for s in meta["launches"] if s["source"] == launch.spec.file)
+            spec["grid"][axis] = str(groups * launch.threadgroup[axis])
+    if sources == plain and meta == kernel.meta:
+        return None
+    return Kernel.from_parts(meta, sources)
 
 
-@dataclass(frozen=True)
-class SourceMutant:
-    """One change of a kernel: of the bodies it launches (`headers`: of their headers too), or of
-    its kernel.json."""
-
-    name: str
-    breaks: str
-    applies: Rule
-    rewrite: Rewrite | None = None
-    headers: bool = False
-    grid_axis: int | None = None
-    mask_kind: str | None = None
-
-    def change(
-        self, kernel: Kernel, params: Mapping[str, int], workload: Workload
-    ) -> Kernel | None:
-        """The broken kernel; None where the launched text does not name what it changes."""
-        launches = kernel.launches(workload, params)
-        launched = {launch.stage.file for launch in launches}
-        meta = json.loads(json.dumps(dict(kernel.meta)))
-        # Comments go first: no rewrite lands in one, and their loss alone is no change.
-        plain = {file: _code(text) for file, text in kernel.sources.items()}
-        sources = dict(plain)
-        if self.rewrite is not None:
-            files = set(launched)
-            if self.headers:
-                files |= {
-                    stage["header"]
-                    for stage in meta["stages"]
-                    if stage["source"] in launched and "header" in stage
-                }
-            sources.update({file: self.rewrite(sources[file]) for file in files})
-        for stage in meta["stages"]:
-            if self.mask_kind is not None:
-                _fix_mask(kernel, stage, self.mask_kind, params, workload)
-        for launch in launches:
-            axis = self.grid_axis
-            if axis is not None and launch.grid[axis] >= 2 * launch.threadgroup[axis]:
-                groups = launch.grid[axis] // launch.threadgroup[axis] // 2
-                stage = next(s for s in meta["stages"] if s["source"] == launch.stage.file)
-                stage["grid"][axis] = str(groups * launch.threadgroup[axis])
-        if sources == plain and meta == kernel.meta:
-            return None
-        return Kernel.from_parts(meta, sources)
-
-
-def _fix_mask(
-    kernel: Kernel, stage: dict[str, Any], kind: str, params: Mapping[str, int], w: Workload
+def _fix_template(
+    kernel: Kernel,
+    spec: dict[str, Any],
+    fixed: tuple[str, str],
+    params: Mapping[str, int],
+    workload: Any,
 ) -> None:
-    """Fixes the template arguments that depend on the mask at their value for another kind."""
-    seen = replace(w, mask=kind)
-    values = {launch.stage.file: dict(launch.template) for launch in kernel.launches(seen, params)}
-    for name, text in stage.get("template", {}).items():
-        if "mask" in str(text):
-            stage["template"][name] = str(values.get(stage["source"], {}).get(name, text))
-
-
-# Rewrites
-
-
-def _code(source: str) -> str:
-    """The source without its comments."""
-    return re.sub(r"//[^\n]*|/\*.*?\*/", " ", source, flags=re.DOTALL)
-
-
-def _replace(pattern: str, to: str) -> Rewrite:
-    return lambda source: re.sub(pattern, to, source)
-
-
-def _calls(source: str, pattern: str, brackets: str) -> Iterator[tuple[int, int, int]]:
-    """(start, start of the argument, end) of every `pattern(...)`, the innermost last."""
-    opening, closing = brackets[0], brackets[1]
-    for match in re.finditer(pattern + r"\s*" + re.escape(opening), source):
-        depth, at = 1, match.end()
-        while depth and at < len(source):
-            depth += (source[at] == opening) - (source[at] == closing)
-            at += 1
-        yield match.start(), match.end(), at
-
-
-def _wrap(pattern: str, to: Callable[[str], str], brackets: str = "()") -> Rewrite:
-    """Replaces each `pattern(argument)` by `to(argument)`, from the innermost outwards."""
-
-    def rewrite(source: str) -> str:
-        for start, inner, end in reversed(list(_calls(source, pattern, brackets))):
-            source = source[:start] + to(source[inner : end - 1]) + source[end:]
-        return source
-
-    return rewrite
-
-
-def _half(source: str) -> str:
-    """Every second element of `out` goes where the one before goes; of a pointer into it, every
-    second pair, as it may be stored in pairs."""
-    source = re.sub(r"\bout\s*\+(?![+=])([^;]+);", r"out + ((\1) & ~2);", source)
-    return _wrap(r"\bout(?=\s*\[)", lambda at: f"out[({at}) & ~1]", "[]")(source)
-
-
-def _first(arguments: str) -> str:
-    """The first of a call's arguments."""
-    depth = 0
-    for at, c in enumerate(arguments):
-        depth += (c in "([{") - (c in ")]}")
-        if c == "," and depth == 0:
-            return f"({arguments[:at]})"
-    return f"({arguments})"
-
-
-def _strides(array: str, changed: Mapping[int, str]) -> Rewrite:
-    """Shadows all strides of a body by copies, some of one array's changed."""
-
-    def rewrite(source: str) -> str:
-        if not re.search(rf"\b{array}_strides\b", source):
-            return source
-        copies = []
-        for name in _ARRAYS:
-            if re.search(rf"\b{name}_strides\b", source):
-                values = [f"{name}_strides[{axis}]" for axis in range(4)]
-                for axis, text in changed.items() if name == array else ():
-                    values[axis] = text
-                copies.append(f"const int64_t {name}_steps[4] = {{{', '.join(values)}}};\n")
-                source = re.sub(rf"\b{name}_strides\b", f"{name}_steps", source)
-        return "".join(copies) + source
-
-    return rewrite
-
-
-def _always(w: Workload) -> bool:
-    return True
-
-
-def _batched(w: Workload) -> bool:
-    return w.batch > 1
-
-
-def _heads(w: Workload) -> bool:
-    return w.q_heads > 1
-
-
-def _kv_heads(w: Workload) -> bool:
-    return w.kv_heads > 1
-
-
-def _rows(w: Workload) -> bool:
-    return w.q_len > 1
-
-
-def _masked(w: Workload) -> bool:
-    return w.mask in ("bool", "additive")
-
-
-def _both(*rules: Rule) -> Rule:
-    return lambda w: all(rule(w) for rule in rules)
-
-
-_KV_LEN = r"\bkeys_shape\s*\[\s*2\s*\]"
-_SCALE = r"\bscale\s*\[\s*0\s*\]"
-_EXP = r"\b(?:metal::)?(?:fast::|precise::)?exp2?"
-
-
-def _mutants() -> Iterator[SourceMutant]:
-    body = functools.partial(SourceMutant)
-    yield body("length-one-less", "the last key", _always, _replace(_KV_LEN, "(keys_shape[2] - 1)"))
-    yield body("length-one-more", "reads on", _always, _replace(_KV_LEN, "(keys_shape[2] + 1)"))
-    yield body(
-        "length-of-queries",
-        "the query length for the key length",
-        lambda w: w.kv_len > 2 * w.q_len,
-        _replace(_KV_LEN, "queries_shape[2]"),
-    )
-    yield body(
-        "length-in-tiles",
-        "the keys after the last whole tile",
-        lambda w: w.kv_len >= 64,
-        _replace(_KV_LEN, "(keys_shape[2] / 32 * 32)"),
-    )
-    rules: dict[str, tuple[Rule, Rule, Rule]] = {
-        "queries": (_batched, _heads, _rows),
-        "keys": (_batched, _kv_heads, _always),
-        "values": (_batched, _kv_heads, _always),
-        **{
-            f"{operand}_{part}": (_batched, _kv_heads, _always)
-            for operand in ("key", "value")
-            for part in ("scales", "biases")
-        },
-        "mask": (_both(_masked, _batched), _both(_masked, _heads), _both(_masked, _rows)),
-    }
-    for array, axes in rules.items():
-        for axis, rule in enumerate(axes):
-            word = ("batch", "head", "row")[axis]
-            yield body(
-                f"{array}-{word}-stride-zero",
-                f"{array}_strides[{axis}]",
-                rule,
-                _strides(array, {axis: "0"}),
-            )
-    yield body("mask-key-stride-zero", "mask_strides[3]", _masked, _strides("mask", {3: "0"}))
-    for array in ("keys", "values"):
-        yield body(
-            f"{array}-contiguous",
-            "the spare rows of a cache's buffer",
-            _kv_heads,
-            _strides(array, {1: f"{array}_shape[2] * {array}_strides[2]"}),
-        )
-        yield body(
-            f"{array}-row-stride-doubled",
-            "every second row",
-            _always,
-            _strides(array, {2: f"2 * {array}_strides[2]"}),
-        )
-        yield body(
-            f"{array}-columns-adjacent",
-            "rows whose elements lie apart",
-            _always,
-            _strides(array, {3: "1"}),
-        )
-    yield body(
-        "queries-contiguous",
-        "the transposed layout of queries",
-        _both(_rows, _heads),
-        _strides(
-            "queries", {1: "queries_shape[2] * queries_shape[3]", 2: "int64_t(queries_shape[3])"}
-        ),
-    )
-    yield body("scale-ignored", "scale", _always, _replace(_SCALE, "1.0f"))
-    yield body("scale-twice", "scale", _always, _replace(_SCALE, "(scale[0] * scale[0])"))
-    yield body(
-        "sink-of-first-head",
-        "sinks",
-        lambda w: w.sinks and w.q_heads > 1,
-        _wrap(r"\bsinks", lambda at: "sinks[0]", "[]"),
-    )
-    yield body(
-        "sinks-twice",
-        "sinks",
-        lambda w: w.sinks,
-        _wrap(r"\bsinks", lambda at: f"(sinks[{at}] + sinks[{at}])", "[]"),
-    )
-    both = functools.partial(SourceMutant, headers=True)
-    yield both(
-        "exponentials-are-one", "softmax", _always, _wrap(_EXP, lambda x: f"(1.0f + 0.0f * ({x}))")
-    )
-    yield both(
-        "exponents-halved", "softmax", _always, _wrap(_EXP, lambda x: f"metal::exp2(0.5f * ({x}))")
-    )
-    yield both("shuffles-lost", "lanes", _always, _wrap(r"\bsimd_shuffle(_xor|_down)?", _first))
-    yield both("sums-lost", "lanes", _always, _wrap(r"\bsimd_sum", _first))
-    yield both("maxima-lost", "lanes", _always, _wrap(r"\bsimd_max", _first))
-    yield both(
-        "barriers-lost",
-        "order in a threadgroup",
-        _always,
-        _wrap(r"\bthreadgroup_barrier", lambda x: "(void)0"),
-    )
-    yield body(
-        "half-written",
-        "every second element of the result",
-        _always,
-        _half,
-    )
-    for axis in range(3):
-        yield SourceMutant(f"grid-{'xyz'[axis]}-halved", "threadgroups", _always, grid_axis=axis)
-    yield SourceMutant(
-        "mask-not-asked-for", "the mask", lambda w: w.mask != "none", mask_kind="none"
-    )
-
-
-SOURCE_MUTANTS = tuple(_mutants())
+    """Fixes the template arguments that depend on a field of the workload at their value for
+    another."""
+    field, value = fixed
+    seen = dataclasses.replace(workload, **{field: value})
+    values = {launch.spec.file: dict(launch.template) for launch in kernel.launches(seen, params)}
+    for name, text in spec.get("template", {}).items():
+        if field in str(text):
+            spec["template"][name] = str(values.get(spec["source"], {}).get(name, text))
 
 
 def kill(
-    kernel: Kernel, params: Mapping[str, int], small: Workload, mutants: Iterable[SourceMutant]
+    kernel: Kernel, params: Mapping[str, int], small: Bucket, mutants: Iterable[SourceMutant]
 ) -> dict[str, str]:
     """What the host check says of each mutant that applies: its reason, "survived", or "not run"
     with the reason where it does not compile."""
-    host = backends.get("host")
-    questions = [exam.prepare(case) for case in cases(small, 0)]
-    found: dict[str, str] = {}
+    host, exact = backends.get("host"), small.bucket().largest()
+    questions = [case() for case in ops.of(small).questions.cases(small, 0)]
+    reasons: dict[str, str] = {}
     for mutant in mutants:
-        broken = mutant.change(kernel, params, small) if mutant.applies(small) else None
+        broken = change(mutant, kernel, params, exact) if mutant.applies(small) else None
         if broken is None:
             continue
         build = functools.partial(host.build, broken, params, sanitize=True)
-        reason = exam.passes(build, questions).reason
+        reason = passes(build, questions).reason
         prefix = "not run: " if _NOT_RUN.search(reason) else ""
-        found[mutant.name] = f"{prefix}{reason}" if reason else "survived"
-    return found
+        reasons[mutant.name] = f"{prefix}{reason}" if reason else "survived"
+    return reasons
 
 
-def _bucket(family: str, dtype: str, mask: str) -> Workload:
-    """The workload that a family's mutants are put up on: with all that it knows."""
-    w = Workload(2, 8, 2, 8, 128, 64, 64, dtype, mask, sinks=True)
-    if family == "attention_quantized":
-        return replace(w, sinks=False, kv_bits=4, kv_group=32, op=family)
-    if family == "attention_latent":
-        return Workload(2, 16, 1, 8, 128, 512, 512, dtype, mask, op=family)
-    return w
-
-
-def matrix_entry(kernel: Kernel, dtype: str, mask: str) -> dict[str, Any]:
-    """One entry of the kill matrix: every source mutant on a small workload with sinks, with the
-    params of a long context, which lead through the most stages. Raises KernelError where the
-    kernel does not serve such a workload."""
-    bucket = _bucket(kernel.family, dtype, mask)
+def matrix_entry(kernel: Kernel, bucket: Bucket, longer: Bucket) -> dict[str, Any]:
+    """The outcome of every source mutant on a small workload of `bucket`, with params from the
+    defaults of `longer` that lead through as many launches as they can: version of the gate,
+    kernel, names of the killed, and the survivors with what was said of them. Raises KernelError
+    where the kernel does not serve such a workload."""
     if not kernel.applies_to(bucket):
         raise KernelError(f"kernel {kernel.id} does not apply to {bucket.slug}")
-    params = kernel.default_params(replace(bucket, kv_len=4096))
-    for param in kernel.params:
-        if param.name == "simdgroups":  # few, so that so few keys reach more than one split
-            params["simdgroups"] = min(value for value in param.values if value > 1)
-        elif param.name == "splits":  # all launches
-            params["splits"] = min(v for v in param.values if v >= max(4, params["splits"]))
-    found = kill(kernel, params, proxy(bucket), SOURCE_MUTANTS)
-    survivors = [n for n, r in found.items() if r == "survived" or r.startswith("not run")]
+    questions = ops.of(bucket).questions
+    values = {param.name: param.values for param in kernel.params}
+    params = questions.exercised(kernel.default_params(longer), values)
+    reasons = kill(kernel, params, questions.proxy(bucket), questions.source_mutants())
+    survivors = {
+        name: reason[:160]
+        for name, reason in reasons.items()
+        if reason == "survived" or reason.startswith("not run")
+    }
     return {
-        "gate": GATE_VERSION,
+        "gate": gate_version(bucket.op),
         "kernel": kernel.id,
-        "params": params,
-        "on": proxy(bucket).slug,
-        "killed": {name: found[name][:160] for name in found if name not in survivors},
-        "survivors": {name: found[name][:160] for name in survivors},
+        "killed": sorted(reasons.keys() - survivors.keys()),
+        "survivors": survivors,
     }
 
 
+def _file(op: str) -> Path:
+    return Path(ops.__file__).with_name(op) / "source_mutants.json"
+
+
 @functools.cache
-def matrix() -> dict[str, Any]:
-    """The kill matrix that ships with the package: family/dtype/mask -> entry."""
+def matrix(op: str) -> dict[str, Any]:
+    """The outcomes that ship with the package for a family: key -> entry."""
     try:
-        found = json.loads(_FILE.read_text("ascii"))
+        entries = json.loads(_file(op).read_text("ascii"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return entries if isinstance(entries, dict) else {}
 
 
 def main(argv: list[str]) -> int:
-    """Run every source mutant on a kernel of each family (the first of tuned/ that is all Metal,
-    or the folders named) and write the matrix entry by entry; what is known of these kernels
-    already is kept. Exit code 1 where any mutant survived."""
+    """Try every source mutant on a kernel of each variant (one of tuned/ that is all Metal, or the
+    folders named) and write the outcome entry by entry; what is known of these kernels already is
+    kept. Exit code 1 where any mutant survived."""
     from ..kernels.registry import Registry, tuned_root
 
     tuned = Registry(tuned_root(), writable=False).kernels()
-    portable = [k for k in tuned if not k.native]
-    entries = matrix()
-    known = {entry["kernel"] for entry in entries.values()}
-    portable.sort(key=lambda k: k.id in known)  # the last of a family is taken
-    kernels = {k.family: k for k in [*portable, *map(Kernel.load, argv)]}
-    for family, dtype, mask in itertools.product(INPUTS, DTYPES, MASKS):
-        kernel = kernels.get(family)
-        if kernel is None:
-            continue
-        key = f"{family}/{dtype}/{mask}"
-        old = entries.get(key, {})
-        if (old.get("gate"), old.get("kernel")) != (GATE_VERSION, kernel.id):
-            if not kernel.applies_to(_bucket(family, dtype, mask)):
+    survived = False
+    for op in ops.FAMILIES:
+        entries = matrix(op)
+        named = [kernel for kernel in map(Kernel.load, argv) if kernel.op == op]
+        portable = [kernel for kernel in tuned if kernel.op == op and not kernel.native]
+        for key, bucket, longer in ops.get(op).questions.matrix():
+            old = entries.get(key, {})
+            # Those named, then the one of the last time, then any.
+            candidates = [*reversed(named), *(k for k in portable if k.id == old.get("kernel"))]
+            candidates += [k for k in portable if k.applies_to(bucket)]
+            kernel = next((k for k in candidates if bucket.variant in k.variants), None)
+            if kernel is None:
                 continue
-            entries[key] = matrix_entry(kernel, dtype, mask)
-            text = json.dumps(entries, indent=1, sort_keys=True)
-            _FILE.write_text(text + "\n", "ascii")
-        killed, survivors = entries[key]["killed"], entries[key]["survivors"]
-        total = len(killed) + len(survivors)
-        print(f"{key}: {len(killed)} of {total} killed", file=sys.stderr, flush=True)
-        for name, reason in survivors.items():
-            print(f"  {name}: {reason}", file=sys.stderr)
-    return int(any(entry["survivors"] for entry in entries.values()))
+            if (old.get("gate"), old.get("kernel")) != (gate_version(op), kernel.id):
+                entries[key] = matrix_entry(kernel, bucket, longer)
+                _file(op).write_text(json.dumps(entries, indent=1, sort_keys=True) + "\n", "ascii")
+            survivors = entries[key]["survivors"]
+            killed = len(entries[key]["killed"])
+            of = killed + len(survivors)
+            print(f"{key}: {killed} of {of} killed", file=sys.stderr, flush=True)
+            for name, reason in survivors.items():
+                print(f"  {name}: {reason}", file=sys.stderr)
+            survived = survived or bool(survivors)
+    return int(survived)
 
 
 if __name__ == "__main__":

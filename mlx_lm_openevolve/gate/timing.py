@@ -1,9 +1,9 @@
-"""Timing: two attention calls on one clock, paired, interleaved and honest about the noise.
+"""Timing: two calls on one clock, paired, interleaved and honest about the noise.
 
-    Bench (buffers, chain) --arm(call)--> Arm --paired(a, b)--> Comparison (ratio, interval)
+    Arm(timing inputs, call) --paired(a, b)--> Comparison (ratio, interval)
 
-One sample is the wall time of a chain of calls, each result being the next queries, so that no
-call can be dropped, merged or replayed; the chain walks through more cache buffers than the chip's
+One sample is the wall time of a chain of calls, each result being the next first argument, so that
+no call can be dropped, merged or replayed; the chain walks through more buffers than the chip's
 last-level cache holds. Samples come in blocks A B B A; a block's ratio cancels slow drift, and the
 interval is a bootstrap over the blocks' median.
 """
@@ -12,29 +12,23 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
-from ..ops.attention.reference import encode
-from ..ops.attention.workload import Workload
+from ..ops.base import Call, TimingInputs
 
-__all__ = ["CONFIDENCE", "Arm", "Bench", "Comparison", "bandwidth", "paired"]
+__all__ = ["CONFIDENCE", "Arm", "Comparison", "bandwidth", "paired"]
 
 CONFIDENCE = 0.99
 MIN_BLOCKS, _BLOCKS, MAX_BLOCKS = 10, 16, 60
 CHAIN = 64
-STEP = 256  # keys that mlx-lm's KVCache grows by
 SAMPLE_SECONDS = 2e-3
 _RESAMPLES = 2000
 # Results handed to the GPU while the next calls are being built, as a model's layers do.
 _AHEAD = 8
-
-Call = Callable[..., mx.array]
-Mask = Callable[[int], "mx.array | None"]
 
 
 @dataclass(frozen=True)
@@ -49,7 +43,7 @@ class Comparison:
     high: float
 
     def to_json(self) -> dict[str, Any]:
-        """Ratio, interval, and for both arms mean, std, min, max, trials and the raw samples."""
+        """Ratio, interval, and for both arms mean, std, min, max and trials."""
         return {
             "ratio": self.ratio,
             "low": self.low,
@@ -57,6 +51,11 @@ class Comparison:
             "baseline": _summary(self.a),
             "candidate": _summary(self.b),
         }
+
+    def samples(self) -> dict[str, list[float]]:
+        """The raw samples of both arms, in seconds, to four digits."""
+        arms = (("baseline", self.a), ("candidate", self.b))
+        return {name: [float(f"{value:.4g}") for value in arm] for name, arm in arms}
 
 
 def _summary(seconds: tuple[float, ...]) -> dict[str, Any]:
@@ -67,116 +66,40 @@ def _summary(seconds: tuple[float, ...]) -> dict[str, Any]:
         "min": float(x.min()),
         "max": float(x.max()),
         "trials": len(x),
-        "samples": [float(f"{value:.4g}") for value in x],
     }
 
 
 class Arm:
-    """One contender: a call on a bench, and the last thing it computed, to be checked later."""
+    """One contender: a call on timing inputs, and the last thing it computed, for a check."""
 
-    def __init__(self, bench: Bench, call: Call) -> None:
-        self._bench, self._call = bench, call
+    def __init__(self, inputs: TimingInputs, call: Call) -> None:
+        self._inputs, self._call = inputs, call
         self._at = 0
-        self.last: tuple[mx.array, int, mx.array] | None = None  # queries, buffer, result
+        self.last: tuple[int, mx.array, mx.array] | None = None  # buffer, first argument, result
 
     def seconds(self, calls: int) -> float:
         """Wall time of one call in a chain of `calls`."""
-        bench, call = self._bench, self._call
-        queries = bench.queries
+        inputs, call = self._inputs, self._call
+        state, rest = inputs.first, inputs.rest
         mx.synchronize()
         start = time.perf_counter()
         for i in range(calls):
-            at = self._at % len(bench.caches)
+            at = self._at % len(rest)
             self._at += 1
-            asked = queries
-            out = call(asked, *bench.caches[at], bench.scale, bench.mask, bench.sinks)
-            queries = bench.next_queries(out)
+            first = state
+            out = call(first, *rest[at])
+            state = inputs.next(out)
             if i % _AHEAD == _AHEAD - 1:
-                mx.async_eval(queries)  # type: ignore[no-untyped-call]
-        mx.eval(queries)
+                mx.async_eval(state)  # type: ignore[no-untyped-call]
+        mx.eval(state)
         elapsed = time.perf_counter() - start
-        self.last = (asked, at, out)
+        self.last = (at, first, out)
         return elapsed / calls
 
-
-class Bench:
-    """What both arms run on: queries, scale, mask, sinks, and cache slices of an exact workload.
-
-    The slices are what mlx-lm's KVCache hands out: each of a buffer of its own, whole steps of
-    keys long. MLX takes its fastest path for such slices only. Their bytes together exceed
-    `cache_bytes`, as far as `memory` bytes allow. Raises MemoryError where not even two fit.
-    """
-
-    def __init__(
-        self, workload: Workload, mask: mx.array | None, cache_bytes: int, memory: int, seed: int
-    ) -> None:
-        w = workload
-        rng = np.random.default_rng([seed, 77])
-        length = -(-(w.kv_len + 1) // STEP) * STEP
-        stored = replace(w, kv_len=length).kv_bytes()
-        room = memory // stored
-        if room < 2:
-            raise MemoryError(f"timing needs {2 * stored >> 20} MiB")
-        count = min(room, 512, max(2, 1 + -(-cache_bytes // w.kv_bytes())))
-        pool = _uploaded(rng.standard_normal(1 << 20, np.float32), w.dtype)
-
-        def slice_of(width: int) -> Any:
-            shape = (w.batch, w.kv_heads, length, width)
-            size = int(np.prod(shape))
-            # Each starts elsewhere in the pool, so that no two hold the same values.
-            start = int(rng.integers(pool.size // 2))
-            first = pool[start : start + min(size, pool.size // 2)]
-            # At least two parts, so that they are copied: the start of a view may lie at an odd
-            # address, where MLX is slow, or wrong.
-            rest = [pool] * max(1, -(-(size - first.size) // pool.size))
-            buffer = mx.concatenate([first, *rest])[:size].reshape(shape)
-            if w.kv_bits:
-                parts = mx.quantize(buffer, group_size=w.kv_group, bits=w.kv_bits)
-                mx.eval(parts)
-                return tuple(part[:, :, : w.kv_len] for part in parts)
-            mx.eval(buffer)
-            return buffer[:, :, : w.kv_len]
-
-        self.workload, self.mask = w, mask
-        self.caches = []
-        for _ in range(count):
-            keys = slice_of(w.head_dim)
-            latent = w.op == "attention_latent"
-            self.caches.append((keys, keys if latent else slice_of(w.v_head_dim)))
-        shape = (w.batch, w.q_heads, w.q_len, w.head_dim)
-        self.queries = _uploaded(rng.standard_normal(shape, np.float32), w.dtype)
-        self.sinks = (
-            _uploaded(rng.standard_normal(w.q_heads, np.float32), w.dtype) if w.sinks else None
-        )
-        self.scale = mx.array([w.head_dim**-0.5], mx.float32)
-        self._tail = self.queries[..., w.v_head_dim :]
-        mx.eval(self.caches, self.queries, self.scale, self._tail)
-
-    def arm(self, call: Call) -> Arm:
-        """A contender on this bench."""
-        return Arm(self, call)
-
-    def next_queries(self, out: mx.array) -> mx.array:
-        """A result [B, Hq, L, Dv] as the next call's queries [B, Hq, L, D]."""
-        w = self.workload
-        if w.v_head_dim == w.head_dim:
-            return out
-        if w.v_head_dim > w.head_dim:
-            return out[..., : w.head_dim]
-        return mx.concatenate([out, self._tail], axis=-1)
-
-    @property
-    def bytes(self) -> int:
-        """Bytes that one call must move: keys and values once, queries, result and mask."""
-        w = self.workload
-        rows = w.batch * w.q_heads * w.q_len
-        mask = self.mask.nbytes if self.mask is not None else 0
-        return w.kv_bytes() + rows * (w.head_dim + w.v_head_dim) * w.element_bytes + mask
-
-
-def _uploaded(x: Any, dtype: str) -> mx.array:
-    array = mx.array(encode(x, dtype))
-    return array.view(mx.bfloat16) if dtype == "bfloat16" else array
+    def recheck(self, limit: float) -> str:
+        """What is wrong with the last result that was timed, "" where nothing is."""
+        assert self.last is not None
+        return self._inputs.recheck(*self.last, limit)
 
 
 def warm_up(arms: tuple[Arm, ...], seconds: float) -> float:

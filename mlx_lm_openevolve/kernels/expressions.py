@@ -14,11 +14,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..errors import KernelError
-from ..ops.attention.workload import DTYPES, next_pow2
+from ..ops.base import DTYPES, Value, next_pow2
 
 __all__ = ["Expression", "Value"]
 
-Value = int | str | bool
 _LIMIT = 1 << 62
 _MAX_LENGTH = 500
 

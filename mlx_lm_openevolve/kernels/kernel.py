@@ -1,4 +1,4 @@
-"""Kernel: a folder of data (kernel.json and its stage sources) as a checked, frozen object.
+"""Kernel: a folder of data (kernel.json and its sources) as a checked, frozen object.
 
     kernel.json --load--> Kernel --launches(workload, params)--> [Launch] --> a backend
 
@@ -13,47 +13,35 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import KernelError
-from ..ops.attention.workload import DTYPES, Workload, next_pow2
-from .expressions import Expression, Value
+from .. import ops
+from ..errors import KernelError, NewerFormatError
+from ..ops import DTYPES, Workload
+from ..ops.base import Value
+from .expressions import Expression
 from .spec import (
-    FIELDS,
     MAX_SOURCE_BYTES,
     SOURCE_NAME,
+    Fields,
+    LaunchSpec,
     Param,
-    Reader,
-    Stage,
+    read_launch,
     read_param,
-    read_stage,
 )
 
-__all__ = [
-    "FORMAT",
-    "INPUTS",
-    "KERNEL_ID",
-    "Kernel",
-    "Launch",
-    "kernel_id",
-]
+__all__ = ["FORMAT", "KERNEL_ID", "Kernel", "Launch", "kernel_id"]
 
-FORMAT = 1
-# What a family's call provides to every stage, by name; `out` is the family's result.
-INPUTS = {
-    "attention": ("queries", "keys", "values", "mask", "sinks", "scale"),
-    "attention_quantized": (
-        *("queries", "keys", "key_scales", "key_biases"),
-        *("values", "value_scales", "value_biases", "mask", "scale"),
-    ),
-    "attention_latent": ("queries", "keys", "mask", "sinks", "scale"),
-}
+FORMAT = 2
 KERNEL_ID = re.compile(r"[0-9a-f]{12}")
-MAX_STAGES = 8
+MAX_LAUNCHES = 8
 MAX_THREADS = 1024
 MAX_OUTPUT_BYTES = 1 << 32
+_KEYS = {
+    *("format", "name", "op", "variants", "origin", "description", "applies", "params", "launches")
+}
 
 
 @dataclass(frozen=True)
@@ -64,7 +52,7 @@ class Launch:
     of a dtype; `outputs` are (name, shape, dtype name).
     """
 
-    stage: Stage
+    spec: LaunchSpec
     template: tuple[tuple[str, Value], ...]
     grid: tuple[int, int, int]
     threadgroup: tuple[int, int, int]
@@ -83,12 +71,13 @@ class Kernel:
 
     id: str
     name: str
-    family: str
+    op: str
+    variants: tuple[str, ...]
     origin: str
     description: str
     applies: Expression
     params: tuple[Param, ...]
-    stages: tuple[Stage, ...]
+    specs: tuple[LaunchSpec, ...]
     meta: Mapping[str, Any]
     sources: Mapping[str, str]
 
@@ -99,14 +88,14 @@ class Kernel:
         path = folder / "kernel.json"
         meta = _json_object(path)
         sources: dict[str, str] = {}
-        stages = meta.get("stages")
-        for stage in stages if isinstance(stages, list) else []:
+        launches = meta.get("launches")
+        for launch in launches if isinstance(launches, list) else []:
             for field in ("source", "header"):
-                name = stage.get(field) if isinstance(stage, dict) else None
+                name = launch.get(field) if isinstance(launch, dict) else None
                 if name is None and field == "header":
                     continue
                 if not isinstance(name, str) or not SOURCE_NAME.fullmatch(name):
-                    raise KernelError(f"{path}: stages: {field} is {name!r}, expected NAME.metal")
+                    raise KernelError(f"{path}: launches: {field} is {name!r}, expected NAME.metal")
                 sources[name] = _text(folder / name, MAX_SOURCE_BYTES)
         return cls.from_parts(meta, sources, str(path))
 
@@ -114,17 +103,21 @@ class Kernel:
     def from_parts(
         cls, meta: Mapping[str, Any], sources: Mapping[str, str], where: str = "kernel.json"
     ) -> Kernel:
-        """Check the content of kernel.json and its sources (by file name)."""
-        read = Reader(where)
-        if not isinstance(meta, Mapping) or meta.get("format") != FORMAT:
+        """Check the content of kernel.json and its sources (by file name). Raises KernelError, of
+        its kind NewerFormatError where a newer release wrote it."""
+        read = Fields(where)
+        number = meta.get("format") if isinstance(meta, Mapping) else None
+        if type(number) is int and number > FORMAT:
+            raise NewerFormatError(f"{where}: format {number} is of a newer release")
+        if not isinstance(meta, Mapping) or number != FORMAT:
             raise KernelError(f"{where}: format: expected {FORMAT}")
-        read.known(
-            meta,
-            "",
-            {"format", "name", "family", "origin", "description", "applies", "params", "stages"},
-        )
+        read.known(meta, "", _KEYS)
         name = read.name(meta.get("name"), "name")
-        family = read.choice(meta.get("family"), "family", tuple(INPUTS))
+        op = ops.get(read.choice(meta.get("op"), "op", ops.FAMILIES))
+        variants = meta.get("variants")
+        if not isinstance(variants, list) or not variants or len(set(variants)) != len(variants):
+            raise KernelError(f"{where}: variants: expected a list of {', '.join(op.variants)}")
+        variants = tuple(read.choice(variant, "variants", op.variants) for variant in variants)
         origin, description = meta.get("origin", ""), meta.get("description", "")
         if not isinstance(origin, str) or not origin or not isinstance(description, str):
             raise KernelError(f"{where}: origin: expected where the kernel comes from")
@@ -132,32 +125,33 @@ class Kernel:
         raw_params = meta.get("params", {})
         if not isinstance(raw_params, Mapping):
             raise KernelError(f"{where}: params: expected an object")
-        params = tuple(read_param(read, key, value) for key, value in raw_params.items())
-        names = FIELDS | {param.name for param in params}
+        params = tuple(read_param(read, key, raw, op.fields) for key, raw in raw_params.items())
+        names = op.fields | {param.name for param in params}
 
-        raw_stages = meta.get("stages")
-        if not isinstance(raw_stages, list) or not 0 < len(raw_stages) <= MAX_STAGES:
-            raise KernelError(f"{where}: stages: expected 1 to {MAX_STAGES} stages")
-        stages: list[Stage] = []
-        arrays = set(INPUTS[family])
-        taken = set(arrays)  # a stage with a `when` may have an alternative that writes the same
-        for i, raw in enumerate(raw_stages):
-            stage = read_stage(read, f"stages[{i}]", raw, sources, names, arrays, taken)
-            arrays |= {output.name for output in stage.outputs}
-            if stage.when is None:
-                taken |= {output.name for output in stage.outputs}
-            stages.append(stage)
-        if "out" not in {output.name for output in stages[-1].outputs}:
-            raise KernelError(f"{where}: stages: the last stage writes no output named 'out'")
+        raw_launches = meta.get("launches")
+        if not isinstance(raw_launches, list) or not 0 < len(raw_launches) <= MAX_LAUNCHES:
+            raise KernelError(f"{where}: launches: expected 1 to {MAX_LAUNCHES} launches")
+        specs: list[LaunchSpec] = []
+        arrays = {name for variant in variants for name in op.inputs(variant)}
+        taken = set(arrays)  # a launch with a `when` may have an alternative that writes the same
+        for i, raw in enumerate(raw_launches):
+            spec = read_launch(read, f"launches[{i}]", raw, sources, names, arrays, taken)
+            arrays |= {output.name for output in spec.outputs}
+            if spec.when is None:
+                taken |= {output.name for output in spec.outputs}
+            specs.append(spec)
+        if "out" not in {output.name for output in specs[-1].outputs}:
+            raise KernelError(f"{where}: launches: the last one writes no output named 'out'")
         return cls(
             id=kernel_id(meta, sources),
             name=name,
-            family=family,
+            op=op.name,
+            variants=variants,
             origin=origin,
             description=description,
-            applies=Expression(meta.get("applies"), FIELDS, f"{where}: applies"),
+            applies=Expression(meta.get("applies"), op.fields, f"{where}: applies"),
             params=params,
-            stages=tuple(stages),
+            specs=tuple(specs),
             meta=meta,
             sources=dict(sources),
         )
@@ -178,17 +172,21 @@ class Kernel:
 
     @property
     def native(self) -> frozenset[str]:
-        """The backends that stages were written for; empty where all are Metal, which every
+        """The backends that launches were written for; empty where all are Metal, which every
         backend carries."""
-        return frozenset(stage.language for stage in self.stages) - {"metal"}
+        return frozenset(spec.language for spec in self.specs) - {"metal"}
 
     def applies_to(self, workload: Workload) -> bool:
         """Whether the kernel says it can serve this workload (exact or bucketed)."""
-        return self.family == workload.op and self.applies.truth(_fields(workload))
+        return (
+            self.op == workload.op
+            and workload.variant in self.variants
+            and self.applies.truth(workload.fields())
+        )
 
     def default_params(self, workload: Workload) -> dict[str, int]:
         """The params' defaults for a workload."""
-        fields = _fields(workload)
+        fields = workload.fields()
         return self.check_params(
             {param.name: param.default.integer(fields) for param in self.params}
         )
@@ -208,40 +206,35 @@ class Kernel:
         return {param.name: params[param.name] for param in self.params}
 
     def launches(self, workload: Workload, params: Mapping[str, int]) -> list[Launch]:
-        """The launches for an exact workload: batch and q_len count as they are, of kv_len only
-        the bucket is seen (the exact one is read inside the kernel). Raises KernelError."""
-        values = {**_fields(workload), **self.check_params(params)}
+        """The launches for an exact workload; its expressions see what Workload.fields() says.
+        Raises KernelError."""
+        values = {**workload.fields(), **self.check_params(params)}
         launches = [
-            _launch(stage, values)
-            for stage in self.stages
-            if stage.when is None or stage.when.truth(values)
+            _launch(spec, values)
+            for spec in self.specs
+            if spec.when is None or spec.when.truth(values)
         ]
-        written = set(INPUTS[self.family])
+        written = set(ops.get(self.op).inputs(workload.variant))
         for launch in launches:
-            missing = set(launch.stage.inputs) - written
+            missing = set(launch.spec.inputs) - written
             if missing:
-                raise KernelError(f"kernel {self.id}: {launch.stage.file} lacks {min(missing)!r}")
+                raise KernelError(f"kernel {self.id}: {launch.spec.file} lacks {min(missing)!r}")
             written |= {name for name, _, _ in launch.outputs}
         if "out" not in written:
-            raise KernelError(f"kernel {self.id}: no stage writes 'out' with {dict(params)}")
+            raise KernelError(f"kernel {self.id}: no launch writes 'out' with {dict(params)}")
         return launches
 
 
-def _fields(workload: Workload) -> dict[str, Value]:
-    seen = replace(workload, kv_len=next_pow2(workload.kv_len))
-    return {name: getattr(seen, name) for name in FIELDS}
-
-
-def _launch(stage: Stage, values: Mapping[str, Value]) -> Launch:
-    where = stage.file
-    grid = tuple(expression.integer(values) for expression in stage.grid)
-    threads = tuple(expression.integer(values) for expression in stage.threadgroup)
+def _launch(spec: LaunchSpec, values: Mapping[str, Value]) -> Launch:
+    where = spec.file
+    grid = tuple(expression.integer(values) for expression in spec.grid)
+    threads = tuple(expression.integer(values) for expression in spec.threadgroup)
     if not all(0 < n < 1 << 31 for n in (*grid, *threads)):
         raise KernelError(f"{where}: grid {grid} with threadgroup {threads} is out of range")
     if threads[0] * threads[1] * threads[2] > MAX_THREADS:
         raise KernelError(f"{where}: threadgroup {threads} has more than {MAX_THREADS} threads")
     outputs = []
-    for output in stage.outputs:
+    for output in spec.outputs:
         shape = tuple(expression.integer(values) for expression in output.shape)
         dtype = output.dtype(values)
         size = functools.reduce(lambda a, b: a * b, shape, 4)
@@ -249,8 +242,8 @@ def _launch(stage: Stage, values: Mapping[str, Value]) -> Launch:
             raise KernelError(f"{where}: output {output.name} is {dtype} {shape}: out of range")
         outputs.append((output.name, shape, str(dtype)))
     return Launch(
-        stage=stage,
-        template=tuple((name, expression(values)) for name, expression in stage.template),
+        spec=spec,
+        template=tuple((name, expression(values)) for name, expression in spec.template),
         grid=(grid[0], grid[1], grid[2]),
         threadgroup=(threads[0], threads[1], threads[2]),
         outputs=tuple(outputs),

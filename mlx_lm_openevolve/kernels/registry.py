@@ -1,9 +1,12 @@
 """Registry: kernels by content and verdicts by device and workload, as plain files.
 
-    <root>/v1/kernels/<id>/kernel.json, *.metal, host.json
-    <root>/v1/devices/<device>/<workload>.json      {"verdicts": [...], "checksum": ...}
-    <root>/v1/devices/<device>/poison.json          kernels that ended a worker process there
-    <root>/v1/devices/<device>/timeouts.json        workloads that first use has no time to gate
+    <root>/v2/kernels/<id>/kernel.json, *.metal, host.json
+    <root>/v2/devices/<device>/<layout>.json        {"verdicts": [a line each], "checksum": ...}
+    <root>/v2/devices/<device>/<layout>.raw.json.gz  their raw samples: {key of a verdict: raw}
+    <root>/v2/devices/<device>/poison.json          kernels that ended a worker process there
+    <root>/v2/devices/<device>/timeouts.json        workloads that first use has no time to gate
+
+A layout (Bucket.layout) is what the calls of one model have in common: a process reads one file.
 
 Readers take no lock and never raise: what does not parse, or does not match its hash, is moved
 aside, logged once, and the call runs on SDPA. Writers hold a file lock and replace whole files.
@@ -12,6 +15,7 @@ aside, logged once, and the call runs on SDPA. Writers hold a file lock and repl
 from __future__ import annotations
 
 import contextlib
+import gzip
 import hashlib
 import json
 import logging
@@ -20,6 +24,7 @@ import os
 import re
 import shutil
 import tempfile
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,17 +32,19 @@ from typing import Any
 import filelock
 import platformdirs
 
-from ..errors import KernelError, RegistryError, WorkloadError
-from ..ops.attention.workload import Workload
+from .. import ops
+from ..errors import KernelError, NewerFormatError, RegistryError, WorkloadError
+from ..ops import Bucket, Workload
 from .kernel import KERNEL_ID, Kernel
-from .verdict import Verdict, binding
+from .verdict import KINDS, Verdict, binding
 
 __all__ = ["Registry", "tuned_root", "user_root"]
 
 log = logging.getLogger("mlx_lm_openevolve")
 
-VERSION = "v1"
+VERSION = "v2"
 MAX_RECORD_BYTES = 8 << 20
+MAX_RAW_BYTES = 64 << 20
 LOCK_SECONDS = 10.0
 _DEVICE = re.compile(r"[a-z0-9][a-z0-9-]{0,79}")
 
@@ -80,6 +87,8 @@ class Registry:
             kernel = Kernel.load(folder)
             if kernel.id != id:
                 raise KernelError(f"{folder}: content does not match its id ({kernel.id})")
+        except NewerFormatError:
+            return None
         except KernelError as error:
             self._quarantine(folder, str(error))
             return None
@@ -109,46 +118,79 @@ class Registry:
     # Verdicts
 
     def verdicts(self, device: str, workload: Workload) -> list[Verdict]:
-        """The stored verdicts for a workload's bucket on a device, best first."""
-        slug = workload.bucket().slug
+        """The stored verdicts on kernels and rewritings for a workload's bucket on a device, best
+        first, without `raw`."""
+        bucket = workload.bucket()
+        found = [v for v, _ in self._records(device, bucket.layout) if v.workload == bucket.slug]
+        return sorted(found, key=lambda v: v.rank, reverse=True)
+
+    def about(self, device: str, kind: str) -> list[Verdict]:
+        """The stored verdicts of another kind (see KINDS), best first."""
+        found = [v for v, _ in self._records(device, kind)]
+        return sorted(found, key=lambda v: v.rank, reverse=True)
+
+    def publish(self, device: str, verdict: Verdict) -> None:
+        """Store a verdict; one for the same kernel, params and versions replaces the old."""
+        layout, key = _layout(verdict), _key(verdict)
+        with self._writing(_device_folder(device)) as folder:
+            # Records as they were read: what a newer release wrote into them stays.
+            kept = {_key(old): (old, item) for old, item in self._records(device, layout)}
+            kept[key] = (verdict, verdict.to_json())
+            raw = {old: held for old, held in self._raw(device, layout).items() if old in kept}
+            if verdict.raw:
+                raw[key] = _plain(verdict.raw)
+            if raw:  # first: a record without its samples is whole, samples without one are not
+                text = json.dumps(raw, separators=(",", ":"), allow_nan=False)
+                _replace(folder / f"{layout}.raw.json.gz", gzip.compress(text.encode(), mtime=0))
+            ordered = sorted(kept.values(), key=lambda x: (x[0].workload, [-n for n in x[0].rank]))
+            record = self._read(folder / f"{layout}.json") or {"verdicts": []}
+            foreign = [item for item in record["verdicts"] if _foreign(item)]
+            record["verdicts"] = [*(item for _, item in ordered), *foreign]
+            _write(folder / f"{layout}.json", record)
+
+    def raw(self, device: str, verdict: Verdict) -> dict[str, Any]:
+        """The raw samples and cases of a verdict; {} where there are none."""
+        return dict(self._raw(device, _layout(verdict)).get(_key(verdict), {}))
+
+    def _records(self, device: str, layout: str) -> list[tuple[Verdict, dict[str, Any]]]:
+        """All verdicts of a layout, each with its record as it was read."""
         if not _DEVICE.fullmatch(device):
             return []
-        path = self._base / "devices" / device / f"{slug}.json"
+        path = self._base / "devices" / device / f"{layout}.json"
         record = self._read(path)
         if record is None:
             return []
         try:
-            verdicts = [Verdict.from_json(item) for item in record["verdicts"]]
-            if any(verdict.workload != slug for verdict in verdicts):
-                raise ValueError("a verdict for another workload")
+            items = [item for item in record["verdicts"] if not _foreign(item)]
+            found = [(Verdict.from_json(item), item) for item in items]
+            if any(_layout(verdict) != layout for verdict, _ in found):
+                raise ValueError("a verdict of another layout")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             self._quarantine(path, str(error))
             return []
-        return verdicts
+        return found
 
-    def publish(self, device: str, verdict: Verdict) -> None:
-        """Store a verdict; one for the same kernel, params and device version replaces the old."""
-        workload = Workload.parse(verdict.workload)
-        with self._writing(_device_folder(device)) as folder:
-            kept = [
-                old
-                for old in self.verdicts(device, workload)
-                if (old.kernel, dict(old.params)) != (verdict.kernel, dict(verdict.params))
-            ]
-            kept.append(verdict)
-            kept.sort(key=lambda v: (v.accepted, v.correct, v.ratio), reverse=True)
-            _write(
-                folder / f"{workload.bucket().slug}.json",
-                {"verdicts": [v.to_json() for v in kept]},
-            )
+    def _raw(self, device: str, layout: str) -> dict[str, Any]:
+        """The raw samples of a layout; {} where they are absent or damaged: verdicts do without."""
+        path = self._base / "devices" / device / f"{layout}.raw.json.gz"
+        try:
+            with gzip.open(path) as file:
+                data = file.read(MAX_RAW_BYTES + 1)
+            found = json.loads(data) if len(data) <= MAX_RAW_BYTES else {}
+        except (OSError, EOFError, ValueError, zlib.error, RecursionError):
+            return {}
+        known = found.items() if isinstance(found, dict) else ()
+        return {key: raw for key, raw in known if isinstance(raw, dict)}
 
-    def workloads(self, device: str) -> list[Workload]:
-        """The workloads with stored verdicts on a device."""
-        found = []
-        for name in _names(self._base / "devices" / device):
-            with contextlib.suppress(WorkloadError):
-                found.append(Workload.parse(name.removesuffix(".json")))
-        return sorted(found)
+    def workloads(self, device: str) -> list[Bucket]:
+        """The buckets with stored verdicts on a device."""
+        slugs = {
+            verdict.workload
+            for name in _names(self._base / "devices" / device)
+            if name.partition("-")[0] in ops.FAMILIES and name.endswith(".json")
+            for verdict, _ in self._records(device, name.removesuffix(".json"))
+        }
+        return [ops.parse(slug).bucket() for slug in sorted(slugs)]
 
     def devices(self) -> list[str]:
         """The devices with stored verdicts."""
@@ -337,10 +379,42 @@ def _plain(value: Any) -> Any:
     return value
 
 
+def _layout(verdict: Verdict) -> str:
+    """Name of the file that a verdict lies in. Raises WorkloadError."""
+    if verdict.kind not in ("kernel", "rewriting"):
+        return verdict.kind
+    bucket = ops.parse(verdict.workload).bucket()
+    if bucket.slug != verdict.workload:
+        raise WorkloadError(f"{verdict.workload} is no bucket")
+    return bucket.layout
+
+
+def _foreign(item: Any) -> bool:
+    """Whether a record is of a kind that only a newer release knows."""
+    return isinstance(item, dict) and item.get("kind", KINDS[0]) not in KINDS
+
+
+def _key(verdict: Verdict) -> str:
+    """What a verdict is about, and on which versions: equal for one that replaces another."""
+    about = [verdict.kind, verdict.kernel, sorted(verdict.params.items()), verdict.workload]
+    return _checksum({"about": about, "binding": binding(verdict.fingerprint)})[:16]
+
+
 def _write(path: Path, record: Mapping[str, Any]) -> None:
-    """Replace a file whole: a reader sees the old record or the new one, never a part."""
+    """Replace a record; what is a list in it has a line for each item."""
     record = _plain(record)
-    data = json.dumps({**record, "checksum": _checksum(record)}, indent=1).encode()
+    fields = []
+    for key, value in {**record, "checksum": _checksum(record)}.items():
+        if isinstance(value, list):
+            lines = ",\n  ".join(json.dumps(item) for item in value)
+            fields.append(f"{json.dumps(key)}: [\n  {lines}\n ]")
+        else:
+            fields.append(f"{json.dumps(key)}: {json.dumps(value)}")
+    _replace(path, ("{\n " + ",\n ".join(fields) + "\n}\n").encode())
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Replace a file whole: a reader sees the old one or the new one, never a part."""
     descriptor, temporary = tempfile.mkstemp(prefix=".new-", dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:

@@ -1,6 +1,6 @@
-"""Stage: a launch of a kernel as kernel.json writes it, read and checked.
+"""LaunchSpec: a launch of a kernel as kernel.json writes it, read and checked.
 
-    parsed JSON --Reader, read_param, read_stage--> Param, Stage      every fault is a KernelError
+    parsed JSON --Fields, read_param, read_launch--> Param, LaunchSpec     (faults: KernelError)
 
 The expressions that shape a launch stay expressions here; kernel.py evaluates them.
 """
@@ -16,29 +16,23 @@ from ..errors import KernelError
 from .expressions import Expression
 
 __all__ = [
-    "FIELDS",
+    "LAUNCH_KEYS",
     "MATH_MODES",
     "MAX_SOURCE_BYTES",
     "SOURCE_NAME",
-    "STAGE_KEYS",
+    "Fields",
+    "LaunchSpec",
     "Output",
     "Param",
-    "Reader",
-    "Stage",
+    "read_launch",
     "read_param",
-    "read_stage",
 ]
 
 LANGUAGES = ("metal", "cuda")
 MATH_MODES = ("safe", "relaxed", "fast")
 MAX_SOURCE_BYTES = 256 << 10
 
-# A workload's fields, which every expression may use.
-FIELDS = frozenset(
-    {"batch", "q_heads", "kv_heads", "group", "q_len", "kv_len", "head_dim", "v_head_dim"}
-    | {"dtype", "mask", "sinks", "kv_bits", "kv_group"}
-)
-STAGE_KEYS = frozenset(
+LAUNCH_KEYS = frozenset(
     {"source", "header", "language", "inputs", "outputs", "template", "grid", "threadgroup"}
     | {"math_mode", "when"}
 )
@@ -57,7 +51,7 @@ class Param:
 
 @dataclass(frozen=True)
 class Output:
-    """An array that a stage writes: shape in elements, dtype by name."""
+    """An array that a launch writes: shape in elements, dtype by name."""
 
     name: str
     shape: tuple[Expression, ...]
@@ -65,7 +59,7 @@ class Output:
 
 
 @dataclass(frozen=True)
-class Stage:
+class LaunchSpec:
     """One launch as written: the body, the functions before it (`header`, "" where there are
     none) and the expressions that shape it."""
 
@@ -82,7 +76,7 @@ class Stage:
     when: Expression | None
 
 
-class Reader:
+class Fields:
     """Checks fields of a parsed kernel.json; every message begins with the file and the field."""
 
     def __init__(self, where: str) -> None:
@@ -123,11 +117,12 @@ class Reader:
         return tuple(Expression(item, names, f"{self.where}: {field}") for item in value)
 
 
-def read_param(read: Reader, key: Any, raw: Any) -> Param:
-    """A param of kernel.json. Raises KernelError naming the field."""
+def read_param(read: Fields, key: Any, raw: Any, names: frozenset[str]) -> Param:
+    """A param of kernel.json, its default over the workload's fields `names`. Raises KernelError
+    naming the field."""
     field = f"params.{key}"
     name = read.name(key, field)
-    if name in FIELDS or not isinstance(raw, Mapping):
+    if name in names or not isinstance(raw, Mapping):
         raise KernelError(f"{read.where}: {field}: expected an object under a name of its own")
     read.known(raw, field, {"default", "values", "description"})
     values = raw.get("values")
@@ -137,25 +132,25 @@ def read_param(read: Reader, key: Any, raw: Any) -> Param:
         or not all(type(v) is int and 0 <= v < 1 << 20 for v in values)
     ):
         raise KernelError(f"{read.where}: {field}.values: expected a list of integers")
-    default = Expression(raw.get("default"), FIELDS, f"{read.where}: {field}.default")
+    default = Expression(raw.get("default"), names, f"{read.where}: {field}.default")
     return Param(name, default, tuple(values))
 
 
-def read_stage(
-    read: Reader,
+def read_launch(
+    read: Fields,
     field: str,
     raw: Any,
     sources: Mapping[str, str],
     names: frozenset[str],
     arrays: set[str],
     taken: set[str],
-) -> Stage:
-    """A stage of kernel.json: `arrays` are what it may read, `taken` what it may not write again,
+) -> LaunchSpec:
+    """A launch of kernel.json: `arrays` are what it may read, `taken` what it may not write again,
     `names` what its expressions may use. Raises KernelError naming the field."""
     where = read.where
     if not isinstance(raw, Mapping):
         raise KernelError(f"{where}: {field}: expected an object")
-    read.known(raw, field, STAGE_KEYS)
+    read.known(raw, field, LAUNCH_KEYS)
     source = read.source(raw.get("source"), f"{field}.source", sources)
     header = raw.get("header")
     inputs = raw.get("inputs")
@@ -182,7 +177,7 @@ def read_stage(
     if not isinstance(template, Mapping):
         raise KernelError(f"{where}: {field}.template: expected an object")
     when = raw.get("when")
-    return Stage(
+    return LaunchSpec(
         file=raw["source"],
         source=source,
         header="" if header is None else read.source(header, f"{field}.header", sources),

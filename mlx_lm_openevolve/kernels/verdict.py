@@ -1,4 +1,4 @@
-"""Verdict: what the gate found for one kernel, its params, a workload and a device."""
+"""Verdict: what the gate decided on one kernel, its params, a bucket and a device."""
 
 from __future__ import annotations
 
@@ -6,10 +6,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from ..ops.attention.workload import Workload
+from .. import ops
+from ..errors import OpenEvolveError
 from .kernel import KERNEL_ID
 
-__all__ = ["Verdict", "binding", "describe"]
+__all__ = ["GATE_VERSION", "KINDS", "Poisoned", "Verdict", "binding", "describe", "gate_version"]
+
+# Raised with any change of the gate after which an old verdict should not count; what changes for
+# one family alone raises Op.version.
+GATE_VERSION = 2
+
+# What a verdict is about: a kernel by its id, or by name a rewriting in MLX's own operations, a
+# whole decode step, or settings of MLX.
+KINDS = ("kernel", "rewriting", "step", "settings")
+
+
+def gate_version(op: str) -> str:
+    """The version of the gate for a family, as verdicts carry it."""
+    return f"{GATE_VERSION}.{ops.get(op).version}"
 
 
 def binding(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
@@ -19,28 +33,35 @@ def binding(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the gate found for one (kernel, params), workload and device, with its evidence.
+    """What the gate decided on one (kernel, params), bucket and device, with its evidence.
 
-    `correct` and `faster` are kept apart; `status` is "accepted" where both hold. `timing["ratio"]`
-    is SDPA's time over the kernel's. `fingerprint` comes from device.fingerprint.
+    kernel: the kernel's id, or for another kind (see KINDS) the name of what was judged.
+    workload: slug of the bucket.  correct, faster: kept apart; faster is None where speed was not
+    measured yet.  status: "accepted" where both hold.  timing["ratio"]: the original's time over
+    the kernel's.  fingerprint: of device.fingerprint.  asked: how often it was judged, where noise
+    rejected it before.  raw: samples in seconds and the single cases, stored compressed beside the
+    record.
     """
 
     kernel: str
     params: Mapping[str, int]
     workload: str
     correct: bool
-    faster: bool
+    faster: bool | None
     reason: str
     fingerprint: Mapping[str, Any]
     errors: Mapping[str, Any] = field(default_factory=dict)
     timing: Mapping[str, Any] = field(default_factory=dict)
     mutants: Mapping[str, Any] = field(default_factory=dict)
     evidence: Mapping[str, Any] = field(default_factory=dict)
+    kind: str = "kernel"
+    asked: int = 1
+    raw: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     @property
     def accepted(self) -> bool:
         """Correct and faster."""
-        return self.correct and self.faster
+        return self.correct and self.faster is True
 
     @property
     def status(self) -> str:
@@ -49,40 +70,61 @@ class Verdict:
 
     @property
     def ratio(self) -> float:
-        """SDPA's time over the kernel's; 0.0 where it was not measured."""
+        """The original's time over the kernel's; 0.0 where it was not measured."""
         return float(self.timing.get("ratio", 0.0))
+
+    @property
+    def rank(self) -> tuple[bool, bool, float]:
+        """Orders verdicts: the higher, the better."""
+        return self.accepted, self.correct, self.ratio
 
     def counts_for(self, fingerprint: Mapping[str, Any]) -> bool:
         """Whether this verdict was made on such a device, by this gate and version of mlx."""
         return binding(self.fingerprint) == binding(fingerprint)
 
     def to_json(self) -> dict[str, Any]:
-        """The record as it is stored."""
-        record = {f.name: getattr(self, f.name) for f in fields(self)}
+        """The short record, without `raw`."""
+        record = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "raw"}
         return {**record, "status": self.status}
 
     @classmethod
     def from_json(cls, record: Any) -> Verdict:
-        """Read a record; ValueError where anything about it is not as the gate writes it."""
+        """Read a record; fields of a newer release are ignored. ValueError where anything else
+        about it is not as the gate writes it."""
         if not isinstance(record, dict):
             raise ValueError("a verdict is no object")
-        record = dict(record)
-        status = record.pop("status", None)
-        verdict = cls(**record)  # TypeError on a missing or foreign field
-        for f in fields(cls):
-            value = getattr(verdict, f.name)
-            wanted = {"bool": bool, "str": str}.get(str(f.type), dict)
-            if type(value) is not wanted:
-                raise ValueError(f"{f.name} is {type(value).__name__}")
-        if not KERNEL_ID.fullmatch(verdict.kernel) or status != verdict.status:
-            raise ValueError("kernel or status is malformed")
+        known = {f.name: f for f in fields(cls)}
+        try:
+            verdict = cls(**{name: value for name, value in record.items() if name in known})
+        except TypeError as error:  # a field is missing
+            raise ValueError(str(error)) from None
+        kinds = {"bool": (bool,), "bool | None": (bool, type(None)), "str": (str,), "int": (int,)}
+        for name, f in known.items():
+            value = getattr(verdict, name)
+            if type(value) not in kinds.get(str(f.type), (dict,)):
+                raise ValueError(f"{name} is {type(value).__name__}")
+        if record.get("status") != verdict.status:
+            raise ValueError("the status does not follow from the evidence")
+        if verdict.kind not in KINDS:
+            raise ValueError("an unknown kind")
+        if verdict.kind == "kernel" and not KERNEL_ID.fullmatch(verdict.kernel):
+            raise ValueError("kernel is malformed")
+        if verdict.kind in ("kernel", "rewriting"):
+            ops.parse(verdict.workload)
         if not all(type(v) is int for v in verdict.params.values()):
             raise ValueError("params are not integers")
         ratio = verdict.timing.get("ratio", 0.0)
-        if not isinstance(ratio, float | int) or not 0 <= ratio < 1e6:
-            raise ValueError("ratio is out of range")
-        Workload.parse(verdict.workload)
+        if not isinstance(ratio, float | int) or not 0 <= ratio < 1e6 or verdict.asked < 1:
+            raise ValueError("a number is out of range")
         return verdict
+
+
+class Poisoned(OpenEvolveError):
+    """A kernel ended its worker process; `verdict` is its rejection."""
+
+    def __init__(self, verdict: Verdict) -> None:
+        super().__init__(verdict.reason)
+        self.verdict = verdict
 
 
 def describe(verdict: Verdict) -> list[str]:
@@ -90,9 +132,10 @@ def describe(verdict: Verdict) -> list[str]:
     errors, times, mutants = verdict.errors, verdict.timing, verdict.mutants
     params = ", ".join(f"{name}={value}" for name, value in verdict.params.items())
     word = "correct" if verdict.correct and not verdict.faster else verdict.status
+    stock = ops.of_slug(verdict.workload).stock
     lines = [
         f"{verdict.workload}",
-        f"  kernel   {verdict.kernel}" + (f" ({params})" if params else ""),
+        f"  {verdict.kind:8} {verdict.kernel}" + (f" ({params})" if params else ""),
         f"  verdict  {word}: {verdict.reason}",
     ]
     if mutants:
@@ -101,18 +144,19 @@ def describe(verdict: Verdict) -> list[str]:
             f"and {mutants['source']['killed']} of the source"
         )
     if errors:
-        own = errors["sdpa"]
+        own = errors["stock"]
         lines.append(
-            f"  error    max {errors['max_difference']:.3g} (SDPA {own['max_difference']:.3g}), "
-            f"average {errors['avg_difference']:.3g} (SDPA {own['avg_difference']:.3g}), "
+            f"  error    max {errors['max_difference']:.3g} "
+            f"({stock} {own['max_difference']:.3g}), "
+            f"average {errors['avg_difference']:.3g} ({stock} {own['avg_difference']:.3g}), "
             f"margin {errors['margin']:.0%}"
         )
-    for name, found in (("speed", times), ("sealed", times.get("sealed", {}))):
-        if found:
-            a, b = found["baseline"], found["candidate"]
+    for name, timed in (("speed", times), ("sealed", times.get("sealed", {}))):
+        if timed:
+            a, b = timed["baseline"], timed["candidate"]
             lines.append(
-                f"  {name:8} {found['ratio']:.3f} [{found['low']:.3f}, {found['high']:.3f}], "
+                f"  {name:8} {timed['ratio']:.3f} [{timed['low']:.3f}, {timed['high']:.3f}], "
                 f"{b['mean'] * 1e6:.1f} us against {a['mean'] * 1e6:.1f} us, "
-                f"{b['trials']} trials, kv_len {found['kv_len']}"
+                f"{b['trials']} trials, on {timed['on']}"
             )
     return lines

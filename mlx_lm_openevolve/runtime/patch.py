@@ -1,8 +1,9 @@
-"""The only monkey-patch: mlx-lm's attention function, replaced everywhere and put back exactly.
+"""The only monkey-patch: a function of mlx-lm or MLX, replaced everywhere and put back exactly.
 
-102 model files bind the function at import (`from .base import ...`), and code loaded with
-trust_remote_code lives outside `mlx_lm.models`: so it is replaced by identity, in every module
-that holds it. Modules imported later take the replacement from `mlx_lm.models.base`.
+102 of mlx-lm's model files bind its attention function at import (`from .base import ...`), and
+code loaded with trust_remote_code lives outside `mlx_lm.models`: so a function is replaced by
+identity, in every module that holds it. Modules imported later take the replacement from where it
+stood.
 """
 
 from __future__ import annotations
@@ -15,20 +16,20 @@ from typing import Any
 
 __all__ = ["Patch"]
 
-MODULE = "mlx_lm.models.base"
-NAME = "scaled_dot_product_attention"
+Wrap = Callable[[Callable[..., Any]], Any]
 
 
 class Patch:
-    """Replaces every original of mlx-lm's attention; `install` and `restore` are idempotent.
+    """Replaces every original of the function `name` of `home`; `install` and `restore` are
+    idempotent.
 
     `wrap(original)` makes a replacement. There is one original where nobody else patches; where
-    another library put a wrapper of its own into `mlx_lm.models.base`, that wrapper is an original
-    too and stays in the chain.
+    another library put a wrapper of its own into `home`, that wrapper is an original too and stays
+    in the chain.
     """
 
-    def __init__(self, base: ModuleType, wrap: Callable[[Callable[..., Any]], Any]) -> None:
-        self._base, self._wrap = base, wrap
+    def __init__(self, home: ModuleType, name: str, wrap: Wrap) -> None:
+        self._home, self._name, self._wrap = home, name, wrap
         self._replacements: dict[int, tuple[Any, Any]] = {}  # id(original) -> both
 
     @property
@@ -47,36 +48,35 @@ class Patch:
         }
         self._replacements = replacements
         try:
-            self._swap({key: new for key, (_, new) in replacements.items()})
+            _swap({key: new for key, (_, new) in replacements.items()})
         except BaseException:
             self.restore()
             raise
 
     def restore(self) -> None:
         """Put every original back, also in modules imported since."""
-        self._swap({id(new): old for old, new in self._replacements.values()})
+        _swap({id(new): old for old, new in self._replacements.values()})
         self._replacements = {}
 
     def _originals(self) -> Iterator[Any]:
-        current = getattr(self._base, NAME)
-        yield current
-        # A module may hold mlx-lm's own function although base holds another's wrapper by now.
+        yield getattr(self._home, self._name)
+        # A module may hold the function itself although its home holds another's wrapper by now.
         for module in _modules():
-            held = vars(module).get(NAME)
+            held = vars(module).get(self._name)
             if (
                 held is not None
-                and getattr(held, "__module__", None) == MODULE
-                and getattr(held, "__qualname__", None) == NAME
+                and getattr(held, "__module__", None) == self._home.__name__
+                and getattr(held, "__qualname__", None) == self._name
                 and not hasattr(held, "__wrapped__")
             ):
                 yield held
 
-    @staticmethod
-    def _swap(new: dict[int, Any]) -> None:
-        for module in _modules():
-            for name, value in list(vars(module).items()):
-                if id(value) in new:
-                    setattr(module, name, new[id(value)])
+
+def _swap(new: dict[int, Any]) -> None:
+    for module in _modules():
+        for name, value in list(vars(module).items()):
+            if id(value) in new:
+                setattr(module, name, new[id(value)])
 
 
 def _modules() -> list[ModuleType]:

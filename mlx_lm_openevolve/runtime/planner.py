@@ -1,9 +1,10 @@
-"""Plan: what a workload's bucket runs on, and why.
+"""Planner: what a bucket runs on, and why.
 
     bucket -> stored verdicts (user's registry, then tuned/) -> the gate, where it may run -> Plan
 
 A plan is made once for each bucket in a process. It names a kernel only where a verdict that
-counts on this device says so.
+counts on this device says so. The gate is handed in: a process whose verdicts are stored never
+loads it.
 """
 
 from __future__ import annotations
@@ -12,19 +13,19 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+from .. import ops
 from ..device import Device, fingerprint
-from ..errors import KernelError, RegistryError, interrupted
-from ..gate import judge as gate
+from ..errors import GateTimeout, KernelError, RegistryError, interrupted
 from ..kernels.kernel import Kernel
 from ..kernels.registry import Registry
-from ..kernels.verdict import Verdict
-from ..ops.attention.workload import Workload
+from ..kernels.verdict import Poisoned, Verdict, gate_version
+from ..ops import Bucket
 
-__all__ = ["BUDGETS", "GATE_MODES", "Budget", "Plan", "Planner"]
+__all__ = ["BUDGETS", "GATE_MODES", "Budget", "Judges", "Plan", "Planner"]
 
 log = logging.getLogger("mlx_lm_openevolve")
 
@@ -33,7 +34,14 @@ MAX_CANDIDATES = 4
 PENDING = "pending: the gate's time in this process is spent"
 MAX_TIMEOUTS = 3
 UNDECIDED = "undecided: the gate's time at first use is too short for it; `evolve` takes longer"
-NEVER_FASTER = "no GPU here: on the CPU no kernel is faster than SDPA"
+NEVER_FASTER = "no GPU here: on the CPU no kernel is faster than {}"
+
+
+class Judges(NamedTuple):
+    """The gate: gate.judge.judge, and gate.worker.judge_in_worker for kernels of unknown origin."""
+
+    here: Callable[..., Verdict]
+    in_worker: Callable[..., Verdict]
 
 
 @dataclass(frozen=True)
@@ -51,9 +59,9 @@ BUDGETS = {"metal": Budget(2, 3), "cuda": Budget(2, 3), "host": Budget(120, 600)
 
 @dataclass(frozen=True)
 class Plan:
-    """What a bucket runs on: a kernel with its params and verdict, or SDPA (kernel None)."""
+    """What a bucket runs on: a kernel with its params and verdict, or the original (None)."""
 
-    workload: Workload
+    bucket: Bucket
     reason: str
     kernel: Kernel | None = None
     verdict: Verdict | None = None
@@ -70,6 +78,7 @@ class Planner:
     """Plans buckets for one device. Thread-safe: plans are made under one lock and kept.
 
     registries are asked in order; the first must be the user's, where verdicts are published.
+    judges: gives the gate when it is first needed; None where nothing may be gated.
     only: the one kernel to consider, where the user named one.
     """
 
@@ -78,6 +87,7 @@ class Planner:
         device: Device,
         registries: Sequence[Registry],
         *,
+        judges: Callable[[], Judges] | None = None,
         mode: str = "auto",
         require_faster: bool = True,
         only: Kernel | None = None,
@@ -86,13 +96,22 @@ class Planner:
         self.registries = list(registries)
         self.user = self.registries[0]
         self.budget = BUDGETS[device.backend]
-        self.fingerprint = fingerprint(device, gate.GATE_VERSION)
-        self.plans: dict[Workload, Plan] = {}
+        self.plans: dict[Bucket, Plan] = {}
+        self._judges = judges
+        self._stamps: dict[str, dict[str, Any]] = {}  # by family
         self._lock = threading.RLock()
         self._spent = 0.0
         self._refused = self._told = False
 
-    def plan(self, bucket: Workload) -> Plan:
+    def stamp(self, bucket: Bucket) -> dict[str, Any]:
+        """What a verdict on a bucket must share with this process to count."""
+        known = self._stamps.get(bucket.op)
+        if known is None:
+            version = gate_version(bucket.op)
+            known = self._stamps[bucket.op] = fingerprint(self.device, version, evidence=False)
+        return known
+
+    def plan(self, bucket: Bucket) -> Plan:
         """The plan for a bucket: stored verdicts first, then the gate where it may run."""
         with self._lock:
             plan = self.plans.get(bucket)
@@ -105,13 +124,14 @@ class Planner:
                     self._told = self._told or seen
                     log.log(
                         logging.WARNING if seen else logging.INFO,
-                        "%s runs on SDPA: %s (`mlx-lm-openevolve evolve` looks for a kernel)",
+                        "%s runs on %s: %s (`mlx-lm-openevolve evolve` looks for a kernel)",
                         bucket.slug,
+                        ops.of(bucket).stock,
                         plan.reason,
                     )
             return plan
 
-    def _plan(self, bucket: Workload) -> Plan:
+    def _plan(self, bucket: Bucket) -> Plan:
         verdicts = self._verdicts(bucket)
         best = self._best(bucket, verdicts)
         if best is not None:
@@ -121,23 +141,24 @@ class Planner:
             if verdicts:
                 return Plan(bucket, f"rejected: {verdicts[0].reason}", verdict=verdicts[0])
             return Plan(bucket, "no kernel applies")
-        if self.mode != "auto":
+        if self.mode != "auto" or self._judges is None:
             return Plan(bucket, "no stored verdict, and gate='stored' makes none")
         if self.device.backend == "host" and self.require_faster:
-            return Plan(bucket, NEVER_FASTER)
+            return Plan(bucket, NEVER_FASTER.format(ops.of(bucket).stock))
         return self._gate(bucket)
 
-    def _verdicts(self, bucket: Workload) -> list[Verdict]:
+    def _verdicts(self, bucket: Bucket) -> list[Verdict]:
         """Verdicts that count here, one for each (kernel, params), the user's own first."""
         found: dict[Any, Verdict] = {}
+        stamp = self.stamp(bucket)
         for registry in self.registries:
             for verdict in registry.verdicts(self.device.slug, bucket):
                 key = (verdict.kernel, tuple(sorted(verdict.params.items())))
-                if verdict.counts_for(self.fingerprint):
+                if verdict.kind == "kernel" and verdict.counts_for(stamp):
                     found.setdefault(key, verdict)
-        return sorted(found.values(), key=lambda v: (v.accepted, v.correct, v.ratio), reverse=True)
+        return sorted(found.values(), key=lambda v: v.rank, reverse=True)
 
-    def _best(self, bucket: Workload, verdicts: Sequence[Verdict]) -> Plan | None:
+    def _best(self, bucket: Bucket, verdicts: Sequence[Verdict]) -> Plan | None:
         for verdict in verdicts:
             if not (verdict.accepted or (verdict.correct and not self.require_faster)):
                 continue
@@ -154,7 +175,7 @@ class Planner:
             return self.only
         return next((k for k in (r.kernel(id) for r in self.registries) if k is not None), None)
 
-    def _applies(self, kernel: Kernel, bucket: Workload) -> bool:
+    def _applies(self, kernel: Kernel, bucket: Bucket) -> bool:
         # A stage is written in Metal, which every backend carries, or for one backend alone.
         if kernel.native and not kernel.native <= {self.device.backend}:
             return False
@@ -163,7 +184,7 @@ class Planner:
         except KernelError:
             return False
 
-    def _candidates(self, bucket: Workload, verdicts: Sequence[Verdict]) -> list[_Candidate]:
+    def _candidates(self, bucket: Bucket, verdicts: Sequence[Verdict]) -> list[_Candidate]:
         """Kernels that apply and were not judged here yet, most promising first: with the params
         that won elsewhere, or here under another version, and then with their defaults."""
         shipped = {k.id: k for r in self.registries if not r.writable for k in r.kernels()}
@@ -201,13 +222,13 @@ class Planner:
                 found.append(_Candidate(kernels[id], params, id in shipped or id in here))
         return found[:MAX_CANDIDATES]
 
-    def _gate(self, bucket: Workload) -> Plan:
+    def _gate(self, bucket: Bucket) -> Plan:
         start = time.monotonic()
         seconds = min(self.budget.workload, self.budget.process - self._spent)
         if seconds <= 0:
             return Plan(bucket, PENDING)
         # Time that was too short again and again would be lost in every process to come.
-        if self.user.timeouts(self.device.slug, bucket, self.fingerprint) >= MAX_TIMEOUTS:
+        if self.user.timeouts(self.device.slug, bucket, self.stamp(bucket)) >= MAX_TIMEOUTS:
             return Plan(bucket, UNDECIDED)
         try:
             with self.user.gating(self.device.slug, bucket, seconds) as ours:
@@ -229,11 +250,12 @@ class Planner:
                     self._publish(candidate.kernel, verdict)
                 if candidates and not made and seconds == self.budget.workload:
                     with contextlib.suppress(RegistryError):
-                        self.user.timed_out(self.device.slug, bucket, self.fingerprint)
+                        self.user.timed_out(self.device.slug, bucket, self.stamp(bucket))
         except Exception as error:  # a full disk, say: nothing was found out, and SDPA serves
             if interrupted(error):
                 raise KeyboardInterrupt from None
-            log.warning("%s was not gated: %s; attention runs on SDPA", bucket.slug, error)
+            stock = ops.of(bucket).stock
+            log.warning("%s was not gated: %s; it runs on %s", bucket.slug, error, stock)
             return Plan(bucket, f"pending: {error}")
         finally:
             self._spent += time.monotonic() - start
@@ -246,17 +268,19 @@ class Planner:
         self._refused = True
         return Plan(bucket, f"rejected: {worst.reason}", verdict=worst)
 
-    def _judge(self, candidate: _Candidate, bucket: Workload, seconds: float) -> Verdict | None:
+    def _judge(self, candidate: _Candidate, bucket: Bucket, seconds: float) -> Verdict | None:
         # On the host a kernel always runs in a process of its own: metalhost sees to that.
         alone = candidate.trusted or self.device.backend == "host"
-        judge = gate.judge if alone else gate.judge_in_worker
+        assert self._judges is not None
+        judges = self._judges()
+        judge = judges.here if alone else judges.in_worker
         try:
             return judge(
                 candidate.kernel, candidate.params, bucket, self.device.backend, seconds=seconds
             )
-        except gate.GateTimeout:
+        except GateTimeout:
             return None
-        except gate.Poisoned as error:
+        except Poisoned as error:
             try:
                 self.user.poison(self.device.slug, candidate.kernel.id, str(error))
             except RegistryError as problem:

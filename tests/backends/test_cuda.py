@@ -18,7 +18,7 @@ from mlx_lm_openevolve.errors import BackendError
 from mlx_lm_openevolve.kernels.kernel import Kernel
 from mlx_lm_openevolve.ops.attention.workload import Workload
 
-TUNED = Path(__file__).resolve().parents[2] / "tuned" / "v1" / "kernels"
+TUNED = Path(__file__).resolve().parents[2] / "tuned" / "v2" / "kernels"
 DECODE = Workload(2, 8, 2, 1, 1000, 64, 64, "bfloat16")
 
 
@@ -128,7 +128,7 @@ def test_a_member_may_have_a_refused_name(member: str) -> None:
     "path", sorted(path.parent for path in TUNED.glob("*/kernel.json")), ids=lambda path: path.name
 )
 def test_every_tuned_metal_stage_translates_line_by_line(path: Path) -> None:
-    stages = [stage for stage in Kernel.load(path).stages if stage.language == "metal"]
+    stages = [stage for stage in Kernel.load(path).specs if stage.language == "metal"]
     text = "".join(stage.header + stage.source for stage in stages)
     if "simdgroup_matrix" in text:
         with pytest.raises(UnsupportedOnCuda, match="simdgroup matrices"):
@@ -155,10 +155,10 @@ def test_template_arguments_and_absent_inputs_stand_in_the_source() -> None:
     assert "mask_ndim" not in source
     assert header.count("absent_input") == 1
     # the compiler counts the stage's own lines
-    body = source.partition(f'#line 1 "{launch.stage.file}"\n')[2]
+    body = source.partition(f'#line 1 "{launch.spec.file}"\n')[2]
     assert (
         body.split("\n")[0]
-        == translate(minify(launch.stage.source), launch.stage.inputs).split("\n")[0]
+        == translate(minify(launch.spec.source), launch.spec.inputs).split("\n")[0]
     )
 
 
@@ -174,10 +174,10 @@ def test_a_mask_that_is_passed_is_broadcast_by_its_strides() -> None:
 def test_a_native_stage_is_handed_over_as_it_is() -> None:
     kernel = tuned("gqa_decode_mma")
     launch = kernel.launches(DECODE, kernel.default_params(DECODE))[0]
-    assert launch.stage.language == "cuda"
+    assert launch.spec.language == "cuda"
     header, source = cuda.sources(launch, {"mask": "bool", "sinks": "__nv_bfloat16"})
-    assert minify(launch.stage.source) in source
-    assert minify(launch.stage.header) in header
+    assert minify(launch.spec.source) in source
+    assert minify(launch.spec.header) in header
     assert cuda.HEADER not in header
 
 
@@ -255,9 +255,7 @@ def test_the_text_is_the_same_in_every_process_and_offered_once_for_keeping(
     kept: list[tuple[Any, ...]] = []
     monkeypatch.setattr(cuda.cuda_modules, "keep", lambda *given: kept.append(given))
     kernel = tuned("gqa_quantized")
-    workload = replace(
-        DECODE, op="attention_quantized", kv_bits=4, kv_group=64, mask="additive", kv_len=4096
-    )
+    workload = replace(DECODE, kv_bits=4, kv_group=64, mask="additive", kv_len=4096)
     packed = tuple(
         mx.zeros((2, 2, 4096, width), dtype)
         for width, dtype in ((8, mx.uint32), (1, mx.bfloat16), (1, mx.bfloat16))
@@ -320,7 +318,7 @@ def test_an_additive_mask_is_cast_to_the_workload_s_dtype(gpu: Recorder) -> None
 def test_a_grid_that_metal_would_cut_short_is_refused(gpu: Recorder) -> None:
     kernel = tuned("gqa_decode")
     meta = dict(kernel.meta)
-    meta["stages"] = [{**stage, "grid": ["33", "1", "1"]} for stage in meta["stages"]]
+    meta["launches"] = [{**stage, "grid": ["33", "1", "1"]} for stage in meta["launches"]]
     ragged = Kernel.from_parts(meta, kernel.sources)
     with pytest.raises(UnsupportedOnCuda, match="whole threadgroups"):
         cuda.build(ragged, ragged.default_params(DECODE), DECODE)

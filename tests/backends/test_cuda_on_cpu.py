@@ -1,4 +1,4 @@
-"""The native CUDA kernels of tuned/ in the exam, on the CPU, and what that catches."""
+"""The native CUDA kernels of tuned/ under the gate's questions, on the CPU."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_lm_openevolve.gate import correctness as exam
+from mlx_lm_openevolve.gate import correctness
 from mlx_lm_openevolve.kernels.kernel import Kernel
 from mlx_lm_openevolve.kernels.registry import Registry, tuned_root
-from mlx_lm_openevolve.ops.attention.reference import cases
-from mlx_lm_openevolve.ops.attention.workload import Workload
+from mlx_lm_openevolve.ops.attention import OP, Workload
 
 pytestmark = pytest.mark.skipif(
     bool(cuda_on_cpu.unavailable()), reason=cuda_on_cpu.unavailable() or "available"
@@ -27,13 +26,13 @@ CASES = (
     ("gqa_decode_mma", "attention-b2-hq4-hkv2-lq1-lk128-d128-v128-bfloat16-none", {"splits": 1}),
     ("gqa_decode_mma", "attention-b1-hq8-hkv2-lq4-lk128-d64-v64-float16-bool", {"splits": 3}),
     (
-        "latent_shared_mma",
-        "attention_latent-b1-hq16-hkv1-lq1-lk256-d512-v512-bfloat16-additive",
+        "wide_shared_mma",
+        "attention-b1-hq16-hkv1-lq1-lk256-d512-v512-bfloat16-additive-latent",
         {},
     ),
     (
-        "latent_shared_mma",
-        "attention_latent-b1-hq20-hkv1-lq1-lk64-d576-v576-float16-bool-sinks",
+        "wide_shared_mma",
+        "attention-b1-hq20-hkv1-lq1-lk64-d576-v576-float16-bool-sinks-latent",
         {"splits": 3, "fused": 0},
     ),
     ("wide_shared_mma", "attention-b1-hq8-hkv1-lq1-lk64-d512-v512-bfloat16-none", {"splits": 1}),
@@ -50,17 +49,17 @@ CASES = (
     ("prefill_wgmma", "attention-b1-hq2-hkv2-lq2048-lk64-d192-v128-float16-additive", {}),
     (
         "gqa_quantized_mma",
-        "attention_quantized-b2-hq4-hkv2-lq1-lk128-d128-v128-bfloat16-none-kv4g64",
+        "attention-b2-hq4-hkv2-lq1-lk128-d128-v128-bfloat16-none-kv4g64",
         {"splits": 1, "warps": 2},
     ),
     (
         "gqa_quantized_mma",
-        "attention_quantized-b2-hq4-hkv2-lq1-lk128-d128-v128-bfloat16-bool-kv8g64",
+        "attention-b2-hq4-hkv2-lq1-lk128-d128-v128-bfloat16-bool-kv8g64",
         {"splits": 2, "warps": 2},
     ),
     (
         "gqa_quantized_mma",
-        "attention_quantized-b1-hq8-hkv2-lq8-lk128-d128-v128-bfloat16-additive-kv8g128",
+        "attention-b1-hq8-hkv2-lq8-lk128-d128-v128-bfloat16-additive-kv8g128",
         {"splits": 3, "warps": 2},
     ),
     (
@@ -74,20 +73,20 @@ CASES = (
         {"splits": 2, "fused": 1},
     ),
     (
-        "latent_shared_mma",
-        "attention_latent-b1-hq20-hkv1-lq1-lk64-d576-v576-float16-bool-sinks",
+        "wide_shared_mma",
+        "attention-b1-hq20-hkv1-lq1-lk64-d576-v576-float16-bool-sinks-latent",
         {"splits": 3},
     ),
 )
 
 
 def judge(kernel: Kernel, slug: str, changes: dict[str, int], seed: int = 1) -> str:
-    """Why the kernel fails the exam of a small workload's bucket, "" where it passes."""
+    """Why the kernel fails the questions about a small workload's bucket, "" where it passes."""
     bucket = Workload.parse(slug).bucket()
     assert kernel.applies_to(bucket)
     params = {**kernel.default_params(bucket), **changes}
-    questions = (exam.prepare(case) for case in cases(bucket, 0))
-    return exam.passes(lambda w: cuda_on_cpu.build(kernel, params, w, seed), questions).reason
+    asked = (case() for case in OP.questions.cases(bucket, 0))
+    return correctness.passes(lambda w: cuda_on_cpu.build(kernel, params, w, seed), asked).reason
 
 
 def changed(kernel: Kernel, file: str, right: str, wrong: str, nth: int | None = None) -> Kernel:
@@ -106,7 +105,7 @@ def test_every_native_kernel_is_here() -> None:
 
 
 @pytest.mark.parametrize(("name", "slug", "changes"), CASES, ids=[f"{c[0]}-{c[1]}" for c in CASES])
-def test_a_native_kernel_passes_the_exam(name: str, slug: str, changes: dict[str, int]) -> None:
+def test_a_native_kernel_is_right(name: str, slug: str, changes: dict[str, int]) -> None:
     assert judge(NATIVE[name], slug, changes) == ""
 
 
@@ -173,8 +172,8 @@ def test_who_comes_when_changes_no_bit() -> None:
 def test_lanes_that_part_at_a_shuffle_are_caught() -> None:
     line = "const int kv_len = keys_shape[2];"
     parted = f"{line}\nif (lane < 16) __syncwarp();"
-    mutant = changed(NATIVE["latent_shared_mma"], "single_mma.cu", line, parted)
-    workload = "attention_latent-b1-hq16-hkv1-lq1-lk32-d256-v256-bfloat16-none"
+    mutant = changed(NATIVE["wide_shared_mma"], "single_mma.cu", line, parted)
+    workload = "attention-b1-hq16-hkv1-lq1-lk32-d256-v256-bfloat16-none-latent"
     assert "different places" in judge(mutant, workload, {"splits": 1})
 
 

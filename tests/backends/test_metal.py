@@ -12,12 +12,12 @@ from samples import shipped_in_metal
 
 from mlx_lm_openevolve import backends
 from mlx_lm_openevolve.errors import BackendError
-from mlx_lm_openevolve.gate import correctness as exam
 from mlx_lm_openevolve.gate import judge as gate
+from mlx_lm_openevolve.gate.correctness import Calls
 from mlx_lm_openevolve.kernels.kernel import Kernel
 from mlx_lm_openevolve.kernels.registry import Registry, tuned_root
-from mlx_lm_openevolve.ops.attention.reference import cases
-from mlx_lm_openevolve.ops.attention.workload import Workload
+from mlx_lm_openevolve.ops.attention import OP, Workload
+from mlx_lm_openevolve.ops.attention.reference.question import as_float32, relative
 
 METAL = mx.metal.is_available()
 HOST = backends.get("host").unavailable()
@@ -41,22 +41,24 @@ def difference(kernel: Kernel, params: dict[str, int], on: str, backend: str) ->
     """Where a backend's answers are wrong, or further from the host's than both may err; "" where
     they are neither."""
     small = Workload.parse(on)
-    host = exam.Calls(lambda exact: backends.get("host").build(kernel, params, exact))
-    other = exam.Calls(lambda exact: backends.get(backend).build(kernel, params, exact))
-    for case in itertools.islice(cases(small, 0), 4):
-        question = exam.prepare(case)
+    host = Calls(lambda exact: backends.get("host").build(kernel, params, exact))
+    other = Calls(lambda exact: backends.get(backend).build(kernel, params, exact))
+    for case in itertools.islice(OP.questions.cases(small, 0), 4):
+        question = case()
         for name, calls in (("host", host), (backend, other)):
             outcome = calls(question)
             if outcome.reason:
                 return f"{name}: {outcome.reason}"
         one, two = (
-            exam.numpy(backends.get(name).build(kernel, params, case.workload)(*question.arguments))
+            as_float32(
+                backends.get(name).build(kernel, params, question.workload)(*question.arguments)
+            )
             for name in ("host", backend)
         )
         live = ~question.case.dead_rows()
-        off = exam.relative(one, two, question.mass)[live]
+        off = relative(one, two, question.mass)[live]
         if off.max() > 2 * question.limits[0]:
-            return f"{case.name}: host and {backend} differ by {off.max():.3g}"
+            return f"{question.name}: host and {backend} differ by {off.max():.3g}"
     return ""
 
 
@@ -134,13 +136,13 @@ def test_metal_kernel_is_asked_as_mlx_wants_it(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(metal, "unavailable", lambda: "")
     kernel = next(k for k in shipped_in_metal() if k.applies_to(SMALL))
     params = kernel.default_params(SMALL)
-    question = exam.prepare(next(iter(cases(SMALL, 0))))
+    question = next(OP.questions.cases(SMALL, 0))()
     metal.build(kernel, params, question.case.workload)(*question.arguments)
     launches = kernel.launches(question.case.workload, params)
     assert len(asked) == len(launches)
     for got, launch in zip(asked, launches, strict=True):
         assert got["ensure_row_contiguous"] is False
-        assert got["compile_options"] == {"math_mode": launch.stage.math_mode}
+        assert got["compile_options"] == {"math_mode": launch.spec.math_mode}
         assert (got["grid"], got["threadgroup"]) == (launch.grid, launch.threadgroup)
-        assert got["source"] == launch.stage.source
+        assert got["source"] == launch.spec.source
         assert np.all([dict(got["template"])[name] is not None for name, _ in launch.template])

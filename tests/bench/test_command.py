@@ -24,9 +24,8 @@ from mlx_lm_openevolve.bench import model_configs as shapes
 from mlx_lm_openevolve.bench import worker as bench_worker
 from mlx_lm_openevolve.cli.main import main
 from mlx_lm_openevolve.device import detect, fingerprint
-from mlx_lm_openevolve.gate.judge import GATE_VERSION
 from mlx_lm_openevolve.kernels.registry import Registry, tuned_root
-from mlx_lm_openevolve.kernels.verdict import Verdict
+from mlx_lm_openevolve.kernels.verdict import Verdict, gate_version
 from mlx_lm_openevolve.ops.attention.workload import Workload
 from mlx_lm_openevolve.runtime.patch import Patch
 from mlx_lm_openevolve.runtime.planner import Planner
@@ -106,7 +105,7 @@ def test_a_withdrawn_verdict_serves_no_longer_and_is_not_gated_again(home: Path)
         correct=True,
         faster=True,
         reason="accepted",
-        fingerprint=fingerprint(detect("host"), GATE_VERSION),
+        fingerprint=fingerprint(detect("host"), gate_version("attention")),
         timing={"ratio": 1.3},
     )
     user = Registry(home)
@@ -160,7 +159,7 @@ def test_a_shape_is_what_mlx_lm_makes_of_it(shape: str, monkeypatch: pytest.Monk
         asked.append((queries.shape, keys.shape, queries.dtype))
         return original(queries, keys, *rest, **named)
 
-    patch = Patch(base, lambda _: attention)
+    patch = Patch(base, "scaled_dot_product_attention", lambda _: attention)
     patch.install()
     cache = make_prompt_cache(model)
     try:

@@ -15,10 +15,9 @@ from samples import shipped_in_metal, store_correct
 from mlx_lm_openevolve.cli import inspect as inspection
 from mlx_lm_openevolve.cli.main import main
 from mlx_lm_openevolve.device import detect, fingerprint
-from mlx_lm_openevolve.gate.judge import GATE_VERSION
 from mlx_lm_openevolve.kernels.kernel import Kernel
 from mlx_lm_openevolve.kernels.registry import Registry
-from mlx_lm_openevolve.kernels.verdict import Verdict
+from mlx_lm_openevolve.kernels.verdict import Verdict, gate_version
 from mlx_lm_openevolve.ops.attention.workload import Workload
 
 DECODE = Workload(1, 8, 2, 1, 128, 64, 64, "bfloat16")
@@ -47,7 +46,7 @@ def verdict(kernel: Kernel, **changes: Any) -> Verdict:
         correct=True,
         faster=True,
         reason="accepted",
-        fingerprint=fingerprint(detect("host"), GATE_VERSION),
+        fingerprint=fingerprint(detect("host"), gate_version("attention")),
         timing={
             "ratio": 1.31,
             "low": 1.25,
@@ -84,10 +83,10 @@ def test_list_tells_device_kernel_ratio_reason_and_disk(
 def test_a_verdict_of_another_version_is_told_to_be_stale(
     capsys: pytest.CaptureFixture[str], home: Path, kernel: Kernel
 ) -> None:
-    old = {**verdict(kernel).fingerprint, "gate": GATE_VERSION - 1}
+    old = {**verdict(kernel).fingerprint, "gate": "0.1"}
     Registry(home).publish("host", verdict(kernel, fingerprint=old))
     (row,) = found(capsys, "list", "--device", "host")["verdicts"]
-    assert row["stale"] == f"made by gate {GATE_VERSION - 1}, now {GATE_VERSION}"
+    assert row["stale"] == f"made by gate 0.1, now {gate_version('attention')}"
     assert "gated again at first use" in told(capsys, "show", DECODE.slug)
 
 

@@ -133,9 +133,9 @@ def test_a_kernel_for_another_backend_is_refused(capsys: pytest.CaptureFixture[s
     native = next(
         kernel
         for kernel in Registry(tuned_root(), writable=False).kernels()
-        if any(stage.language == "cuda" for stage in kernel.stages)
+        if any(stage.language == "cuda" for stage in kernel.specs)
     )
-    folder = str(tuned_root() / "v1" / "kernels" / native.id)
+    folder = str(tuned_root() / "v2" / "kernels" / native.id)
     for command in (["check", folder], ["bench", "--kernel", folder]):
         code, out, err = run(capsys, *command, "--backend", "host")
         assert code == 2

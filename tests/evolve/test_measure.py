@@ -120,7 +120,7 @@ def test_what_was_timed_over_a_quantised_cache_is_checked_again(
     stand_in: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gate, "static_rules", lambda kernel, params, workload: "")
-    packed = replace(W, op="attention_quantized", kv_bits=8, kv_group=64)
+    packed = replace(W, kv_bits=8, kv_group=64)
     assert stand_in(sdpa, workload=packed)["cause"] == ""
     found = stand_in(first_then_queries, workload=packed)
     assert (found["cause"], "a timed result" in found["finding"]) == ("wrong", True)

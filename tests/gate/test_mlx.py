@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from mlx_lm_openevolve import backends
-from mlx_lm_openevolve.gate import correctness as exam
-from mlx_lm_openevolve.ops.attention.reference import cases
-from mlx_lm_openevolve.ops.attention.workload import DTYPES, MASKS, Workload
+from mlx_lm_openevolve.gate import correctness
+from mlx_lm_openevolve.ops import DTYPES
+from mlx_lm_openevolve.ops.attention import MASKS, OP, Workload
 
 pytestmark = pytest.mark.skipif(
     bool(backends.get("host").unavailable()), reason="no clang on this machine"
@@ -74,8 +74,9 @@ def sdpa_vector(w: Workload):
 
 def judged(seed: int, dtype: str, mask: str, count: int) -> str:
     bucket = Workload(1, 4, 2, 8, 64, 64, 64, dtype, mask, sinks=bool(seed % 2))
-    found = (exam.prepare(case) for case in itertools.islice(cases(bucket, seed), count))
-    return exam.passes(sdpa_vector, found).reason
+    cases = itertools.islice(OP.questions.cases(bucket, seed), count)
+    found = (case() for case in cases)
+    return correctness.passes(sdpa_vector, found).reason
 
 
 @pytest.mark.parametrize("seed", range(20))

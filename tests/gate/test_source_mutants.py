@@ -8,9 +8,10 @@ import pytest
 from samples import NAIVE, naive
 
 from mlx_lm_openevolve import backends
-from mlx_lm_openevolve.gate.limits import GATE_VERSION
-from mlx_lm_openevolve.gate.source_mutants import SOURCE_MUTANTS, kill, main, matrix
-from mlx_lm_openevolve.ops.attention.mutants import proxy
+from mlx_lm_openevolve.gate.source_mutants import change, kill, main, matrix
+from mlx_lm_openevolve.kernels.verdict import gate_version
+from mlx_lm_openevolve.ops.attention import OP
+from mlx_lm_openevolve.ops.attention.mutants.source import SOURCE_MUTANTS
 from mlx_lm_openevolve.ops.attention.workload import DTYPES, MASKS, Workload
 
 WORKLOAD = Workload(2, 8, 2, 8, 128, 64, 64, "bfloat16", "bool")
@@ -22,7 +23,7 @@ needs_compiler = pytest.mark.skipif(
 
 
 def changed(name: str, workload: Workload = WORKLOAD) -> str:
-    broken = BY_NAME[name].change(naive(), {}, workload)
+    broken = change(BY_NAME[name], naive(), {}, workload)
     assert broken is not None
     return broken.sources["naive.metal"]
 
@@ -42,7 +43,7 @@ def test_the_contract_s_names_are_rewritten():
     assert "exp2(0.5f * (score - next))" in changed("exponents-halved")
     assert "+ d) & ~1] = T(" in changed("half-written")
     pairs = naive("device T* to = out + row * DV +\n    column;\nout += 1;")
-    broken = BY_NAME["half-written"].change(pairs, {}, WORKLOAD)
+    broken = change(BY_NAME["half-written"], pairs, {}, WORKLOAD)
     assert broken is not None
     text = broken.sources["naive.metal"]
     assert "= out + (( row * DV +\n    column) & ~2);" in text
@@ -50,27 +51,27 @@ def test_the_contract_s_names_are_rewritten():
 
 
 def test_grids_and_templates_are_rewritten():
-    broken = BY_NAME["grid-z-halved"].change(naive(), {}, WORKLOAD)
+    broken = change(BY_NAME["grid-z-halved"], naive(), {}, WORKLOAD)
     assert broken.launches(WORKLOAD, {})[0].grid == (64, 8, 8)
-    assert BY_NAME["grid-y-halved"].change(naive(), {}, WORKLOAD).launches(WORKLOAD, {})[
+    assert change(BY_NAME["grid-y-halved"], naive(), {}, WORKLOAD).launches(WORKLOAD, {})[
         0
     ].grid == (64, 4, 16)
-    blind = BY_NAME["mask-not-asked-for"].change(naive(), {}, WORKLOAD)
+    blind = change(BY_NAME["mask-not-asked-for"], naive(), {}, WORKLOAD)
     assert dict(blind.launches(WORKLOAD, {})[0].template)["KIND"] == 0
 
 
 def test_what_the_text_does_not_name_is_no_mutant():
     assert "simd_sum" not in NAIVE
-    assert BY_NAME["sums-lost"].change(naive(), {}, WORKLOAD) is None
+    assert change(BY_NAME["sums-lost"], naive(), {}, WORKLOAD) is None
     commented = naive(NAIVE + "// simd_sum(x) and a comment that goes\n")
-    assert BY_NAME["sums-lost"].change(commented, {}, WORKLOAD) is None
+    assert change(BY_NAME["sums-lost"], commented, {}, WORKLOAD) is None
 
 
 @needs_compiler
 def test_mutants_of_a_right_kernel_are_killed_and_harmless_changes_are_not():
     kernel = naive()
     names = ("length-one-less", "keys-contiguous")
-    found = kill(kernel, {}, proxy(WORKLOAD), [BY_NAME[name] for name in names])
+    found = kill(kernel, {}, OP.questions.proxy(WORKLOAD), [BY_NAME[name] for name in names])
     assert set(found) == set(names)
     assert all(reason != "survived" for reason in found.values()), found
     assert not any(reason.startswith("not run") for reason in found.values()), found
@@ -78,7 +79,7 @@ def test_mutants_of_a_right_kernel_are_killed_and_harmless_changes_are_not():
         "harmless", "nothing", lambda w: True, lambda source: source + "\n;"
     )
     unfit = type(harmless)("unfit", "syntax", lambda w: True, lambda source: source + "\n}}")
-    found = kill(kernel, {}, proxy(WORKLOAD), [harmless, unfit])
+    found = kill(kernel, {}, OP.questions.proxy(WORKLOAD), [harmless, unfit])
     assert found["harmless"] == "survived"
     assert found["unfit"].startswith("not run")
 
@@ -86,35 +87,36 @@ def test_mutants_of_a_right_kernel_are_killed_and_harmless_changes_are_not():
 @pytest.mark.slow
 @needs_compiler
 def test_every_source_mutant_of_a_right_kernel_is_killed():
-    found = kill(naive(), {}, proxy(WORKLOAD), SOURCE_MUTANTS)
+    found = kill(naive(), {}, OP.questions.proxy(WORKLOAD), SOURCE_MUTANTS)
     assert len(found) >= 24
     assert [n for n, r in found.items() if r == "survived" or r.startswith("not run")] == []
 
 
-@pytest.mark.parametrize("family", ["attention", "attention_quantized"])
+@pytest.mark.parametrize("variant", ["float", "quantized", "latent"])
 @pytest.mark.parametrize(("dtype", "mask"), list(itertools.product(DTYPES, MASKS)))
-def test_the_kill_matrix_is_whole(family, dtype, mask):
-    entry = matrix()[f"{family}/{dtype}/{mask}"]
-    assert entry["gate"] == GATE_VERSION
+def test_the_kill_matrix_is_whole(variant, dtype, mask):
+    entry = matrix("attention")[f"{variant}/{dtype}/{mask}"]
+    assert entry["gate"] == gate_version("attention")
     assert entry["survivors"] == {}
-    assert len(entry["killed"]) >= 30
+    assert len(entry["killed"]) >= (24 if variant == "latent" else 30)
     assert {"length-one-less", "barriers-lost", "keys-head-stride-zero"} <= set(entry["killed"])
-    assert not any("not run" in reason for reason in entry["killed"].values())
 
 
 def test_the_command_keeps_what_is_known(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(
         "mlx_lm_openevolve.gate.source_mutants.matrix_entry",
-        lambda kernel, dtype, mask: pytest.fail("a known entry was run again"),
+        lambda kernel, bucket, longer: pytest.fail("a known entry was run again"),
     )
-    known = {f"attention/{d}/{m}": e for (d, m), e in _entries().items()}
-    monkeypatch.setattr("mlx_lm_openevolve.gate.source_mutants.matrix", lambda: known)
-    monkeypatch.setattr("mlx_lm_openevolve.gate.source_mutants.INPUTS", {"attention": ()})
+    known = {f"float/{d}/{m}": e for (d, m), e in _entries().items()}
+    monkeypatch.setattr("mlx_lm_openevolve.gate.source_mutants.matrix", lambda op: known)
+    floats = [row for row in OP.questions.matrix() if row[1].variant == "float"]
+    monkeypatch.setattr(type(OP.questions), "matrix", lambda questions: iter(floats))
     naive().save(tmp_path)
     assert main([str(tmp_path)]) == 0
-    assert "attention/float32/causal: 1 of 1 killed" in capsys.readouterr().err
+    assert "float/float32/causal: 1 of 1 killed" in capsys.readouterr().err
 
 
 def _entries() -> dict[tuple[str, str], dict[str, object]]:
-    entry = {"gate": GATE_VERSION, "kernel": naive().id, "killed": {"a": "b"}, "survivors": {}}
+    version = gate_version("attention")
+    entry = {"gate": version, "kernel": naive().id, "killed": ["a"], "survivors": {}}
     return dict.fromkeys(itertools.product(DTYPES, MASKS), entry)

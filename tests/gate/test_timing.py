@@ -14,6 +14,7 @@ import pytest
 
 from mlx_lm_openevolve.gate import timing
 from mlx_lm_openevolve.ops.attention.reference import mask, sdpa
+from mlx_lm_openevolve.ops.attention.reference.timing_inputs import STEP, AttentionTimingInputs
 from mlx_lm_openevolve.ops.attention.workload import Workload
 
 SMALL = Workload(1, 4, 2, 1, 48, 64, 64, "float32")
@@ -54,11 +55,12 @@ def test_too_little_time_gives_no_comparison():
 
 
 def test_evidence_holds_both_arms():
-    found = timing.paired(Clocked(1.2, 0.1), Clocked(1.0, 0.1), 1e-3, 0.2, 0).to_json()
+    pair = timing.paired(Clocked(1.2, 0.1), Clocked(1.0, 0.1), 1e-3, 0.2, 0)
+    found = pair.to_json()
     for arm in ("baseline", "candidate"):
         record = found[arm]
-        assert {"mean", "std", "min", "max", "trials", "samples"} == set(record)
-        assert record["trials"] == len(record["samples"]) >= 2 * timing.MIN_BLOCKS
+        assert {"mean", "std", "min", "max", "trials"} == set(record)
+        assert record["trials"] == len(pair.samples()[arm]) >= 2 * timing.MIN_BLOCKS
         assert record["min"] <= record["mean"] <= record["max"]
 
 
@@ -80,8 +82,8 @@ def test_samples_come_as_a_b_b_a():
 @pytest.mark.parametrize("dims", [(64, 64), (64, 32), (32, 64)])
 def test_a_chain_feeds_each_result_to_the_next_call_and_cycles_the_caches(dims):
     w = replace(SMALL, head_dim=dims[0], v_head_dim=dims[1])
-    bench = timing.Bench(w, None, 4 * w.kv_bytes(), 1 << 28, 0)
-    assert len(bench.caches) >= 5
+    inputs = AttentionTimingInputs(w, None, 4 * w.stored_bytes(), 1 << 28, 0)
+    assert len(inputs.rest) >= 5
     seen = []
     real = sdpa(w, w.head_dim**-0.5)
 
@@ -90,35 +92,35 @@ def test_a_chain_feeds_each_result_to_the_next_call_and_cycles_the_caches(dims):
         seen.append((queries, keys, out))
         return out
 
-    arm = bench.arm(call)
+    arm = timing.Arm(inputs, call)
     assert arm.seconds(6) > 0
     for (_, keys, out), (queries, next_keys, _) in itertools.pairwise(seen):
         width = min(dims)
         assert mx.array_equal(queries[..., :width], out[..., :width]).item()
         assert not mx.array_equal(keys, next_keys).item()
     assert arm.last is not None
-    queries, at, out = arm.last
-    want = real(queries, *bench.caches[at], bench.scale, None, None)
+    at, queries, out = arm.last
+    want = real(queries, *inputs.rest[at])
     assert mx.allclose(out, want, atol=1e-6).item()
 
 
 def test_caches_are_slices_beyond_the_last_level_cache():
-    bench = timing.Bench(SMALL, None, 1 << 20, 1 << 28, 0)
-    assert len(bench.caches) * SMALL.kv_bytes() > 1 << 20
-    strides = np.asarray(bench.caches[0][0]).strides
+    inputs = AttentionTimingInputs(SMALL, None, 1 << 20, 1 << 28, 0)
+    assert len(inputs.rest) * SMALL.stored_bytes() > 1 << 20
+    strides = np.asarray(inputs.rest[0][0]).strides
     assert strides[1] > 48 * 64 * 4
-    assert bench.bytes > SMALL.kv_bytes()
+    assert inputs.bytes > SMALL.stored_bytes()
 
 
 def test_a_bench_that_does_not_fit_says_what_it_needs():
     with pytest.raises(MemoryError, match="MiB"):
-        timing.Bench(replace(SMALL, kv_len=4096), None, 1 << 20, 1 << 20, 0)
+        AttentionTimingInputs(replace(SMALL, kv_len=4096), None, 1 << 20, 1 << 20, 0)
 
 
 def test_masks_and_sinks_are_timed_too():
     w = replace(SMALL, mask="bool", sinks=True, batch=2)
-    bench = timing.Bench(w, mask(w, 0), 0, 1 << 28, 0)
-    assert bench.arm(sdpa(w)).seconds(2) > 0
+    inputs = AttentionTimingInputs(w, mask(w, 0), 0, 1 << 28, 0)
+    assert timing.Arm(inputs, sdpa(w)).seconds(2) > 0
 
 
 def test_bandwidth_is_positive_and_kept():
@@ -128,4 +130,4 @@ def test_bandwidth_is_positive_and_kept():
 def test_caches_grow_as_mlx_lms_do() -> None:
     from mlx_lm.models.cache import KVCache
 
-    assert KVCache.step == timing.STEP
+    assert KVCache.step == STEP

@@ -32,7 +32,7 @@ def test_the_id_follows_the_content_and_nothing_else(copy_first: Kernel) -> None
 
 def test_launch_expressions_see_the_exact_batch_and_the_bucket_of_kv_len() -> None:
     meta = kernel_meta()
-    meta["stages"][0]["grid"] = ["threads", "batch", "kv_len"]
+    meta["launches"][0]["grid"] = ["threads", "batch", "kv_len"]
     kernel = Kernel.from_parts(meta, {"copy.metal": COPY_FIRST})
     (launch,) = kernel.launches(WORKLOAD, {"threads": 16})
     assert launch.grid == (16, 3, 1024)
@@ -48,10 +48,10 @@ def test_applies_and_defaults(copy_first: Kernel) -> None:
 
 def test_a_stage_is_left_out_when_its_condition_is_false() -> None:
     meta = kernel_meta()
-    first = copy.deepcopy(meta["stages"][0])
+    first = copy.deepcopy(meta["launches"][0])
     first["outputs"][0]["name"] = "partial"
     first["when"] = "threads > 16"
-    meta["stages"].insert(0, first)
+    meta["launches"].insert(0, first)
     kernel = Kernel.from_parts(meta, {"copy.metal": COPY_FIRST})
     assert len(kernel.launches(WORKLOAD, {"threads": 16})) == 1
     assert len(kernel.launches(WORKLOAD, {"threads": 32})) == 2
@@ -81,10 +81,12 @@ def _broken(field: str, value: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("format", 2),
+        ("format", 1),
         ("name", "no spaces"),
         ("name", None),
-        ("family", "matmul"),
+        ("op", "matmul"),
+        ("variants", ["sparse"]),
+        ("variants", []),
         ("origin", ""),
         ("applies", "import os"),
         ("applies", None),
@@ -94,19 +96,19 @@ def _broken(field: str, value: Any) -> dict[str, Any]:
         ("params.threads.values", ["16"]),
         ("params.threads.values", []),
         ("params.threads.default", "os"),
-        ("stages", []),
-        ("stages.0.source", "../copy.metal"),
-        ("stages.0.inputs", ["secrets"]),
-        ("stages.0.inputs", None),
-        ("stages.0.outputs", []),
-        ("stages.0.outputs.0.name", "values"),
-        ("stages.0.outputs.0.name", "result"),
-        ("stages.0.outputs.0.shape", "batch"),
-        ("stages.0.template", {"D": "open"}),
-        ("stages.0.grid", ["1", "1"]),
-        ("stages.0.threadgroup", None),
-        ("stages.0.math_mode", "wild"),
-        ("stages.0.language", "hip"),
+        ("launches", []),
+        ("launches.0.source", "../copy.metal"),
+        ("launches.0.inputs", ["secrets"]),
+        ("launches.0.inputs", None),
+        ("launches.0.outputs", []),
+        ("launches.0.outputs.0.name", "values"),
+        ("launches.0.outputs.0.name", "result"),
+        ("launches.0.outputs.0.shape", "batch"),
+        ("launches.0.template", {"D": "open"}),
+        ("launches.0.grid", ["1", "1"]),
+        ("launches.0.threadgroup", None),
+        ("launches.0.math_mode", "wild"),
+        ("launches.0.language", "hip"),
     ],
 )
 def test_a_malformed_kernel_names_the_file_and_the_field(
@@ -134,7 +136,7 @@ def test_a_missing_source_is_named(copy_first_folder: Path) -> None:
 )
 def test_a_launch_out_of_range_is_refused(grid: list[str], threads: list[str]) -> None:
     meta = kernel_meta()
-    meta["stages"][0] |= {"grid": grid, "threadgroup": threads}
+    meta["launches"][0] |= {"grid": grid, "threadgroup": threads}
     kernel = Kernel.from_parts(meta, {"copy.metal": COPY_FIRST})
     with pytest.raises(KernelError):
         kernel.launches(WORKLOAD, {"threads": 16})
@@ -167,14 +169,14 @@ def test_a_source_must_be_ascii_and_bounded(copy_first: Kernel, tmp_path: Path) 
 
 def test_a_launch_without_its_input_or_without_out_is_refused() -> None:
     meta = kernel_meta()
-    meta["stages"][0]["when"] = "threads == 64"
+    meta["launches"][0]["when"] = "threads == 64"
     kernel = Kernel.from_parts(meta, {"copy.metal": COPY_FIRST})
-    with pytest.raises(KernelError, match="no stage writes 'out'"):
+    with pytest.raises(KernelError, match="no launch writes 'out'"):
         kernel.launches(WORKLOAD, {"threads": 16})
-    last = copy.deepcopy(meta["stages"][0])
-    meta["stages"][0]["outputs"][0]["name"] = "partial"
+    last = copy.deepcopy(meta["launches"][0])
+    meta["launches"][0]["outputs"][0]["name"] = "partial"
     last |= {"inputs": ["partial"], "when": "threads > 0"}
-    meta["stages"].append(last)
+    meta["launches"].append(last)
     kernel = Kernel.from_parts(meta, {"copy.metal": COPY_FIRST})
     with pytest.raises(KernelError, match="lacks 'partial'"):
         kernel.launches(WORKLOAD, {"threads": 16})

@@ -29,7 +29,7 @@ def test_verdicts_are_stored_best_first_and_read_back_whole(tmp_path: Path) -> N
     for item in (slow, wrong, fast):
         registry.publish("host", item)
     assert Registry(tmp_path).verdicts("host", WORKLOAD) == [fast, slow, wrong]
-    assert registry.workloads("host") == [WORKLOAD]
+    assert registry.workloads("host") == [WORKLOAD.bucket()]
     assert registry.devices() == ["host"]
 
 
@@ -52,7 +52,7 @@ def test_a_changed_source_is_quarantined_and_named_once(
     tmp_path: Path, copy_first: Kernel, caplog: pytest.LogCaptureFixture
 ) -> None:
     Registry(tmp_path).add(copy_first)
-    folder = tmp_path / "v1" / "kernels" / copy_first.id
+    folder = tmp_path / "v2" / "kernels" / copy_first.id
     (folder / "copy.metal").write_text("out[0] = 1;")
     registry = Registry(tmp_path)
     with caplog.at_level(logging.WARNING):
@@ -60,7 +60,7 @@ def test_a_changed_source_is_quarantined_and_named_once(
         assert registry.kernel(copy_first.id) is None
     assert len(caplog.records) == 1
     assert not folder.exists()
-    assert list((tmp_path / "v1" / "quarantine").iterdir())
+    assert list((tmp_path / "v2" / "quarantine").iterdir())
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_a_changed_source_is_quarantined_and_named_once(
 def test_a_damaged_record_is_moved_aside_and_yields_nothing(tmp_path: Path, damage: Any) -> None:
     registry = Registry(tmp_path)
     registry.publish("host", verdict())
-    path = tmp_path / "v1" / "devices" / "host" / f"{WORKLOAD.slug}.json"
+    path = tmp_path / "v2" / "devices" / "host" / f"{WORKLOAD.layout}.json"
     path.write_text(damage(path.read_text()))
     assert registry.verdicts("host", WORKLOAD) == []
     assert not path.exists()
@@ -93,7 +93,7 @@ def test_a_read_only_registry_is_read_and_never_written(tmp_path: Path) -> None:
     assert shipped.verdicts("host", WORKLOAD) == [verdict()]
     with pytest.raises(RegistryError, match="read-only"):
         shipped.publish("host", verdict())
-    path = tmp_path / "v1" / "devices" / "host" / f"{WORKLOAD.slug}.json"
+    path = tmp_path / "v2" / "devices" / "host" / f"{WORKLOAD.layout}.json"
     path.write_text("x")
     assert shipped.verdicts("host", WORKLOAD) == []
     assert path.exists()
@@ -139,7 +139,7 @@ def test_poison_and_host_checks(tmp_path: Path, copy_first: Kernel) -> None:
     registry.add_host_check(copy_first.id, {"params": {}, "workload": "w", "findings": 1})
     registry.add_host_check(copy_first.id, {"params": {}, "workload": "w", "findings": 0})
     assert registry.host_checks(copy_first.id) == [{"params": {}, "workload": "w", "findings": 0}]
-    assert Kernel.load(tmp_path / "v1" / "kernels" / copy_first.id).id == copy_first.id
+    assert Kernel.load(tmp_path / "v2" / "kernels" / copy_first.id).id == copy_first.id
 
 
 def test_timeouts_are_counted_by_workload_and_version(tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ def test_timeouts_are_counted_by_workload_and_version(tmp_path: Path) -> None:
     assert registry.timeouts("host", other, FINGERPRINT) == 1
     assert registry.timeouts("host", WORKLOAD, {**FINGERPRINT, "gate": 2}) == 0
     assert registry.workloads("host") == []
-    (tmp_path / "v1" / "devices" / "host" / "timeouts.json").write_text("{}")
+    (tmp_path / "v2" / "devices" / "host" / "timeouts.json").write_text("{}")
     assert registry.timeouts("host", WORKLOAD, FINGERPRINT) == 0
 
 

@@ -107,7 +107,7 @@ def fight(home: Path, processes: int, seconds: float) -> None:
     assert found
     assert all(is_whole(v) for v in found)
     assert len({v.kernel for v in found}) == len(found)
-    assert not list((home / "v1").glob("quarantine/*"))
+    assert not list((home / "v2").glob("quarantine/*"))
     registry.publish(DEVICE, verdict(2))  # no lock outlives its owner
     left = [p for p in home.rglob(".new-*") if p.is_file()]
     assert len(left) <= killed
@@ -216,7 +216,7 @@ def bombard(home: Path, records: int, seal: bool) -> None:
     registry = Registry(home)
     for number in range(4):
         registry.publish(DEVICE, verdict(number, 1.1))
-    path = next((home / "v1" / "devices" / DEVICE).glob("attention-*.json"))
+    path = home / "v2" / "devices" / DEVICE / f"{WORKLOAD.layout}.json"
     good = path.read_bytes()
     whole = {(v.kernel, v.accepted) for v in registry.verdicts(DEVICE, WORKLOAD)}
     refused = 0

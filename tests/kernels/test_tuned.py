@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from mlx_lm_openevolve.gate.judge import FASTER, GATE_VERSION
+from mlx_lm_openevolve.gate.speed import FASTER
 from mlx_lm_openevolve.kernels.registry import Registry, tuned_root
-from mlx_lm_openevolve.kernels.verdict import Verdict
+from mlx_lm_openevolve.kernels.verdict import Verdict, gate_version
 from mlx_lm_openevolve.ops.attention.workload import Workload
 
 TUNED = Registry(tuned_root(), writable=False)
@@ -20,22 +20,22 @@ VERDICTS = [
 
 def test_every_record_is_whole(caplog: pytest.LogCaptureFixture) -> None:
     registry = Registry(tuned_root(), writable=False)
-    files = list((tuned_root() / "v1" / "devices").glob("*/attention*.json"))
-    read = [
-        registry.verdicts(device, workload)
+    files = list((tuned_root() / "v2" / "devices").glob("*/attention*[0-9a-z].json"))
+    read = {
+        workload.layout: registry.verdicts(device, workload)
         for device in registry.devices()
         for workload in registry.workloads(device)
-    ]
-    assert len(read) == len(files)
-    assert all(read)
-    assert len(registry.kernels()) == len(list((tuned_root() / "v1" / "kernels").glob("*/"))) > 0
+    }
+    assert set(read) == {path.stem for path in files}
+    assert all(read.values())
+    assert len(registry.kernels()) == len(list((tuned_root() / "v2" / "kernels").glob("*/"))) > 0
     assert not caplog.records
 
 
 def test_every_kernel_says_where_it_comes_from_and_carries_its_host_checks() -> None:
     for kernel in TUNED.kernels():
         assert kernel.origin
-        native = any(stage.language != "metal" for stage in kernel.stages)
+        native = any(stage.language != "metal" for stage in kernel.specs)
         checks = TUNED.host_checks(kernel.id)
         assert native or len(checks) > 0
         assert all(check["ok"] for check in checks), [c["reason"] for c in checks]
@@ -52,14 +52,16 @@ def check_evidence(device: str, workload: Workload, verdict: Verdict) -> None:
     assert kernel.applies_to(workload)
     assert kernel.launches(workload, verdict.params)
     assert verdict.fingerprint["device"] == device
-    assert verdict.fingerprint["gate"] == GATE_VERSION
+    assert verdict.fingerprint["gate"] == gate_version("attention")
     if not verdict.accepted:
         return
     assert verdict.mutants["killed"] == verdict.mutants["of"] > 0
     assert verdict.errors["margin"] > 0
-    for heat in (verdict.timing, verdict.timing["sealed"]):
-        assert heat["low"] > FASTER
+    samples = TUNED.raw(device, verdict)["samples"]
+    timed = {"top": verdict.timing, "sealed": verdict.timing["sealed"]}
+    for name, comparison in timed.items():
+        assert comparison["low"] > FASTER
         for arm in ("baseline", "candidate"):
-            found = heat[arm]
-            assert len(found["samples"]) == found["trials"] >= 20
+            found = comparison[arm]
+            assert len(samples[name][arm]) == found["trials"] >= 20
             assert found["min"] <= found["mean"] <= found["max"]

@@ -20,7 +20,7 @@ def verdict(**changes: Any) -> Verdict:
 
 def test_a_verdict_counts_only_for_its_fingerprint() -> None:
     assert verdict().counts_for({**FINGERPRINT, "also": {"driver": "other"}})
-    for key, value in [("device", "x"), ("architecture", "x"), ("mlx", "0.33"), ("gate", 2)]:
+    for key, value in [("device", "x"), ("architecture", "x"), ("mlx", "0.33"), ("gate", "2.0")]:
         assert not verdict().counts_for({**FINGERPRINT, key: value})
 
 
@@ -35,7 +35,9 @@ def test_a_verdict_counts_only_for_its_fingerprint() -> None:
         {"timing": {"ratio": 1e300}},
         {"timing": {"ratio": "fast"}},
         {"workload": "nonsense"},
-        {"surprise": 1},
+        {"kind": "rumour"},
+        {"asked": 0},
+        {"faster": "yes"},
     ],
 )
 def test_a_record_that_no_gate_writes_is_refused(changes: dict[str, Any]) -> None:
@@ -48,15 +50,16 @@ def test_a_record_that_no_gate_writes_is_refused(changes: dict[str, Any]) -> Non
 def test_a_verdict_is_told_in_a_few_lines() -> None:
     errors = {"max_difference": 0.01, "avg_difference": 0.001, "margin": 0.8}
     arm = {"mean": 2e-5, "trials": 40}
-    times = {"ratio": 1.5, "low": 1.4, "high": 1.6, "kv_len": 1024}
+    times = {"ratio": 1.5, "low": 1.4, "high": 1.6, "on": WORKLOAD.slug}
     times |= {"baseline": arm, "candidate": arm}
     told = verdict(
-        errors={**errors, "sdpa": errors},
-        timing={**times, "sealed": {**times, "kv_len": 700}},
+        errors={**errors, "stock": errors},
+        timing={**times, "sealed": {**times, "on": WORKLOAD.exact(kv_len=700).slug}},
         mutants={"killed": 70, "of": 70, "source": {"killed": 43}},
     )
     text = "\n".join(describe(told))
     for part in (WORKLOAD.slug, "threads=32", "accepted: accepted", "70 of 70", "margin 80%"):
         assert part in text
-    assert "1.500 [1.400, 1.600], 20.0 us against 20.0 us, 40 trials, kv_len 700" in text
+    timed = "1.500 [1.400, 1.600], 20.0 us against 20.0 us, 40 trials"
+    assert f"{timed}, on {WORKLOAD.exact(kv_len=700).slug}" in text
     assert "correct: fine" in "\n".join(describe(verdict(faster=False, reason="fine", timing={})))

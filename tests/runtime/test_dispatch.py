@@ -325,13 +325,13 @@ def test_old_packages_are_named_with_what_is_needed(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_corrupt_registry_is_moved_aside_and_sdpa_serves(home: Path, proven: Kernel) -> None:
-    for path in (home / "v1" / "devices" / "host").glob("*.json"):
+    for path in (home / "v2" / "devices" / "host").glob("*.json"):
         path.write_text("{")
     call = attention()
     want = base.scaled_dot_product_attention(**call)
     enable()
     assert mx.array_equal(base.scaled_dot_product_attention(**call), want)
-    assert list((home / "v1" / "quarantine").iterdir())
+    assert list((home / "v2" / "quarantine").iterdir())
 
 
 SCRIPT = """

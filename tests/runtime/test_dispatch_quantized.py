@@ -20,7 +20,7 @@ from mlx_lm_openevolve.ops.attention import quantized
 from mlx_lm_openevolve.ops.attention.workload import Workload
 
 BUCKETS = [
-    Workload(1, 4, 2, 1, n, 64, 64, "bfloat16", kv_bits=bits, kv_group=32, op="attention_quantized")
+    Workload(1, 4, 2, 1, n, 64, 64, "bfloat16", kv_bits=bits, kv_group=32)
     for n in (16, 32, 64)
     for bits in (4, 8)
 ]

@@ -11,7 +11,9 @@ import mlx_lm.models.llama as llama
 import mlx_lm.models.qwen3 as qwen3
 import pytest
 
-from mlx_lm_openevolve.runtime.patch import NAME, Patch
+from mlx_lm_openevolve.runtime.patch import Patch
+
+NAME = "scaled_dot_product_attention"
 
 
 class Stock:
@@ -29,7 +31,7 @@ def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
 
 @pytest.fixture
 def patch() -> Iterator[Patch]:
-    made = Patch(base, wrap)
+    made = Patch(base, NAME, wrap)
     yield made
     made.restore()
 
@@ -136,7 +138,7 @@ def test_a_failing_install_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     module = Stubborn("stubborn")
     vars(module)[NAME] = Stock.function
     monkeypatch.setitem(sys.modules, "stubborn", module)
-    patch = Patch(base, wrap)
+    patch = Patch(base, NAME, wrap)
     with pytest.raises(RuntimeError):
         patch.install()
     assert not patch.installed

@@ -15,11 +15,13 @@ import pytest
 from samples import COPY_FIRST, kernel_meta
 
 from mlx_lm_openevolve.device import Device, fingerprint
+from mlx_lm_openevolve.errors import GateTimeout
 from mlx_lm_openevolve.gate import judge as gate
+from mlx_lm_openevolve.gate import worker as gate_worker
 from mlx_lm_openevolve.kernels.kernel import Kernel
 from mlx_lm_openevolve.kernels.registry import Registry
-from mlx_lm_openevolve.kernels.verdict import Verdict
-from mlx_lm_openevolve.ops.attention.workload import Workload
+from mlx_lm_openevolve.kernels.verdict import Poisoned, Verdict, gate_version
+from mlx_lm_openevolve.ops.attention import Bucket
 from mlx_lm_openevolve.runtime.planner import (
     BUDGETS,
     MAX_TIMEOUTS,
@@ -27,12 +29,22 @@ from mlx_lm_openevolve.runtime.planner import (
     PENDING,
     UNDECIDED,
     Budget,
-    Planner,
+    Judges,
 )
+from mlx_lm_openevolve.runtime.planner import Planner as PlannerWithoutGate
 
-BUCKET = Workload(1, 8, 2, 1, 1024, 64, 64, "bfloat16")
+BUCKET = Bucket(1, 8, 2, 1, 1024, 64, 64, "bfloat16")
 CHIP = Device("metal", "apple-m9", "Apple M9", "applegpu_g19")
 OTHER = replace(CHIP, slug="apple-m1", architecture="applegpu_g13")
+
+
+def Planner(*given: Any, **options: Any) -> PlannerWithoutGate:
+    """A planner with the gate, whose functions the tests replace."""
+
+    def judges() -> Judges:
+        return Judges(gate.judge, gate_worker.judge_in_worker)
+
+    return PlannerWithoutGate(*given, judges=judges, **options)
 
 
 def make_kernel(name: str = "copy_first") -> Kernel:
@@ -47,7 +59,7 @@ def make_verdict(kernel: Kernel, device: Device = CHIP, **changes: Any) -> Verdi
         correct=True,
         faster=True,
         reason="accepted",
-        fingerprint=fingerprint(device, gate.GATE_VERSION),
+        fingerprint=fingerprint(device, gate_version("attention")),
         timing={"ratio": 1.5},
     )
     return replace(made, **changes)
@@ -64,15 +76,15 @@ class Judge:
         self.asked: list[tuple[str, str]] = []
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> Judge:
-        for name in ("judge", "judge_in_worker"):
-            monkeypatch.setattr(gate, name, self._named(name))
+        for module, name in ((gate, "judge"), (gate_worker, "judge_in_worker")):
+            monkeypatch.setattr(module, name, self._named(name))
         return self
 
     def _named(self, name: str) -> Callable[..., Verdict]:
         def judge(
             kernel: Kernel,
             params: Mapping[str, int],
-            bucket: Workload,
+            bucket: Bucket,
             backend: str,
             *,
             seconds: float,
@@ -144,7 +156,7 @@ def test_stages_written_for_this_backend_are_tried_first(
     chip = replace(CHIP, backend="cuda", slug="nvidia-x", architecture="sm_90")
     for i in range(4):  # whatever the order of their ids
         meta = kernel_meta(name=f"native_{i}")
-        meta["stages"][0] |= {"source": "copy.cu", "language": "cuda"}
+        meta["launches"][0] |= {"source": "copy.cu", "language": "cuda"}
         shipped = Registry(tmp_path / f"tuned{i}")
         shipped.add(make_kernel())
         shipped.add(Kernel.from_parts(meta, {"copy.cu": COPY_FIRST}))
@@ -182,13 +194,18 @@ def test_correct_but_not_faster_serves_only_where_that_was_asked_for(
 def test_a_verdict_of_another_fingerprint_is_judged_again(
     user: Registry, tuned: Registry, monkeypatch: pytest.MonkeyPatch, changed: str
 ) -> None:
-    stale = {**fingerprint(CHIP, gate.GATE_VERSION), changed: "other"}
+    made = make_verdict(make_kernel())
+    stale = {**fingerprint(CHIP, gate_version("attention")), changed: "other"}
     user.publish(CHIP.slug, make_verdict(make_kernel(), fingerprint=stale))
     judge = Judge(make_verdict).install(monkeypatch)
     assert Planner(CHIP, [user, tuned], mode="stored").plan(BUCKET).kernel is None
     assert Planner(CHIP, [user, tuned]).plan(BUCKET).kernel == make_kernel()
     assert len(judge.asked) == 1
-    assert user.verdicts(CHIP.slug, BUCKET) == [make_verdict(make_kernel())]
+    # The old one stays beside it: it counts again for whoever goes back to that version.
+    kept = user.verdicts(CHIP.slug, BUCKET)
+    assert {v.fingerprint[changed] for v in kept} == {"other", made.fingerprint[changed]}
+    assert made in kept
+    assert len(kept) == 2
 
 
 def test_the_users_own_verdict_overrules_the_shipped_one(user: Registry, tmp_path: Path) -> None:
@@ -212,7 +229,7 @@ def test_what_won_on_another_chip_is_tried_first_with_its_params(
         return make_verdict(kernel, params=dict(given), correct=False, faster=False, reason="no")
 
     monkeypatch.setattr(gate, "judge", judge)
-    monkeypatch.setattr(gate, "judge_in_worker", judge)
+    monkeypatch.setattr(gate_worker, "judge_in_worker", judge)
     Planner(CHIP, [user, tuned]).plan(BUCKET)
     assert params == [{"threads": 64}, {"threads": 32}]
 
@@ -241,7 +258,7 @@ def test_a_kernel_that_ends_its_worker_is_never_tried_again(
     dead = make_verdict(named, correct=False, faster=False, reason="the worker died")
 
     def crash(kernel: Kernel) -> Verdict:
-        raise gate.Poisoned(dead)
+        raise Poisoned(dead)
 
     judge = Judge(crash).install(monkeypatch)
     assert Planner(CHIP, [user, tuned], only=named).plan(BUCKET).kernel is None
@@ -255,7 +272,7 @@ def test_a_stage_written_for_another_backend_is_no_candidate(
     user: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     meta = kernel_meta()
-    meta["stages"][0] |= {"source": "copy.cu", "language": "cuda"}
+    meta["launches"][0] |= {"source": "copy.cu", "language": "cuda"}
     native = Kernel.from_parts(meta, {"copy.cu": COPY_FIRST})
     Registry(tmp_path / "tuned").add(native)
     judge = Judge(make_verdict).install(monkeypatch)
@@ -272,7 +289,7 @@ def test_on_the_host_nothing_is_gated_to_be_faster(
 ) -> None:
     judge = Judge(make_verdict).install(monkeypatch)
     host = replace(CHIP, backend="host", slug="host")
-    assert Planner(host, [user, tuned]).plan(BUCKET).reason == NEVER_FASTER
+    assert Planner(host, [user, tuned]).plan(BUCKET).reason == NEVER_FASTER.format("SDPA")
     assert judge.asked == []
     Planner(host, [user, tuned], require_faster=False).plan(BUCKET)
     assert judge.asked == [("judge", "copy_first")]
@@ -304,7 +321,7 @@ def test_a_gate_that_runs_out_of_time_leaves_the_workload_pending(
     user: Registry, tuned: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def timeout(kernel: Kernel) -> Verdict:
-        raise gate.GateTimeout("2 s")
+        raise GateTimeout("2 s")
 
     Judge(timeout).install(monkeypatch)
     assert Planner(CHIP, [user, tuned]).plan(BUCKET).reason == PENDING
@@ -315,7 +332,7 @@ def test_time_that_is_too_short_is_not_spent_in_every_process(
     user: Registry, tuned: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def timeout(kernel: Kernel) -> Verdict:
-        raise gate.GateTimeout("2 s")
+        raise GateTimeout("2 s")
 
     judge = Judge(timeout).install(monkeypatch)
     reasons = [Planner(CHIP, [user, tuned]).plan(BUCKET).reason for _ in range(5)]
@@ -324,7 +341,7 @@ def test_time_that_is_too_short_is_not_spent_in_every_process(
     # Another workload, or a new version of MLX, is another matter.
     assert Planner(CHIP, [user, tuned]).plan(replace(BUCKET, kv_len=4096)).reason == PENDING
     planner = Planner(CHIP, [user, tuned])
-    planner.fingerprint = {**planner.fingerprint, "mlx": "9.9"}
+    planner.stamp(BUCKET)["mlx"] = "9.9"
     assert planner.plan(BUCKET).reason == PENDING
     # A verdict from elsewhere decides.
     user.publish(CHIP.slug, make_verdict(make_kernel()))
@@ -336,14 +353,14 @@ def test_what_is_left_of_a_spent_budget_counts_for_nothing(
 ) -> None:
     def timeout(kernel: Kernel) -> Verdict:
         time.sleep(0.06)
-        raise gate.GateTimeout("2 s")
+        raise GateTimeout("2 s")
 
     Judge(timeout).install(monkeypatch)
     monkeypatch.setitem(BUDGETS, "metal", Budget(1.0, 1.05))
     planner = Planner(CHIP, [user, tuned])
     longer = replace(BUCKET, kv_len=4096)
     assert [planner.plan(w).reason for w in (BUCKET, longer)] == [PENDING, PENDING]
-    stamp = planner.fingerprint
+    stamp = planner.stamp(BUCKET)
     assert [user.timeouts(CHIP.slug, w, stamp) for w in (BUCKET, longer)] == [1, 0]
 
 

@@ -24,12 +24,15 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from mlx_lm_openevolve.backends import Call, cuda, dtype_of, host, kv_len, operands
-from mlx_lm_openevolve.kernels.kernel import INPUTS, Kernel, Launch
-from mlx_lm_openevolve.ops.attention.workload import Workload
+from mlx_lm_openevolve import ops
+from mlx_lm_openevolve.backends import cuda, dtype_of, host
+from mlx_lm_openevolve.kernels.kernel import Kernel, Launch
+from mlx_lm_openevolve.ops import Workload
+from mlx_lm_openevolve.ops.base import Call
 
 HERE = Path(__file__).parent
 TYPES = {
+    "int32": "int32_t",
     "uint32": "uint32_t",
     "float16": "__half",
     "bfloat16": "__nv_bfloat16",
@@ -66,30 +69,31 @@ def compiler() -> str:
 
 def build(kernel: Kernel, params: Mapping[str, int], workload: Workload, seed: int = 1) -> Call:
     """The kernel as a callable for one exact workload; `seed` shuffles blocks and warps."""
-    masked = workload.mask in ("bool", "additive")
-    absent = {} if masked else {"mask": "bool"}
-    if not workload.sinks:
-        absent["sinks"] = TYPES[workload.dtype]
-    dtype = dtype_of(workload.dtype)
-    no_mask, no_sinks = mx.zeros((8, 1, 1, 1), mx.bool_), mx.zeros((8,), dtype)
+    op = ops.of(workload)
+    absent = {name: TYPES[x.dtype.rstrip("_")] for name, x in op.absent(workload).items()}
+    dummies = {
+        name: mx.zeros((8, *[1] * (x.axes - 1)), dtype_of(x.dtype))
+        for name, x in op.absent(workload).items()
+    }
     launches = kernel.launches(workload, params)
+    read = frozenset(name for launch in launches for name in launch.spec.inputs)
+    given, whole = (op.bind(workload, read, broadcast=broadcast) for broadcast in (False, True))
+    inputs = op.inputs(workload.variant)
 
-    def call(queries: Any, keys: Any, values: Any, scale: Any, mask: Any, sinks: Any) -> mx.array:
-        shape = (workload.batch, workload.q_heads, workload.q_len, kv_len(keys))
-        full = no_mask if mask is None else mx.broadcast_to(mask, shape)
-        given = operands(workload.op, queries, keys, values, scale, mask, sinks)
-        arrays = dict(zip(INPUTS[kernel.family], given, strict=True))
+    def call(*arguments: Any) -> mx.array:
+        arrays = dict(zip(inputs, given(*arguments), strict=True))
+        full = {**dict(zip(inputs, whole(*arguments), strict=True)), **dummies}
+        made: dict[str, mx.array] = {}
         for launch in launches:
-            names = launch.stage.inputs
-            if launch.stage.language == "metal":
-                whole = {**arrays, "mask": full, "sinks": no_sinks if sinks is None else sinks}
-                run = host._make(launch, "combine", True, None, 0)
-                results = run([whole[name] for name in names])
+            names = launch.spec.inputs
+            if launch.spec.language == "metal":
+                run = host._make(launch, "combine", list(names), True, None, 0)
+                results = run([{**full, **made}[name] for name in names])
             else:
-                names = tuple(name for name in names if name not in absent)
-                results = _run(launch, {name: arrays[name] for name in names}, absent, seed)
-            arrays |= {out[0]: x for out, x in zip(launch.outputs, results, strict=True)}
-        return arrays["out"]
+                passed = {name: {**arrays, **made}[name] for name in names if name not in absent}
+                results = _run(launch, passed, absent, seed)
+            made |= {out[0]: x for out, x in zip(launch.outputs, results, strict=True)}
+        return made["out"]
 
     return call
 
@@ -145,7 +149,7 @@ def _run(
         seed,
     )
     if failure:
-        raise RuntimeError(f"{launch.stage.file}: {failure.decode()}")
+        raise RuntimeError(f"{launch.spec.file}: {failure.decode()}")
     results = []
     for out, shape, dtype, kind in outputs:
         array = mx.array(out.read(kind).reshape(shape))

@@ -84,14 +84,15 @@ def kernel(body: str = BODY, *, header: str = "", **changes: Any) -> Kernel:
         "threadgroup": ["32", "1", "1"],
     }
     meta = {
-        "format": 1,
+        "format": 2,
         "name": "plain",
-        "family": "attention",
+        "op": "attention",
+        "variants": ["float"],
         "origin": "handwritten",
         "applies": "q_len <= 8 and head_dim == v_head_dim and head_dim % 32 == 0 and not sinks"
         " and mask != 'additive' and kv_bits == 0",
         "params": {"step": {"default": "1", "values": [1, 2, 4]}},
-        "stages": [stage | changes],
+        "launches": [stage | changes],
     }
     return Kernel.from_parts(meta, {"plain.metal": body})
 

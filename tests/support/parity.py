@@ -180,7 +180,7 @@ def _gate(info: dict[str, Any], root: Path) -> bool:
 def shipped() -> list[Kernel]:
     """The shipped kernels that the host can run: every stage is written in Metal."""
     kernels = Registry(tuned_root(), writable=False).kernels()
-    return [k for k in kernels if all(stage.language == "metal" for stage in k.stages)]
+    return [k for k in kernels if all(stage.language == "metal" for stage in k.specs)]
 
 
 def _on_sdpa(info: dict[str, Any]) -> tuple[str, ...]:
@@ -256,7 +256,7 @@ def _caches(model: Any, kind: str, batch: int) -> list[Any]:
 @contextmanager
 def replaced(wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
     """mlx-lm with another attention function in every model."""
-    patch = Patch(base, wrap)
+    patch = Patch(base, "scaled_dot_product_attention", wrap)
     patch.install()
     try:
         yield

@@ -9,20 +9,22 @@ from typing import Any
 from mlx_lm_openevolve.device import detect, fingerprint
 from mlx_lm_openevolve.kernels.kernel import Kernel
 from mlx_lm_openevolve.kernels.registry import Registry, tuned_root
-from mlx_lm_openevolve.kernels.verdict import Verdict
+from mlx_lm_openevolve.kernels.verdict import Verdict, gate_version
+from mlx_lm_openevolve.ops.attention import OP
 from mlx_lm_openevolve.ops.attention.workload import Workload
 
 
 def kernel_meta(**changes: Any) -> dict[str, Any]:
     """A small, valid kernel.json: one thread a head copies V[0]. No attention, on purpose."""
     meta: dict[str, Any] = {
-        "format": 1,
+        "format": 2,
         "name": "copy_first",
-        "family": "attention",
+        "op": "attention",
+        "variants": ["float"],
         "origin": "handwritten",
         "applies": "q_len == 1 and head_dim == v_head_dim and mask == 'none' and not sinks",
         "params": {"threads": {"default": "min(32, head_dim)", "values": [16, 32, 64]}},
-        "stages": [
+        "launches": [
             {
                 "source": "copy.metal",
                 "inputs": ["values"],
@@ -86,17 +88,20 @@ def accepted(workload: Workload, **changes: Any) -> Verdict:
     return replace(made, **changes)
 
 
+def questions(bucket: Any, seed: int = 0) -> list[Any]:
+    """The gate's questions about a bucket of attention."""
+    return [case() for case in OP.questions.cases(bucket, seed)]
+
+
 def shipped_in_metal() -> list[Kernel]:
     """The shipped kernels that the host can run: those without a stage native to another
     backend."""
     shipped = Registry(tuned_root(), writable=False).kernels()
-    return [k for k in shipped if all(stage.language == "metal" for stage in k.stages)]
+    return [k for k in shipped if all(stage.language == "metal" for stage in k.specs)]
 
 
 def store_correct(home: Path, kernel: Kernel, buckets: list[Workload]) -> None:
     """Verdicts "correct, not faster" for this machine's host, as the gate would store them."""
-    from mlx_lm_openevolve.gate.judge import GATE_VERSION
-
     registry = Registry(home)
     for bucket in buckets:
         registry.publish(
@@ -108,7 +113,7 @@ def store_correct(home: Path, kernel: Kernel, buckets: list[Workload]) -> None:
                 correct=True,
                 faster=False,
                 reason="stored by a test",
-                fingerprint=fingerprint(detect("host"), GATE_VERSION),
+                fingerprint=fingerprint(detect("host"), gate_version("attention")),
             ),
         )
 
@@ -156,12 +161,13 @@ out[((batch * HEADS + head) * L + row) * DV + d] = T(sum > 0.0f ? total / sum : 
 def naive(source: str = NAIVE, **changes: object) -> Kernel:
     kind = "0 if mask == 'none' else 1 if mask == 'causal' else 2 if mask == 'bool' else 3"
     meta = {
-        "format": 1,
+        "format": 2,
         "name": "naive",
-        "family": "attention",
+        "op": "attention",
+        "variants": ["float"],
         "origin": "handwritten",
         "applies": "not sinks and kv_bits == 0",
-        "stages": [
+        "launches": [
             {
                 "source": "naive.metal",
                 "inputs": ["queries", "keys", "values", "mask", "scale"],

@@ -51,9 +51,9 @@ def activate() -> None:
     try:
         if importlib.util.find_spec("mlx_lm_openevolve") is None:
             sys.path.append(str(HERE.parent.parent.parent))
-        from mlx_lm_openevolve.cli import run
+        from mlx_lm_openevolve.runtime import session
 
-        run.activate()
+        session.activate()
     except Exception as error:
         line = str(error).splitlines()[0] if str(error) else type(error).__name__
         print(f"mlx-lm-openevolve: mlx-lm stays as it is: {line}", file=sys.stderr)

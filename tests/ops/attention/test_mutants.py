@@ -6,10 +6,13 @@ import itertools
 from dataclasses import replace
 
 import pytest
+from samples import questions
 
-from mlx_lm_openevolve.gate.correctness import Calls, passes, prepare, try_mutants
-from mlx_lm_openevolve.ops.attention.mutants import MUTANTS, applicable, correct, proxy
-from mlx_lm_openevolve.ops.attention.reference import case, cases, sdpa
+from mlx_lm_openevolve.gate.correctness import Calls, passes, try_mutants
+from mlx_lm_openevolve.ops.attention import OP
+from mlx_lm_openevolve.ops.attention.mutants import MUTANTS, applicable, correct
+from mlx_lm_openevolve.ops.attention.reference import case, sdpa
+from mlx_lm_openevolve.ops.attention.reference.question import AttentionQuestion as prepare
 from mlx_lm_openevolve.ops.attention.workload import DTYPES, MASKS, Workload
 
 
@@ -27,8 +30,8 @@ def test_there_are_enough_and_their_names_differ():
 
 @pytest.mark.parametrize(("dtype", "mask"), list(itertools.product(DTYPES, MASKS)))
 def test_every_mutant_is_killed(dtype, mask):
-    small = proxy(workload(dtype, mask))
-    result = try_mutants(small, [prepare(c) for c in cases(small, 0)])
+    small = OP.questions.proxy(workload(dtype, mask))
+    result = try_mutants(small, questions(small, 0))
     assert result.survivors == ()
     assert result.killed == result.of >= 40
 
@@ -37,8 +40,8 @@ def test_every_mutant_is_killed(dtype, mask):
     ("dtype", "mask"), list(itertools.product(DTYPES, ("none", "bool", "additive")))
 )
 def test_every_mutant_is_killed_when_decoding_one_sequence(dtype, mask):
-    small = proxy(workload(dtype, mask, batch=1, q_len=1, sinks=False))
-    result = try_mutants(small, [prepare(c) for c in cases(small, 0)])
+    small = OP.questions.proxy(workload(dtype, mask, batch=1, q_len=1, sinks=False))
+    result = try_mutants(small, questions(small, 0))
     assert result.survivors == ()
     assert result.of >= 40
 
@@ -54,7 +57,7 @@ def test_every_mutant_is_killed_in_every_setting(dtype, mask, q_len, seed):
     for batch, (heads, group), dims, sinks in itertools.product(
         (1, 2), ((1, 8), (2, 1), (2, 4)), ((64, 64), (192, 128)), (False, True)
     ):
-        small = proxy(
+        small = OP.questions.proxy(
             workload(
                 dtype,
                 mask,
@@ -67,7 +70,7 @@ def test_every_mutant_is_killed_in_every_setting(dtype, mask, q_len, seed):
                 sinks=sinks,
             )
         )
-        result = try_mutants(small, [prepare(c) for c in cases(small, seed)])
+        result = try_mutants(small, questions(small, seed))
         assert result.survivors == (), small.slug
 
 
@@ -78,13 +81,13 @@ def test_a_mutant_is_left_out_by_its_predicate_alone():
     assert "last-key-lost" in alone
     settings = itertools.product(DTYPES, MASKS, (1, 8))
     asked = [workload(d, mask, q_len=n) for d, mask, n in settings]
-    asked.append(replace(asked[0], op="attention_quantized", kv_bits=4, kv_group=32, sinks=False))
+    asked.append(replace(asked[0], kv_bits=4, kv_group=32, sinks=False))
     named = {m.name for w in asked for m in applicable(w)}
     assert named == {m.name for m in MUTANTS}
 
 
 def test_weak_questions_let_mutants_live_and_name_them():
-    small = proxy(workload("bfloat16", "none", sinks=False))
+    small = OP.questions.proxy(workload("bfloat16", "none", sinks=False))
     result = try_mutants(small, [prepare(case("large", small, 0))])
     assert {"last-key-lost", "scale-assumed"} <= set(result.survivors)
     assert "last-key-lost" in result.reason
@@ -92,18 +95,18 @@ def test_weak_questions_let_mutants_live_and_name_them():
 
 
 def test_questions_that_fail_a_correct_implementation_prove_nothing():
-    small = proxy(workload("float32", "none", sinks=False))
+    small = OP.questions.proxy(workload("float32", "none", sinks=False))
     question = prepare(case("peaked", small, 0))
-    strict = type(question)(**{**vars(question), "limits": (0.0, 0.0)})
-    assert "not even a correct implementation" in try_mutants(small, [strict]).reason
+    question.limits = (0.0, 0.0)
+    assert "not even a correct implementation" in try_mutants(small, [question]).reason
 
 
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize(("bits", "group", "dtype"), [(4, 64, "bfloat16"), (8, 32, "float16")])
 def test_every_mutant_of_a_quantised_cache_is_killed(bits, group, dtype, mask):
-    packed = {"op": "attention_quantized", "kv_bits": bits, "kv_group": group, "sinks": False}
-    small = proxy(workload(dtype, mask, **packed))
-    result = try_mutants(small, [prepare(c) for c in cases(small, 0)])
+    packed = {"kv_bits": bits, "kv_group": group, "sinks": False}
+    small = OP.questions.proxy(workload(dtype, mask, **packed))
+    result = try_mutants(small, questions(small, 0))
     assert result.survivors == ()
     assert result.killed >= 60
     assert any("scales" in m.name for m in applicable(small))
@@ -112,18 +115,18 @@ def test_every_mutant_of_a_quantised_cache_is_killed(bits, group, dtype, mask):
 @pytest.mark.parametrize("mask", ["none", "additive"])
 def test_every_mutant_of_latent_attention_is_killed(mask):
     shape = {"kv_heads": 1, "head_dim": 512, "v_head_dim": 512, "sinks": False}
-    small = proxy(workload("bfloat16", mask, op="attention_latent", **shape))
-    result = try_mutants(small, [prepare(c) for c in cases(small, 0)])
+    small = OP.questions.proxy(workload("bfloat16", mask, latent=True, **shape))
+    result = try_mutants(small, questions(small, 0))
     assert result.survivors == ()
     assert result.killed >= 40
 
 
 @pytest.mark.parametrize(("dtype", "mask"), list(itertools.product(DTYPES, MASKS)))
 def test_right_implementations_pass(dtype, mask):
-    small = proxy(workload(dtype, mask))
-    questions = [prepare(c) for c in cases(small, 1)]
-    assert passes(correct.build, questions).reason == ""
-    outcome = passes(sdpa, questions)
+    small = OP.questions.proxy(workload(dtype, mask))
+    asked = questions(small, 1)
+    assert passes(correct.build, asked).reason == ""
+    outcome = passes(sdpa, asked)
     assert outcome.reason == ""
     assert 0 < outcome.margin <= 1
 
@@ -135,7 +138,7 @@ def test_what_a_call_raises_is_its_outcome():
 
         return call
 
-    question = prepare(case("peaked", proxy(workload("float32", "none")), 0))
+    question = prepare(case("peaked", OP.questions.proxy(workload("float32", "none")), 0))
     reason = Calls(build)(question).reason
     assert "RuntimeError: no such kernel" in reason
     assert "second line" not in reason

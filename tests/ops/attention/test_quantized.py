@@ -57,7 +57,7 @@ def test_the_reference_unpacks_as_mlx_does(bits: int) -> None:
 
 
 def test_standing_in_for_stock_leaves_the_queries_alone() -> None:
-    w = Workload(1, 4, 2, 1, 33, 64, 64, "float32", kv_bits=8, kv_group=32, op=OP)
+    w = Workload(1, 4, 2, 1, 33, 64, 64, "float32", kv_bits=8, kv_group=32)
     inputs = case("peaked", w, 0).upload()
     before = np.array(inputs.queries)
     rest = (inputs.keys, inputs.values, 0.125, None, 8, 32)
@@ -67,12 +67,9 @@ def test_standing_in_for_stock_leaves_the_queries_alone() -> None:
     np.testing.assert_allclose(np.array(stock), np.array(ours), rtol=1e-3, atol=1e-4)
 
 
-OP = "attention_quantized"
-
-
 def test_the_truth_is_that_of_the_numbers_kept() -> None:
     """Not of what was quantised: that error is the cache's, not the kernel's."""
-    w = Workload(1, 2, 2, 1, 40, 64, 64, "bfloat16", kv_bits=2, kv_group=64, op=OP)
+    w = Workload(1, 2, 2, 1, 40, 64, 64, "bfloat16", kv_bits=2, kv_group=64)
     asked = case("peaked", w, 0)
     assert isinstance(asked.keys, Packed)
     assert isinstance(asked.values, Packed)
@@ -84,5 +81,5 @@ def test_the_truth_is_that_of_the_numbers_kept() -> None:
 
 
 def test_stock_runs_on_this_machine_or_is_known_not_to() -> None:
-    w = Workload(1, 4, 2, 1, 64, 64, 64, "bfloat16", kv_bits=4, kv_group=64, op=OP)
+    w = Workload(1, 4, 2, 1, 64, 64, 64, "bfloat16", kv_bits=4, kv_group=64)
     assert quantized.stock_runs(w) is (not mx.cuda.is_available() if hasattr(mx, "cuda") else True)

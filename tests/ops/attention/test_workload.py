@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from mlx_lm_openevolve.errors import WorkloadError
-from mlx_lm_openevolve.ops.attention.workload import DTYPES, MASKS, Workload, next_pow2
+from mlx_lm_openevolve.ops import DTYPES, next_pow2
+from mlx_lm_openevolve.ops.attention.workload import MASKS, Workload
 
 DECODE = Workload(1, 32, 8, 1, 4000, 128, 128, "bfloat16")
 
@@ -34,7 +35,7 @@ def test_slug_and_parse_are_inverse_over_random_workloads() -> None:
             sinks=random.random() < 0.5,
             kv_bits=bits,
             kv_group=64 if bits else 0,
-            op="attention_quantized" if bits else "attention",
+            latent=False,
         )
         assert Workload.parse(workload.slug) == workload
         assert workload.bucket().bucket() == workload.bucket()
@@ -88,24 +89,25 @@ def test_what_is_no_workload_is_refused_in_one_line(slug: str) -> None:
     assert len(str(error.value)) < 400
 
 
-def test_kv_bytes_counts_keys_and_values_once() -> None:
+def test_stored_bytes_counts_keys_and_values_once() -> None:
     workload = replace(DECODE, kv_len=4096)
-    assert workload.kv_bytes() == 2 * 8 * 4096 * 128 * 2
-    packed = replace(workload, kv_bits=4, kv_group=64, op="attention_quantized")
-    assert packed.kv_bytes() == 2 * 8 * 4096 * 128 // 2 + 2 * 2 * (2 * 8 * 4096 * 128 // 64)
-    latent = replace(workload, op="attention_latent")
-    assert latent.kv_bytes() == 8 * 4096 * 128 * 2
+    assert workload.stored_bytes() == 2 * 8 * 4096 * 128 * 2
+    packed = replace(workload, kv_bits=4, kv_group=64)
+    assert packed.stored_bytes() == 2 * 8 * 4096 * 128 // 2 + 2 * 2 * (2 * 8 * 4096 * 128 // 64)
+    latent = replace(workload, latent=True)
+    assert latent.stored_bytes() == 8 * 4096 * 128 * 2
 
 
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"op": "convolution"},
-        {"op": "attention_quantized"},
-        {"kv_bits": 4, "kv_group": 64},
-        {"op": "attention_latent", "v_head_dim": 64},
+        {"mask": "convolution"},
+        {"kv_bits": 4},
+        {"kv_group": 64},
+        {"kv_bits": 4, "kv_group": 64, "latent": True},
+        {"latent": True, "v_head_dim": 64},
     ],
 )
-def test_an_op_and_its_fields_must_fit(wrong: dict[str, Any]) -> None:
+def test_fields_must_fit_each_other(wrong: dict[str, Any]) -> None:
     with pytest.raises(WorkloadError, match="workload: "):
         replace(DECODE, **wrong)

@@ -14,7 +14,7 @@ from . import (  # each declares its mutants when imported
     results,
     softmax,
 )
-from .base import MUTANTS, Attention, Mutant, applicable, correct, proxy
+from .base import MUTANTS, Attention, Mutant, applicable, correct
 
 __all__ = [
     "MUTANTS",
@@ -25,7 +25,6 @@ __all__ = [
     "masking",
     "operands",
     "packing",
-    "proxy",
     "results",
     "softmax",
 ]

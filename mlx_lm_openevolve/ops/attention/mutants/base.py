@@ -21,25 +21,10 @@ __all__ = [
     "correct",
     "divide",
     "mutant",
-    "proxy",
 ]
 
 Array = npt.NDArray[Any]
 Rule = Callable[[Workload], bool]
-
-
-def proxy(bucket: Workload) -> Workload:
-    """A small bucket that asks the same question: one or two sequences and KV heads, as many
-    query heads each (to four in prefill), the same q_len range, dtype, mask and head dims."""
-    kv_heads = min(bucket.kv_heads, 2)
-    group = bucket.group if bucket.q_len <= 8 else min(bucket.group, 4)
-    return replace(
-        bucket,
-        batch=min(bucket.batch, 2),
-        kv_heads=kv_heads,
-        q_heads=kv_heads * group,
-        kv_len=min(bucket.kv_len, 128 if bucket.q_len <= 32 else 64),
-    )
 
 
 @dataclass(frozen=True, eq=False)

@@ -70,7 +70,7 @@ def answer(workload: Workload, queries: mx.array, keys: Any, values: Any, *rest:
     as it keeps scores and products in the activations' dtype."""
     if not workload.kv_bits:
         return sdpa(workload)(queries, keys, values, *rest)
-    plain = replace(workload, op="attention", kv_bits=0, kv_group=0)
+    plain = replace(workload, latent=False, kv_bits=0, kv_group=0)
     k, v = floats(workload, keys), floats(workload, values)
     return sdpa(plain)(queries.astype(mx.float32), k, v, *rest)
 
@@ -78,7 +78,7 @@ def answer(workload: Workload, queries: mx.array, keys: Any, values: Any, *rest:
 def mass(workload: Workload, queries: mx.array, keys: Any, values: Any, *rest: Any) -> mx.array:
     """The sum of p |v| for every element of the answer, by SDPA: the unit of errors. A quantised
     value counts with its step too: quantised zeros are what rounding left of them."""
-    plain = replace(workload, op="attention", kv_bits=0, kv_group=0)
+    plain = replace(workload, latent=False, kv_bits=0, kv_group=0)
     k, size = floats(workload, keys), mx.abs(floats(workload, values))
     if workload.kv_bits:
         size = size + mx.repeat(mx.abs(values[1].astype(mx.float32)), workload.kv_group, axis=-1)

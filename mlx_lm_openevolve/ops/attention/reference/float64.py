@@ -122,7 +122,7 @@ class Case:
         queries = upload(np.ascontiguousarray(self.queries.transpose(0, 2, 1, 3)), w.dtype)
         held: list[mx.array] = []
         keys = self._stored(self.keys, held)
-        latent = w.op == "attention_latent"
+        latent = w.latent
         inputs = Inputs(
             queries=queries.transpose(0, 2, 1, 3),
             keys=keys,

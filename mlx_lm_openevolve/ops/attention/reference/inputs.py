@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import NormalDist
 
 import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from ..workload import Q_LEN_BUCKETS, Workload
+from ..workload import Q_LEN_BUCKETS, Bucket, Workload
 from .encoding import LEAD, TAIL, Array, Bool, Packed, decode, encode, lowest, pack, upload
 from .float64 import Case, causal, visible
 
@@ -29,13 +29,13 @@ _SIGNS = np.where(np.arange(256) < 128, np.float32(1), np.float32(-1))
 # Shapes: the edges of a bucket
 
 
-def _q_range(bucket: Workload) -> tuple[int, int]:
+def _q_range(bucket: Bucket | Workload) -> tuple[int, int]:
     below = [n for n in Q_LEN_BUCKETS if n < bucket.q_len]
     low = below[-1] + 1 if below else 1
     return min(low, bucket.kv_len), min(bucket.q_len, bucket.kv_len)
 
 
-def _shapes(rng: np.random.Generator, bucket: Workload) -> list[Workload]:
+def _shapes(rng: np.random.Generator, bucket: Bucket | Workload) -> list[Workload]:
     """Exact workloads of a bucket: both ends, next to an end, and off every tile."""
     q_low, q_high = _q_range(bucket)
     kv_low, kv_high = bucket.kv_len // 2 + 1, bucket.kv_len
@@ -44,7 +44,7 @@ def _shapes(rng: np.random.Generator, bucket: Workload) -> list[Workload]:
 
     def shape(batch: int, q_len: int, kv_len: int) -> Workload:
         kv_len = max(min(kv_len, kv_high), q_len, kv_low)
-        return replace(bucket, batch=batch, q_len=q_len, kv_len=kv_len)
+        return bucket.exact(batch=batch, q_len=q_len, kv_len=kv_len)
 
     return [
         shape(bucket.batch, q_high, kv_high),
@@ -161,7 +161,7 @@ def _large(rng: np.random.Generator, w: Workload, scale: float, seen: Bool | Non
     """Nearly even weights over values up to 5e4: a sum kept in half precision overflows."""
     shape = (w.batch, w.q_heads, w.q_len, w.head_dim)
     queries = _NORMAL[rng.integers(0, 256, shape, np.uint8)] * (0.5 / (scale * w.head_dim**0.5))
-    if w.op == "attention_latent":  # keys are the values: large ones would make large logits
+    if w.latent:  # keys are the values: large ones would make large logits
         keys = _filled(rng, _shape_of(w, w.head_dim), 300 + 30 * _NORMAL, w.dtype)
         return _Content(queries / 30, keys, keys, rng.standard_normal(w.q_heads))
     return _Content(
@@ -252,7 +252,7 @@ _PLANS = (
 )
 
 
-def cases(bucket: Workload, seed: int) -> Iterator[Case]:
+def cases(bucket: Bucket | Workload, seed: int) -> Iterator[Case]:
     """The cases of a bucket, made one at a time; every one differs from the others in kind,
     shape, scale or form of the mask."""
     shapes = _shapes(np.random.default_rng([seed, 0]), bucket)
@@ -290,7 +290,7 @@ def _case(plan: _Plan, w: Workload, seed: int, turn: int) -> Case:
         name += f" mask={'x'.join(str(n) for n in masking.shape)}"
     content = KINDS[plan.kind](rng, w, scale, visible(w, masking))
     keys: Array | Packed = content.keys
-    values: Array | Packed = content.keys if w.op == "attention_latent" else content.values
+    values: Array | Packed = content.keys if w.latent else content.values
     if w.kv_bits:
         keys, values = (
             pack(x, w.dtype, w.kv_bits, w.kv_group, aligned=turn % 2 == 0)

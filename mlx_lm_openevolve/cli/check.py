@@ -1,0 +1,104 @@
+"""`mlx-lm-openevolve check`: judge a kernel as the gate does, and run it under the sanitizer."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from typing import Any
+
+from rich.console import Console
+
+from .. import backends, metalhost, ops
+from ..device import detect
+from ..errors import GateTimeout, OpenEvolveError, UsageError
+from ..gate.host_check import check_on_host
+from ..gate.worker import judge_in_worker
+from ..kernels.kernel import Kernel
+from ..kernels.verdict import Poisoned, describe
+from ..ops import Bucket
+from .inspect import named
+from .result import Result
+
+__all__ = ["check"]
+
+
+def check(options: argparse.Namespace, out: Console) -> Result:
+    """Judge a kernel on each workload; stores nothing. Exit code 0 where it is right on all."""
+    kernel = named(options.kernel)
+    backend = options.backend or detect().backend
+    backends.require(kernel, backend)
+    if options.workload:
+        workloads = [ops.parse(slug).bucket() for slug in options.workload]
+    else:
+        usual = ops.get(kernel.op).questions.usual
+        workloads = [bucket for bucket in usual if kernel.applies_to(bucket)][:4]
+    refused = [w.slug for w in workloads if not kernel.applies_to(w)]
+    if refused or not workloads:
+        raise UsageError(
+            f"kernel {kernel.id} does not apply to {refused[0]}"
+            if refused
+            else "name a --workload: the kernel applies to none of the usual ones"
+        )
+    verdicts, profiles = [], []
+    for workload in workloads:
+        params = kernel.default_params(workload)
+        profile = _on_host(kernel, params, workload, out)
+        profiles.append(profile)
+        try:
+            verdict = judge_in_worker(kernel, params, workload, backend, seconds=options.seconds)
+        except GateTimeout as error:
+            raise UsageError(f"{workload.slug}: {error}; allow more with --seconds") from None
+        except Poisoned as error:
+            verdict = error.verdict
+        verdicts.append(verdict)
+        for line in describe(verdict):
+            out.print(line, markup=False, style=None if verdict.correct else "red")
+    good = all(v.correct and p.get("ok", True) for v, p in zip(verdicts, profiles, strict=True))
+    return (0 if good else 1), {
+        "kernel": kernel.id,
+        "backend": backend,
+        "correct": good,
+        "verdicts": [{**v.to_json(), "raw": dict(v.raw)} for v in verdicts],
+        "host": profiles,
+    }
+
+
+def _on_host(
+    kernel: Kernel, params: dict[str, int], bucket: Bucket, out: Console
+) -> dict[str, Any]:
+    """The kernel under metalhost's sanitizer, with findings, counters and modelled times. Where
+    it cannot be run on the CPU the record says why, under `absent`."""
+    host = backends.get("host")
+    absent = host.unavailable()
+    if not absent and kernel.native:
+        absent = "a launch is not written in Metal"
+    if absent:
+        out.print(f"no host check: {absent}", markup=False)
+        return {"absent": absent}
+    record = check_on_host(kernel, params, bucket)
+    colour = "green" if record["ok"] else "red"
+    text = "no finding, right on every case" if record["ok"] else record["reason"]
+    out.print(f"host check of {record['on']}: ", end="", markup=False)
+    out.print(text, markup=False, style=colour)
+    launches: list[metalhost.Launch] = []
+    question = next(ops.of(bucket).questions.cases(bucket, 0))()
+    call = host.build(kernel, params, question.workload, sanitize=True, launches=launches)
+    with contextlib.suppress(OpenEvolveError):  # the launches say why
+        call(*question.arguments)
+    for launch in launches:
+        for finding in launch.findings:
+            out.print(str(finding), markup=False, style="red")
+        if launch.counters is not None and launch.outputs:
+            c = launch.counters
+            out.print(
+                f"  counters reads {c.device_read_bytes} B, {c.read_amplification:.2f}x compulsory,"
+                f" line efficiency {c.line_efficiency:.0%}; {c.bank_conflicts} bank conflicts,"
+                f" {c.barriers} barriers, {c.simd_ops} simd ops, {c.flops} flops",
+                markup=False,
+            )
+            modelled = [
+                f"{chip} {metalhost.roofline(c, chip).modelled_seconds * 1e6:.1f}"
+                for chip in ("apple-m1-8", "apple-m2-max-38", "apple-m4-max-40")
+            ]
+            out.print(f"  modelled floor, us: {', '.join(modelled)}", markup=False)
+    return {**record, "launches": [launch.to_dict() for launch in launches]}

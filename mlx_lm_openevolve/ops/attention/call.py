@@ -1,0 +1,302 @@
+"""mlx-lm's attention function, replaced: what a call is, and the fast way to its route.
+
+call -> key of its exact shapes -> Route -> kernel | original        (hot: one dict lookup)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
+
+import mlx.core as mx
+
+from ...errors import BackendError, WorkloadError
+from ..base import Call, Router
+from . import quantized
+from .signature import Operand
+from .workload import Workload
+
+__all__ = ["arguments", "describe", "differentiable", "substitute", "trial", "wrap"]
+
+
+def wrap(original: Callable[..., Any], router: Router) -> Callable[..., Any]:
+    """A function with mlx-lm's signature that serves what a kernel may serve, and hands every other
+    call to `original` untouched."""
+    off, routes = router.off, router.routes
+    scales: dict[float, mx.array] = {}
+    packed = _wrap_quantised(original, router, scales)
+
+    def scaled_dot_product_attention(
+        queries: Any,
+        keys: Any,
+        values: Any,
+        cache: Any,
+        scale: float,
+        mask: Any,
+        sinks: Any = None,
+        **unknown: Any,
+    ) -> Any:
+        # Training passes no cache: custom kernels have no gradient.
+        if cache is None or off:
+            if unknown:
+                return original(queries, keys, values, cache, scale, mask, sinks, **unknown)
+            return original(queries, keys, values, cache, scale, mask, sinks)
+        if unknown:
+            router.refuse(f"unknown argument {min(unknown)!r}")
+            return original(queries, keys, values, cache, scale, mask, sinks, **unknown)
+        try:
+            key = (
+                queries.shape,
+                keys.shape,
+                None if keys is values else values.shape,
+                queries.dtype,
+                keys.dtype,
+                values.dtype,
+                mask if mask is None or mask.__class__ is str else (mask.shape, mask.dtype),
+                sinks if sinks is None else (sinks.shape, sinks.dtype),
+            )
+            route = routes[key]
+        except KeyError:
+            described = describe(queries, keys, values, cache, scale, mask, sinks)
+            route = router.route(key, described, (queries, keys, values))
+        except AttributeError:  # a quantised cache holds tuples of arrays
+            return packed(queries, keys, values, cache, scale, mask, sinks)
+        call = route.call
+        if call is None:
+            route.fallbacks += 1
+            return original(queries, keys, values, cache, scale, mask, sinks)
+        try:
+            scale_array = scales.get(scale)
+            if scale_array is None:
+                scale_array = scales[scale] = _scale(scale)
+            out = call(queries, keys, values, scale_array, mask, sinks)
+        except (BackendError, ValueError):  # tracing, or a mask that does not broadcast
+            route.fallbacks += 1
+            return original(queries, keys, values, cache, scale, mask, sinks)
+        route.hits += 1
+        return out
+
+    return scaled_dot_product_attention
+
+
+def _wrap_quantised(
+    original: Callable[..., Any], router: Router, scales: dict[float, mx.array]
+) -> Callable[..., Any]:
+    """The part of `wrap` for a quantised cache, whose keys and values are tuples."""
+
+    def attention(
+        queries: Any, keys: Any, values: Any, cache: Any, scale: float, mask: Any, sinks: Any
+    ) -> Any:
+        try:
+            key = (
+                queries.shape,
+                tuple(array.shape for array in (*keys, *values)),
+                queries.dtype,
+                tuple(array.dtype for array in (*keys, *values)),
+                mask if mask is None or isinstance(mask, str) else (mask.shape, mask.dtype),
+                sinks is None,
+            )
+        except (AttributeError, TypeError):
+            router.refuse("keys or values are neither arrays nor a quantised cache's tuples")
+            return original(queries, keys, values, cache, scale, mask, sinks)
+        route = router.routes.get(key)
+        if route is None:
+            described = describe(queries, keys, values, cache, scale, mask, sinks)
+            route = router.route(key, described, (queries, keys, values))
+        try:
+            if route.call is not None:
+                array = scales.get(scale)
+                if array is None:
+                    array = scales[scale] = _scale(scale)
+                out = route.call(queries, keys, values, array, mask, sinks)
+                route.hits += 1
+                return out
+        except (BackendError, ValueError):
+            pass
+        route.fallbacks += 1
+        if route.substitute is not None:
+            return route.substitute(queries, keys, values, scale, mask)
+        return original(queries, keys, values, cache, scale, mask, sinks)
+
+    return attention
+
+
+def _scale(scale: float) -> mx.array:
+    array = mx.array([scale], mx.float32)
+    mx.eval(array)  # a lazy array belongs to the thread that made it
+    return array
+
+
+def arguments(
+    queries: Any,
+    keys: Any,
+    values: Any,
+    cache: Any,
+    scale: float,
+    mask: Any,
+    sinks: Any = None,
+) -> tuple[Any, ...]:
+    """What a Call takes, of what mlx-lm's function takes."""
+    return queries, keys, values, _scale(scale), mask, sinks
+
+
+class _Floats(NamedTuple):
+    """What a quantised array stands for."""
+
+    shape: tuple[int, ...]
+    dtype: mx.Dtype
+
+
+def describe(
+    queries: Any,
+    keys: Any,
+    values: Any,
+    cache: Any,
+    scale: float,
+    mask: Any,
+    sinks: Any = None,
+) -> Workload | str:
+    """The exact workload of a call of mlx-lm's function, or why it has none."""
+    if mask is None:
+        kind = "none"
+    elif isinstance(mask, str):
+        kind = mask
+    else:
+        kind = "bool" if mask.dtype == mx.bool_ else "additive"
+    if queries.ndim != 4:
+        return "queries have not four axes"
+    bits, group, latent = 0, 0, False
+    if keys is values and keys.shape[1] == 1:  # multi-head latent attention
+        latent = True
+    elif not isinstance(keys, mx.array):
+        layout = quantized.layout(queries.shape[3], keys, values)
+        if isinstance(layout, str):
+            return layout
+        if sinks is not None:
+            return "sinks with a quantised cache"
+        bits, group, v_head_dim = layout
+        # What follows asks the shapes and the dtype of the floats that the words stand for.
+        keys, values = (
+            _Floats((*packed[0].shape[:3], width), packed[1].dtype)
+            for packed, width in ((keys, queries.shape[3]), (values, v_head_dim))
+        )
+    if not queries.dtype == keys.dtype == values.dtype:
+        return "queries, keys and values differ in dtype"
+    if sinks is not None and (sinks.dtype != queries.dtype or sinks.shape != queries.shape[1:2]):
+        return "sinks differ from the queries in dtype or heads"
+    batch, q_heads, q_len, head_dim = queries.shape
+    if keys.shape[:3] != values.shape[:3] or keys.shape[0] != batch or keys.shape[3] != head_dim:
+        return "keys, values and queries differ in shape"
+    if q_len > keys.shape[2]:
+        return "more queries than keys"
+    if kind in ("bool", "additive"):
+        # A kernel walks the mask by strides: one that does not fit must not reach it.
+        scores = (batch, q_heads, q_len, keys.shape[2])
+        fits = all(m in (1, n) for m, n in zip(mask.shape[::-1], scores[::-1], strict=False))
+        if not 0 < mask.ndim <= 4 or not fits:
+            return "the mask does not broadcast to the scores"
+        if kind == "additive" and not mx.issubdtype(mask.dtype, mx.floating):
+            return f"the mask is {mask.dtype}"
+    try:
+        return Workload(
+            batch=batch,
+            q_heads=q_heads,
+            kv_heads=keys.shape[1],
+            q_len=q_len,
+            kv_len=keys.shape[2],
+            head_dim=head_dim,
+            v_head_dim=values.shape[3],
+            dtype=str(queries.dtype).removeprefix("mlx.core."),
+            mask="none" if kind == "causal" and q_len == 1 else kind,
+            sinks=sinks is not None,
+            kv_bits=bits,
+            kv_group=group,
+            latent=latent,
+        )
+    except WorkloadError as error:
+        return str(error)
+
+
+def substitute(workload: Workload) -> Call | None:
+    """Dequantise + SDPA where mlx-lm's own attention over a quantised cache cannot run here."""
+    if not workload.kv_bits or quantized.stock_runs(workload):
+        return None
+
+    def attention(queries: mx.array, keys: Any, values: Any, scale: float, mask: Any) -> mx.array:
+        bits, group = workload.kv_bits, workload.kv_group
+        return quantized.dequantised(queries, keys, values, scale, mask, bits, group)
+
+    return attention
+
+
+def trial(workload: Workload) -> tuple[tuple[Any, ...], Callable[[mx.array], str]]:
+    """Equal values must average to themselves."""
+    w = workload
+    dtype: mx.Dtype = getattr(mx, w.dtype)
+    mask = None
+    if w.mask == "bool":
+        mask = mx.ones((1, 1, 1, w.kv_len), mx.bool_)
+    elif w.mask == "additive":
+        mask = mx.zeros((1, 1, 1, w.kv_len), dtype)
+
+    def ones(width: int) -> Operand:
+        # Broadcast, so that no memory of a cache's size is taken; the last axis stays contiguous.
+        rows, plain = (w.batch, w.kv_heads, w.kv_len), mx.ones((width,), dtype)
+        if not w.kv_bits:
+            return mx.broadcast_to(plain, (*rows, width))
+        parts = mx.quantize(plain[None], group_size=w.kv_group, bits=w.kv_bits)
+        return tuple(mx.broadcast_to(part[0], (*rows, part.shape[1])) for part in parts)
+
+    keys = ones(w.head_dim)
+    given = (
+        mx.zeros((w.batch, w.q_heads, w.q_len, w.head_dim), dtype),
+        keys,
+        keys if w.latent else ones(w.v_head_dim),
+        mx.array([1.0], mx.float32),
+        mask,
+        mx.full((w.q_heads,), -1e4, dtype) if w.sinks else None,
+    )
+    shape = (w.batch, w.q_heads, w.q_len, w.v_head_dim)
+
+    def wrong(out: mx.array) -> str:
+        if out.shape != shape or out.dtype != dtype:
+            return f"it returned {out.dtype} {out.shape}, expected {dtype} {shape}"
+        if not mx.all(mx.abs(out - 1) < 0.02).item():
+            return "the average of equal values is not that value"
+        return ""
+
+    return given, wrong
+
+
+def differentiable(workload: Workload, call: Call) -> Call:
+    """`call` with the gradient of MLX's SDPA by queries, keys and values."""
+    if workload.kv_bits:  # a quantised cache is never trained through
+        return call
+    causal = workload.mask == "causal"
+
+    def attention(
+        queries: mx.array,
+        keys: Any,
+        values: Any,
+        scale: mx.array,
+        mask: mx.array | None,
+        sinks: mx.array | None,
+        length: mx.array | None = None,
+    ) -> mx.array:
+        def sdpa(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+            number: Any = scale.item()
+            return mx.fast.scaled_dot_product_attention(
+                q, k, v, scale=number, mask="causal" if causal else mask, sinks=sinks
+            )
+
+        @mx.custom_function
+        def served(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+            return call(q, k, v, scale, mask, sinks, length)
+
+        @served.vjp
+        def served_vjp(primals: Any, cotangent: mx.array, output: mx.array) -> Any:
+            return tuple(mx.vjp(sdpa, list(primals), [cotangent])[1])
+
+        return cast(mx.array, served(queries, keys, values))
+
+    return attention

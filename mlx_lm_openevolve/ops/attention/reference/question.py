@@ -1,0 +1,160 @@
+"""A case of attention with its float64 reference, SDPA's answer, and what an answer may err."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
+
+from ...base import Question
+from ..workload import Workload
+from .baseline import answer, floats, mass
+from .encoding import smallest
+from .float64 import Case, Inputs
+
+__all__ = ["MULTIPLE", "AttentionQuestion", "as_float32", "relative", "suspects", "unit_of"]
+
+Float32 = npt.NDArray[np.float32]
+
+# A kernel may err this many times as much as SDPA, or as the rounding of the dtype, if larger.
+MULTIPLE = 4.0
+# Rows that differ from SDPA's which are computed in float64: the worst, and of the rest.
+_SUSPECTS = 16
+# SDPA that errs more is not imprecise but wrong, and excuses nobody. MLX 0.32.4 on CUDA was seen to
+# err by 0.9 under a bool mask on keys that start off a multiple of 16 bytes, 0.06 elsewhere.
+_BELIEVED = 0.25
+
+
+def as_float32(array: mx.array) -> Float32:
+    """An array's values as float32."""
+    return np.array(array.astype(mx.float32))
+
+
+def unit_of(workload: Workload, *asked: Any) -> Float32:
+    """What errors of an answer are measured in, [B, Hq, L, Dv]: the sum of p |v|."""
+    return np.maximum(as_float32(mass(workload, *asked)), np.float32(smallest(workload.dtype)))
+
+
+def _floors(dtype: mx.Dtype, logit: float, head_dim: int) -> tuple[float, float]:
+    """Errors (max, average) that rounding explains: of the dtype, and of logits of that
+    magnitude in float32, whose rounding grows with the square root of the terms in a sum."""
+    eps, single = float(mx.finfo(dtype).eps), float(np.finfo(np.float32).eps)
+    softmax = single * max(8.0, logit) * max(1.0, head_dim / 64) ** 0.5
+    return eps + 4 * softmax, eps / 2 + 2 * softmax
+
+
+class AttentionQuestion(Question):
+    """A case on the device. `answer` is SDPA's and `mass` the unit of errors, [B, Hq, L, Dv]."""
+
+    workload: Workload
+
+    def __init__(self, case: Case) -> None:
+        w = case.workload
+        self.case, self.workload, self.name = case, w, case.name
+        self.inputs = x = case.upload()
+        self.arguments = (x.queries, x.keys, x.values, x.scale, x.mask, x.sinks)
+        self.other = (-x.queries, *self.arguments[1:])
+        self.shape = (w.batch, w.q_heads, w.q_len, w.v_head_dim)
+        self.dtype = x.queries.dtype
+        asked = (x.queries, x.keys, x.values, case.scale, x.mask, x.sinks)
+        self.answer, self.mass = as_float32(answer(w, *asked)), unit_of(w, *asked)
+        self.truth = case.truth()
+        own = self.truth.error(self.answer)
+        if not own[0] < _BELIEVED:  # then SDPA is no measure: only rounding is excused
+            own = (0.0, 0.0)
+        floors = _floors(self.dtype, self.truth.logit, w.head_dim)
+        self.own = own
+        self.limits = (MULTIPLE * max(own[0], floors[0]), MULTIPLE * max(own[1], floors[1]))
+        self._checksum = _checksum(x)
+
+    def error(self, got: Float32) -> tuple[float, float]:
+        """In units of the sum of p |v|."""
+        return self.truth.error(got)
+
+    def fault(self, got: Float32) -> str:
+        """A row that no float64 result was computed for at first, or one with every key masked."""
+        return self.disagreement(got) or self._dead_rows(got)
+
+    def changed(self) -> bool:
+        """Whether the caches' buffers are other than they were, around the views as well."""
+        return _checksum(self.inputs) != self._checksum
+
+    def disagreement(self, got: Float32) -> str:
+        """A live row that differs from SDPA's by more than both may err and is wrong by float64,
+        "" where there is none. SDPA itself errs most somewhere: where the two differ, neither is
+        taken at its word, and the rows that differ most, and a sample of the rest, are computed."""
+        allowed = self.limits[0] + 2 * self.limits[0] / MULTIPLE
+        live = ~self.case.dead_rows() & np.isfinite(self.answer).all(-1)
+        off = np.where(live, relative(got, self.answer, self.mass), 0.0)
+        for b, h, row in suspects(off, allowed):
+            error = self.case.row_error(b, h, row, got[b, h, row])
+            if error > self.limits[0]:
+                return (
+                    f"{int((off > allowed).sum())} rows differ from SDPA's, among them"
+                    f" batch {b}, head {h}, row {row}:"
+                    f" error {error:.3g}, allowed {self.limits[0]:.3g}"
+                )
+        return ""
+
+    def _dead_rows(self, got: Float32) -> str:
+        """What is wrong with the rows that have every key masked, "" where nothing is.
+
+        Under a bool mask such a row is one of what MLX's own paths give: zeros (vector kernels),
+        the mean of V (composition), or what SDPA gives here. An additive mask of finite numbers
+        hides by rounding alone, so there any average of V will do; NaN only where SDPA gives NaN.
+        """
+        dead = self.case.dead_rows()
+        if not dead.any():
+            return ""
+        w = self.workload
+        rows, want = got[dead], self.answer[dead]
+        values = as_float32(floats(w, self.inputs.values))
+        if w.mask == "additive":
+            top = np.abs(values).max(2).repeat(w.group, 1)[:, :, None]
+            top = np.broadcast_to(top, got.shape)[dead]
+            # A quantised value that is 0 comes of a scale and a bias that are not.
+            top = top + self.limits[0] * np.fmax(top, self.mass[dead])
+            known = (np.abs(rows) <= top) | ~np.isfinite(want)
+            return "" if known.all() else "a row with every key masked is no average of V"
+        means = values.mean(2).repeat(w.group, 1)[:, :, None]
+        unit = np.abs(values).mean(2).repeat(w.group, 1)[:, :, None]
+        means, unit = (np.broadcast_to(x, got.shape)[dead] for x in (means, unit))
+        allowed = 2 * self.limits[0] * np.maximum(unit, 1e-30)
+        with np.errstate(invalid="ignore"):
+            known = np.any(
+                [(np.abs(rows - x) <= allowed).all(-1) for x in (np.zeros_like(rows), want, means)],
+                axis=0,
+            )
+        if known.all():
+            return ""
+        return "a row with every key masked is neither zero, nor the mean of V, nor SDPA's"
+
+
+def _checksum(inputs: Inputs) -> tuple[int, ...]:
+    """Sums of the buffers' bits, what lies around the views included."""
+    sums = []
+    for buffer in inputs.buffers:
+        bits = buffer.view(mx.uint32 if buffer.dtype.size == 4 else mx.uint16)
+        sums.append(mx.sum(bits.astype(mx.uint32)))
+    mx.eval(sums)
+    return tuple(int(np.array(total)) for total in sums)
+
+
+def suspects(off: Float32, allowed: float) -> list[tuple[int, int, int]]:
+    """Rows (batch, head, row) of `off` [B, Hq, L] above `allowed`: the worst first, then a sample
+    of the rest."""
+    rows = np.argwhere(off > allowed)
+    rows = rows[np.argsort(-off[tuple(rows.T)], kind="stable")]
+    rest = rows[_SUSPECTS:]
+    chosen = [*rows[:_SUSPECTS], *rest[:: max(1, -(-len(rest) // _SUSPECTS))]]
+    return [(int(b), int(h), int(row)) for b, h, row in chosen]
+
+
+def relative(got: Float32, want: Float32, mass: Float32) -> Float32:
+    """The largest |got - want| / mass of every row [B, Hq, L]; inf where it is no number."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        off = np.abs(got - want) / mass
+    worst: Float32 = np.where(np.isfinite(off), off, np.inf).max(-1)
+    return worst

@@ -1,0 +1,66 @@
+"""What the search knows of attention."""
+
+from __future__ import annotations
+
+import math
+
+from ..base import SearchSpace
+from .suites import SUITES
+from .workload import Bucket, Workload
+
+__all__ = ["SEARCH"]
+
+RULES = """\
+queries [B,Hq,L,D], keys [B,Hkv,N,D], values [B,Hkv,N,Dv] of type T, strided views: index them by
+queries_strides[0..3] and so on, in elements. The last stride is 1 in nearly every call, but not in
+all: take a fast path where it is 1 and rows are aligned. keys_shape[2] is N, exactly.
+mask [B,Hq,L,N], bool or T (additive), by mask_strides, 0 on broadcast axes; a dummy without a mask.
+sinks [Hq]; scale float32 [1]; outputs of earlier stages by name; the last one is `out`
+[B,Hq,L,Dv], row contiguous. Query row i of L stands at position N - L + i; causal: key j <= it.
+Query head h reads KV head h / (Hq / Hkv). Write every element of an output. A row that sees no key
+is zeros or the mean of V. Small inputs are `constant`: use [], no typed pointers to mask, sinks and
+scale. Attributes such as thread_index_in_simdgroup, simdgroup_index_in_threadgroup,
+threadgroup_position_in_grid and thread_position_in_threadgroup are in scope where the text names
+them. A simdgroup has 32 lanes; at most 1024 threads and 32 KiB of threadgroup memory. A barrier or
+simd_* must be reached by all its threads. A stage's `header` file holds functions before the body.
+The same text also runs on NVIDIA through a header: no Metal-only intrinsics beyond simd_*.
+"""
+
+
+class _AttentionSearch(SearchSpace[Bucket, Workload]):
+    suites = SUITES
+    default_suite = "decode"
+    task = (
+        "You write attention kernels. A kernel must be right for every input and faster than MLX's "
+        'own mx.fast.scaled_dot_product_attention ("SDPA") on the workloads below.'
+    )
+    rules = RULES
+    length = r"kv_len|shape\s*\[\s*2\s*\]"
+
+    def coordinates(self, bucket: Bucket) -> list[float]:
+        w = bucket
+        sizes = (w.batch, w.kv_heads, w.group, w.q_len, w.kv_len, w.head_dim)
+        kinds = (w.dtype == "float32", w.mask in ("bool", "additive"), w.sinks)
+        return [*(math.log2(size) / 4 for size in sizes), *map(float, kinds)]
+
+    def growth(self, workload: Workload) -> tuple[int, int]:
+        """Work grows with the query rows, and with the keys."""
+        return workload.rows, workload.kv_len
+
+    def stock_traffic(self, bucket: Bucket) -> tuple[int, float, float, int]:
+        """Each query head reads its keys and values (those it shares come from the cache), one
+        threadgroup for each query row, two launches from 4096 keys on; in prefill blocks of 32 rows
+        share a read. Over a quantised cache mlx-lm has three operations, product, softmax, product,
+        with the scores in memory between them."""
+        w = bucket
+        if w.kv_bits:
+            scores = 4 * w.rows * w.kv_len * w.element_bytes  # each written and read twice
+            moved = w.moved_bytes() + scores
+            return 3, moved, moved, w.rows * 128
+        again = w.group * w.q_len if w.q_len <= 8 else w.group * max(1, w.q_len // 32)
+        split = w.q_len <= 8 and w.kv_len >= 4096
+        threads = w.rows * (1024 if w.q_len <= 8 else 4) * (32 if split else 1)
+        return 2 if split else 1, w.stored_bytes() * again, w.moved_bytes(), threads
+
+
+SEARCH = _AttentionSearch()

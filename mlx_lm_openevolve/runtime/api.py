@@ -1,0 +1,292 @@
+"""The public functions: enable, disable, and what was decided.
+
+Importing this changes nothing and imports neither mlx_lm nor what serves calls.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from .._version import __version__
+from .info import OptimizationInfo, WorkloadInfo
+
+if TYPE_CHECKING:
+    from .dispatch import Dispatcher
+    from .patch import Patch
+    from .planner import Judges
+
+__all__ = [
+    "OptimizationInfo",
+    "WorkloadInfo",
+    "disable_optimizations",
+    "enable_optimizations",
+    "get_optimization_info",
+    "optimizations",
+]
+
+SUPPORTED = {"mlx": (0, 31), "mlx-lm": (0, 31)}
+
+log = logging.getLogger("mlx_lm_openevolve")
+
+
+class _Session(NamedTuple):
+    """What is enabled: the patches and what they lead to."""
+
+    patches: list[Patch]
+    dispatcher: Dispatcher
+
+
+_lock = threading.RLock()
+_active: _Session | None = None
+
+
+def enable_optimizations(
+    path: str | Path | None = None,
+    *,
+    backend: str | None = None,
+    gate: str = "auto",
+    require_faster: bool = True,
+) -> OptimizationInfo:
+    """Let mlx-lm run on the best proven kernels, in this process, until disabled.
+
+    Calling it again with other arguments replaces the first call. Where the environment says
+    MLX_LM_OPENEVOLVE=0, nothing is changed.
+
+    Args:
+        path: A kernel folder (then only that kernel is considered) or a registry root (used in
+            place of the user's); None for the user's registry.
+        backend: "metal", "cuda" or "host"; None for the GPU that MLX runs on.
+        gate: "auto" gates a workload without a verdict at first use; "stored" trusts stored
+            verdicts alone. There is no way to run a kernel that no gate passed.
+        require_faster: False accepts a kernel that is correct but not faster, for checking; on the
+            host backend nothing is ever faster.
+
+    Returns:
+        What get_optimization_info() returns.
+
+    Raises:
+        UsageError: An argument is none of those above.
+        KernelError: `path` holds a malformed kernel, or neither a kernel nor a registry.
+        BackendError: The backend is not available on this machine.
+        UnsupportedVersionError: mlx or mlx-lm is missing or too old.
+        All are raised before anything was changed.
+
+    Example:
+        >>> import mlx_lm_openevolve
+        >>> info = mlx_lm_openevolve.enable_optimizations()
+        >>> info["enabled"]
+        True
+    """
+    global _active
+    with _lock:
+        if os.environ.get("MLX_LM_OPENEVOLVE") == "0":
+            log.info("MLX_LM_OPENEVOLVE=0: mlx-lm stays as it is")
+            return get_optimization_info()
+        session = _prepare(path, backend, gate, require_faster)
+        previous = _active
+        disable_optimizations()
+        try:
+            _install(session.patches)
+        except BaseException:
+            if previous is not None:
+                _activate(previous)
+            raise
+        _active = session
+        return get_optimization_info()
+
+
+def disable_optimizations() -> None:
+    """Give every module the function back that it held before.
+
+    Nothing happens where none was replaced. A function that mx.compile traced while enabled keeps
+    its route.
+
+    Example:
+        >>> mlx_lm_openevolve.disable_optimizations()
+        >>> mlx_lm_openevolve.get_optimization_info()["enabled"]
+        False
+    """
+    global _active
+    with _lock:
+        if _active is not None:
+            for patch in _active.patches:
+                patch.restore()
+            # Another library may have wrapped our replacement: what it holds steps aside.
+            _active.dispatcher.switch(on=False)
+            _active = None
+
+
+@contextlib.contextmanager
+def optimizations(
+    path: str | Path | None = None,
+    *,
+    backend: str | None = None,
+    gate: str = "auto",
+    require_faster: bool = True,
+) -> Iterator[OptimizationInfo]:
+    """enable_optimizations() for the length of a `with` block; what was active before returns.
+
+    Args:
+        path, backend, gate, require_faster: As for enable_optimizations().
+
+    Yields:
+        What get_optimization_info() returned when the block began.
+
+    Raises:
+        What enable_optimizations() raises.
+
+    Example:
+        >>> with mlx_lm_openevolve.optimizations(gate="stored"):
+        ...     text = mlx_lm.generate(model, tokenizer, prompt)
+    """
+    with _lock:
+        previous = _active
+    info = enable_optimizations(path, backend=backend, gate=gate, require_faster=require_faster)
+    try:
+        yield info
+    finally:
+        with _lock:
+            disable_optimizations()
+            if previous is not None:
+                _activate(previous)
+
+
+def get_optimization_info() -> OptimizationInfo:
+    """Everything that was decided so far, as a plain dict.
+
+    Returns:
+        See OptimizationInfo and WorkloadInfo.
+
+    Example:
+        >>> info = mlx_lm_openevolve.get_optimization_info()
+        >>> {slug: row["hits"] for slug, row in info["workloads"].items()}
+        {'attention-b1-hq16-hkv8-lq1-lk1024-d128-v128-bfloat16-none': 896}
+    """
+    with _lock:
+        active = _active
+    info: OptimizationInfo = {
+        "enabled": active is not None,
+        "version": __version__,
+        "backend": None,
+        "device_info": {},
+        "gate": None,
+        "require_faster": None,
+        "registry": [],
+        "workloads": {},
+        "fallbacks": {},
+    }
+    if active is not None:
+        from dataclasses import asdict  # not at import: it is a third of what that takes
+
+        dispatcher = active.dispatcher
+        planner = dispatcher.planner
+        info["backend"] = planner.device.backend
+        info["device_info"] = asdict(planner.device)
+        info["gate"] = planner.mode
+        info["require_faster"] = planner.require_faster
+        info["registry"] = [str(registry.root) for registry in planner.registries]
+        info["workloads"] = dispatcher.info()
+        info["fallbacks"] = dispatcher.fallbacks()
+    return info
+
+
+def _activate(session: _Session) -> None:
+    global _active
+    session.dispatcher.switch(on=True)
+    _install(session.patches)
+    _active = session
+
+
+def _install(patches: list[Patch]) -> None:
+    """All or none."""
+    try:
+        for patch in patches:
+            patch.install()
+    except BaseException:
+        for patch in patches:
+            patch.restore()
+        raise
+
+
+def _prepare(
+    path: str | Path | None, backend: str | None, gate: str, require_faster: bool
+) -> _Session:
+    """Check every argument and build what enabling needs; changes nothing."""
+    from .. import backends, device, errors
+    from ..kernels import registry
+    from ..kernels.kernel import Kernel
+    from . import dispatch, planner
+    from .patch import Patch
+
+    if gate not in planner.GATE_MODES:
+        raise errors.UsageError(f"gate {gate!r} is none of {', '.join(planner.GATE_MODES)}")
+    _check_versions()
+    if backend is not None:
+        reason = backends.get(backend).unavailable()
+        if reason:
+            raise errors.BackendError(f"backend {backend!r}: {reason}")
+
+    root, only = registry.user_root(), None
+    if path is not None:
+        path = Path(path)
+        if path.suffix == ".py":
+            raise errors.UsageError(
+                f"{path} is a program, not a kernel: read it with "
+                f"`mlx-lm-openevolve import {path} --out FOLDER`, then enable that folder"
+            )
+        if (path / "kernel.json").exists():
+            only = Kernel.load(path)
+        elif (path / registry.VERSION).is_dir():
+            root = path
+        else:
+            raise errors.KernelError(
+                f"{path}: neither a kernel folder (no kernel.json) nor a registry root "
+                f"(no {registry.VERSION}/)"
+            )
+    plans = planner.Planner(
+        device.detect(backend),
+        [registry.Registry(root), registry.Registry(registry.tuned_root(), writable=False)],
+        judges=_judges,
+        mode=gate,
+        require_faster=require_faster,
+        only=only,
+    )
+    dispatcher = dispatch.Dispatcher(plans)
+    patches = [
+        Patch(importlib.import_module(point.module), point.name, router.wrap)
+        for router in dispatcher.routers
+        for point in router.op.patch_points
+    ]
+    return _Session(patches, dispatcher)
+
+
+def _judges() -> Judges:
+    """The gate, loaded when it is first needed."""
+    from ..gate.judge import judge
+    from ..gate.worker import judge_in_worker
+    from .planner import Judges
+
+    return Judges(judge, judge_in_worker)
+
+
+def _check_versions() -> None:
+    from ..device import version_of
+    from ..errors import UnsupportedVersionError
+
+    for package, oldest in SUPPORTED.items():
+        wanted = ".".join(map(str, oldest))
+        version = version_of(package)
+        if not version:
+            raise UnsupportedVersionError(
+                f"{package} is not installed; {wanted} or newer is needed"
+            )
+        numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
+        if numbers < oldest:
+            raise UnsupportedVersionError(f"{package} {version} is older than {wanted}")

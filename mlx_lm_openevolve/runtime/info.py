@@ -1,0 +1,36 @@
+"""What get_optimization_info() returns."""
+
+from __future__ import annotations
+
+from typing import Any, TypedDict
+
+__all__ = ["OptimizationInfo", "WorkloadInfo"]
+
+
+class WorkloadInfo(TypedDict):
+    """What one workload runs on. kernel and name are None for the original; hits and fallbacks
+    count calls that a kernel served and that the original served."""
+
+    kernel: str | None
+    name: str | None
+    params: dict[str, int]
+    verdict: dict[str, Any] | None
+    reason: str
+    hits: int
+    fallbacks: int
+
+
+class OptimizationInfo(TypedDict):
+    """Everything that was decided so far. device_info: facts of the chip; registry: roots in the
+    order they are asked; workloads: slug of a bucket -> what it runs on; fallbacks: calls that no
+    workload describes, reason -> count. While nothing is enabled the fields are None or empty."""
+
+    enabled: bool
+    version: str
+    backend: str | None
+    device_info: dict[str, Any]
+    gate: str | None
+    require_faster: bool | None
+    registry: list[str]
+    workloads: dict[str, WorkloadInfo]
+    fallbacks: dict[str, int]

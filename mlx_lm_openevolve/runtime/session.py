@@ -1,0 +1,136 @@
+"""A process that `mlx-lm-openevolve run` patches: from its settings to the line at its end.
+
+    the variable's settings -> activate() once mlx_lm.models.base is loaded -> one line at the end
+
+The first process prints the line; its children, patched as well, leave reports that are added.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import os
+import shutil
+import signal
+import sys
+import traceback
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+__all__ = ["VARIABLE", "activate", "summary", "totals"]
+
+VARIABLE = "MLX_LM_OPENEVOLVE_RUN"
+
+
+def activate() -> None:
+    """Patch this process as the variable says and see to the line at its end.
+
+    Called once mlx_lm.models.base is loaded; never raises, because the command must run.
+    """
+    settings = json.loads(os.environ[VARIABLE])
+    from .api import enable_optimizations, get_optimization_info
+
+    problem = ""
+    try:
+        arguments = ("path", "backend", "gate", "require_faster")
+        enable_optimizations(**{name: settings[name] for name in arguments})
+        if os.environ.get("MLX_LM_OPENEVOLVE") == "0":
+            problem = "MLX_LM_OPENEVOLVE=0"
+    except Exception as error:  # the command goes on without us
+        problem = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if settings["verbose"]:
+            traceback.print_exc()
+    pid = os.getpid()
+    done: list[bool] = []
+
+    def finish() -> None:
+        if done or os.getpid() != pid:  # a fork has its parent's counts
+            return
+        done.append(True)
+        _finish(settings, {"problem": problem, **get_optimization_info()})
+
+    def end(number: int, _: object) -> None:
+        finish()
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+    atexit.register(finish)
+    with contextlib.suppress(ValueError):  # not in the main thread
+        if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, end)
+
+
+def _finish(settings: Mapping[str, Any], info: dict[str, Any]) -> None:
+    """Tell what happened: the first process prints the line, its children leave a report."""
+    folder = Path(settings["folder"] or os.devnull)
+    try:
+        if os.getpid() != settings["pid"]:
+            if folder.is_dir():  # gone where the first process ended before this one
+                (folder / f"{os.getpid()}.json").write_text(json.dumps(info))
+            return
+        reports = [info]
+        for path in sorted(folder.glob("*.json")):
+            with contextlib.suppress(ValueError):  # a child was killed while it wrote
+                reports.append(json.loads(path.read_text()))
+        found = totals(reports)
+        print(f"mlx-lm-openevolve: {summary(found)}", file=sys.stderr, flush=True)
+        if settings["json"]:
+            print(json.dumps(found), flush=True)
+    except OSError:  # a full disk or a closed terminal is no reason to change the exit code
+        pass
+    if os.getpid() == settings["pid"]:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def totals(reports: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """What get_optimization_info() of several processes says together: `processes`, `hits`,
+    `kernels` (name and id -> calls), `fallbacks` (reason -> calls), `workloads`, `problems`."""
+    kernels: Counter[str] = Counter()
+    fallbacks: Counter[str] = Counter()
+    workloads: dict[str, dict[str, Any]] = {}
+    problems: list[str] = []
+    processes = 0
+    for report in reports:
+        processes += 1
+        if report["problem"] and report["problem"] not in problems:
+            problems.append(report["problem"])
+        fallbacks.update(report["fallbacks"])
+        for slug, row in report["workloads"].items():
+            if row["hits"]:
+                kernels[f"{row['name']} {row['kernel']}"] += row["hits"]
+            if row["fallbacks"]:
+                # Where the kernel serves other calls of the workload, its verdict is no reason.
+                reason = "the kernel stepped aside" if row["hits"] else row["reason"]
+                fallbacks[reason] += row["fallbacks"]
+            known = workloads.setdefault(slug, {**row, "hits": 0, "fallbacks": 0})
+            known["hits"] += row["hits"]
+            known["fallbacks"] += row["fallbacks"]
+    return {
+        "processes": processes,
+        "hits": kernels.total(),
+        "kernels": dict(kernels.most_common()),
+        "fallbacks": dict(fallbacks.most_common()),
+        "workloads": workloads,
+        "problems": problems,
+    }
+
+
+def summary(found: Mapping[str, Any]) -> str:
+    """`totals` in one line for a person."""
+    if found["problems"]:
+        return "mlx-lm stays as it is: " + "; ".join(found["problems"])
+    if not found["kernels"] and not found["fallbacks"]:
+        return "no attention call was seen"
+    parts = []
+    for calls, where, names in (
+        (found["hits"], "kernels", found["kernels"]),
+        (sum(found["fallbacks"].values()), "SDPA", found["fallbacks"]),
+    ):
+        detail = "; ".join(f"{name}: {count}" for name, count in names.items())
+        parts.append(f"{calls} attention calls on {where}" + (f" ({detail})" if detail else ""))
+    if found["processes"] > 1:
+        parts.append(f"{found['processes']} processes")
+    return ", ".join(parts)
