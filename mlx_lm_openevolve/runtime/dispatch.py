@@ -13,7 +13,6 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Sequence
-from types import ModuleType
 from typing import Any
 
 import mlx.core as mx
@@ -48,8 +47,8 @@ class Router:
     """Routes the calls of one family. Thread-safe: routes are made under one lock and only ever
     added. `off` is not empty once switched off; it is read on every call."""
 
-    def __init__(self, op: Op[Any, Any], planner: Planner, backend: ModuleType) -> None:
-        self.op, self.planner, self.backend = op, planner, backend
+    def __init__(self, op: Op[Any, Any], planner: Planner) -> None:
+        self.op, self.planner = op, planner
         self.routes: dict[Any, Route] = {}  # by the exact shapes of a call: short-lived
         self.launches: dict[Workload, Route] = {}  # by what launches see of a workload
         self.refused: dict[str, Route] = {}  # by the reason why no workload describes the call
@@ -93,7 +92,7 @@ class Router:
         if plan.kernel is None or plan.verdict is None:
             return Route(plan, plan.reason)
         try:
-            call = self.backend.build(plan.kernel, plan.verdict.params, exact)
+            call = backends.get(self.planner.device.backend).build(plan.kernel, plan.verdict.params, exact)
             # MLX is lazy: what fails to compile or to launch would raise at eval, in the user's
             # code, so this very instance is evaluated once.
             given, wrong = self.op.trial(exact)
@@ -124,8 +123,7 @@ class Dispatcher:
 
     def __init__(self, planner: Planner) -> None:
         self.planner = planner
-        backend = backends.get(planner.device.backend)
-        self.routers = [Router(ops.get(name), planner, backend) for name in ops.FAMILIES]
+        self.routers = [Router(ops.get(name), planner) for name in ops.FAMILIES]
 
     def switch(self, on: bool) -> None:
         """Let calls through to kernels, or, where another library holds our replacement, past

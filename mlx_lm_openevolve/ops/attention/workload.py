@@ -35,7 +35,7 @@ _SLUG = re.compile(
 _LIMIT = 1 << 31
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class _Shape:
     """queries [batch, q_heads, q_len, head_dim], keys [batch, kv_heads, kv_len, head_dim], values
     [batch, kv_heads, kv_len, v_head_dim].
@@ -178,7 +178,7 @@ class _Shape:
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class Workload(_Shape):
     """The shape of one call. See _Shape for the fields."""
 
@@ -202,7 +202,7 @@ class Workload(_Shape):
         return workload
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class Bucket(_Shape):
     """A range of workloads, by its upper end. See _Shape for the fields."""
 

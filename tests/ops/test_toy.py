@@ -1,0 +1,126 @@
+"""A second family costs one folder and one line: a toy goes through the whole house.
+
+The package is copied, the folder tests/support/toy is put beside its families, and one line names
+it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mlx_lm_openevolve import metalhost
+
+ROOT = Path(__file__).resolve().parents[2]
+TOY = ROOT / "tests" / "support" / "toy"
+
+pytestmark = pytest.mark.skipif(
+    not metalhost.compiler_available()[0], reason="no clang for the host backend"
+)
+
+SERVED = """
+import json
+import mlx.core as mx
+import mlx_lm_openevolve
+from mlx_lm_openevolve.ops.toy import target
+
+held = [target.affine]  # in a variable it would be replaced too
+x, scale, shift = mx.random.normal((5, 64)), mx.random.normal((64,)), mx.random.normal((64,))
+want = held[0](x, scale, shift)
+with mlx_lm_openevolve.optimizations(backend="host", require_faster=False):
+    assert target.affine is not held[0]
+    for _ in range(3):
+        assert mx.allclose(target.affine(x, scale, shift), want, atol=1e-5).item()
+    odd = target.affine(x[None], scale, shift)
+    assert odd.shape == (1, 5, 64)
+    info = mlx_lm_openevolve.get_optimization_info()
+assert target.affine is held[0]
+print(json.dumps(info))
+"""
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The package with one more family."""
+    root = tmp_path_factory.mktemp("house")
+    ignored = shutil.ignore_patterns("__pycache__", "evolve", "tuned", "runs")
+    shutil.copytree(ROOT / "mlx_lm_openevolve", root / "mlx_lm_openevolve", ignore=ignored)
+    evolve = shutil.ignore_patterns("__pycache__", "runs")
+    shutil.copytree(ROOT / "evolve", root / "mlx_lm_openevolve" / "evolve", ignore=evolve)
+    shutil.copytree(ROOT / "tuned" / "v2" / "kernels", root / "mlx_lm_openevolve/tuned/v2/kernels")
+    shutil.copytree(TOY, root / "mlx_lm_openevolve" / "ops" / "toy")
+    families = root / "mlx_lm_openevolve" / "ops" / "__init__.py"
+    text = families.read_text()
+    line = 'FAMILIES = ("attention",)'
+    assert text.count(line) == 1
+    families.write_text(text.replace(line, 'FAMILIES = ("attention", "toy")'))
+    return root
+
+
+def run(house: Path, home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(house), "MLX_LM_OPENEVOLVE_HOME": str(home)}
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=house, env=environment, capture_output=True, text=True
+    )
+
+
+def command(house: Path, home: Path, *arguments: str) -> tuple[int, dict[str, object]]:
+    done = run(house, home, "-m", "mlx_lm_openevolve", *arguments, "--json")
+    assert done.stdout, done.stderr
+    return done.returncode, json.loads(done.stdout.splitlines()[-1])
+
+
+def test_a_call_is_gated_served_and_counted(house: Path, home: Path) -> None:
+    kernel = str(house / "mlx_lm_openevolve" / "ops" / "toy" / "kernel")
+    done = run(house, home, "-c", SERVED.replace('backend="host"', f'{kernel!r}, backend="host"'))
+    assert done.returncode == 0, done.stderr
+    info = json.loads(done.stdout.splitlines()[-1])
+    row = info["workloads"]["toy-r8-w64-float32"]
+    assert (row["name"], row["hits"], row["fallbacks"]) == ("toy_affine", 3, 0)
+    assert row["verdict"]["mutants"] == {
+        **row["verdict"]["mutants"], "killed": 5, "of": 5, "survivors": []
+    }  # fmt: skip
+    assert info["fallbacks"] == {"not rows with a scale and a shift": 1}
+    code, listed = command(house, home, "list")
+    assert code == 0
+    assert [v["workload"] for v in listed["verdicts"]] == ["toy-r8-w64-float32"]
+    assert command(house, home, "show", "toy-r8-w64-float32")[0] == 0
+
+
+def test_check_tells_right_from_wrong(house: Path, home: Path, tmp_path: Path) -> None:
+    right = house / "mlx_lm_openevolve" / "ops" / "toy" / "kernel"
+    code, result = command(house, home, "check", str(right), "--backend", "host")
+    assert code == 0, result
+    assert len(result["verdicts"]) == 2
+    for old, new in (
+        ("scale[column]", "scale[row]"),
+        ("T(fma(", "T(0 * fma("),
+        ("x_strides[1]", "0"),
+    ):
+        wrong = tmp_path / "wrong"
+        shutil.copytree(right, wrong, dirs_exist_ok=True)
+        source = wrong / "affine.metal"
+        source.write_text(source.read_text().replace(old, new))
+        code, result = command(house, home, "check", str(wrong), "--backend", "host")
+        assert code == 1, (old, result)
+
+
+def test_evolve_searches_it_without_a_gpu(house: Path, home: Path, tmp_path: Path) -> None:
+    kernel = str(house / "mlx_lm_openevolve" / "ops" / "toy" / "kernel")
+    asked = ["evolve", "--backend", "host", "--workloads", "toys", "--kernels", kernel]
+    code, result = command(
+        house, home, *asked, "--candidates", "4", "--jobs", "1", "--out", str(tmp_path / "run")
+    )
+    assert "error" not in result, result
+    assert code in (0, 1)
+    assert result["candidates"] == 4
+    assert result["valid"] == 1.0
+    assert set(result["best"]) == {"toy-r8-w64-float32", "toy-r16-w64-float32"}
+    assert result["modelled"] is True
+    assert command(house, home, "report", str(tmp_path / "run"))[0] == 0
