@@ -29,7 +29,7 @@ def main() -> int:
     sys.unraisablehook = _dropped
     try:
         code = cli.main()
-    except KeyboardInterrupt:  # a second one, while the first was being told
+    except KeyboardInterrupt:  # a second one, while the first was being reported
         print(SAYS, file=sys.stderr)
         code = 130
     # From here on Ctrl-C ends the process at once: nothing is left to be saved.

@@ -70,8 +70,8 @@ def _apple() -> Device:
     info = _info(mx.gpu)
     name = _command("sysctl", "-n", "machdep.cpu.brand_string") or str(info.get("device_name", ""))
     # An M3 Max is sold with 30 and with 40 GPU cores; only the I/O registry tells them apart.
-    found = re.search(r'"gpu-core-count"\s*=\s*(\d+)', _command("ioreg", "-rc", "AGXAccelerator"))
-    cores = int(found.group(1)) if found else 0
+    count = re.search(r'"gpu-core-count"\s*=\s*(\d+)', _command("ioreg", "-rc", "AGXAccelerator"))
+    cores = int(count.group(1)) if count else 0
     slug = slugify(name or "apple") + (f"-{cores}" if cores else "")
     return Device(
         backend="metal",

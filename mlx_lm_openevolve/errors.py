@@ -61,7 +61,7 @@ class BackendError(OpenEvolveError, RuntimeError):
 
 class MachineError(OpenEvolveError, OSError):
     """The machine failed, no kernel: a full disk, a folder without access, a tool that was killed.
-    Nothing was found out about the kernel at hand."""
+    That says nothing about the kernel at hand."""
 
 
 def interrupted(error: BaseException | None) -> bool:

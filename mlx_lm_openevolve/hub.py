@@ -1,4 +1,4 @@
-"""Hub: whether a model's name can be loaded here, told in one line before anything is started.
+"""Hub: whether a model's name can be loaded here, in one line before anything is started.
 
 mlx-lm takes a folder or a name on the Hub; what it cannot find ends in a long traceback.
 """
@@ -17,9 +17,9 @@ TIMEOUT = 10.0  # seconds for the Hub to answer
 
 def check_model(option: str, name: str) -> None:
     """Raise UsageError where `problem` knows one; `option` is named in the message."""
-    found = problem(name)
-    if found:
-        raise UsageError(f"{option} {name}: {found}")
+    reason = problem(name)
+    if reason:
+        raise UsageError(f"{option} {name}: {reason}")
 
 
 def problem(name: str) -> str:

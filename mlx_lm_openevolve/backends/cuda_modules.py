@@ -140,14 +140,14 @@ def std_hash(data: bytes) -> int:
     def mixed(x: int) -> int:
         return x ^ (x >> 47)
 
-    found = 0xC70F6907 ^ (len(data) * factor & mask)
+    hashed = 0xC70F6907 ^ (len(data) * factor & mask)
     whole = len(data) & ~7
     for i in range(0, whole, 8):
         word = int.from_bytes(data[i : i + 8], "little")
-        found = (found ^ (mixed(word * factor & mask) * factor & mask)) * factor & mask
+        hashed = (hashed ^ (mixed(word * factor & mask) * factor & mask)) * factor & mask
     if rest := data[whole:]:
-        found = (found ^ int.from_bytes(rest, "little")) * factor & mask
-    return mixed(mixed(found) * factor & mask)
+        hashed = (hashed ^ int.from_bytes(rest, "little")) * factor & mask
+    return mixed(mixed(hashed) * factor & mask)
 
 
 def _folder() -> Path:
@@ -191,10 +191,10 @@ def options(architecture: str) -> tuple[str, ...]:
     """NVRTC's, as MLX chooses them for an architecture and this installation. Raises OSError."""
     package = Path(mx.__file__).parent
     headers = package / "include"
-    found = [package.parent / "nvidia" / name / "include" for name in ("cu13", "cuda_runtime")]
+    folders = [package.parent / "nvidia" / name / "include" for name in ("cu13", "cuda_runtime")]
     roots = (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda")
-    found += [Path(root) / "include" for root in roots if root]
-    cuda = next((path for path in found if (path / "cuda_bf16.h").exists()), None)
+    folders += [Path(root) / "include" for root in roots if root]
+    cuda = next((path for path in folders if (path / "cuda_bf16.h").exists()), None)
     if cuda is None or not headers.exists():
         raise OSError("no CUDA headers")
     return (

@@ -23,8 +23,8 @@ __all__ = ["build", "unavailable"]
 
 def unavailable() -> str:
     """ "" where a clang is at hand, else the reason."""
-    found, reason = metalhost.compiler_available()
-    return "" if found else reason
+    available, reason = metalhost.compiler_available()
+    return "" if available else reason
 
 
 def build(

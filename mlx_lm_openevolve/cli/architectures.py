@@ -40,10 +40,10 @@ def models_folder() -> Path | None:
 def callers(folder: Path | None = None) -> Callers:
     """Scan the models of mlx-lm, by default the installed one's. A source that does not parse is
     left out."""
-    found = Callers({}, {})
+    scanned = Callers({}, {})
     folder = folder or models_folder()
     if folder is None:
-        return found
+        return scanned
     for path in sorted(folder.rglob("*.py")):
         parts = path.relative_to(folder).with_suffix("").parts
         if parts == ("base",):
@@ -58,10 +58,10 @@ def callers(folder: Path | None = None) -> Callers:
         for node in ast.walk(tree):
             if isinstance(node, ast.Attribute | ast.Name):
                 uses.get(_path(node, names), set()).add(node.lineno)
-        for table, which in ((found.patched, PATCHED), (found.direct, DIRECT)):
+        for table, which in ((scanned.patched, PATCHED), (scanned.direct, DIRECT)):
             if uses[which]:
                 table[".".join(parts)] = tuple(sorted(uses[which]))
-    return found
+    return scanned
 
 
 def _imported(tree: ast.Module, module: tuple[str, ...]) -> dict[str, str]:

@@ -144,17 +144,17 @@ def show(options: argparse.Namespace, out: Console) -> Result:
     here = _here(bucket)
     out.print(bucket.slug, style="bold", markup=False)
     out.print(f"  here     {here['text']}", markup=False)
-    found = []
+    verdicts = []
     for _, device, verdict in _stored():
         if verdict.workload == bucket.slug:
-            found.append({"device": device, **verdict.to_json()})
+            verdicts.append({"device": device, **verdict.to_json()})
             out.print(f"\n{device}", style="dim", markup=False)
             for line in describe(verdict):
                 out.print(line, markup=False, style=None if verdict.correct else "red")
             stale = _stale(verdict)
             if stale:
                 out.print(f"  stale    {stale}: it is gated again at first use", markup=False)
-    return 0, {"workload": bucket.slug, "here": here, "verdicts": found}
+    return 0, {"workload": bucket.slug, "here": here, "verdicts": verdicts}
 
 
 def _here(bucket: Bucket) -> dict[str, Any]:
@@ -182,11 +182,11 @@ def named(what: str) -> Kernel:
 def _kernel(what: str) -> Kernel:
     """The kernel of that id or name. Raises UsageError."""
     known = {kernel.id: kernel for registry in registries() for kernel in registry.kernels()}
-    found = [kernel for kernel in known.values() if what in (kernel.id, kernel.name)]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        ids = ", ".join(kernel.id for kernel in found)
+    matches = [kernel for kernel in known.values() if what in (kernel.id, kernel.name)]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        ids = ", ".join(kernel.id for kernel in matches)
         raise UsageError(f"{what} is the name of several kernels; choose from {ids}")
     names = ", ".join(f"{kernel.id} ({kernel.name})" for kernel in known.values())
     raise UsageError(
@@ -238,7 +238,7 @@ def status(options: argparse.Namespace, out: Console) -> Result:
     from .. import backends
 
     device, calls = detect(), callers()
-    found: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "version": __version__,
         "python": sys.version.split()[0],
         "os": platform.platform(),
@@ -268,7 +268,7 @@ def status(options: argparse.Namespace, out: Console) -> Result:
     for registry in registries():
         here = registry.workloads(device.slug)
         verdicts = [v for w in here for v in registry.verdicts(device.slug, w)]
-        found["registries"].append(
+        facts["registries"].append(
             {
                 "root": str(registry.root),
                 "writable": registry.writable,
@@ -280,23 +280,23 @@ def status(options: argparse.Namespace, out: Console) -> Result:
                 "bytes": usage(registry.root / VERSION),
             }
         )
-    for line in block(found, calls):
+    for line in block(facts, calls):
         out.print(line, markup=False)
-    return 0, found
+    return 0, facts
 
 
-def block(found: dict[str, Any], calls: Callers) -> list[str]:
+def block(facts: dict[str, Any], calls: Callers) -> list[str]:
     """The block of `status`; the home folder is left out of it."""
-    device = found["device"]
+    device = facts["device"]
     cores = f", {device['cores']} cores" if device["cores"] else ""
     memory = f", {size(device['memory'])}" if device["memory"] else ""
-    rows = [(key, str(found[key])) for key in ("version", "python", "os", "mlx", "mlx_lm", "gate")]
+    rows = [(key, str(facts[key])) for key in ("version", "python", "os", "mlx", "mlx_lm", "gate")]
     name = f"{device['slug']} ({device['name']}, {device['architecture']}{cores}{memory})"
     rows.append(("device", name))
-    rows += [(name, reason) for name, reason in found["backends"].items()]
-    rows += [("set", f"{name}={value}") for name, value in found["variables"].items()]
+    rows += [(name, reason) for name, reason in facts["backends"].items()]
+    rows += [("set", f"{name}={value}") for name, value in facts["variables"].items()]
     rows += _architectures(calls)
-    for row in found["registries"]:
+    for row in facts["registries"]:
         text = (
             f"{row['root']}: {row['kernels']} kernels, {row['accepted_here']} of"
             f" {row['workloads_here']} workloads judged here run on one, {size(row['bytes'])}"
@@ -304,7 +304,7 @@ def block(found: dict[str, Any], calls: Callers) -> list[str]:
         rows.append(("user" if row["writable"] else "tuned", text))
         rows += [("crashed", f"{k}: {reason}") for k, reason in row["poisoned_here"].items()]
     for key in ("cache", "runs"):
-        rows.append((key, f"{found[key]['root']}: {size(found[key]['bytes'])}"))
+        rows.append((key, f"{facts[key]['root']}: {size(facts[key]['bytes'])}"))
     home = str(Path.home())
     return [f"{key:10s} {text.replace(home, '~') if home != '/' else text}" for key, text in rows]
 

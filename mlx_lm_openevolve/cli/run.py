@@ -142,8 +142,8 @@ def _own_model(command: str) -> str:
     name = f"{command.removeprefix('mlx_lm.')}.py"
     for folder in (spec.submodule_search_locations or []) if spec else []:
         with contextlib.suppress(OSError):
-            found = _DEFAULT_MODEL.search((Path(folder) / name).read_text())
-            return found[1] if found else ""
+            match = _DEFAULT_MODEL.search((Path(folder) / name).read_text())
+            return match[1] if match else ""
     return ""
 
 

@@ -161,10 +161,10 @@ def judge_calls(
             return judged
         if not speed:
             return replace(judged, faster=None, reason="correct; speed was not measured")
-        found = compare(build, bucket, device, clock, seed, label, memory, limit)
-        raw = {**raw, "samples": found.samples}
+        timed = compare(build, bucket, device, clock, seed, label, memory, limit)
+        raw = {**raw, "samples": timed.samples}
         return replace(
-            judged, faster=found.faster, reason=found.reason, timing=found.timing, raw=raw
+            judged, faster=timed.faster, reason=timed.reason, timing=timed.timing, raw=raw
         )
 
 

@@ -102,7 +102,7 @@ class Expression:
     __slots__ = ("_tree", "text", "where")
 
     def __init__(self, text: Any, names: frozenset[str], where: str) -> None:
-        # JSON may hold the number or the truth value itself where the expression is a constant.
+        # JSON may hold the number or the boolean itself where the expression is a constant.
         if isinstance(text, bool | int):
             text = str(text)
         if not isinstance(text, str) or not text or len(text) > _MAX_LENGTH:
@@ -129,7 +129,7 @@ class Expression:
             raise KernelError(f"{self.where}: {self.text!r} is {value!r}, expected an integer")
         return value
 
-    def truth(self, values: Mapping[str, Value]) -> bool:
+    def boolean(self, values: Mapping[str, Value]) -> bool:
         """The value as a boolean; KernelError where it is none."""
         value = self(values)
         if type(value) is not bool:

@@ -181,7 +181,7 @@ class Kernel:
         return (
             self.op == workload.op
             and workload.variant in self.variants
-            and self.applies.truth(workload.fields())
+            and self.applies.boolean(workload.fields())
         )
 
     def default_params(self, workload: Workload) -> dict[str, int]:
@@ -212,7 +212,7 @@ class Kernel:
         launches = [
             _launch(spec, values)
             for spec in self.specs
-            if spec.when is None or spec.when.truth(values)
+            if spec.when is None or spec.when.boolean(values)
         ]
         written = set(ops.get(self.op).inputs(workload.variant))
         for launch in launches:

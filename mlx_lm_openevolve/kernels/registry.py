@@ -98,8 +98,8 @@ class Registry:
     def kernels(self) -> list[Kernel]:
         """All kernels that are whole, by id."""
         names = filter(KERNEL_ID.fullmatch, _names(self._base / "kernels"))
-        found = map(self.kernel, names)
-        return [kernel for kernel in found if kernel is not None]
+        kernels = map(self.kernel, names)
+        return [kernel for kernel in kernels if kernel is not None]
 
     def add(self, kernel: Kernel) -> None:
         """Store a kernel under its id; nothing to do where it is there already."""
@@ -121,13 +121,13 @@ class Registry:
         """The stored verdicts on kernels and rewritings for a workload's bucket on a device, best
         first, without `raw`."""
         bucket = workload.bucket()
-        found = [v for v, _ in self._records(device, bucket.layout) if v.workload == bucket.slug]
-        return sorted(found, key=lambda v: v.rank, reverse=True)
+        verdicts = [v for v, _ in self._records(device, bucket.layout) if v.workload == bucket.slug]
+        return sorted(verdicts, key=lambda v: v.rank, reverse=True)
 
     def about(self, device: str, kind: str) -> list[Verdict]:
         """The stored verdicts of another kind (see KINDS), best first."""
-        found = [v for v, _ in self._records(device, kind)]
-        return sorted(found, key=lambda v: v.rank, reverse=True)
+        verdicts = [v for v, _ in self._records(device, kind)]
+        return sorted(verdicts, key=lambda v: v.rank, reverse=True)
 
     def publish(self, device: str, verdict: Verdict) -> None:
         """Store a verdict; one for the same kernel, params and versions replaces the old."""
@@ -162,13 +162,13 @@ class Registry:
             return []
         try:
             items = [item for item in record["verdicts"] if not _foreign(item)]
-            found = [(Verdict.from_json(item), item) for item in items]
-            if any(_layout(verdict) != layout for verdict, _ in found):
+            records = [(Verdict.from_json(item), item) for item in items]
+            if any(_layout(verdict) != layout for verdict, _ in records):
                 raise ValueError("a verdict of another layout")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             self._quarantine(path, str(error))
             return []
-        return found
+        return records
 
     def _raw(self, device: str, layout: str) -> dict[str, Any]:
         """The raw samples of a layout; {} where they are absent or damaged: verdicts do without."""
@@ -176,10 +176,10 @@ class Registry:
         try:
             with gzip.open(path) as file:
                 data = file.read(MAX_RAW_BYTES + 1)
-            found = json.loads(data) if len(data) <= MAX_RAW_BYTES else {}
+            raws = json.loads(data) if len(data) <= MAX_RAW_BYTES else {}
         except (OSError, EOFError, ValueError, zlib.error, RecursionError):
             return {}
-        known = found.items() if isinstance(found, dict) else ()
+        known = raws.items() if isinstance(raws, dict) else ()
         return {key: raw for key, raw in known if isinstance(raw, dict)}
 
     def workloads(self, device: str) -> list[Bucket]:
@@ -201,10 +201,10 @@ class Registry:
     def poisoned(self, device: str) -> dict[str, str]:
         """Kernels that crashed, hung or faulted a worker on this device: id -> reason."""
         record = self._read(self._base / "devices" / device / "poison.json")
-        found = record.get("kernels") if record else None
-        if not isinstance(found, dict):
+        kernels = record.get("kernels") if record else None
+        if not isinstance(kernels, dict):
             return {}
-        return {str(key): str(value) for key, value in found.items()}
+        return {str(key): str(value) for key, value in kernels.items()}
 
     def poison(self, device: str, kernel: str, reason: str) -> None:
         """Remember that a kernel must not run on this device again."""

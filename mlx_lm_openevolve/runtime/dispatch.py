@@ -92,7 +92,9 @@ class Router:
         if plan.kernel is None or plan.verdict is None:
             return Route(plan, plan.reason)
         try:
-            call = backends.get(self.planner.device.backend).build(plan.kernel, plan.verdict.params, exact)
+            call = backends.get(self.planner.device.backend).build(
+                plan.kernel, plan.verdict.params, exact
+            )
             # MLX is lazy: what fails to compile or to launch would raise at eval, in the user's
             # code, so this very instance is evaluated once.
             given, wrong = self.op.trial(exact)

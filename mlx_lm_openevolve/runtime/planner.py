@@ -149,14 +149,14 @@ class Planner:
 
     def _verdicts(self, bucket: Bucket) -> list[Verdict]:
         """Verdicts that count here, one for each (kernel, params), the user's own first."""
-        found: dict[Any, Verdict] = {}
+        verdicts: dict[Any, Verdict] = {}
         stamp = self.stamp(bucket)
         for registry in self.registries:
             for verdict in registry.verdicts(self.device.slug, bucket):
                 key = (verdict.kernel, tuple(sorted(verdict.params.items())))
                 if verdict.kind == "kernel" and verdict.counts_for(stamp):
-                    found.setdefault(key, verdict)
-        return sorted(found.values(), key=lambda v: v.rank, reverse=True)
+                    verdicts.setdefault(key, verdict)
+        return sorted(verdicts.values(), key=lambda v: v.rank, reverse=True)
 
     def _best(self, bucket: Bucket, verdicts: Sequence[Verdict]) -> Plan | None:
         for verdict in verdicts:
@@ -216,11 +216,11 @@ class Planner:
             except KernelError as error:
                 log.warning("%s", error)
         judged = [(v.kernel, dict(v.params)) for v in verdicts]
-        found: list[_Candidate] = []
+        candidates: list[_Candidate] = []
         for i, (id, params) in enumerate(proposals):
             if (id, params) not in judged and (id, params) not in proposals[:i]:
-                found.append(_Candidate(kernels[id], params, id in shipped or id in here))
-        return found[:MAX_CANDIDATES]
+                candidates.append(_Candidate(kernels[id], params, id in shipped or id in here))
+        return candidates[:MAX_CANDIDATES]
 
     def _gate(self, bucket: Bucket) -> Plan:
         start = time.monotonic()
@@ -251,7 +251,7 @@ class Planner:
                 if candidates and not made and seconds == self.budget.workload:
                     with contextlib.suppress(RegistryError):
                         self.user.timed_out(self.device.slug, bucket, self.stamp(bucket))
-        except Exception as error:  # a full disk, say: nothing was found out, and SDPA serves
+        except Exception as error:  # a full disk, say: nothing was decided
             if interrupted(error):
                 raise KeyboardInterrupt from None
             stock = ops.of(bucket).stock

@@ -75,10 +75,10 @@ def _finish(settings: Mapping[str, Any], info: dict[str, Any]) -> None:
         for path in sorted(folder.glob("*.json")):
             with contextlib.suppress(ValueError):  # a child was killed while it wrote
                 reports.append(json.loads(path.read_text()))
-        found = totals(reports)
-        print(f"mlx-lm-openevolve: {summary(found)}", file=sys.stderr, flush=True)
+        report = totals(reports)
+        print(f"mlx-lm-openevolve: {summary(report)}", file=sys.stderr, flush=True)
         if settings["json"]:
-            print(json.dumps(found), flush=True)
+            print(json.dumps(report), flush=True)
     except OSError:  # a full disk or a closed terminal is no reason to change the exit code
         pass
     if os.getpid() == settings["pid"]:
@@ -118,19 +118,19 @@ def totals(reports: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def summary(found: Mapping[str, Any]) -> str:
+def summary(report: Mapping[str, Any]) -> str:
     """`totals` in one line for a person."""
-    if found["problems"]:
-        return "mlx-lm stays as it is: " + "; ".join(found["problems"])
-    if not found["kernels"] and not found["fallbacks"]:
+    if report["problems"]:
+        return "mlx-lm stays as it is: " + "; ".join(report["problems"])
+    if not report["kernels"] and not report["fallbacks"]:
         return "no attention call was seen"
     parts = []
     for calls, where, names in (
-        (found["hits"], "kernels", found["kernels"]),
-        (sum(found["fallbacks"].values()), "SDPA", found["fallbacks"]),
+        (report["hits"], "kernels", report["kernels"]),
+        (sum(report["fallbacks"].values()), "SDPA", report["fallbacks"]),
     ):
         detail = "; ".join(f"{name}: {count}" for name, count in names.items())
         parts.append(f"{calls} attention calls on {where}" + (f" ({detail})" if detail else ""))
-    if found["processes"] > 1:
-        parts.append(f"{found['processes']} processes")
+    if report["processes"] > 1:
+        parts.append(f"{report['processes']} processes")
     return ", ".join(parts)

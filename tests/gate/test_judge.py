@@ -111,7 +111,7 @@ def test_rows_without_a_truth_are_compared_with_sdpa():
     bucket = replace(SMALL, q_len=2048, kv_len=64, batch=1, mask="none")
     case = reference.case("peaked", replace(bucket, q_len=64), 0)
     question = AttentionQuestion(case)
-    unseen = next(i for i in range(64) if i not in question.truth.rows)
+    unseen = next(i for i in range(64) if i not in question.reference.rows)
 
     def build(exact):
         def call(*args):

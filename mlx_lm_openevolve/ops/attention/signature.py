@@ -34,12 +34,12 @@ INPUTS = {
 
 def absent(workload: Workload) -> Mapping[str, Absent]:
     """The inputs that a workload lacks."""
-    found = {}
+    inputs = {}
     if workload.mask not in ("bool", "additive"):
-        found["mask"] = Absent("bool_", 4)
+        inputs["mask"] = Absent("bool_", 4)
     if not workload.sinks and "sinks" in INPUTS[workload.variant]:
-        found["sinks"] = Absent(workload.dtype, 1)
-    return found
+        inputs["sinks"] = Absent(workload.dtype, 1)
+    return inputs
 
 
 def required(workload: Workload) -> frozenset[str]:

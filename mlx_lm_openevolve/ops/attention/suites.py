@@ -30,15 +30,15 @@ def _grid() -> list[Bucket]:
     """Sequence 32 to 4096, head dims 64, 80 and 128, GQA 1 to 8, masks none, bool and causal:
     prefill, one configuration of each (sequence, head dim, mask), heads and dtype varied along."""
     heads = ((8, 8), (16, 8), (32, 8), (32, 4), (24, 24))
-    found = []
+    buckets = []
     for i, length in enumerate((32, 64, 128, 256, 512, 1024, 2048, 4096)):
         for j, dim in enumerate((64, 80, 128)):
             for k, mask in enumerate(("none", "bool", "causal")):
                 q_heads, kv_heads = heads[(i + 2 * j + 3 * k) % len(heads)]
                 dtype = ("bfloat16", "float16")[(i + j + k) % 2]
                 q_len = min(length, 2048)
-                found.append(_w(1, q_heads, kv_heads, q_len, length, dim, mask, dtype))
-    return found
+                buckets.append(_w(1, q_heads, kv_heads, q_len, length, dim, mask, dtype))
+    return buckets
 
 
 SUITES: dict[str, tuple[Bucket, ...]] = {

@@ -191,12 +191,12 @@ class Workload(_Shape):
                 f"not a workload: {slug[:200]!r}; expected a slug such as "
                 "attention-b1-hq32-hkv8-lq1-lk4096-d128-v128-bfloat16-none"
             )
-        found: dict[str, Any] = match.groupdict()
+        fields: dict[str, Any] = match.groupdict()
         for name in ("sinks", "latent"):
-            found[name] = found[name] is not None
+            fields[name] = fields[name] is not None
         for name in (*_SIZES, "kv_bits", "kv_group"):
-            found[name] = int(found[name] or 0)
-        workload = cls(**found)
+            fields[name] = int(fields[name] or 0)
+        workload = cls(**fields)
         if workload.slug != slug:  # leading zeros and the like: one name for one workload
             raise WorkloadError(f"not a workload: {slug!r}; it is spelt {workload.slug!r}")
         return workload

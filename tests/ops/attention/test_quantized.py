@@ -76,7 +76,7 @@ def test_the_truth_is_that_of_the_numbers_kept() -> None:
     scores = asked.keys.decode(0, 1) @ decode(asked.queries[0, 1, 0], "bfloat16") * asked.scale
     weights = np.exp(scores - scores.max())
     want = weights / weights.sum() @ asked.values.decode(0, 1)
-    truth = asked.truth()
+    truth = asked.reference()
     np.testing.assert_allclose(truth.out[truth.pairs.index((0, 1))][0, 0], want, rtol=1e-9)
 
 

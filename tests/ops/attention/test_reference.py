@@ -133,7 +133,7 @@ def test_a_seed_names_its_inputs_and_mlx_randomness_is_untouched():
 @pytest.mark.parametrize(("dtype", "mask"), list(itertools.product(DTYPES, MASKS)))
 def test_sdpa_is_close_to_the_truth_and_wrong_answers_are_far(dtype, mask):
     for made in cases(bucket(mask, dtype=dtype, sinks=True), 3):
-        x, truth = made.upload(), made.truth()
+        x, truth = made.upload(), made.reference()
         call = sdpa(made.workload)
         out = call(x.queries, x.keys, x.values, x.scale, x.mask, x.sinks)
         right = np.array(out.astype(mx.float32))
@@ -146,7 +146,7 @@ def test_sdpa_is_close_to_the_truth_and_wrong_answers_are_far(dtype, mask):
 
 def test_needles_make_one_key_decide():
     made = case("needles", bucket(q_len=1, batch=1), 0)
-    assert made.truth().error(np.zeros((1, 4, 1, 64)))[0] == pytest.approx(1, abs=1e-2)
+    assert made.reference().error(np.zeros((1, 4, 1, 64)))[0] == pytest.approx(1, abs=1e-2)
     k, q = decode(made.keys, "bfloat16"), decode(made.queries, "bfloat16")
     scores = np.sort((q[0, 0, 0] @ k[0, 0].T) * made.scale)
     assert scores[-1] - scores[-3] > 4

@@ -1,7 +1,7 @@
 """Reference: attention in float64, and inputs on which a wrong kernel cannot look right.
 
     bucket --cases(seed)--> Case (NumPy) --upload()--> Inputs (MLX) --> the kernel under test
-                              `--truth()--> Truth (float64) --error(out)--> (max, average)
+                              `--reference()--> Reference (float64) --error(out)--> (max, average)
 
 The inputs of a seed are the same on every device: all randomness comes from NumPy generators, and
 mx.random is never touched. An error is measured against what the arithmetic can be held to: for
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from .baseline import answer, baseline_name, floats, mass, sdpa
 from .encoding import Packed, decode, download, encode, pack, smallest
-from .float64 import Case, Inputs, Truth, attention
+from .float64 import Case, Inputs, Reference, attention
 from .inputs import KINDS, case, cases, mask
 
 __all__ = [
@@ -21,7 +21,7 @@ __all__ = [
     "Case",
     "Inputs",
     "Packed",
-    "Truth",
+    "Reference",
     "answer",
     "attention",
     "baseline_name",

@@ -11,13 +11,13 @@ import numpy.typing as npt
 from ..workload import Workload
 from .encoding import Array, Bool, Float, Packed, decode, lowest, smallest, upload
 
-__all__ = ["Case", "Inputs", "Truth", "attention", "causal", "visible"]
+__all__ = ["Case", "Inputs", "Reference", "attention", "causal", "visible"]
 
 Operand = mx.array | tuple[mx.array, ...]
 
-# Elements of K and V that `truth` converts to float64 for a case, and its query rows.
-_TRUTH_ELEMENTS = 2 << 20
-_TRUTH_ROWS = 16
+# Elements of K and V that `reference` converts to float64 for a case, and its query rows.
+_REFERENCE_ELEMENTS = 2 << 20
+_REFERENCE_ROWS = 16
 
 
 def attention(
@@ -67,7 +67,7 @@ class Inputs:
 
 
 @dataclass(frozen=True, eq=False)
-class Truth:
+class Reference:
     """Float64 results for sampled (batch, KV head) pairs and query rows."""
 
     rows: npt.NDArray[np.int64]
@@ -78,7 +78,7 @@ class Truth:
     logit: float  # the largest magnitude of a logit
 
     def error(self, out: Array) -> tuple[float, float]:
-        """(max, average) of |out - truth| / mass for an output [B, Hq, L, Dv]; inf where NaN."""
+        """(max, average) of |out - reference| / mass, out [B, Hq, L, Dv]; inf where NaN."""
         worst, total, count = 0.0, 0.0, 0
         for (b, h), want, mass, live in zip(
             self.pairs, self.out, self.mass, self.live, strict=True
@@ -160,13 +160,13 @@ class Case:
         dead = np.zeros((1, 1, 1), np.bool_) if seen is None else ~seen.any(-1)
         return np.broadcast_to(dead, (w.batch, w.q_heads, w.q_len))
 
-    def truth(self) -> Truth:
+    def reference(self) -> Reference:
         """Float64 results for as many (batch, KV head) pairs and rows as are affordable; the
         first and the last of each are among them, unless one pair is all."""
         w, rng = self.workload, np.random.default_rng(self.seed)
-        rows = _sample(rng, w.q_len, _TRUTH_ROWS)
+        rows = _sample(rng, w.q_len, _REFERENCE_ROWS)
         share = w.kv_len * (w.head_dim + w.v_head_dim)
-        count = max(1, _TRUTH_ELEMENTS // share)
+        count = max(1, _REFERENCE_ELEMENTS // share)
         pairs = [divmod(int(i), w.kv_heads) for i in _sample(rng, w.batch * w.kv_heads, count)]
         dead = self.dead_rows()
         outs, masses, live, logit = [], [], [], 0.0
@@ -177,10 +177,10 @@ class Case:
             outs.append(out)
             masses.append(mass)
             live.append(~dead[b, heads][:, rows])
-        return Truth(rows, tuple(pairs), tuple(outs), tuple(masses), tuple(live), logit)
+        return Reference(rows, tuple(pairs), tuple(outs), tuple(masses), tuple(live), logit)
 
     def row_error(self, batch: int, head: int, row: int, got: Array) -> float:
-        """Largest |got - truth| / mass of one row [Dv], by float64; inf where it is no number."""
+        """Largest |got - reference| / mass of one row [Dv]; inf where it is no number."""
         out, mass, _ = self._exact(batch, slice(head, head + 1), np.array([row]))
         with np.errstate(invalid="ignore", over="ignore"):
             off = np.abs(got.astype(np.float64) - out[0, 0]) / mass[0, 0]

@@ -60,18 +60,18 @@ class AttentionQuestion(Question):
         self.dtype = x.queries.dtype
         asked = (x.queries, x.keys, x.values, case.scale, x.mask, x.sinks)
         self.answer, self.mass = as_float32(answer(w, *asked)), unit_of(w, *asked)
-        self.truth = case.truth()
-        own = self.truth.error(self.answer)
+        self.reference = case.reference()
+        own = self.reference.error(self.answer)
         if not own[0] < _BELIEVED:  # then SDPA is no measure: only rounding is excused
             own = (0.0, 0.0)
-        floors = _floors(self.dtype, self.truth.logit, w.head_dim)
+        floors = _floors(self.dtype, self.reference.logit, w.head_dim)
         self.own = own
         self.limits = (MULTIPLE * max(own[0], floors[0]), MULTIPLE * max(own[1], floors[1]))
         self._checksum = _checksum(x)
 
     def error(self, got: Float32) -> tuple[float, float]:
         """In units of the sum of p |v|."""
-        return self.truth.error(got)
+        return self.reference.error(got)
 
     def fault(self, got: Float32) -> str:
         """A row that no float64 result was computed for at first, or one with every key masked."""
