@@ -262,7 +262,7 @@ def cases(bucket: Bucket | Workload, seed: int) -> Iterator[Case]:
 
 def mask(workload: Workload, seed: int) -> mx.array | None:
     """An array mask to time a workload with, every key seen that causality allows: a batch of
-    equal lengths. Padding would be work that a kernel may skip: speed is measured without it. A bias
+    equal lengths. Padding would be work that a kernel may skip: it is not timed. A bias
     of its own for every head where the mask is additive; None where there is no array mask."""
     w = workload
     if w.mask in ("none", "causal"):
