@@ -37,15 +37,15 @@ MATH = {
 }
 
 
-def compile_flags(chain: Toolchain, instrument: bool, count: bool, math_mode: str) -> list[str]:
+def compile_flags(tools: Toolchain, instrument: bool, count: bool, math_mode: str) -> list[str]:
     """Flags to compile a translated kernel, or the shim to go with it.
 
     instrument: announce every access to the runtime. count: mark the basic blocks too.
     """
-    aux = "x86_64-linux-gnu" if chain.target.startswith("x86_64") else "aarch64-linux-gnu"
+    aux = "x86_64-linux-gnu" if tools.target.startswith("x86_64") else "aarch64-linux-gnu"
     return [
         *LANGUAGE,
-        *chain.target_flags,
+        *tools.target_flags,
         # The mode in which classes copy between address spaces; it asks for a host's triple.
         *("-Xclang", "-fsycl-is-device", "-Xclang", "-aux-triple", "-Xclang", aux),
         *(INSTRUMENT if instrument else PLAIN),

@@ -3,36 +3,32 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-__all__ = ["MLX_ATTRIBUTES", "ArgumentType", "generate"]
+from .arrays import metal_type
+
+__all__ = ["ArgumentType", "generate", "mentions", "template_arguments"]
 
 # An input of fewer elements is passed in the constant address space.
 CONSTANT_BELOW = 8
 
-MLX_ATTRIBUTES = {
-    "dispatch_quadgroups_per_threadgroup": "uint",
-    "dispatch_simdgroups_per_threadgroup": "uint",
-    "dispatch_threads_per_threadgroup": "uint3",
-    "grid_origin": "uint3",
-    "grid_size": "uint3",
-    "quadgroup_index_in_threadgroup": "uint",
-    "quadgroups_per_threadgroup": "uint",
-    "simdgroup_index_in_threadgroup": "uint",
-    "simdgroups_per_threadgroup": "uint",
-    "thread_execution_width": "uint",
-    "thread_index_in_quadgroup": "uint",
-    "thread_index_in_simdgroup": "uint",
-    "thread_index_in_threadgroup": "uint",
-    "thread_position_in_grid": "uint3",
-    "thread_position_in_threadgroup": "uint3",
-    "threadgroup_position_in_grid": "uint3",
-    "threadgroups_per_grid": "uint3",
-    "threads_per_grid": "uint3",
-    "threads_per_simdgroup": "uint",
-    "threads_per_threadgroup": "uint3",
-}
+# The attributes that a body may name, and the types of their parameters, in MLX's order.
+_ATTRIBUTES = (
+    *("dispatch_quadgroups_per_threadgroup", "dispatch_simdgroups_per_threadgroup"),
+    *("dispatch_threads_per_threadgroup", "grid_origin", "grid_size"),
+    *("quadgroup_index_in_threadgroup", "quadgroups_per_threadgroup"),
+    *("simdgroup_index_in_threadgroup", "simdgroups_per_threadgroup", "thread_execution_width"),
+    *("thread_index_in_quadgroup", "thread_index_in_simdgroup", "thread_index_in_threadgroup"),
+    *("thread_position_in_grid", "thread_position_in_threadgroup"),
+    *("threadgroup_position_in_grid", "threadgroups_per_grid", "threads_per_grid"),
+    *("threads_per_simdgroup", "threads_per_threadgroup"),
+)
+_UINT3 = re.compile(
+    r"dispatch_threads_\w+|grid_\w+|thread(?:group)?_position_\w+|thread(?:group)?s_per_(?!simd)\w+"
+)
 
 
 @dataclass(frozen=True)
@@ -47,6 +43,18 @@ class ArgumentType:
 def mentions(source: str, name: str) -> tuple[bool, bool, bool]:
     """Whether shape, strides and rank of an input are passed: their names occur in the body."""
     return (f"{name}_shape" in source, f"{name}_strides" in source, f"{name}_ndim" in source)
+
+
+def template_arguments(
+    template: Sequence[tuple[str, Any]],
+) -> tuple[list[tuple[str, str]], list[str]]:
+    """Template parameters as (name, kind), and their values as text."""
+    parameters, values = [], []
+    for name, value in template:
+        kind = type(value).__name__ if isinstance(value, (bool, int)) else "typename"
+        parameters.append((name, kind))
+        values.append(metal_type(value) if kind == "typename" else str(value).lower())
+    return parameters, values
 
 
 def generate(
@@ -78,7 +86,9 @@ def generate(
                 add(f"const constant int& {input_name}_ndim")
     for output_name, metal in outputs:
         add(f"device {metal}* {output_name}")
-    parameters += [f"{kind} {a} [[{a}]]" for a, kind in MLX_ATTRIBUTES.items() if a in body]
+    for a in _ATTRIBUTES:
+        if a in body:
+            parameters.append(f"{'uint3' if _UINT3.fullmatch(a) else 'uint'} {a} [[{a}]]")
     lines = ['#line 1 "<signature>"', "using namespace metal;", f'#line 1 "{files[0]}"', header]
     lines.append('#line 1 "<signature>"')
     if template:

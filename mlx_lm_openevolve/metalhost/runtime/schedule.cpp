@@ -27,7 +27,7 @@ unsigned g_thread_count;
 Random g_random;
 unsigned g_current;    // the simdgroup that runs
 unsigned g_rotation;   // of the lanes, by the seed
-bool g_diverged;       // this threadgroup has missed a barrier: said once
+bool g_diverged;       // this threadgroup has missed a barrier, and it is reported
 
 unsigned all_lanes(const Simdgroup& s) { return s.lanes == 32 ? ~0u : (1u << s.lanes) - 1; }
 

@@ -61,20 +61,21 @@ unsigned access_threadgroup(Address address, unsigned size, bool write, bool ato
   for (unsigned i = 1; i < size; ++i) inside = inside && g_owner[at + i] == owner;
   if (!inside) {
     // Name the variable that the address is nearest to.
-    const Variable* near = nullptr;
+    const Variable* nearest = nullptr;
     uint64_t best = ~0ull;
     for (unsigned i = 0; i < g_variable_count; ++i) {
       const Variable& v = g_variables[i];
       const uint64_t distance = address < v.low ? v.low - address : address - v.low - v.size + 1;
-      if (address >= v.low && address < v.low + v.size) { near = &v; break; }
-      if (distance < best) { best = distance; near = &v; }
+      if (address >= v.low && address < v.low + v.size) { nearest = &v; break; }
+      if (distance < best) { best = distance; nearest = &v; }
     }
     Finding f("out-of-bounds");
     f.pc("pc", pc).text("access", access_name(write, atomic)).number("size", size);
     f.text("space", "threadgroup").text("why", "end");
-    if (near) {
-      f.text("variable", near->name).number("offset", (long long)(address - near->low));
-      f.number("extent", (long long)near->size);
+    if (nearest) {
+      f.text("variable", nearest->name);
+      f.number("offset", (long long)(address - nearest->low));
+      f.number("extent", (long long)nearest->size);
     } else {
       f.number("address", (long long)address);
     }
