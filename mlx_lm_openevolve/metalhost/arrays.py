@@ -37,14 +37,18 @@ def metal_type(dtype: Any) -> str:
 
 
 def as_numpy(a: Any) -> tuple[NDArray[Any], str]:
-    """A view of `a` with its strides, and its dtype's name. bfloat16 comes as uint16."""
+    """A view of `a` with its strides, and its dtype's name. bfloat16 comes as uint16, a Python
+    number as MLX's array of it."""
     if isinstance(a, np.ndarray):
         name = dtype_name(a.dtype)
         return (a.view(np.uint16) if name == "bfloat16" else a), name
-    if "mlx" not in type(a).__module__:
-        raise UsageError(f"an input is a {type(a).__name__}, not an mx.array or np.ndarray")
+    number = isinstance(a, (int, float, complex))
+    if not number and "mlx" not in type(a).__module__:
+        message = f"an input is a {type(a).__name__}, not an mx.array, np.ndarray or number"
+        raise UsageError(message)
     import mlx.core as mx
 
+    a = mx.array(a) if number else a
     name = dtype_name(a.dtype)
     view = a.view(mx.uint16) if name == "bfloat16" else a
     mx.eval(view)

@@ -149,7 +149,10 @@ def _compile(
         return findings, None
     call, function = resolve(declared, request.function)
     if function is None:
-        message = f"no kernel named {request.function!r} in the source"
+        message = (
+            f"no kernel named {request.function!r} in the source: does the header end in a comment "
+            "or a directive, without a line break?"
+        )
         return [*findings, Finding("compile", message)], None
     unit = work / "kernel.cpp"
     head = '#include "mlx_utilities.h"\n' if request.utilities else ""
@@ -184,10 +187,11 @@ def _preprocess(
     include = ["-I", str(header_folder())]
     if request.include_root is not None:
         include += ["-I", request.include_root]
+    utilities = ["-include", str(SHIM / "mlx_macros.h")] if request.utilities else []
     done = run_tool(
-        [*tools.clang, "-E", "-x", "c++", "-std=c++17", "-nostdinc", "-undef", "-w",
+        [*tools.clang, "-E", "-x", "c++", "-std=c++14", "-nostdinc", "-undef", "-w",
          "-fno-color-diagnostics", "-fno-caret-diagnostics", *include,
-         "-include", str(SHIM / "macros.h"), str(raw), "-o", str(expanded)]
+         "-include", str(SHIM / "macros.h"), *utilities, str(raw), "-o", str(expanded)]
     )  # fmt: skip
     if done.status != 0:
         message = f"the preprocessor failed: {done.stderr[:300]}"

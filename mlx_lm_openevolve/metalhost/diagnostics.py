@@ -39,7 +39,9 @@ def diagnostics(output: str, sources: Sources, strict: bool = False) -> list[Fin
             findings.append(sources.finding(kind, plain_words(message), file, number))
         else:
             pending = Finding(kind, plain_words(message))
-    return findings if pending is None else [*findings, pending]
+    findings += [pending] if pending else []
+    # What follows an error in the functions that start the kernel says nothing new.
+    return [f for f in findings if f.file != "<entry>"] or findings
 
 
 def plain_words(message: str) -> str:

@@ -7,7 +7,7 @@ from .toolchain import Toolchain
 __all__ = ["MATH", "compile_flags"]
 
 LANGUAGE = [
-    *("-x", "c++", "-std=c++17", "-nostdinc", "-fno-exceptions", "-fno-rtti", "-fwrapv"),
+    *("-x", "c++", "-std=c++14", "-nostdinc", "-fno-exceptions", "-fno-rtti", "-fwrapv"),
     *("-fno-strict-aliasing", "-fno-finite-loops", "-fno-stack-protector", "-fno-math-errno"),
     *("-fno-delete-null-pointer-checks", "-fno-asynchronous-unwind-tables", "-fno-unwind-tables"),
     *("-fno-sanitize=all", "-cl-single-precision-constant", "-fno-color-diagnostics"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from .findings import Finding
 from .flags import MATH
 from .launch import Launch, Options, Size, check_threadgroup, dim3, run
 from .lint import lint_raw
-from .signature import ArgumentType, generate, mentions, template_arguments
+from .signature import ArgumentType, Source, generate, mentions
 
 __all__ = ["MetalKernel", "check_source", "metal_kernel"]
 
@@ -30,18 +30,26 @@ def metal_kernel(
     source: str,
     header: str = "",
     ensure_row_contiguous: bool = True,
+    atomic_outputs: bool = False,
+    compile_options: Mapping[str, str] | None = None,
+    *,
     math_mode: str = "safe",
 ) -> MetalKernel:
     """A kernel from a body, as `mx.fast.metal_kernel` takes it.
 
     The signature around the body follows MLX's rules: shapes, strides, ranks and attributes that
-    the body's text mentions are declared. math_mode: "safe", "relaxed" or "fast".
+    the body's text mentions are declared. atomic_outputs: outputs are `device atomic<T>*`.
+    math_mode: "safe", "relaxed" or "fast"; MLX takes it as compile_options["math_mode"].
 
     Raises: UsageError.
     """
+    options = {"math_mode": math_mode, **(compile_options or {})}
+    unknown = ", ".join(sorted(options.keys() - {"math_mode"}))
+    if unknown:
+        raise UsageError(f"compile_options has no {unknown}: use math_mode")
     return MetalKernel(
         name, tuple(input_names), tuple(output_names), source, header, ensure_row_contiguous,
-        math_mode,
+        atomic_outputs, options["math_mode"],
     )  # fmt: skip
 
 
@@ -55,6 +63,7 @@ class MetalKernel:
     source: str
     header: str
     ensure_row_contiguous: bool
+    atomic_outputs: bool
     math_mode: str
 
     def __post_init__(self) -> None:
@@ -75,6 +84,8 @@ class MetalKernel:
         output_shapes: Sequence[Size],
         output_dtypes: Sequence[Any],
         init_value: float | None = None,
+        verbose: bool = False,
+        stream: object = None,
         seed: int = 0,
         sanitize: bool = True,
         count: bool = False,
@@ -83,7 +94,9 @@ class MetalKernel:
     ) -> Launch:
         """Compiles the kernel, or takes it from the cache, and runs it. Findings never raise.
 
-        grid, threadgroup: (x, y, z) in threads. seed: of the schedule, 0 is the plain order.
+        inputs: arrays of MLX or NumPy, or Python's numbers, which MLX makes arrays of rank 0.
+        grid, threadgroup: (x, y, z) in threads. verbose: print the generated source.
+        stream: of no meaning here. seed: of the schedule, 0 is the plain order.
         sanitize: check every access. count: fill `Launch.counters`.
         time_limit: seconds of run time. memory_limit: bytes of the launch's arrays.
 
@@ -103,7 +116,10 @@ class MetalKernel:
             arguments.append(
                 Argument(data, dtype, name, writable=True, unwritten=init_value is None)
             )
-        program = self._build(arrays, template, output_dtypes, sanitize or count, count)
+        source = self._source(arrays, template, output_dtypes)
+        if verbose:
+            print(f"Generated source code for `{self.name}`:\n```\n{source.text}\n```")
+        program = self._build(source, sanitize or count, count)
         return run(program, dict(enumerate(arguments)), options)
 
     def compile(
@@ -115,7 +131,18 @@ class MetalKernel:
         sanitize: bool = True,
     ) -> tuple[Finding, ...]:
         """Compiles only, for inputs of these dtypes, sizes and ranks; the findings of that."""
-        return self._build(self._inputs(inputs), template, output_dtypes, sanitize).findings
+        source = self.generated(inputs, template, output_dtypes=output_dtypes)
+        return self._build(source, sanitize).findings
+
+    def generated(
+        self,
+        inputs: Sequence[Any],
+        template: Sequence[tuple[str, Any]] | None = None,
+        *,
+        output_dtypes: Sequence[Any],
+    ) -> Source:
+        """The source for inputs of these dtypes, sizes and ranks, as MLX generates it."""
+        return self._source(self._inputs(inputs), template, output_dtypes)
 
     def _inputs(self, inputs: Sequence[Any]) -> list[tuple[NDArray[Any], str]]:
         if len(inputs) != len(self.input_names):
@@ -127,26 +154,25 @@ class MetalKernel:
             arrays = [(np.ascontiguousarray(a).reshape(a.shape), d) for a, d in arrays]
         return arrays
 
-    def _build(
+    def _source(
         self,
         arrays: Sequence[tuple[NDArray[Any], str]],
         template: Sequence[tuple[str, Any]] | None,
         output_dtypes: Sequence[Any],
-        instrument: bool,
-        count: bool = False,
-    ) -> Program:
+    ) -> Source:
         kinds = [ArgumentType(METAL_TYPES[d], a.size, a.ndim) for a, d in arrays]
-        parameters, values = template_arguments(template or ())
-        files = (f"{self.name}.header", self.name)
-        text = generate(
-            f"custom_kernel_{self.name}", self.source, self.header,
+        return generate(
+            self.name, self.source, self.header,
             list(zip(self.input_names, kinds, strict=True)),
             list(zip(self.output_names, map(metal_type, output_dtypes), strict=True)),
-            parameters, files,
+            template or (), self.atomic_outputs,
         )  # fmt: skip
-        function = f"custom_kernel_{self.name}" + (f"<{', '.join(values)}>" if values else "")
+
+    def _build(self, source: Source, instrument: bool, count: bool = False) -> Program:
+        files = (f"{self.name}.header", self.name)
         request = Request(
-            text, function, ((files[1], self.source), (files[0], self.header)),
+            source.marked(*files), source.function,
+            ((files[1], self.source), (files[0], self.header)),
             math_mode=self.math_mode, instrument=instrument, count=count, utilities=True,
         )  # fmt: skip
         return build(request)

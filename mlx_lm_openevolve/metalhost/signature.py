@@ -10,7 +10,7 @@ from typing import Any
 
 from .arrays import metal_type
 
-__all__ = ["ArgumentType", "generate", "mentions", "template_arguments"]
+__all__ = ["ArgumentType", "Source", "generate", "mentions", "template_arguments"]
 
 # An input of fewer elements is passed in the constant address space.
 CONSTANT_BELOW = 8
@@ -39,6 +39,11 @@ class ArgumentType:
     size: int
     ndim: int
 
+    @property
+    def constant(self) -> bool:
+        """Whether it is passed in the constant address space."""
+        return self.size < CONSTANT_BELOW
+
 
 def mentions(source: str, name: str) -> tuple[bool, bool, bool]:
     """Whether shape, strides and rank of an input are passed: their names occur in the body."""
@@ -53,8 +58,32 @@ def template_arguments(
     for name, value in template:
         kind = type(value).__name__ if isinstance(value, (bool, int)) else "typename"
         parameters.append((name, kind))
-        values.append(metal_type(value) if kind == "typename" else str(value).lower())
+        values.append(metal_type(value) if kind == "typename" else str(int(value)))
     return parameters, values
+
+
+@dataclass(frozen=True)
+class Source:
+    """A generated source: `function` is its kernel's name, `head` ends where the parameters begin,
+    `parameters` where the body does."""
+
+    function: str
+    head: str
+    parameters: str
+    body: str
+    tail: str
+
+    @property
+    def text(self) -> str:
+        """What MLX gives to Apple's compiler behind its own utilities, to the letter."""
+        return self.head + self.parameters + self.body + self.tail
+
+    def marked(self, header_file: str, body_file: str) -> str:
+        """The same with line markers, each on a line of its own, that name header and body."""
+        return (
+            f'#line 1 "{header_file}"\n{self.head}#line 1 "<signature>"\n{self.parameters}'
+            f'#line 1 "{body_file}"\n{self.body}{self.tail}'
+        )
 
 
 def generate(
@@ -63,18 +92,27 @@ def generate(
     header: str,
     inputs: Sequence[tuple[str, ArgumentType]],
     outputs: Sequence[tuple[str, str]],
-    template: Sequence[tuple[str, str]],
-    files: tuple[str, str],
-) -> str:
-    """The whole source. `outputs` are (name, Metal type); `template` is (name, kind of parameter);
-    `files` are the names that line markers give to the header and to the body."""
-    parameters: list[str] = []
+    template: Sequence[tuple[str, Any]] = (),
+    atomic_outputs: bool = False,
+) -> Source:
+    """The source around a body. `outputs` are (name, Metal type), `template` is (name, value).
 
-    def add(text: str) -> None:
-        parameters.append(f"{text} [[buffer({len(parameters)})]]")
+    As in MLX nothing stands between the header and the signature: a header that ends in a comment
+    or in a directive takes the signature's first line with it.
+    """
+    attributes = [
+        f"  {'uint3' if _UINT3.fullmatch(a) else 'uint'} {a} [[{a}]]"
+        for a in _ATTRIBUTES
+        if a in body
+    ]
+    lines = [""]
+
+    def add(text: str, last: bool = False) -> None:
+        lines[-1] += f"  {text} [[buffer({len(lines) - 1})]]{') {' if last else ','}\n"
+        lines.append("")
 
     for input_name, kind in inputs:
-        space = "constant" if kind.size < CONSTANT_BELOW else "device"
+        space = "constant" if kind.constant else "device"
         add(f"const {space} {kind.metal}{'*' if kind.ndim else '&'} {input_name}")
         if kind.ndim:
             shape, strides, ndim = mentions(body, input_name)
@@ -85,14 +123,24 @@ def generate(
             if ndim:
                 add(f"const constant int& {input_name}_ndim")
     for output_name, metal in outputs:
-        add(f"device {metal}* {output_name}")
-    for a in _ATTRIBUTES:
-        if a in body:
-            parameters.append(f"{'uint3' if _UINT3.fullmatch(a) else 'uint'} {a} [[{a}]]")
-    lines = ['#line 1 "<signature>"', "using namespace metal;", f'#line 1 "{files[0]}"', header]
-    lines.append('#line 1 "<signature>"')
+        metal = f"atomic<{metal}>" if atomic_outputs else metal
+        # MLX compares the slot with the number of arrays: behind inputs whose shapes are passed
+        # too, the list ends after the first output. Such a source does not compile there either.
+        ends = len(lines) - 1 >= len(inputs) + len(outputs) - 1 and not attributes
+        add(f"device {metal}* {output_name}", ends)
+    if attributes:
+        lines.append(",\n".join(attributes) + ") {\n")
+
+    parameters, values = template_arguments(template)
+    function = f"custom_kernel_{name}" + ("__" + "_".join(values).replace("-", "_") if values else "")
+    for _, kind in inputs:
+        passed = "s" if kind.ndim == 0 else "c" if kind.constant else ""
+        function += f"_{kind.metal}{passed}"
+    function += "".join(f"_{metal}" for _, metal in outputs)
+    head, tail = header, "\n}\n"
     if template:
-        lines.append("template <" + ", ".join(f"{kind} {n}" for n, kind in template) + ">")
-    lines.append(f"[[kernel]] void {name}(" + ", ".join(parameters) + ") {")
-    lines += [f'#line 1 "{files[1]}"', body, '#line 1 "<signature>"', "}", ""]
-    return "\n".join(lines)
+        head += "template <" + ", ".join(f"{kind} {n}" for n, kind in parameters) + ">\n"
+        call = f"{function}<{', '.join(values)}>"
+        tail += f'\ntemplate [[host_name("{function}")]] [[kernel]] decltype({call}) {call};\n'
+    head += f"[[kernel]] void {function}(\n"
+    return Source(function, head, "".join(lines), body, tail)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import tempfile
 from typing import Any
 
 import mlx.core as mx
@@ -10,21 +12,20 @@ import pytest
 from probe import launch, messages, on_host
 
 from mlx_lm_openevolve.metalhost import metal_function, metal_kernel
-from mlx_lm_openevolve.metalhost.signature import ArgumentType, generate
+from mlx_lm_openevolve.metalhost.signature import _ATTRIBUTES, ArgumentType, generate
 
 
 def test_the_signature_declares_what_the_body_mentions() -> None:
-    text = generate(
+    source = generate(
         "k",
         "y[0] = x_shape[0] + s_ndim + thread_index_in_simdgroup;",
         "// header",
         [("x", ArgumentType("float", 64, 2)), ("s", ArgumentType("int32_t", 3, 1)),
          ("z", ArgumentType("bfloat16_t", 1, 0))],
         [("y", "float")],
-        [("T", "typename"), ("N", "int")],
-        ("k.header", "k"),
+        [("T", mx.float16), ("N", 4)],
     )  # fmt: skip
-    flat = " ".join(text.split())
+    flat = " ".join(source.text.split())
     assert "const device float* x [[buffer(0)]], const constant int* x_shape [[buffer(1)]]" in flat
     assert (
         "const constant int32_t* s [[buffer(2)]], const constant int& s_ndim [[buffer(3)]]" in flat
@@ -34,6 +35,79 @@ def test_the_signature_declares_what_the_body_mentions() -> None:
     assert "template <typename T, int N>" in flat
     assert "x_strides" not in flat
     assert "threads_per_grid" not in flat
+
+
+def mlx_source(capfd: pytest.CaptureFixture[str], kernel: Any, **call: Any) -> str:
+    """The source that MLX would give to Apple's compiler: exporting a call needs no GPU."""
+    inputs = call.pop("inputs")
+    arrays = [a for a in inputs if isinstance(a, mx.array)]
+
+    def graph(*traced: mx.array) -> Any:
+        rest = iter(traced)
+        given = [next(rest) if isinstance(a, mx.array) else a for a in inputs]
+        return kernel(inputs=given, verbose=True, **call)
+
+    capfd.readouterr()
+    with tempfile.TemporaryDirectory() as folder:
+        mx.export_function(f"{folder}/graph.mlxfn", graph, *arrays)
+    printed = re.fullmatch(
+        r"Generated source code for `\w+`:\n```\n(.*)\n```\n", capfd.readouterr().out, re.S
+    )
+    assert printed is not None
+    return printed[1]
+
+
+SOURCES: dict[str, dict[str, Any]] = {
+    "plain": {"body": "y[thread_position_in_grid.x] = a[0];", "inputs": [mx.zeros((32,))]},
+    "header without a line break": {"body": "y[0] = a[0];", "header": "// cut off"},
+    "shapes": {"body": "// a_shape a_strides a_ndim b_ndim thread_position_in_grid",
+               "inputs": [mx.zeros((2, 3, 4)), mx.zeros((7,), mx.bfloat16)]},
+    "small, scalar": {"body": "grid_size;",
+                      "inputs": [mx.zeros((7,)), mx.array(1, mx.int8), mx.zeros((8,), mx.bool_)]},
+    "numbers": {"body": "y[0] = a + b + c;", "inputs": [3, 2.5, True]},
+    "template": {"body": "grid_size;", "header": "typedef int I;\n",
+                 "template": [("T", mx.bfloat16), ("N", 3), ("M", -3), ("F", True), ("G", False)]},
+    "several outputs": {"body": "threads_per_grid;", "outputs": ["y", "z"]},
+    "several outputs, no attribute": {"body": "y[0] = 1;", "outputs": ["y", "z"]},
+    "several outputs behind shapes": {"body": "a_shape[0];", "outputs": ["y", "z"]},
+    "every attribute": {"body": " ".join(_ATTRIBUTES)},
+    "atomic": {"body": "thread_index_in_simdgroup", "atomic_outputs": True},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", SOURCES.values(), ids=SOURCES)
+def test_the_source_is_mlxs_to_the_letter(
+    case: dict[str, Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    inputs = case.get("inputs", [mx.zeros((32,))])
+    outputs = case.get("outputs", ["y"])
+    made = ("k", list("abc"[: len(inputs)]), outputs, case["body"], case.get("header", ""))
+    atomic = case.get("atomic_outputs", False)
+    call = {"inputs": inputs, "template": case.get("template", []),
+            "output_dtypes": [mx.float16, mx.float32][: len(outputs)]}  # fmt: skip
+    sizes = {"grid": (1, 1, 1), "threadgroup": (1, 1, 1), "output_shapes": [(1,)] * len(outputs)}
+    expected = mlx_source(
+        capfd, mx.fast.metal_kernel(*made, atomic_outputs=atomic), **call, **sizes
+    )
+    assert metal_kernel(*made, atomic_outputs=atomic).generated(**call).text == expected
+
+
+@on_host
+def test_a_header_that_swallows_the_signature_is_refused() -> None:
+    """MLX puts nothing between header and signature."""
+    body = "y[thread_position_in_grid.x] = 1;"
+    for header, template in [
+        ("// ends here", None),
+        ("// ends here", [("T", mx.float32)]),
+        ("#define ONE 1", None),
+        ("#if 1\n#endif", None),
+        ("constant int one = 1; // \\\n", None),
+    ]:
+        done = launch(body, header=header, template=template)
+        assert {f.kind for f in done.findings} == {"compile"}, header
+        assert launch(body, header=header + "\n", template=template).ok or "\\" in header
+    done = launch(body, header="constant int one = 1;")
+    assert done.ok, messages(done)
 
 
 @on_host
