@@ -132,7 +132,8 @@ def generate(
         lines.append(",\n".join(attributes) + ") {\n")
 
     parameters, values = template_arguments(template)
-    function = f"custom_kernel_{name}" + ("__" + "_".join(values).replace("-", "_") if values else "")
+    function = f"custom_kernel_{name}"
+    function += "__" + "_".join(values).replace("-", "_") if values else ""
     for _, kind in inputs:
         passed = "s" if kind.ndim == 0 else "c" if kind.constant else ""
         function += f"_{kind.metal}{passed}"

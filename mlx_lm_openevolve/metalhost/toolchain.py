@@ -37,6 +37,8 @@ METAL_HEADERS = (
     *("metal_quadgroup", "metal_numeric", "metal_utility", "metal_array", "simd/simd.h"),
 )
 
+MACOS = "14.0"  # the oldest macOS that MLX's wheels run on, and so our programs
+
 HERE = Path(__file__).parent
 SHIM = HERE / "shim"
 RUNTIME = HERE / "runtime"
@@ -101,8 +103,9 @@ def _toolchain(compiler: str | None) -> Toolchain:
         version = _version([path])
         if "clang" not in version:
             raise BackendError(f"MLX_LM_OPENEVOLVE_CXX must name a clang, not {version!r}")
-        triple = target.replace("-macos", "-apple-macos")
-        return Toolchain((path,), (path,), (path,), triple, version)
+        triple = target.replace("-macos", f"-apple-macos{MACOS}")
+        compiler_for = (path, "-target", triple) if "apple" in triple else (path,)
+        return Toolchain((path,), compiler_for, compiler_for, triple, version)
     zig = _zig()
     if zig is None:
         raise BackendError(
@@ -111,8 +114,9 @@ def _toolchain(compiler: str | None) -> Toolchain:
     tool = str(zig)
     version = "zig " + _version([tool, "clang"])
     # The libc is linked by zig, from its own stubs; raw clang compiles, for its speed.
-    clang_target = target.replace("-macos", "-apple-macos")
-    link_target = target + ".2.28" if target.endswith("-gnu") else target
+    clang_target = target.replace("-macos", f"-apple-macos{MACOS}")
+    libc = {"gnu": ".2.28", "macos": f".{MACOS}"}
+    link_target = target + libc.get(target.split("-")[-1], "")
     link: tuple[str, ...]
     link = (tool, "build-exe", "-target", link_target, "-lc", "-fno-compiler-rt", "-fno-ubsan-rt")
     if target.endswith("-musl"):

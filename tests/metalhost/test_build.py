@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -17,9 +18,14 @@ from probe import launch, messages, on_host
 from mlx_lm_openevolve import metalhost
 from mlx_lm_openevolve.errors import BackendError, UsageError
 from mlx_lm_openevolve.metalhost import compiler_available, metal_kernel
+from mlx_lm_openevolve.metalhost.build import Request, _build
 from mlx_lm_openevolve.metalhost.cache import Store
+from mlx_lm_openevolve.metalhost.findings import Sources
+from mlx_lm_openevolve.metalhost.signature import generate
 from mlx_lm_openevolve.metalhost.symbols import LineTable
-from mlx_lm_openevolve.metalhost.toolchain import RUNTIME, SHIM, toolchain
+from mlx_lm_openevolve.metalhost.toolchain import RUNTIME, SHIM, _toolchain, toolchain
+
+MAC = "aarch64-macos"
 
 
 def test_wrong_use_is_one_clear_line() -> None:
@@ -152,7 +158,7 @@ def test_the_store_builds_once_and_stays_small(tmp_path: Path) -> None:
 
 
 @on_host
-@pytest.mark.parametrize("target", ["aarch64-macos", "x86_64-macos", "aarch64-linux-gnu.2.28"])
+@pytest.mark.parametrize("target", [MAC, "x86_64-macos", "aarch64-linux-gnu.2.28"])
 def test_the_runtime_builds_for_other_machines(target: str, tmp_path: Path) -> None:
     tool = toolchain().runtime[0]
     if not tool.endswith("zig"):
@@ -177,6 +183,42 @@ def test_the_runtime_builds_for_other_machines(target: str, tmp_path: Path) -> N
     assert done.returncode == 0, done.stderr[:2000]
     magic = (tmp_path / "program").read_bytes()[:4]
     assert magic == (b"\xcf\xfa\xed\xfe" if "macos" in target else b"\x7fELF")
+
+
+def load_commands(program: bytes) -> dict[int, bytes]:
+    """The load commands of a Mach-O program by their number."""
+    (count,) = struct.unpack_from("<I", program, 16)
+    commands, at = {}, 32
+    for _ in range(count):
+        number, size = struct.unpack_from("<II", program, at)
+        commands[number] = program[at + 8 : at + size]
+        at += size
+    return commands
+
+
+@on_host
+@pytest.mark.parametrize("count", [False, True])
+def test_a_kernel_builds_for_a_mac(
+    count: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Signed, for the oldest macOS of MLX's wheels, with the lines of the kernel."""
+    if not toolchain().runtime[0].endswith("zig"):
+        pytest.skip("needs zig, which brings the libraries of other systems")
+    monkeypatch.setattr("mlx_lm_openevolve.metalhost.toolchain._host_target", lambda: MAC)
+    mac = _toolchain.__wrapped__(None)
+    body = "y[thread_position_in_grid.x] = 1;\ny[0] = simd_sum(1.0f);"
+    source = generate("probe", body, "", [], [("y", "float")])
+    request = Request(
+        source.marked("header", "probe"), source.function, (("probe", body),), utilities=True,
+        count=count,
+    )  # fmt: skip
+    _build(request, mac, Sources({"probe": body}), tmp_path)
+    commands = load_commands((tmp_path / "kernel").read_bytes())
+    platform, oldest = struct.unpack_from("<II", commands[0x32])  # LC_BUILD_VERSION
+    assert (platform, oldest >> 16, oldest >> 8 & 0xFF) == (1, 14, 0)
+    assert 0x1D in commands  # LC_CODE_SIGNATURE
+    rows = LineTable(tmp_path / "kernel.o").rows
+    assert {("probe", 1), ("probe", 2)} <= {row[1:] for row in rows}
 
 
 @on_host

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
-import tempfile
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
+from mlx_kernels import generated
 from probe import launch, messages, on_host
 
 from mlx_lm_openevolve.metalhost import metal_function, metal_kernel
@@ -35,26 +34,6 @@ def test_the_signature_declares_what_the_body_mentions() -> None:
     assert "template <typename T, int N>" in flat
     assert "x_strides" not in flat
     assert "threads_per_grid" not in flat
-
-
-def mlx_source(capfd: pytest.CaptureFixture[str], kernel: Any, **call: Any) -> str:
-    """The source that MLX would give to Apple's compiler: exporting a call needs no GPU."""
-    inputs = call.pop("inputs")
-    arrays = [a for a in inputs if isinstance(a, mx.array)]
-
-    def graph(*traced: mx.array) -> Any:
-        rest = iter(traced)
-        given = [next(rest) if isinstance(a, mx.array) else a for a in inputs]
-        return kernel(inputs=given, verbose=True, **call)
-
-    capfd.readouterr()
-    with tempfile.TemporaryDirectory() as folder:
-        mx.export_function(f"{folder}/graph.mlxfn", graph, *arrays)
-    printed = re.fullmatch(
-        r"Generated source code for `\w+`:\n```\n(.*)\n```\n", capfd.readouterr().out, re.S
-    )
-    assert printed is not None
-    return printed[1]
 
 
 SOURCES: dict[str, dict[str, Any]] = {
@@ -86,9 +65,7 @@ def test_the_source_is_mlxs_to_the_letter(
     call = {"inputs": inputs, "template": case.get("template", []),
             "output_dtypes": [mx.float16, mx.float32][: len(outputs)]}  # fmt: skip
     sizes = {"grid": (1, 1, 1), "threadgroup": (1, 1, 1), "output_shapes": [(1,)] * len(outputs)}
-    expected = mlx_source(
-        capfd, mx.fast.metal_kernel(*made, atomic_outputs=atomic), **call, **sizes
-    )
+    expected = generated(capfd, mx.fast.metal_kernel(*made, atomic_outputs=atomic), **call, **sizes)
     assert metal_kernel(*made, atomic_outputs=atomic).generated(**call).text == expected
 
 
