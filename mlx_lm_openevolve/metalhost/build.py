@@ -156,7 +156,10 @@ def _compile(
         return [*findings, Finding("compile", message)], None
     unit = work / "kernel.cpp"
     head = '#include "mlx_utilities.h"\n' if request.utilities else ""
-    unit.write_text(f"{head}{text}\n{entry(call, function)}", encoding="utf-8")
+    # A helper that waits is known by its call: calls in two branches are not merged into one.
+    head += "#pragma clang attribute push(__attribute__((nomerge)), apply_to = function)\n"
+    tail = f"\n#pragma clang attribute pop\n{entry(call, function)}"
+    unit.write_text(f"{head}{text}{tail}", encoding="utf-8")
     flags = compile_flags(tools, request.instrument, request.count, request.math_mode)
     shim = precompiled_shim(tools, tuple(flags))
     command = [*tools.clang, *flags, "-include-pch", str(shim), "-I", str(SHIM), str(unit)]

@@ -15,6 +15,16 @@ LANGUAGE = [
     *("-Xclang", "-fbfloat16-excess-precision=none", "-ferror-limit=40"),
     *("-fdiagnostics-format=clang", "-fno-caret-diagnostics", "-fno-crash-diagnostics"),
     "-Wno-everything",
+    "-flax-vector-conversions=none",
+    # Each wait is known by its path of calls (runtime/schedule.cpp): calls stay calls, frames are
+    # linked, and no call is copied.
+    *(
+        "-fno-omit-frame-pointer",
+        "-fno-optimize-sibling-calls",
+        "-mllvm",
+        "-disable-tail-duplicate",
+    ),
+    *("-mllvm", "-disable-early-taildup", "-mllvm", "-tail-dup-placement=0"),
 ]
 INSTRUMENT = [
     *("-O1", "-fno-vectorize", "-fno-slp-vectorize", "-gline-tables-only", "-gdwarf-4"),

@@ -65,7 +65,8 @@ def precompiled_shim(tools: Toolchain, flags: tuple[str, ...]) -> Path:
 def runtime_object(tools: Toolchain) -> Path:
     """The runtime, compiled."""
     flags = ["-std=c++17", "-O2", "-fno-exceptions", "-fno-rtti", "-fno-stack-protector",
-             "-fno-sanitize=all", "-fno-threadsafe-statics", "-g0"]  # fmt: skip
+             "-fno-sanitize=all", "-fno-threadsafe-statics", "-g0",
+             "-fno-omit-frame-pointer"]  # fmt: skip
 
     def make(work: Path) -> None:
         files = ["-c", str(RUNTIME / "metalhost.cpp"), "-o", str(work / "runtime.o")]

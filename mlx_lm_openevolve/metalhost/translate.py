@@ -134,7 +134,7 @@ def _threadgroup_variables(text: str) -> str:
                 f"typedef {align}{spelled} {name}_mh_type{dims}; "
                 f"static constexpr char {name}_mh_key = 0; "
                 f"threadgroup {name}_mh_type& {name} = "
-                f'mh::threadgroup_variable<{name}_mh_type>(&{name}_mh_key, "{name}", __LINE__);'
+                f'mh::threadgroup_variable<{name}_mh_type>(&{name}_mh_key, "{name}");'
             )
         return "".join(out)
 

@@ -117,3 +117,55 @@ def test_divergence_is_found_once_and_the_launch_goes_on() -> None:
     finding = only(done, "divergent-barrier")
     assert finding.line == 2
     assert "has returned" in finding.message
+
+
+HELPERS = {
+    "two calls on one line": ("", "simd_sum(v)"),
+    "an inline helper": ("inline float total(float v) { return simd_sum(v); }\n", "total(v)"),
+    "a helper that is not inlined": (
+        "float total(float v, int n) { return n ? total(v, n - 1) : simd_sum(v); }\n",
+        "total(v, 3)",
+    ),
+    "a method": (
+        "struct Sum { float v; float of() const thread { return simd_sum(v); } };\n",
+        "Sum{v}.of()",
+    ),
+    "a lambda": ("", "[](float x) { return simd_sum(x); }(v)"),
+    "a macro": ("#define TOTAL simd_sum(v)\n", "TOTAL"),
+}
+
+
+@on_host
+@pytest.mark.parametrize("sanitize", [True, False])
+@pytest.mark.parametrize(("header", "call"), HELPERS.values(), ids=HELPERS)
+def test_the_lanes_of_each_branch_are_alone(header: str, call: str, sanitize: bool) -> None:
+    body = "uint i = thread_position_in_grid.x;\nfloat v = i;\n"
+    body += f"if (i < 16) v = {call}; else v = {call};\n"
+    done = launch(body + "y[i] = v;", header=header, sanitize=sanitize)
+    only(done, "divergent-collective")
+    assert done.outputs[0].tolist() == [120.0] * 16 + [376.0] * 16
+    done = launch(body.replace("i < 16", "i < 32") + "y[i] = v;", header=header, sanitize=sanitize)
+    assert done.ok, messages(done)
+    assert done.outputs[0].tolist() == [496.0] * 32
+
+
+@on_host
+@pytest.mark.parametrize("unroll", ["", "#pragma unroll", "#pragma nounroll"])
+def test_collectives_in_uniform_loops_are_no_divergence(unroll: str) -> None:
+    body = f"""
+        uint i = thread_position_in_grid.x;
+        float v = 0;
+        {unroll}
+        for (int k = 0; k < 7; ++k) {{
+          float part = i % 3 == 0 ? 1 : 2;
+          if (i & 1) part *= a[k];
+          v += simd_sum(part);
+          if (simd_any(v > 1e6f)) break;
+          threadgroup_barrier(mem_flags::mem_threadgroup);
+        }}
+        y[i] = v;
+        """
+    done = launch(body, [mx.ones((8,))], n=64, group=64)
+    assert done.ok, messages(done)
+    expected = 7 * sum(1 if i % 3 == 0 else 2 for i in range(32))
+    assert done.outputs[0].tolist()[:32] == [expected] * 32

@@ -66,7 +66,7 @@ struct Thread {
   Address stack_low, stack_high;
   State state;
   const char* wait_name;  // what it waits in, and where
-  int wait_line;
+  uint64_t wait_path;  // the calls that led there
   uint32_t wait_flags;
   Address wait_pc;
   MhCombine combine;

@@ -295,7 +295,7 @@ extern "C" void* mh_argument(int index) {
   using namespace mh;
   const BufferRecord& r = g_launch->buffer[index];
   if (r.kind == kThreadgroup) {
-    return mh_threadgroup_variable(&r, r.size, 16, "threadgroup argument", 0);
+    return mh_threadgroup_variable(&r, r.size, 16, "threadgroup argument");
   }
   return reinterpret_cast<void*>(g_buffers[index].argument);
 }

@@ -36,30 +36,26 @@ MH_INLINE ushort __metal_get_thread_index_in_simdgroup(ushort) { return ushort(m
 MH_INLINE ushort __metal_get_simdgroup_size(ushort) { return 32; }
 
 #define MH_INNER(F)                                                                      \
-  template <class T> MH_INLINE T __metal_simd_##F(T x, int line = __builtin_LINE()) {    \
-    return metal::simd_##F(x, line);                                                     \
+  template <class T> MH_INLINE T __metal_simd_##F(T x) {    \
+    return metal::simd_##F(x);                                                     \
   }
 MH_INNER(max) MH_INNER(min) MH_INNER(sum) MH_INNER(product) MH_INNER(prefix_exclusive_sum) MH_INNER(prefix_inclusive_sum)
 MH_INNER(prefix_exclusive_product) MH_INNER(prefix_inclusive_product)
 #undef MH_INNER
 // MLX's bfloat header names it for float, though nothing calls it.
-MH_INLINE float __metal_simd_xor(float x, int line = __builtin_LINE()) {
-  return as_type<float>(metal::simd_xor(as_type<uint>(x), line));
+MH_INLINE float __metal_simd_xor(float x) {
+  return as_type<float>(metal::simd_xor(as_type<uint>(x)));
 }
 #define MH_INNER(F)                                                                              \
-  template <class T> MH_INLINE T __metal_simd_##F(T x, ushort k, int line = __builtin_LINE()) {  \
-    return metal::simd_##F(x, k, line);                                                          \
+  template <class T> MH_INLINE T __metal_simd_##F(T x, ushort k) {  \
+    return metal::simd_##F(x, k);                                                          \
   }
 MH_INNER(shuffle) MH_INNER(shuffle_xor) MH_INNER(shuffle_up) MH_INNER(shuffle_down)
 MH_INNER(shuffle_rotate_up) MH_INNER(shuffle_rotate_down) MH_INNER(broadcast)
 #undef MH_INNER
-template <class T>
-MH_INLINE T __metal_simd_shuffle_and_fill_up(T x, T fill, ushort k, ushort,
-                                             int line = __builtin_LINE()) {
-  return metal::simd_shuffle_and_fill_up(x, fill, k, line);
-}
-template <class T>
-MH_INLINE T __metal_simd_shuffle_and_fill_down(T x, T fill, ushort k, ushort,
-                                               int line = __builtin_LINE()) {
-  return metal::simd_shuffle_and_fill_down(x, fill, k, line);
-}
+#define MH_INNER(F)                                                                             \
+  template <class T> MH_INLINE T __metal_simd_##F(T x, T fill, ushort k, ushort modulo) {       \
+    return metal::simd_##F(x, fill, k, modulo);                                                 \
+  }
+MH_INNER(shuffle_and_fill_up) MH_INNER(shuffle_and_fill_down)
+#undef MH_INNER

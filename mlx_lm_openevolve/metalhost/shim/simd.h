@@ -1,6 +1,6 @@
 // Barriers, simdgroup and quadgroup functions. Each lane posts its value and
-// waits; the last one to come computes the results of all (runtime/schedule.cpp). The call's line
-// tells calls apart: lanes that wait at different lines have diverged.
+// waits; the last one to come computes the results of all (runtime/schedule.cpp). The path of calls
+// to it tells calls apart: lanes that came by different paths have diverged.
 #pragma once
 #include "../runtime/abi.h"
 #include "math.h"
@@ -21,11 +21,11 @@ MH_INLINE constexpr mem_flags operator&(mem_flags a, mem_flags b) {
   return mem_flags(uint(a) & uint(b));
 }
 
-MH_INLINE void threadgroup_barrier(mem_flags flags, int line = __builtin_LINE()) {
-  mh_barrier(uint(flags), line);
+MH_INLINE void threadgroup_barrier(mem_flags flags) {
+  mh_barrier(uint(flags));
 }
-MH_INLINE void simdgroup_barrier(mem_flags flags, int line = __builtin_LINE()) {
-  mh_simdgroup_barrier(uint(flags), line);
+MH_INLINE void simdgroup_barrier(mem_flags flags) {
+  mh_simdgroup_barrier(uint(flags));
 }
 
 }  // namespace metal
@@ -123,18 +123,18 @@ MH_UNCHECKED inline void ballot(MhSlots* s) {
 }
 
 template <class R, class T>
-MH_INLINE R collective(const char* name, int line, T value, MhCombine combine, int width,
+MH_INLINE R collective(const char* name, T value, MhCombine combine, int width,
                        unsigned flops) {
   static_assert(sizeof(T) <= MH_SLOT && sizeof(R) <= MH_SLOT, "the value is too large");
   R result;
-  mh_collective(name, line, &value, sizeof value, &result, sizeof result, combine, width, flops);
+  mh_collective(name, &value, sizeof value, &result, sizeof result, combine, width, flops);
   return result;
 }
 
 template <class T, int WIDTH>
-MH_INLINE T shuffle(const char* name, int line, T value, uint from) {
+MH_INLINE T shuffle(const char* name, T value, uint from) {
   const Indexed<T> posted = {value, from};
-  return collective<T>(name, line, posted, &gather<T, WIDTH>, WIDTH, 0);
+  return collective<T>(name, posted, &gather<T, WIDTH>, WIDTH, 0);
 }
 
 MH_INLINE uint lane() { return mh_lane(); }
@@ -145,12 +145,12 @@ namespace metal {
 
 #define MH_REDUCE(NAME, OP, FLOPS, TYPES)                                                      \
   template <class T, class = mh::TYPES<T>>                                                     \
-  MH_INLINE T simd_##NAME(T x, int line = __builtin_LINE()) {                                  \
-    return mh::collective<T>("simd_" #NAME, line, x, &mh::reduce<T, mh::OP, 32>, 32, FLOPS);   \
+  MH_INLINE T simd_##NAME(T x) {                                  \
+    return mh::collective<T>("simd_" #NAME, x, &mh::reduce<T, mh::OP, 32>, 32, FLOPS);   \
   }                                                                                            \
   template <class T, class = mh::TYPES<T>>                                                     \
-  MH_INLINE T quad_##NAME(T x, int line = __builtin_LINE()) {                                  \
-    return mh::collective<T>("quad_" #NAME, line, x, &mh::reduce<T, mh::OP, 4>, 4, FLOPS);     \
+  MH_INLINE T quad_##NAME(T x) {                                  \
+    return mh::collective<T>("quad_" #NAME, x, &mh::reduce<T, mh::OP, 4>, 4, FLOPS);     \
   }
 MH_REDUCE(sum, Add, 0, Reducible)
 MH_REDUCE(product, Multiply, 0, Reducible)
@@ -163,13 +163,13 @@ MH_REDUCE(xor, Xor, 0, ReducibleBits)
 
 #define MH_SCAN(NAME, OP, INCLUSIVE)                                                       \
   template <class T, class = mh::Reducible<T>>                                             \
-  MH_INLINE T simd_prefix_##NAME(T x, int line = __builtin_LINE()) {                       \
-    return mh::collective<T>("simd_prefix_" #NAME, line, x,                                \
+  MH_INLINE T simd_prefix_##NAME(T x) {                       \
+    return mh::collective<T>("simd_prefix_" #NAME, x,                                \
                              &mh::scan<T, mh::OP, INCLUSIVE, 32>, 32, 0);                  \
   }                                                                                        \
   template <class T, class = mh::Reducible<T>>                                             \
-  MH_INLINE T quad_prefix_##NAME(T x, int line = __builtin_LINE()) {                       \
-    return mh::collective<T>("quad_prefix_" #NAME, line, x,                                \
+  MH_INLINE T quad_prefix_##NAME(T x) {                       \
+    return mh::collective<T>("quad_prefix_" #NAME, x,                                \
                              &mh::scan<T, mh::OP, INCLUSIVE, 4>, 4, 0);                    \
   }
 MH_SCAN(inclusive_sum, Add, true)
@@ -178,56 +178,42 @@ MH_SCAN(inclusive_product, Multiply, true)
 MH_SCAN(exclusive_product, Multiply, false)
 #undef MH_SCAN
 
-#define MH_SHUFFLES(PREFIX, WIDTH)                                                            \
-  template <class T> MH_INLINE T PREFIX##shuffle(T x, ushort k, int line = __builtin_LINE()) { \
-    return mh::shuffle<T, WIDTH>(#PREFIX "shuffle", line, x, mh::lane() / WIDTH * WIDTH + k); \
-  }                                                                                           \
-  template <class T> MH_INLINE T PREFIX##broadcast(T x, ushort k, int line = __builtin_LINE()) { \
-    return mh::shuffle<T, WIDTH>(#PREFIX "broadcast", line, x, mh::lane() / WIDTH * WIDTH + k); \
-  }                                                                                           \
-  template <class T> MH_INLINE T PREFIX##broadcast_first(T x, int line = __builtin_LINE()) {  \
-    return mh::shuffle<T, WIDTH>(#PREFIX "broadcast_first", line, x, mh::lane() / WIDTH * WIDTH); \
-  }                                                                                           \
-  template <class T> MH_INLINE T PREFIX##shuffle_xor(T x, ushort k, int line = __builtin_LINE()) { \
-    return mh::shuffle<T, WIDTH>(#PREFIX "shuffle_xor", line, x, mh::lane() ^ k);             \
-  }                                                                                           \
-  template <class T> MH_INLINE T PREFIX##shuffle_up(T x, ushort k, int line = __builtin_LINE()) { \
-    return mh::shuffle<T, WIDTH>(#PREFIX "shuffle_up", line, x, mh::lane() - k);              \
-  }                                                                                           \
-  template <class T> MH_INLINE T PREFIX##shuffle_down(T x, ushort k, int line = __builtin_LINE()) { \
-    return mh::shuffle<T, WIDTH>(#PREFIX "shuffle_down", line, x, mh::lane() + k);            \
-  }                                                                                           \
-  template <class T>                                                                          \
-  MH_INLINE T PREFIX##shuffle_rotate_up(T x, ushort k, int line = __builtin_LINE()) {         \
-    const uint at = mh::lane(), base = at / WIDTH * WIDTH;                                    \
-    return mh::shuffle<T, WIDTH>(#PREFIX "shuffle_rotate_up", line, x,                        \
-                                 base + (at - base + WIDTH - k % WIDTH) % WIDTH);             \
-  }                                                                                           \
-  template <class T>                                                                          \
-  MH_INLINE T PREFIX##shuffle_rotate_down(T x, ushort k, int line = __builtin_LINE()) {       \
-    const uint at = mh::lane(), base = at / WIDTH * WIDTH;                                    \
-    return mh::shuffle<T, WIDTH>(#PREFIX "shuffle_rotate_down", line, x,                      \
-                                 base + (at - base + k) % WIDTH);                             \
+// What shuffles take (MSL 6.9.2): as reductions.
+#define MH_SHUFFLE(NAME, WIDTH, FROM)                                    \
+  template <class T, class = mh::Reducible<T>>                           \
+  MH_INLINE T NAME(T x, ushort k) {                                      \
+    const uint at = mh::lane(), base = at / WIDTH * WIDTH;               \
+    (void)base;                                                          \
+    return mh::shuffle<T, WIDTH>(#NAME, x, FROM);                        \
+  }
+// In each group of MODULO lanes: those that a plain shuffle leaves alone come from `fill`.
+#define MH_FILL(NAME, WIDTH, INSIDE, FROM, FROM_FILL)                            \
+  template <class T, class = mh::Reducible<T>>                                   \
+  MH_INLINE T NAME(T x, T fill, ushort k, ushort modulo = WIDTH) {               \
+    const uint at = mh::lane(), base = at / modulo * modulo;                     \
+    const T a = mh::shuffle<T, WIDTH>(#NAME, x, FROM);                           \
+    const T b = mh::shuffle<T, WIDTH>(#NAME, fill, FROM_FILL);                   \
+    return INSIDE ? a : b;                                                       \
+  }
+#define MH_SHUFFLES(P, WIDTH)                                                              \
+  MH_SHUFFLE(P##shuffle, WIDTH, base + k)                                                  \
+  MH_SHUFFLE(P##broadcast, WIDTH, base + k)                                                \
+  MH_SHUFFLE(P##shuffle_xor, WIDTH, at ^ k)                                                \
+  MH_SHUFFLE(P##shuffle_up, WIDTH, at - k)                                                 \
+  MH_SHUFFLE(P##shuffle_down, WIDTH, at + k)                                               \
+  MH_SHUFFLE(P##shuffle_rotate_up, WIDTH, base + (at - base + WIDTH - k % WIDTH) % WIDTH)  \
+  MH_SHUFFLE(P##shuffle_rotate_down, WIDTH, base + (at - base + k) % WIDTH)                \
+  MH_FILL(P##shuffle_and_fill_up, WIDTH, at - base >= k, at - k, at + modulo - k)          \
+  MH_FILL(P##shuffle_and_fill_down, WIDTH, at - base + k < modulo, at + k, at + k - modulo) \
+  template <class T, class = mh::Reducible<T>>                                             \
+  MH_INLINE T P##broadcast_first(T x) {                                                    \
+    return mh::shuffle<T, WIDTH>(#P "broadcast_first", x, mh::lane() / WIDTH * WIDTH);     \
   }
 MH_SHUFFLES(simd_, 32)
 MH_SHUFFLES(quad_, 4)
 #undef MH_SHUFFLES
-
-// Fills the lanes that a plain shuffle leaves alone from `fill`.
-template <class T>
-MH_INLINE T simd_shuffle_and_fill_up(T x, T fill, ushort k, int line = __builtin_LINE()) {
-  const uint at = mh::lane();
-  const T a = mh::shuffle<T, 32>("simd_shuffle_and_fill_up", line, x, at - k);
-  const T b = mh::shuffle<T, 32>("simd_shuffle_and_fill_up", line, fill, at + 32 - k);
-  return at >= k ? a : b;
-}
-template <class T>
-MH_INLINE T simd_shuffle_and_fill_down(T x, T fill, ushort k, int line = __builtin_LINE()) {
-  const uint at = mh::lane();
-  const T a = mh::shuffle<T, 32>("simd_shuffle_and_fill_down", line, x, at + k);
-  const T b = mh::shuffle<T, 32>("simd_shuffle_and_fill_down", line, fill, at + k - 32);
-  return at + k < 32 ? a : b;
-}
+#undef MH_SHUFFLE
+#undef MH_FILL
 
 class simd_vote {
  public:
@@ -240,23 +226,23 @@ class simd_vote {
  private:
   vote_t bits_;
 };
-MH_INLINE simd_vote simd_ballot(bool x, int line = __builtin_LINE()) {
-  return simd_vote(mh::collective<uint>("simd_ballot", line, x, &mh::ballot, 32, 0));
+MH_INLINE simd_vote simd_ballot(bool x) {
+  return simd_vote(mh::collective<uint>("simd_ballot", x, &mh::ballot, 32, 0));
 }
-MH_INLINE simd_vote simd_active_threads_mask(int line = __builtin_LINE()) {
-  return simd_vote(mh::collective<uint>("simd_active_threads_mask", line, true, &mh::ballot, 32, 0));
+MH_INLINE simd_vote simd_active_threads_mask() {
+  return simd_vote(mh::collective<uint>("simd_active_threads_mask", true, &mh::ballot, 32, 0));
 }
-MH_INLINE bool simd_all(bool x, int line = __builtin_LINE()) {
-  return mh::collective<uint>("simd_all", line, !x, &mh::ballot, 32, 0) == 0;
+MH_INLINE bool simd_all(bool x) {
+  return mh::collective<uint>("simd_all", !x, &mh::ballot, 32, 0) == 0;
 }
-MH_INLINE bool simd_any(bool x, int line = __builtin_LINE()) {
-  return mh::collective<uint>("simd_any", line, x, &mh::ballot, 32, 0) != 0;
+MH_INLINE bool simd_any(bool x) {
+  return mh::collective<uint>("simd_any", x, &mh::ballot, 32, 0) != 0;
 }
-MH_INLINE bool quad_all(bool x, int line = __builtin_LINE()) {
-  return mh::collective<uint>("quad_all", line, x, &mh::reduce<uint, mh::And, 4>, 4, 0) != 0;
+MH_INLINE bool quad_all(bool x) {
+  return mh::collective<uint>("quad_all", x, &mh::reduce<uint, mh::And, 4>, 4, 0) != 0;
 }
-MH_INLINE bool quad_any(bool x, int line = __builtin_LINE()) {
-  return mh::collective<uint>("quad_any", line, x, &mh::reduce<uint, mh::Or, 4>, 4, 0) != 0;
+MH_INLINE bool quad_any(bool x) {
+  return mh::collective<uint>("quad_any", x, &mh::reduce<uint, mh::Or, 4>, 4, 0) != 0;
 }
 MH_INLINE bool simd_is_first() { return mh::lane() == 0; }
 

@@ -70,8 +70,8 @@ MH_INLINE simdgroup_matrix<T, C, R> make_filled_simdgroup_matrix(T value) {
   template <class T, int C, int R>                                                              \
   MH_INLINE void simdgroup_load(                                                                \
       thread simdgroup_matrix<T, C, R>& m, const SPACE T* from, ulong stride = C,               \
-      ulong2 origin = ulong2{0, 0}, bool transposed = false, int line = __builtin_LINE()) {     \
-    mh_simdgroup_barrier(0, line);                                                              \
+      ulong2 origin = ulong2{0, 0}, bool transposed = false) {     \
+    mh_simdgroup_barrier(0);                                                              \
     const uint at = mh::lane();                                                                 \
     for (uint i = 0; i < 2; ++i) {                                                              \
       const ulong row = mh::matrix_row(at), column = mh::matrix_column(at) + i;                 \
@@ -82,8 +82,8 @@ MH_INLINE simdgroup_matrix<T, C, R> make_filled_simdgroup_matrix(T value) {
   template <class T, int C, int R>                                                              \
   MH_INLINE void simdgroup_store(                                                               \
       simdgroup_matrix<T, C, R> m, SPACE T* to, ulong stride = C,                               \
-      ulong2 origin = ulong2{0, 0}, bool transposed = false, int line = __builtin_LINE()) {     \
-    mh_simdgroup_barrier(0, line);                                                              \
+      ulong2 origin = ulong2{0, 0}, bool transposed = false) {     \
+    mh_simdgroup_barrier(0);                                                              \
     const uint at = mh::lane();                                                                 \
     for (uint i = 0; i < 2; ++i) {                                                              \
       const ulong row = mh::matrix_row(at), column = mh::matrix_column(at) + i;                 \
@@ -99,23 +99,22 @@ template <class D, class A, class B, class C>
 MH_INLINE void simdgroup_multiply_accumulate(thread simdgroup_matrix<D, 8, 8>& d,
                                              thread simdgroup_matrix<A, 8, 8>& a,
                                              thread simdgroup_matrix<B, 8, 8>& b,
-                                             thread simdgroup_matrix<C, 8, 8>& c,
-                                             int line = __builtin_LINE()) {
+                                             thread simdgroup_matrix<C, 8, 8>& c) {
   const mh::Fragments<A, B, C> f = {{A(a.elements[0]), A(a.elements[1])},
                                     {B(b.elements[0]), B(b.elements[1])},
                                     {C(c.elements[0]), C(c.elements[1])}};
   const mh::Pair<D> r = mh::collective<mh::Pair<D>>(
-      "simdgroup_multiply_accumulate", line, f, &mh::matrix_product<D, A, B, C>, 32, 1024);
+      "simdgroup_multiply_accumulate", f, &mh::matrix_product<D, A, B, C>, 32, 1024);
   d.elements[0] = r.d[0];
   d.elements[1] = r.d[1];
 }
 template <class D, class A, class B>
 MH_INLINE void simdgroup_multiply(thread simdgroup_matrix<D, 8, 8>& d,
                                   thread simdgroup_matrix<A, 8, 8>& a,
-                                  thread simdgroup_matrix<B, 8, 8>& b, int line = __builtin_LINE()) {
+                                  thread simdgroup_matrix<B, 8, 8>& b) {
   simdgroup_matrix<D, 8, 8> zero;
   zero.elements = D(0);
-  simdgroup_multiply_accumulate(d, a, b, zero, line);
+  simdgroup_multiply_accumulate(d, a, b, zero);
 }
 
 }  // namespace metal
