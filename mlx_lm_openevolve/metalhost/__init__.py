@@ -12,9 +12,10 @@ a finding, never an error of the caller's.
 
 from __future__ import annotations
 
-from .api import MetalFunction, MetalKernel, check_source, metal_function, metal_kernel
 from .counters import Chip, Counters, Roofline, chips, roofline
 from .findings import Finding, Place
+from .function import MetalFunction, metal_function
+from .kernel import MetalKernel, check_source, metal_kernel
 from .launch import Launch
 from .toolchain import compiler_available
 

@@ -9,18 +9,11 @@ from numpy.typing import NDArray
 
 from ..errors import UsageError
 
-__all__ = ["FLOATS", "METAL_TYPES", "as_numpy", "dtype_name", "from_bytes", "metal_type"]
+__all__ = ["FLOATS", "METAL_TYPES", "as_numpy", "dtype_name", "filled", "metal_type", "to_mlx"]
 
-METAL_TYPES = {
+METAL_TYPES = {  # by the names that MLX gives them in Metal source
     "bool": "bool",
-    "uint8": "uint8_t",
-    "uint16": "uint16_t",
-    "uint32": "uint32_t",
-    "uint64": "uint64_t",
-    "int8": "int8_t",
-    "int16": "int16_t",
-    "int32": "int32_t",
-    "int64": "int64_t",
+    **{f"{u}int{n}": f"{u}int{n}_t" for u in ("u", "") for n in (8, 16, 32, 64)},
     "float16": "float16_t",
     "bfloat16": "bfloat16_t",
     "float32": "float",
@@ -31,12 +24,10 @@ FLOATS = ("float16", "bfloat16", "float32")
 def dtype_name(dtype: Any) -> str:
     """`bfloat16` for mx.bfloat16, np.dtype("float16") -> `float16`, and so on."""
     name = str(dtype).split(".")[-1] if "mlx" in type(dtype).__module__ else str(np.dtype(dtype))
-    if name == "bool_":
-        name = "bool"
+    name = "bool" if name == "bool_" else name
     if name not in METAL_TYPES:
-        raise UsageError(
-            f"metalhost takes no arrays of {name}: use one of {', '.join(METAL_TYPES)}"
-        )
+        choices = ", ".join(METAL_TYPES)
+        raise UsageError(f"metalhost takes no arrays of {name}: use one of {choices}")
     return name
 
 
@@ -45,30 +36,38 @@ def metal_type(dtype: Any) -> str:
     return METAL_TYPES[dtype_name(dtype)]
 
 
-def itemsize(name: str) -> int:
-    """Bytes of one element."""
-    return {"bool": 1, "bfloat16": 2}.get(name) or np.dtype(name).itemsize
-
-
 def as_numpy(a: Any) -> tuple[NDArray[Any], str]:
-    """A view of `a` with its strides, and its dtype's name. bfloat16 comes as uint16."""
+    """A view of `a` with its strides, and its dtype's name. bfloat16 comes as uint16, a Python
+    number as MLX's array of it."""
     if isinstance(a, np.ndarray):
         name = dtype_name(a.dtype)
         return (a.view(np.uint16) if name == "bfloat16" else a), name
-    if "mlx" not in type(a).__module__:
-        raise UsageError(f"an input is a {type(a).__name__}, not an mx.array or np.ndarray")
+    number = isinstance(a, (int, float, complex))
+    if not number and "mlx" not in type(a).__module__:
+        message = f"an input is a {type(a).__name__}, not an mx.array, np.ndarray or number"
+        raise UsageError(message)
     import mlx.core as mx
 
+    a = mx.array(a) if number else a
     name = dtype_name(a.dtype)
     view = a.view(mx.uint16) if name == "bfloat16" else a
     mx.eval(view)
     return np.array(view, copy=False), name
 
 
-def from_bytes(data: NDArray[np.uint8], shape: tuple[int, ...], name: str) -> Any:
-    """An mx.array that owns a copy of the bytes."""
+def filled(shape: tuple[int, ...], dtype: str, value: float | None) -> NDArray[Any]:
+    """An array of one value (None: of any), as `as_numpy` would give it."""
+    if value is None:
+        return np.zeros(shape, np.uint16 if dtype == "bfloat16" else dtype)
+    if dtype != "bfloat16":
+        return np.full(shape, value, dtype)
     import mlx.core as mx
 
-    if name == "bfloat16":
-        return mx.array(data.view(np.uint16).reshape(shape)).view(mx.bfloat16)
-    return mx.array(data.view(np.dtype(name)).reshape(shape))
+    return as_numpy(mx.full(shape, value, mx.bfloat16))[0]
+
+
+def to_mlx(data: NDArray[Any], dtype: str) -> Any:
+    """An mx.array with a copy of what `as_numpy` gives."""
+    import mlx.core as mx
+
+    return mx.array(data).view(mx.bfloat16) if dtype == "bfloat16" else mx.array(data)

@@ -6,22 +6,23 @@ import functools
 import hashlib
 import json
 import os
-import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from .cache import store
+from .declarations import KernelFunction, Parameter, TranslationError
 from .diagnostics import diagnostics
 from .entry import entry, resolve
 from .findings import Finding, Sources, position, unique
 from .flags import compile_flags
 from .lint import lint_raw, lint_translated
-from .objects import assemble_counted, blame, header_folder, link, precompiled_shim, run_tool
+from .objects import assemble_counted, header_folder, link, precompiled_shim
 from .strict import STRICT_FLAGS, strict_findings, strict_warnings
-from .toolchain import SHIM, Toolchain, package_digest, toolchain
-from .translate import KernelFunction, Parameter, Translation, TranslationError, translate
+from .toolchain import SHIM, Toolchain, package_digest, run_tool, toolchain
+from .translate import translate
 
 __all__ = ["Program", "Request", "build"]
 
@@ -41,10 +42,10 @@ class Request:
     count: bool = False  # count basic blocks and floating-point operations too
     utilities: bool = False  # MLX's utilities (bfloat math, elem_to_loc, Limits), our own
 
-    def key(self, chain: Toolchain) -> str:
+    def key(self, tools: Toolchain) -> str:
         """The name of its folder in the cache."""
         parts = (
-            package_digest(), chain.identity, *chain.clang, *chain.target_flags, self.text,
+            package_digest(), tools.identity, *tools.clang, *tools.target_flags, self.text,
             self.function, repr(self.constants), _root_digest(self.include_root), self.math_mode,
             repr((self.instrument, self.count, self.utilities)),
             repr([name for name, _ in self.files]),
@@ -78,29 +79,27 @@ def _root_digest(root: str | None) -> str:
 def build(request: Request) -> Program:
     """Builds `request`, or takes it from the cache. Defects of the source are findings."""
     start = time.perf_counter()
-    chain = toolchain()
-    program = _built(request, chain)
+    tools = toolchain()
+    program = _built(request, tools)
     if program.executable is not None and not program.executable.is_file():
         _built.cache_clear()  # the cache on disk has dropped it
-        program = _built(request, chain)
+        program = _built(request, tools)
     return replace(program, compile_seconds=time.perf_counter() - start)
 
 
 @functools.lru_cache(maxsize=512)
-def _built(request: Request, chain: Toolchain) -> Program:
+def _built(request: Request, tools: Toolchain) -> Program:
     sources = Sources(dict(request.files))
-    refused = lint_raw(request.text, request.files, request.include_root)
-    if refused:
-        return Program(None, None, tuple(refused), sources, 0.0, Path())
-    key = request.key(chain)
-    folder = store().get(key, lambda work: _build(request, chain, sources, work))
+    refusals = lint_raw(request.files, request.include_root)
+    if refusals:
+        return Program(None, None, tuple(refusals), sources, 0.0, Path())
+    folder = store().get(request.key(tools), lambda work: _build(request, tools, sources, work))
     record = json.loads((folder / "program.json").read_text(encoding="utf-8"))
-    findings = tuple(Finding(**f) for f in record["findings"])
     executable = folder / "kernel"
     return Program(
         executable if executable.is_file() else None,
         _function(record["function"]),
-        findings,
+        tuple(Finding(**f) for f in record["findings"]),
         sources,
         0.0,
         folder,
@@ -110,26 +109,25 @@ def _built(request: Request, chain: Toolchain) -> Program:
 def _function(data: dict[str, Any] | None) -> KernelFunction | None:
     if data is None:
         return None
-    parameters = tuple(Parameter(**p) for p in data["parameters"])
-    return KernelFunction(data["name"], parameters, data["template"])
+    return KernelFunction(data["name"], tuple(Parameter(**p) for p in data["parameters"]))
 
 
-def _build(request: Request, chain: Toolchain, sources: Sources, work: Path) -> None:
-    """Fills a folder of the cache: program.json, and the program `kernel` without findings."""
-    found, function = _compile(request, chain, sources, work)
-    if not found:
+def _build(request: Request, tools: Toolchain, sources: Sources, work: Path) -> None:
+    """Fills a folder of the cache: program.json, and without findings the program `kernel`."""
+    findings, function = _compile(request, tools, sources, work)
+    if not findings:
         if request.count:
-            assemble_counted(chain, work)
-        found = link(chain, work)
+            assemble_counted(tools, work)
+        findings = link(tools, work)
     if not os.environ.get("MLX_LM_OPENEVOLVE_KEEP"):
         for path in work.glob("kernel.*"):
             # Mach-O programs leave their line table in the object.
-            if path.suffix != ".o" or "apple" not in chain.target:
+            if path.suffix != ".o" or "apple" not in tools.target:
                 path.unlink()
     record = {
         "findings": [
             {k: getattr(f, k) for k in ("kind", "message", "line", "file", "text")}
-            for f in unique(found)
+            for f in unique(findings)
         ],
         "function": None if function is None else asdict(function),
     }
@@ -137,71 +135,69 @@ def _build(request: Request, chain: Toolchain, sources: Sources, work: Path) -> 
 
 
 def _compile(
-    request: Request, chain: Toolchain, sources: Sources, work: Path
+    request: Request, tools: Toolchain, sources: Sources, work: Path
 ) -> tuple[list[Finding], KernelFunction | None]:
-    """From source to work/kernel.o (or kernel.ll, to count): findings and the kernel found."""
-    translation, found = _translate(request, chain, sources, work)
-    if translation is None or any(f.kind == "sandbox" for f in found):
-        return found, None
-    call, function = resolve(translation, request.function)
+    """From source to work/kernel.o (or kernel.ll, to count): findings, and the kernel to start."""
+    text, findings = _preprocess(request, tools, sources, work)
+    if text is None:
+        return findings, None
+    try:
+        text, declared = translate(text, dict(request.constants))
+    except TranslationError as error:
+        return [sources.finding("compile", str(error), *position(text, error.position))], None
+    if any(f.kind == "sandbox" for f in findings):
+        return findings, None
+    call, function = resolve(declared, request.function)
     if function is None:
-        message = f"no kernel named {request.function!r} in the source"
-        return [*found, Finding("compile", message)], None
+        message = (
+            f"no kernel named {request.function!r} in the source: does the header end in a comment "
+            "or a directive, without a line break?"
+        )
+        return [*findings, Finding("compile", message)], None
     unit = work / "kernel.cpp"
     head = '#include "mlx_utilities.h"\n' if request.utilities else ""
-    unit.write_text(f"{head}{translation.text}\n{entry(call, function)}", encoding="utf-8")
-    flags = compile_flags(chain, request.instrument, request.count, request.math_mode)
-    shim = precompiled_shim(chain, tuple(flags))
-    command = [*chain.clang, *flags, "-include-pch", str(shim), "-I", str(SHIM), str(unit)]
-    if request.count:
-        output = ["-S", "-emit-llvm", "-o", str(work / "kernel.ll")]
-    else:
-        output = ["-c", "-o", str(work / "kernel.o")]
-    compiling = subprocess.Popen(
-        [*command, *output],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
-    try:
-        _, tree, warned = run_tool([*command, *STRICT_FLAGS])
-        said = compiling.communicate(timeout=300)[1].decode("utf-8", "replace")
-        blame(compiling.returncode, said)
-    except subprocess.TimeoutExpired:
-        compiling.kill()
-        said = compiling.communicate()[1].decode("utf-8", "replace")
-    except BaseException:
-        compiling.kill()
-        compiling.communicate()
-        raise
-    found += diagnostics(said, sources)
-    if compiling.returncode != 0 and not any(f.kind == "compile" for f in found):
-        found.append(Finding("compile", f"the compiler failed: {' '.join(said.split())[:300]}"))
-    if not any(f.kind == "compile" for f in found):
-        found += strict_findings(tree, sources, translation.kernels, translation.constants)
-        found += strict_warnings(diagnostics(warned, sources, strict=True))
-    return found, function
+    # A helper that waits is known by its call: calls in two branches are not merged into one.
+    head += "#pragma clang attribute push(__attribute__((nomerge)), apply_to = function)\n"
+    tail = f"\n#pragma clang attribute pop\n{entry(call, function)}"
+    unit.write_text(f"{head}{text}{tail}", encoding="utf-8")
+    flags = compile_flags(tools, request.instrument, request.count, request.math_mode)
+    shim = precompiled_shim(tools, tuple(flags))
+    command = [*tools.clang, *flags, "-include-pch", str(shim), "-I", str(SHIM), str(unit)]
+    output = ["-S", "-emit-llvm", "-o", f"{work}/kernel.ll"]
+    if not request.count:
+        output = ["-c", "-o", f"{work}/kernel.o"]
+    with ThreadPoolExecutor(1) as pool:
+        compiling = pool.submit(run_tool, [*command, *output], timeout=300)
+        tree = run_tool([*command, *STRICT_FLAGS])
+        compiled = compiling.result()
+    findings += diagnostics(compiled.stderr, sources)
+    if not any(f.kind == "compile" for f in findings):
+        if compiled.status != 0:
+            message = " ".join(compiled.stderr.split())[:300]
+            findings.append(Finding("compile", f"the compiler failed: {message}"))
+            return findings, function
+        findings += strict_findings(tree.stdout, sources, declared.kernels, declared.constants)
+        findings += strict_warnings(diagnostics(tree.stderr, sources, strict=True))
+    return findings, function
 
 
-def _translate(
-    request: Request, chain: Toolchain, sources: Sources, work: Path
-) -> tuple[Translation | None, list[Finding]]:
+def _preprocess(
+    request: Request, tools: Toolchain, sources: Sources, work: Path
+) -> tuple[str | None, list[Finding]]:
+    """The preprocessed text and what the rules on it say, or the errors that leave none."""
     raw, expanded = work / "kernel.metal", work / "kernel.ii"
     raw.write_text(request.text, encoding="utf-8", errors="replace")
     include = ["-I", str(header_folder())]
     if request.include_root is not None:
         include += ["-I", request.include_root]
-    status, _, said = run_tool(
-        [*chain.clang, "-E", "-x", "c++", "-std=c++17", "-nostdinc", "-undef", "-w",
+    utilities = ["-include", str(SHIM / "mlx_macros.h")] if request.utilities else []
+    done = run_tool(
+        [*tools.clang, "-E", "-x", "c++", "-std=c++14", "-nostdinc", "-undef", "-w",
          "-fno-color-diagnostics", "-fno-caret-diagnostics", *include,
-         "-include", str(SHIM / "macros.h"), str(raw), "-o", str(expanded)]
+         "-include", str(SHIM / "macros.h"), *utilities, str(raw), "-o", str(expanded)]
     )  # fmt: skip
-    if status != 0:
-        found = diagnostics(said, sources)
-        return None, found or [Finding("compile", f"the preprocessor failed: {said[:300]}")]
+    if done.status != 0:
+        message = f"the preprocessor failed: {done.stderr[:300]}"
+        return None, diagnostics(done.stderr, sources) or [Finding("compile", message)]
     text = expanded.read_text(encoding="utf-8", errors="replace")
-    try:
-        return translate(text, dict(request.constants)), lint_translated(text, sources)
-    except TranslationError as error:
-        place = sources.place(*position(text, error.position))
-        return None, [Finding("compile", str(error), place.line, place.file, place.text)]
+    return text, lint_translated(text, sources)

@@ -151,15 +151,15 @@ def chips() -> dict[str, Chip]:
     path = Path(__file__).parent / "chips.json"
     data = json.loads(path.read_text(encoding="utf-8"))
     sources = data["sources"]
-    found = {}
+    by_slug = {}
     for row in data["chips"]:
         named = {k: sources[v] for k, v in row["sources"].items()}
-        found[row["slug"]] = Chip(
+        by_slug[row["slug"]] = Chip(
             row["slug"], row["name"], row["gpu_cores"], row["bandwidth_gb_s"] * 1e9,
             row["fp32_gflops"] and row["fp32_gflops"] * 1e9,
             row["fp16_gflops"] and row["fp16_gflops"] * 1e9, named,
         )  # fmt: skip
-    return found
+    return by_slug
 
 
 def roofline(counters: Counters, chip: str) -> Roofline:

@@ -12,40 +12,36 @@ __all__ = ["diagnostics", "plain_words"]
 _DIAGNOSTIC = re.compile(r"^(.*?):(\d+):(\d+): (fatal error|error|warning|note): (.*)$")
 
 
-def diagnostics(said: str, sources: Sources, strict: bool = False) -> list[Finding]:
-    """The errors in a compiler's output. One in the shim is put on the caller's line, which a
-    note of the same error names."""
-    found: list[Finding] = []
-    pending: tuple[str, str] | None = None
-    for line in said.splitlines():
+def diagnostics(output: str, sources: Sources, strict: bool = False) -> list[Finding]:
+    """The errors in a compiler's output; strict: its warnings too. One in the shim is put on the
+    caller's line, which a note of the same error names."""
+    findings: list[Finding] = []
+    pending: Finding | None = None  # an error in the shim
+    for line in output.splitlines():
         m = _DIAGNOSTIC.match(line)
         if m is None:
-            if line.startswith("error:") and not found:
-                found.append(Finding("compile", line[7:]))
+            if line.startswith("error:") and not findings:
+                findings.append(Finding("compile", line[7:]))
             continue
         file, number, level, message = m.group(1), int(m.group(2)), m.group(4), m.group(5)
         if level == "note":
             if pending is not None and sources.known(file):
-                place = sources.place(file, number)
-                kind, text = pending
-                found.append(Finding(kind, text, place.line, file, place.text))
+                findings.append(sources.finding(pending.kind, pending.message, file, number))
                 pending = None
             continue
-        if pending is not None and not found:
-            found.append(Finding(*pending))
+        if pending is not None and not findings:
+            findings.append(pending)
         pending = None
-        kind = "strict" if strict else "compile"
         if level == "warning" and not strict:
             continue
-        text = plain_words(message)
-        if sources.known(file) or not str(file).startswith(str(SHIM)):
-            place = sources.place(file, number)
-            found.append(Finding(kind, text, place.line, file, place.text))
+        kind = "strict" if strict else "compile"
+        if sources.known(file) or not file.startswith(str(SHIM)):
+            findings.append(sources.finding(kind, plain_words(message), file, number))
         else:
-            pending = (kind, text)
-    if pending is not None:
-        found.append(Finding(*pending))
-    return found
+            pending = Finding(kind, plain_words(message))
+    findings += [pending] if pending else []
+    # What follows an error in the functions that start the kernel says nothing new.
+    return [f for f in findings if f.file != "<entry>"] or findings
 
 
 def plain_words(message: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .translate import KernelFunction, Translation
+from .declarations import Declarations, KernelFunction
 
 __all__ = ["entry", "resolve"]
 
@@ -32,11 +32,10 @@ EXPRESSIONS = {
 }
 
 
-def resolve(translation: Translation, wish: str) -> tuple[str, KernelFunction | None]:
-    """The call expression and the kernel that `wish` names: a host name, `f` or `f<args>`."""
-    call = translation.host_names.get(wish, wish)
-    name = call.split("<", 1)[0].split("::")[-1].strip()
-    return call, translation.kernels.get(name)
+def resolve(declared: Declarations, name: str) -> tuple[str, KernelFunction | None]:
+    """The call expression and the kernel of a name: a host name, `f` or `f<args>`."""
+    call = declared.host_names.get(name, name)
+    return call, declared.kernels.get(call.split("<", 1)[0].split("::")[-1].strip())
 
 
 def entry(call: str, function: KernelFunction) -> str:

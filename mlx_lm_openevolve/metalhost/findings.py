@@ -1,4 +1,4 @@
-"""What a check found: one Finding a defect, printed the way a compiler prints an error."""
+"""Findings: one for each defect of a kernel, printed the way a compiler prints an error."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def excerpt(line: int | None, text: str) -> str:
 
 
 class Sources:
-    """The texts that findings quote, by the file name that the compiler was told."""
+    """The texts that findings quote, by the file names in line markers."""
 
     def __init__(self, texts: Mapping[str, str]) -> None:
         self._lines = {name: text.splitlines() for name, text in texts.items()}
@@ -94,6 +94,10 @@ class Sources:
         lines = self._lines.get(file, [])
         text = lines[line - 1] if 0 < line <= len(lines) else ""
         return Place(file, line, text.strip())
+
+    def finding(self, kind: str, message: str, file: str, line: int) -> Finding:
+        """A finding at a line of the source."""
+        return Finding(kind, message, line, file, self.place(file, line).text)
 
     def known(self, file: str) -> bool:
         return file in self._lines

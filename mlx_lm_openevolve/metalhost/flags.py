@@ -7,7 +7,7 @@ from .toolchain import Toolchain
 __all__ = ["MATH", "compile_flags"]
 
 LANGUAGE = [
-    *("-x", "c++", "-std=c++17", "-nostdinc", "-fno-exceptions", "-fno-rtti", "-fwrapv"),
+    *("-x", "c++", "-std=c++14", "-nostdinc", "-fno-exceptions", "-fno-rtti", "-fwrapv"),
     *("-fno-strict-aliasing", "-fno-finite-loops", "-fno-stack-protector", "-fno-math-errno"),
     *("-fno-delete-null-pointer-checks", "-fno-asynchronous-unwind-tables", "-fno-unwind-tables"),
     *("-fno-sanitize=all", "-cl-single-precision-constant", "-fno-color-diagnostics"),
@@ -15,6 +15,16 @@ LANGUAGE = [
     *("-Xclang", "-fbfloat16-excess-precision=none", "-ferror-limit=40"),
     *("-fdiagnostics-format=clang", "-fno-caret-diagnostics", "-fno-crash-diagnostics"),
     "-Wno-everything",
+    "-flax-vector-conversions=none",
+    # Each wait is known by its path of calls (runtime/schedule.cpp): calls stay calls, frames are
+    # linked, and no call is copied.
+    *(
+        "-fno-omit-frame-pointer",
+        "-fno-optimize-sibling-calls",
+        "-mllvm",
+        "-disable-tail-duplicate",
+    ),
+    *("-mllvm", "-disable-early-taildup", "-mllvm", "-tail-dup-placement=0"),
 ]
 INSTRUMENT = [
     *("-O1", "-fno-vectorize", "-fno-slp-vectorize", "-gline-tables-only", "-gdwarf-4"),
@@ -37,15 +47,15 @@ MATH = {
 }
 
 
-def compile_flags(chain: Toolchain, instrument: bool, count: bool, math_mode: str) -> list[str]:
+def compile_flags(tools: Toolchain, instrument: bool, count: bool, math_mode: str) -> list[str]:
     """Flags to compile a translated kernel, or the shim to go with it.
 
     instrument: announce every access to the runtime. count: mark the basic blocks too.
     """
-    aux = "x86_64-linux-gnu" if chain.target.startswith("x86_64") else "aarch64-linux-gnu"
+    aux = "x86_64-linux-gnu" if tools.target.startswith("x86_64") else "aarch64-linux-gnu"
     return [
         *LANGUAGE,
-        *chain.target_flags,
+        *tools.target_flags,
         # The mode in which classes copy between address spaces; it asks for a host's triple.
         *("-Xclang", "-fsycl-is-device", "-Xclang", "-aux-triple", "-Xclang", aux),
         *(INSTRUMENT if instrument else PLAIN),

@@ -45,22 +45,20 @@ _FORBIDDEN = (
 )  # fmt: skip
 
 
-def lint_raw(
-    text: str, files: Sequence[tuple[str, str]], include_root: str | None
-) -> list[Finding]:
+def lint_raw(files: Sequence[tuple[str, str]], include_root: str | None) -> list[Finding]:
     """Findings that stop a build before any tool reads the source: one for each of `files`."""
     size = sum(len(t) for _, t in files)
     if size > MAX_SOURCE:
         message = f"the source has {size} characters; the limit is {MAX_SOURCE}"
         return [Finding("sandbox", message)]
-    found: list[Finding] = []
+    findings: list[Finding] = []
     for name, body in files:
         refusal = _refusal(body, include_root)
         if refusal is not None:
             kind, message, at = refusal
-            place = Sources({name: body}).place(name, body.count("\n", 0, at) + 1)
-            found.append(Finding(kind, message, place.line, name, place.text))
-    return found
+            line = body.count("\n", 0, at) + 1
+            findings.append(Sources({name: body}).finding(kind, message, name, line))
+    return findings
 
 
 def _refusal(body: str, include_root: str | None) -> tuple[str, str, int] | None:
@@ -129,32 +127,31 @@ _RULES = (
 def lint_translated(text: str, sources: Sources) -> list[Finding]:
     """Rules on the preprocessed text that the compiling passes cannot see. Only the caller's own
     files are judged, not those of an include root."""
-    found = []
+    findings = []
+
+    def add(kind: str, message: str, at: int) -> None:
+        findings.append(sources.finding(kind, message, *position(text, at)))
+
     for start, end in _own_spans(text, sources):
-        part = text[start:end]
         code = re.sub(
-            r'"(?:\\.|[^"\\\n])*"', lambda m: '"' + " " * (len(m.group()) - 2) + '"', part
+            r'"(?:\\.|[^"\\\n])*"',
+            lambda m: '"' + " " * (len(m.group()) - 2) + '"',
+            text[start:end],
         )
         for spelled, message in _FORBIDDEN:
             hit = re.search(spelled, code)
             if hit:
-                place = sources.place(*position(text, start + hit.start()))
-                found.append(Finding("sandbox", message, place.line, place.file, place.text))
+                add("sandbox", message, start + hit.start())
         for pattern, message in _RULES:
             for m in pattern.finditer(code):
-                place = sources.place(*position(text, start + m.start()))
-                word = m.group().strip(" (")
-                found.append(
-                    Finding("strict", f"'{word}': {message}", place.line, place.file, place.text)
-                )
+                add("strict", f"'{m.group().strip(' (')}': {message}", start + m.start())
         for at, name in _missing_space(code):
-            place = sources.place(*position(text, start + at))
             message = (
                 f"the pointer or reference '{name}' has no address space: "
                 "write thread, device, threadgroup or constant"
             )
-            found.append(Finding("strict", message, place.line, place.file, place.text))
-    return found
+            add("strict", message, start + at)
+    return findings
 
 
 _MARK = re.compile(r'^\s*#\s*(?:line\s+)?\d+\s+"([^"]*)"[^\n]*\n', re.M)
@@ -184,7 +181,7 @@ def _missing_space(code: str) -> list[tuple[int, str]]:
         rf"\b({_TYPES}|{extra})((?:\s+(?:const|volatile))*)"
         r"\s*([*&])\s*(?:const\s+)?([A-Za-z_]\w*)\s*(?=[=,;)\[{]|:(?!:))"
     )
-    found = []
+    places = []
     for m in declaration.finditer(code):
         if _SPACE_WORDS.search(m.group(1)) or _SPACE_WORDS.search(m.group(3)):
             continue
@@ -194,5 +191,5 @@ def _missing_space(code: str) -> list[tuple[int, str]]:
         before = code[: m.start(2)].rstrip()
         at_statement = not before or before[-1] in ";{}"
         if builtin or at_statement:
-            found.append((m.start(2), m.group(5)))
-    return found
+            places.append((m.start(2), m.group(5)))
+    return places

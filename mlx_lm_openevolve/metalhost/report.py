@@ -1,49 +1,40 @@
-"""From the runtime's report to findings in words."""
+"""From the host program's report to findings in words."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
 
+from .arguments import Argument
 from .build import Program
 from .findings import Finding, Place, unique
 from .symbols import LineTable
 
-if TYPE_CHECKING:
-    from .launch import Argument
+__all__ = ["read_findings"]
 
-__all__ = ["Report", "render"]
-
-
-class Report:
-    """The lines that a program printed: `word key=value ...`, separated by tabs."""
-
-    def __init__(self, text: str) -> None:
-        self.findings: list[dict[str, str]] = []
-        self.errors: list[str] = []
-        for line in text.splitlines():
-            word, *rest = line.split("\t")
-            if word == "finding":
-                self.findings.append(dict(p.split("=", 1) for p in rest if "=" in p))
-            elif word == "error":
-                self.errors.append(" ".join(rest))
+Record = Mapping[str, str]  # the fields of one finding: `key=value`, separated by tabs
 
 
-def render(
-    report: Report, program: Program, arguments: Mapping[int, Argument]
+def read_findings(
+    report: str, program: Program, arguments: Mapping[int, Argument]
 ) -> tuple[Finding, ...]:
-    """Findings with places of the source and names of the arguments."""
-    if not report.findings and not report.errors:
-        return ()
+    """The findings of a report, with places of the source and names of the arguments."""
+    records: list[Record] = []
+    errors = []
+    for line in report.splitlines():
+        word, *rest = line.split("\t")
+        if word == "finding":
+            records.append(dict(p.split("=", 1) for p in rest if "=" in p))
+        elif word == "error":
+            errors.append(Finding("runtime", " ".join(rest)))
+    if not records:
+        return unique(errors)
     assert program.executable is not None
-    with_lines = program.folder / "kernel.o"
-    table = LineTable(with_lines if with_lines.is_file() else program.executable)
+    unlinked = program.folder / "kernel.o"  # Mach-O programs leave their line table there
+    table = LineTable(unlinked if unlinked.is_file() else program.executable)
     names = _names(program, arguments)
-    found = [_finding(record, program, table, names) for record in report.findings]
-    found = [f for f in found if not _stores_components(f)]
-    found += [Finding("runtime", message) for message in report.errors]
-    return unique(found)
+    findings = [_finding(record, program, table, names) for record in records]
+    return unique([*(f for f in findings if not _stores_components(f)), *errors])
 
 
 _COMPONENTS = re.compile(r"(?:\.[xyzwrgba]{1,4}|\]\s*\[[^\]]*\])\s*=(?!=)")
@@ -55,28 +46,48 @@ def _stores_components(f: Finding) -> bool:
 
 
 def _names(program: Program, arguments: Mapping[int, Argument]) -> dict[int, str]:
-    names = {slot: a.name for slot, a in arguments.items() if a.name}
-    if program.function is not None:
-        for p in program.function.parameters:
-            if p.attribute == "buffer" and p.index is not None:
-                names.setdefault(p.index, p.name)
-    return names
+    parameters = program.function.parameters if program.function else ()
+    names = {p.index: p.name for p in parameters if p.attribute == "buffer" and p.index is not None}
+    return names | {slot: a.name for slot, a in arguments.items() if a.name}
 
 
-def _place(record: Mapping[str, str], key: str, program: Program, table: LineTable) -> Place | None:
+def _finding(
+    record: Record, program: Program, table: LineTable, names: Mapping[int, str]
+) -> Finding:
+    place = _place(record, "pc", program, table)
+    thread, group = _thread(record["thread"]) if "thread" in record else (None, None)
+    apart = ("kind", "file", "fatal")
+    details = {
+        k: v for k, v in record.items() if k not in apart and not k.startswith(("pc", "other_pc"))
+    }
+    return Finding(
+        record["kind"],
+        _message(record, names),
+        place.line if place else None,
+        place.file if place else "",
+        place.text if place else "",
+        _place(record, "other_pc", program, table),
+        thread,
+        group,
+        "fatal" in record,
+        details,
+    )
+
+
+def _place(record: Record, key: str, program: Program, table: LineTable) -> Place | None:
     if record.get("file") and key == "pc" and "line" in record:
         place = program.sources.place(record["file"], int(record["line"]))
         if program.sources.known(place.file) or not place.file.startswith("<"):
             return place
-    keys = [key, *(f"pc{n}" for n in range(24))] if key == "pc" else [key]
-    for name in keys:
-        found = table.find(int(record[name])) if name in record else None
-        if found is not None and found[0] != "<entry>":
-            return program.sources.place(*found)
+    for name in [key, *(f"pc{n}" for n in range(24))] if key == "pc" else [key]:
+        row = table.find(int(record[name])) if name in record else None
+        if row is not None and row[0] != "<entry>":
+            return program.sources.place(*row)
     return None
 
 
-def _where(value: str) -> tuple[int, tuple[int, int, int]]:
+def _thread(value: str) -> tuple[int, tuple[int, int, int]]:
+    """The index in the threadgroup and the threadgroup's position of `index@x,y,z`."""
     index, group = value.split("@")
     x, y, z = (int(v) for v in group.split(","))
     return int(index), (x, y, z)
@@ -86,7 +97,7 @@ def _bytes(n: int) -> str:
     return f"{n} byte" if n == 1 else f"{n} bytes"
 
 
-def _object(record: Mapping[str, str], names: Mapping[int, str]) -> str:
+def _object(record: Record, names: Mapping[int, str]) -> str:
     if "variable" in record:
         return f"threadgroup '{record['variable']}'"
     if "buffer" in record:
@@ -95,7 +106,7 @@ def _object(record: Mapping[str, str], names: Mapping[int, str]) -> str:
     return "memory"
 
 
-def _outside(record: Mapping[str, str], names: Mapping[int, str]) -> str:
+def _outside(record: Record, target: str) -> str:
     why = record.get("why", "")
     if why == "index":
         return f"index {record['index']} is outside {record['type']}"
@@ -105,7 +116,6 @@ def _outside(record: Mapping[str, str], names: Mapping[int, str]) -> str:
     if "offset" not in record:
         return f"{what} through a pointer to no buffer (address {int(record['address']):#x})"
     offset, extent = int(record["offset"]), int(record["extent"])
-    target = _object(record, names)
     if why == "gap":
         return f"{what} at byte {offset} of {target}, between the elements of its view"
     if offset < 0:
@@ -113,78 +123,55 @@ def _outside(record: Mapping[str, str], names: Mapping[int, str]) -> str:
     return f"{what} at byte {offset} of {target}, which has {_bytes(extent)}"
 
 
-def _message(record: Mapping[str, str], names: Mapping[int, str]) -> str:
-    kind = record["kind"]
-    what = _object(record, names)
-    offset = record.get("offset", "?")
-    if kind == "out-of-bounds":
-        return _outside(record, names)
-    if kind == "read-only":
-        return f"{record['access']} at byte {offset} of {what}, which is const"
-    if kind == "misaligned":
-        size = record["size"]
-        return f"{record['access']} of {size} bytes at an address that {size} does not divide"
-    if kind == "uninitialised" and record.get("why") == "value":
-        return f"element {offset} of {what} is computed from a variable that no thread has set"
-    if kind == "uninitialised":
-        return f"read of {what} at byte {offset}, which no thread has written"
-    if kind == "unwritten":
-        return (
-            f"{record['size']} of the {record['extent']} elements of {what} were never written "
-            f"(the first is element {offset})"
-        )
-    if kind == "race":
-        a, ga = _where(record["thread"])
-        b, gb = _where(record["other_thread"])
-        other = f"thread {b}" if ga == gb else f"thread {b} of threadgroup {gb}"
-        return (
-            f"{record['access']} by thread {a} and {record['other_access']} by {other} "
-            f"of {what} at byte {offset}, with no barrier between them"
-        )
-    if kind in ("divergent-barrier", "divergent-collective"):
-        who, _ = _where(record["other_thread"])
-        doing = record["other_access"]
-        doing = "has returned" if doing == "returned" else f"waits in {doing}"
-        return (
-            f"{record['call']} is not reached by all threads of the "
-            f"{'threadgroup' if kind == 'divergent-barrier' else 'simdgroup'}: "
-            f"thread {who} {doing}"
-        )
-    if kind == "threadgroup-memory":
-        return (
-            f"{record['size']} bytes of threadgroup memory with '{record['variable']}'; "
-            f"the limit is {record['extent']}"
-        )
-    return {
-        "division-by-zero": "integer division by zero",
-        "missing-return": "the end of a function that returns a value is reached",
-        "stack-overflow": "the thread's stack is full: unbounded recursion?",
-        "time-limit": "still running at the time limit: an endless loop?",
-        "memory-limit": "the launch needs more memory than its limit",
-        "fault": "the kernel faulted (a stray pointer?)",
-    }.get(kind, kind)
-
-
-def _finding(
-    record: dict[str, str], program: Program, table: LineTable, names: Mapping[int, str]
-) -> Finding:
-    place = _place(record, "pc", program, table)
-    other = _place(record, "other_pc", program, table)
-    thread, group = _where(record["thread"]) if "thread" in record else (None, None)
-    details: dict[str, Any] = {
-        k: v
-        for k, v in record.items()
-        if k not in ("kind", "file", "fatal") and not k.startswith(("pc", "other_pc"))
-    }
-    return Finding(
-        record["kind"],
-        _message(record, names),
-        None if place is None else place.line,
-        "" if place is None else place.file,
-        "" if place is None else place.text,
-        other,
-        thread,
-        group,
-        "fatal" in record,
-        details,
+def _race(record: Record, target: str) -> str:
+    a, group = _thread(record["thread"])
+    b, other_group = _thread(record["other_thread"])
+    other = f"thread {b}" if group == other_group else f"thread {b} of threadgroup {other_group}"
+    return (
+        f"{record['access']} by thread {a} and {record['other_access']} by {other} "
+        f"of {target} at byte {record['offset']}, with no barrier between them"
     )
+
+
+def _divergence(record: Record) -> str:
+    who, _ = _thread(record["other_thread"])
+    doing = record["other_access"]
+    doing = "has returned" if doing == "returned" else f"waits in {doing}"
+    group = "threadgroup" if record["kind"] == "divergent-barrier" else "simdgroup"
+    return f"{record['call']} is not reached by all threads of the {group}: thread {who} {doing}"
+
+
+# Messages by kind, or by kind and reason, filled with the record's fields.
+_MESSAGES = {
+    "read-only": "{access} at byte {offset} of {target}, which is const",
+    "misaligned": "{access} of {size} bytes at an address that {size} does not divide",
+    "uninitialised": "read of {target} at byte {offset}, which no thread has written",
+    "uninitialised value": (
+        "element {offset} of {target} is computed from a variable that no thread has set"
+    ),
+    "unwritten": (
+        "{size} of the {extent} elements of {target} were never written "
+        "(the first is element {offset})"
+    ),
+    "threadgroup-memory": (
+        "{size} bytes of threadgroup memory with '{variable}'; the limit is {extent}"
+    ),
+    "division-by-zero": "integer division by zero",
+    "missing-return": "the end of a function that returns a value is reached",
+    "stack-overflow": "the thread's stack is full: unbounded recursion?",
+    "time-limit": "still running at the time limit: an endless loop?",
+    "memory-limit": "the launch needs more memory than its limit",
+    "fault": "the kernel faulted (a stray pointer?)",
+}
+
+
+def _message(record: Record, names: Mapping[int, str]) -> str:
+    kind, target = record["kind"], _object(record, names)
+    if kind == "out-of-bounds":
+        return _outside(record, target)
+    if kind == "race":
+        return _race(record, target)
+    if kind.startswith("divergent-"):
+        return _divergence(record)
+    reason = f"{kind} {record.get('why')}"
+    return _MESSAGES.get(reason, _MESSAGES.get(kind, kind)).format(**record, target=target)

@@ -3,36 +3,32 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-__all__ = ["MLX_ATTRIBUTES", "ArgumentType", "generate"]
+from .arrays import metal_type
+
+__all__ = ["ArgumentType", "Source", "generate", "mentions", "template_arguments"]
 
 # An input of fewer elements is passed in the constant address space.
 CONSTANT_BELOW = 8
 
-MLX_ATTRIBUTES = {
-    "dispatch_quadgroups_per_threadgroup": "uint",
-    "dispatch_simdgroups_per_threadgroup": "uint",
-    "dispatch_threads_per_threadgroup": "uint3",
-    "grid_origin": "uint3",
-    "grid_size": "uint3",
-    "quadgroup_index_in_threadgroup": "uint",
-    "quadgroups_per_threadgroup": "uint",
-    "simdgroup_index_in_threadgroup": "uint",
-    "simdgroups_per_threadgroup": "uint",
-    "thread_execution_width": "uint",
-    "thread_index_in_quadgroup": "uint",
-    "thread_index_in_simdgroup": "uint",
-    "thread_index_in_threadgroup": "uint",
-    "thread_position_in_grid": "uint3",
-    "thread_position_in_threadgroup": "uint3",
-    "threadgroup_position_in_grid": "uint3",
-    "threadgroups_per_grid": "uint3",
-    "threads_per_grid": "uint3",
-    "threads_per_simdgroup": "uint",
-    "threads_per_threadgroup": "uint3",
-}
+# The attributes that a body may name, and the types of their parameters, in MLX's order.
+_ATTRIBUTES = (
+    *("dispatch_quadgroups_per_threadgroup", "dispatch_simdgroups_per_threadgroup"),
+    *("dispatch_threads_per_threadgroup", "grid_origin", "grid_size"),
+    *("quadgroup_index_in_threadgroup", "quadgroups_per_threadgroup"),
+    *("simdgroup_index_in_threadgroup", "simdgroups_per_threadgroup", "thread_execution_width"),
+    *("thread_index_in_quadgroup", "thread_index_in_simdgroup", "thread_index_in_threadgroup"),
+    *("thread_position_in_grid", "thread_position_in_threadgroup"),
+    *("threadgroup_position_in_grid", "threadgroups_per_grid", "threads_per_grid"),
+    *("threads_per_simdgroup", "threads_per_threadgroup"),
+)
+_UINT3 = re.compile(
+    r"dispatch_threads_\w+|grid_\w+|thread(?:group)?_position_\w+|thread(?:group)?s_per_(?!simd)\w+"
+)
 
 
 @dataclass(frozen=True)
@@ -43,10 +39,51 @@ class ArgumentType:
     size: int
     ndim: int
 
+    @property
+    def constant(self) -> bool:
+        """Whether it is passed in the constant address space."""
+        return self.size < CONSTANT_BELOW
+
 
 def mentions(source: str, name: str) -> tuple[bool, bool, bool]:
     """Whether shape, strides and rank of an input are passed: their names occur in the body."""
     return (f"{name}_shape" in source, f"{name}_strides" in source, f"{name}_ndim" in source)
+
+
+def template_arguments(
+    template: Sequence[tuple[str, Any]],
+) -> tuple[list[tuple[str, str]], list[str]]:
+    """Template parameters as (name, kind), and their values as text."""
+    parameters, values = [], []
+    for name, value in template:
+        kind = type(value).__name__ if isinstance(value, (bool, int)) else "typename"
+        parameters.append((name, kind))
+        values.append(metal_type(value) if kind == "typename" else str(int(value)))
+    return parameters, values
+
+
+@dataclass(frozen=True)
+class Source:
+    """A generated source: `function` is its kernel's name, `head` ends where the parameters begin,
+    `parameters` where the body does."""
+
+    function: str
+    head: str
+    parameters: str
+    body: str
+    tail: str
+
+    @property
+    def text(self) -> str:
+        """What MLX gives to Apple's compiler behind its own utilities, to the letter."""
+        return self.head + self.parameters + self.body + self.tail
+
+    def marked(self, header_file: str, body_file: str) -> str:
+        """The same with line markers, each on a line of its own, that name header and body."""
+        return (
+            f'#line 1 "{header_file}"\n{self.head}#line 1 "<signature>"\n{self.parameters}'
+            f'#line 1 "{body_file}"\n{self.body}{self.tail}'
+        )
 
 
 def generate(
@@ -55,18 +92,27 @@ def generate(
     header: str,
     inputs: Sequence[tuple[str, ArgumentType]],
     outputs: Sequence[tuple[str, str]],
-    template: Sequence[tuple[str, str]],
-    files: tuple[str, str],
-) -> str:
-    """The whole source. `outputs` are (name, Metal type); `template` is (name, kind of parameter);
-    `files` are the names that line markers give to the header and to the body."""
-    parameters: list[str] = []
+    template: Sequence[tuple[str, Any]] = (),
+    atomic_outputs: bool = False,
+) -> Source:
+    """The source around a body. `outputs` are (name, Metal type), `template` is (name, value).
 
-    def add(text: str) -> None:
-        parameters.append(f"{text} [[buffer({len(parameters)})]]")
+    As in MLX nothing stands between the header and the signature: a header that ends in a comment
+    or in a directive takes the signature's first line with it.
+    """
+    attributes = [
+        f"  {'uint3' if _UINT3.fullmatch(a) else 'uint'} {a} [[{a}]]"
+        for a in _ATTRIBUTES
+        if a in body
+    ]
+    lines = [""]
+
+    def add(text: str, last: bool = False) -> None:
+        lines[-1] += f"  {text} [[buffer({len(lines) - 1})]]{') {' if last else ','}\n"
+        lines.append("")
 
     for input_name, kind in inputs:
-        space = "constant" if kind.size < CONSTANT_BELOW else "device"
+        space = "constant" if kind.constant else "device"
         add(f"const {space} {kind.metal}{'*' if kind.ndim else '&'} {input_name}")
         if kind.ndim:
             shape, strides, ndim = mentions(body, input_name)
@@ -77,12 +123,25 @@ def generate(
             if ndim:
                 add(f"const constant int& {input_name}_ndim")
     for output_name, metal in outputs:
-        add(f"device {metal}* {output_name}")
-    parameters += [f"{kind} {a} [[{a}]]" for a, kind in MLX_ATTRIBUTES.items() if a in body]
-    lines = ['#line 1 "<signature>"', "using namespace metal;", f'#line 1 "{files[0]}"', header]
-    lines.append('#line 1 "<signature>"')
+        metal = f"atomic<{metal}>" if atomic_outputs else metal
+        # MLX compares the slot with the number of arrays: behind inputs whose shapes are passed
+        # too, the list ends after the first output. Such a source does not compile there either.
+        ends = len(lines) - 1 >= len(inputs) + len(outputs) - 1 and not attributes
+        add(f"device {metal}* {output_name}", ends)
+    if attributes:
+        lines.append(",\n".join(attributes) + ") {\n")
+
+    parameters, values = template_arguments(template)
+    function = f"custom_kernel_{name}"
+    function += "__" + "_".join(values).replace("-", "_") if values else ""
+    for _, kind in inputs:
+        passed = "s" if kind.ndim == 0 else "c" if kind.constant else ""
+        function += f"_{kind.metal}{passed}"
+    function += "".join(f"_{metal}" for _, metal in outputs)
+    head, tail = header, "\n}\n"
     if template:
-        lines.append("template <" + ", ".join(f"{kind} {n}" for n, kind in template) + ">")
-    lines.append(f"[[kernel]] void {name}(" + ", ".join(parameters) + ") {")
-    lines += [f'#line 1 "{files[1]}"', body, '#line 1 "<signature>"', "}", ""]
-    return "\n".join(lines)
+        head += "template <" + ", ".join(f"{kind} {n}" for n, kind in parameters) + ">\n"
+        call = f"{function}<{', '.join(values)}>"
+        tail += f'\ntemplate [[host_name("{function}")]] [[kernel]] decltype({call}) {call};\n'
+    head += f"[[kernel]] void {function}(\n"
+    return Source(function, head, "".join(lines), body, tail)

@@ -97,7 +97,7 @@ def strict_findings(
 ) -> list[Finding]:
     """What Metal refuses in `tree`, in the user's own files. `kernels` and `constants` are the
     names of the kernel functions and of the function constants."""
-    found: list[Finding] = []
+    findings: list[Finding] = []
     path: list[_Node] = []
     for node in _nodes(tree, sources):
         while path and path[-1].depth >= node.depth:
@@ -107,14 +107,15 @@ def strict_findings(
         path.append(node)
         if message:
             at = node if node.file else path[-2]
-            place = sources.place(at.file, at.line)
-            found.append(Finding("strict", message, place.line, at.file, place.text))
-    return found
+            findings.append(sources.finding("strict", message, at.file, at.line))
+    return findings
 
 
-def strict_warnings(found: Iterable[Finding]) -> list[Finding]:
+def strict_warnings(findings: Iterable[Finding]) -> list[Finding]:
     """Clang's warnings of STRICT_FLAGS as findings."""
-    return [replace(f, kind="uninitialised") if "uninitialized" in f.message else f for f in found]
+    return [
+        replace(f, kind="uninitialised") if "uninitialized" in f.message else f for f in findings
+    ]
 
 
 def _judge(

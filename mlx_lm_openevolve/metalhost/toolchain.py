@@ -6,40 +6,38 @@ import functools
 import hashlib
 import os
 import platform
+import re
 import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import util
 from pathlib import Path
+from typing import NamedTuple
 
-from ..errors import BackendError
+from ..errors import BackendError, MachineError
+from .cache import store
 
-__all__ = ["METAL_HEADERS", "Toolchain", "compiler_available", "package_digest", "toolchain"]
+__all__ = [
+    "METAL_HEADERS",
+    "Toolchain",
+    "compiler_available",
+    "package_digest",
+    "run_tool",
+    "toolchain",
+]
 
 # Headers that a source may include; the shim is all of them, so that each stands for nothing.
 METAL_HEADERS = (
-    "metal_stdlib",
-    "metal_math",
-    "metal_simdgroup",
-    "metal_simdgroup_matrix",
-    "metal_atomic",
-    "metal_common",
-    "metal_integer",
-    "metal_relational",
-    "metal_types",
-    "metal_type_traits",
-    "metal_limits",
-    "metal_compute",
-    "metal_pack",
-    "metal_geometric",
-    "metal_matrix",
-    "metal_quadgroup",
-    "metal_numeric",
-    "metal_utility",
-    "metal_array",
-    "simd/simd.h",
+    *("metal_stdlib", "metal_math", "metal_simdgroup", "metal_simdgroup_matrix", "metal_atomic"),
+    *("metal_common", "metal_integer", "metal_relational", "metal_types", "metal_type_traits"),
+    *("metal_limits", "metal_compute", "metal_pack", "metal_geometric", "metal_matrix"),
+    *("metal_quadgroup", "metal_numeric", "metal_utility", "metal_array", "simd/simd.h"),
 )
+
+MACOS = "14.0"  # the oldest macOS that MLX's wheels run on, and so our programs
 
 HERE = Path(__file__).parent
 SHIM = HERE / "shim"
@@ -74,10 +72,8 @@ def _has_avx2() -> bool:
 
 def _host_target() -> str:
     machine = platform.machine().lower()
-    arch = {"amd64": "x86_64", "x86_64": "x86_64", "arm64": "aarch64", "aarch64": "aarch64"}.get(
-        machine
-    )
-    if arch is None:
+    arch = {"amd64": "x86_64", "arm64": "aarch64"}.get(machine, machine)
+    if arch not in ("x86_64", "aarch64"):
         raise BackendError(f"metalhost runs on x86-64 and arm64, not on {machine}")
     if sys.platform == "darwin":
         return f"{arch}-macos"
@@ -92,24 +88,24 @@ def _zig() -> Path | None:
     if spec is None or not spec.submodule_search_locations:
         return None
     for folder in spec.submodule_search_locations:
-        for name in ("zig", "zig.exe"):
-            if (Path(folder) / name).is_file():
-                return Path(folder) / name
+        if (Path(folder) / "zig").is_file():
+            return Path(folder) / "zig"
     return None
 
 
 @functools.lru_cache(maxsize=4)
-def _toolchain(wish: str | None) -> Toolchain:
+def _toolchain(compiler: str | None) -> Toolchain:
     target = _host_target()
-    if wish:
-        path = shutil.which(wish)
+    if compiler:
+        path = shutil.which(compiler)
         if path is None:
-            raise BackendError(f"MLX_LM_OPENEVOLVE_CXX names {wish!r}, which is not a program")
+            raise BackendError(f"MLX_LM_OPENEVOLVE_CXX names {compiler!r}, which is not a program")
         version = _version([path])
         if "clang" not in version:
             raise BackendError(f"MLX_LM_OPENEVOLVE_CXX must name a clang, not {version!r}")
-        triple = target.replace("-macos", "-apple-macos")
-        return Toolchain((path,), (path,), (path,), triple, version)
+        triple = target.replace("-macos", f"-apple-macos{MACOS}")
+        compiler_for = (path, "-target", triple) if "apple" in triple else (path,)
+        return Toolchain((path,), compiler_for, compiler_for, triple, version)
     zig = _zig()
     if zig is None:
         raise BackendError(
@@ -118,8 +114,9 @@ def _toolchain(wish: str | None) -> Toolchain:
     tool = str(zig)
     version = "zig " + _version([tool, "clang"])
     # The libc is linked by zig, from its own stubs; raw clang compiles, for its speed.
-    clang_target = target.replace("-macos", "-apple-macos")
-    link_target = target + ".2.28" if target.endswith("-gnu") else target
+    clang_target = target.replace("-macos", f"-apple-macos{MACOS}")
+    libc = {"gnu": ".2.28", "macos": f".{MACOS}"}
+    link_target = target + libc.get(target.split("-")[-1], "")
     link: tuple[str, ...]
     link = (tool, "build-exe", "-target", link_target, "-lc", "-fno-compiler-rt", "-fno-ubsan-rt")
     if target.endswith("-musl"):
@@ -146,10 +143,48 @@ def toolchain() -> Toolchain:
 def compiler_available() -> tuple[bool, str]:
     """(True, which compiler) or (False, why there is none)."""
     try:
-        found = toolchain()
+        tools = toolchain()
     except BackendError as error:
         return False, str(error)
-    return True, f"{found.identity} for {found.target}"
+    return True, f"{tools.identity} for {tools.target}"
+
+
+class Completed(NamedTuple):
+    """What a tool returned and printed."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+
+_KILLED = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_FULL = re.compile(r"No space left on device|File too large|Disk quota exceeded|Read-only file sys")
+
+
+def run_tool(command: Sequence[str], timeout: float = 120.0) -> Completed:
+    """Runs a compiler. Raises MachineError where it failed for reasons that say nothing about the
+    source: it was killed, or the disk is full. What a source is to blame for is kept in the cache;
+    this must not be."""
+    zig = str(store().root / "zig")  # zig's own caches lie beside ours
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=timeout,
+            check=False,
+            env={**os.environ, "ZIG_GLOBAL_CACHE_DIR": zig, "ZIG_LOCAL_CACHE_DIR": zig},
+        )
+    except subprocess.TimeoutExpired:
+        return Completed(1, "", "error: the compiler took too long\n")
+    stdout, stderr = (text.decode("utf-8", "replace") for text in (done.stdout, done.stderr))
+    if -done.returncode in _KILLED:
+        name = signal.Signals(-done.returncode).name
+        raise MachineError(f"the compiler was ended by {name}: no memory left, or interrupted")
+    full = _FULL.search(stderr) if done.returncode else None
+    if full:
+        raise MachineError(f"the compiler cannot write: {full[0]}")
+    return Completed(done.returncode, stdout, stderr)
 
 
 @functools.lru_cache(maxsize=1)

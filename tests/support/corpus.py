@@ -216,7 +216,7 @@ def _read(path: Path) -> Snippet:
     return Snippet(
         path=path,
         title=title,
-        header="\n".join(parts["header"]),
+        header="".join(line + "\n" for line in parts["header"]),
         body="\n".join(parts["body"]),
         inputs=tuple(arrays["in"]),
         outputs=tuple(arrays["out"]),

@@ -61,6 +61,26 @@ def text(name: str) -> str:
     return _repository_file(f"{KERNELS}/{name}")
 
 
+def generated(capfd: pytest.CaptureFixture[str], kernel: Any, **call: Any) -> str:
+    """The source that MLX would give to Apple's compiler: exporting a call needs no GPU."""
+    inputs = call.pop("inputs")
+    arrays = [a for a in inputs if isinstance(a, mx.array)]
+
+    def graph(*traced: mx.array) -> Any:
+        rest = iter(traced)
+        given = [next(rest) if isinstance(a, mx.array) else a for a in inputs]
+        return kernel(inputs=given, verbose=True, **call)
+
+    capfd.readouterr()
+    with tempfile.TemporaryDirectory() as folder:
+        mx.export_function(f"{folder}/graph.mlxfn", graph, *arrays)
+    printed = re.fullmatch(
+        r"Generated source code for `\w+`:\n```\n(.*)\n```\n", capfd.readouterr().out, re.S
+    )
+    assert printed is not None
+    return printed[1]
+
+
 def without_barrier(source: str, index: int) -> str:
     """`source` with its index-th threadgroup barrier taken out; lines keep their numbers."""
     found = list(BARRIER.finditer(source))[index]

@@ -45,14 +45,16 @@ unsigned mh_lane();
 void mh_declare(int index, int space, unsigned element_size, bool read_only);
 void* mh_argument(int index);
 void* mh_threadgroup_variable(const void* key, unsigned long size, unsigned long align,
-                              const char* name, int line);
-void mh_barrier(unsigned flags, int line);
-void mh_simdgroup_barrier(unsigned flags, int line);
+                              const char* name);
+// Waits. Each call keeps its place: calls in two branches are never merged into one behind them.
+__attribute__((nomerge)) void mh_barrier(unsigned flags);
+__attribute__((nomerge)) void mh_simdgroup_barrier(unsigned flags);
 // Every lane of the simdgroup posts `size` bytes; the last to come runs `combine` for all.
 // This lane's `out_size` bytes of the result go to `out`. `width` is 32, or 4 for a quadgroup.
 // `flops` are those of the whole simdgroup.
-void mh_collective(const char* name, int line, const void* in, unsigned in_size, void* out,
-                   unsigned out_size, MhCombine combine, int width, unsigned flops);
+__attribute__((nomerge)) void mh_collective(const char* name, const void* in, unsigned in_size,
+                                            void* out, unsigned out_size, MhCombine combine,
+                                            int width, unsigned flops);
 // Count mode: a basic block of `instructions` instructions and `flops` floating-point operations.
 void mh_block(unsigned id, unsigned instructions, unsigned flops);
 // The access of an atomic operation, checked and counted; the kernel then performs it.

@@ -17,7 +17,7 @@ constexpr unsigned kThreadgroupBytes = 32768;  // Metal's limit on Apple GPUs
 
 // --- the launch record, written by Python at the start of the shared file ----------------------
 struct BufferRecord {
-  uint64_t kind;         // 0: array, 1: bytes, 2: threadgroup memory, 3: absent
+  uint64_t kind;         // BufferKind
   uint64_t offset;       // of the first byte in the file
   uint64_t size;         // bytes that the kernel may touch, from the lowest address
   uint64_t pointer;      // where the argument points, counted from the lowest address
@@ -25,7 +25,8 @@ struct BufferRecord {
   uint64_t flags;        // BufferFlags
   uint64_t granule;      // bytes of one element
 };
-enum BufferFlags { kWritable = 1, kUnwritten = 2, kReport = 4, kFloats = 8 };
+enum BufferKind { kArray = 0, kThreadgroup = 1, kAbsent = 2 };
+enum BufferFlags { kWritable = 1, kUnwritten = 2, kFloats = 4 };
 
 struct LaunchRecord {
   uint64_t magic;
@@ -36,7 +37,6 @@ struct LaunchRecord {
   uint64_t group[3];
   uint64_t time_limit_ms;
   uint64_t memory_limit;
-  uint64_t reserved;
   uint64_t buffers;      // number of records that follow
   BufferRecord buffer[kMaxBuffers];
 };
@@ -66,7 +66,7 @@ struct Thread {
   Address stack_low, stack_high;
   State state;
   const char* wait_name;  // what it waits in, and where
-  int wait_line;
+  uint64_t wait_path;  // the calls that led there
   uint32_t wait_flags;
   Address wait_pc;
   MhCombine combine;
@@ -78,7 +78,7 @@ struct Simdgroup {
   unsigned lanes;
   unsigned ready, collective, simd_barrier, barrier, done;  // bit sets over lanes
   uint16_t device_epoch, threadgroup_epoch;
-  bool diverged;  // some lanes wait where others do not, and it has been said
+  bool diverged;  // some lanes wait where others do not, and it is reported
   int width;
   unsigned flops;
   MhSlots slots;

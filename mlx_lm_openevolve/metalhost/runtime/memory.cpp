@@ -176,16 +176,15 @@ void map_buffers(int file) {
     Buffer& b = g_buffers[i];
     b.writable = r.flags & kWritable;
     b.unwritten = r.flags & kUnwritten;
-    b.report = r.flags & kReport;
     b.floats = r.flags & kFloats;
     b.size = r.size;
-    if (r.kind == 3) {
+    if (r.kind == kAbsent) {
       // An argument that a false function constant leaves out: compilers may hoist a load
       // through its reference, so it points at readable bytes.
       b.argument = Address(reserve(page));
       continue;
     }
-    if (r.kind == 2) continue;  // threadgroup memory: made for each threadgroup
+    if (r.kind == kThreadgroup) continue;  // threadgroup memory: made for each threadgroup
     char* low = reinterpret_cast<char*>(g_device_low + (uint64_t(i) << g_slot_shift) +
                                         (1ull << (g_slot_shift - 1)));
     const uint64_t mapped = (r.size + page - 1) / page * page;
@@ -274,7 +273,7 @@ void report_outputs() {
             .thread("thread", b.cells[k].write.thread).note();
       }
     }
-    if (missing && b.unwritten && b.report) {
+    if (missing && b.unwritten) {
       Finding("unwritten").number("buffer", i).number("offset", (long long)first)
           .number("size", (long long)missing).number("extent", (long long)count).note();
     }
@@ -295,8 +294,8 @@ extern "C" void mh_declare(int index, int space, unsigned, bool read_only) {
 extern "C" void* mh_argument(int index) {
   using namespace mh;
   const BufferRecord& r = g_launch->buffer[index];
-  if (r.kind == 2) {
-    return mh_threadgroup_variable(&r, r.size, 16, "threadgroup argument", 0);
+  if (r.kind == kThreadgroup) {
+    return mh_threadgroup_variable(&r, r.size, 16, "threadgroup argument");
   }
   return reinterpret_cast<void*>(g_buffers[index].argument);
 }

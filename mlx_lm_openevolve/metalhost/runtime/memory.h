@@ -19,7 +19,7 @@ struct Buffer {
   Cell* cells;        // of writable buffers, one a granule
   uint8_t* written;   // count mode and unwritten outputs: one byte a granule
   unsigned granule_shift;
-  bool present, writable, unwritten, constant, report, floats;
+  bool present, writable, unwritten, constant, floats;
 };
 
 // A store to some components of a vector reads the vector, sets them and writes it back. So a read

@@ -57,29 +57,21 @@ unsigned division_length(const uint8_t* code) {
 }
 #endif
 
-Address interrupted_pc(void* context) {
+// Program counter and stack pointer of the interrupted code.
+void interrupted(void* context, Address& pc, Address& stack) {
   const ucontext_t* c = static_cast<const ucontext_t*>(context);
 #if defined(__APPLE__) && defined(__aarch64__)
-  return Address(c->uc_mcontext->__ss.__pc);
+  pc = c->uc_mcontext->__ss.__pc;
+  stack = c->uc_mcontext->__ss.__sp;
 #elif defined(__APPLE__)
-  return Address(c->uc_mcontext->__ss.__rip);
+  pc = c->uc_mcontext->__ss.__rip;
+  stack = c->uc_mcontext->__ss.__rsp;
 #elif defined(__aarch64__)
-  return Address(c->uc_mcontext.pc);
+  pc = c->uc_mcontext.pc;
+  stack = c->uc_mcontext.sp;
 #else
-  return Address(c->uc_mcontext.gregs[16]);  // REG_RIP
-#endif
-}
-
-Address interrupted_stack(void* context) {
-  const ucontext_t* c = static_cast<const ucontext_t*>(context);
-#if defined(__APPLE__) && defined(__aarch64__)
-  return Address(c->uc_mcontext->__ss.__sp);
-#elif defined(__APPLE__)
-  return Address(c->uc_mcontext->__ss.__rsp);
-#elif defined(__aarch64__)
-  return Address(c->uc_mcontext.sp);
-#else
-  return Address(c->uc_mcontext.gregs[15]);  // REG_RSP
+  pc = Address(c->uc_mcontext.gregs[16]);  // REG_RIP
+  stack = Address(c->uc_mcontext.gregs[15]);  // REG_RSP
 #endif
 }
 
@@ -115,8 +107,8 @@ void on_signal(int signal, siginfo_t* info, void* context) {
     }
   }
 #endif
-  const Address pc = interrupted_pc(context) + 1;  // a return address lies behind its call
-  const Address stack = interrupted_stack(context);
+  Address pc, stack;
+  interrupted(context, pc, stack);
   static bool entered;
   if (entered) _exit(1);
   entered = true;
@@ -128,7 +120,7 @@ void on_signal(int signal, siginfo_t* info, void* context) {
     kind = "stack-overflow";
   }
   Finding f(kind);
-  f.pc("pc", pc).number("signal", signal);
+  f.pc("pc", pc + 1).number("signal", signal);  // a return address lies behind its call
   if (signal == SIGSEGV || signal == SIGBUS) {
     f.number("address", (long long)(Address(info->si_addr)));
   }

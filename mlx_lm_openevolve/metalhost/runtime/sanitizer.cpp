@@ -76,46 +76,39 @@ static void out_of_bounds(UbsanBounds* data, uintptr_t index, mh::Address pc) {
   f.number("index", ubsan_integer(data->index, index)).pc("pc", pc);
   f.thread("thread", mh::thread_number()).fatal();
 }
-void __ubsan_handle_out_of_bounds(UbsanBounds* data, uintptr_t index) {
-  out_of_bounds(data, index, MH_PC);
-}
-void __ubsan_handle_out_of_bounds_abort(UbsanBounds* data, uintptr_t index) {
-  out_of_bounds(data, index, MH_PC);
-}
+// Clang calls one of two entries, by whether it may go on.
+#define MH_HANDLER(NAME, PARAMETERS, REPORT)    \
+  void NAME PARAMETERS { REPORT; }              \
+  void NAME##_abort PARAMETERS { REPORT; }
+
+MH_HANDLER(__ubsan_handle_out_of_bounds, (UbsanBounds* data, uintptr_t index),
+           out_of_bounds(data, index, MH_PC))
 
 static void local_out_of_bounds(mh::Address pc) {
   mh::Finding f("out-of-bounds");
   f.text("why", "local").text("space", "thread").pc("pc", pc);
   f.thread("thread", mh::thread_number()).fatal();
 }
-void __ubsan_handle_local_out_of_bounds() { local_out_of_bounds(MH_PC); }
-void __ubsan_handle_local_out_of_bounds_abort() { local_out_of_bounds(MH_PC); }
+MH_HANDLER(__ubsan_handle_local_out_of_bounds, (), local_out_of_bounds(MH_PC))
 
+// A finding at a place that the compiler knows.
+static void located(const char* kind, const UbsanLocation& at, mh::Address pc) {
+  mh::Finding f(kind);
+  f.text("file", at.file).number("line", at.line).number("column", at.column).pc("pc", pc);
+  f.thread("thread", mh::thread_number()).fatal();
+}
 struct UbsanOverflow {
   UbsanLocation location;
   const UbsanType* type;
 };
-static void division(UbsanOverflow* data, uintptr_t divisor, mh::Address pc) {
-  (void)divisor;
-  mh::Finding f("division-by-zero");
-  f.text("file", data->location.file).number("line", data->location.line);
-  f.number("column", data->location.column).pc("pc", pc);
-  f.thread("thread", mh::thread_number()).fatal();
-}
-void __ubsan_handle_divrem_overflow(UbsanOverflow* data, uintptr_t, uintptr_t divisor) {
-  division(data, divisor, MH_PC);
-}
-void __ubsan_handle_divrem_overflow_abort(UbsanOverflow* data, uintptr_t, uintptr_t divisor) {
-  division(data, divisor, MH_PC);
-}
+MH_HANDLER(__ubsan_handle_divrem_overflow, (UbsanOverflow* data, uintptr_t, uintptr_t),
+           located("division-by-zero", data->location, MH_PC))
 
 struct UbsanUnreachable {
   UbsanLocation location;
 };
 void __ubsan_handle_missing_return(UbsanUnreachable* data) {
-  mh::Finding f("missing-return");
-  f.text("file", data->location.file).number("line", data->location.line).pc("pc", MH_PC);
-  f.thread("thread", mh::thread_number()).fatal();
+  located("missing-return", data->location, MH_PC);
 }
 
 }  // extern "C"

@@ -27,7 +27,7 @@ unsigned g_thread_count;
 Random g_random;
 unsigned g_current;    // the simdgroup that runs
 unsigned g_rotation;   // of the lanes, by the seed
-bool g_diverged;       // this threadgroup has missed a barrier: said once
+bool g_diverged;       // this threadgroup has missed a barrier, and it is reported
 
 unsigned all_lanes(const Simdgroup& s) { return s.lanes == 32 ? ~0u : (1u << s.lanes) - 1; }
 
@@ -50,7 +50,7 @@ void divergence(const char* kind, Thread& waiting, Thread& other, unsigned missi
 }
 
 bool same_wait(const Thread& a, const Thread& b) {
-  return a.state == b.state && a.wait_line == b.wait_line && a.combine == b.combine;
+  return a.state == b.state && a.wait_path == b.wait_path && a.combine == b.combine;
 }
 
 // Completes the collective that the lanes of `set` wait in.
@@ -277,15 +277,29 @@ namespace {
 
 using namespace mh;
 
+// A number for the path of calls to a wait, from the return addresses of the frames below: two
+// calls on one line, or one helper called from two branches, have different paths.
+inline uint64_t call_path(const Thread& t, const void* frame) {
+  uint64_t path = 1469598103934665603ull;
+  for (Address at = Address(frame); at >= t.stack_low && at + 16 <= t.stack_high;) {
+    const Address* words = reinterpret_cast<const Address*>(at);  // the caller's frame, its address
+    path = (path ^ words[1]) * 1099511628211ull;
+    if (words[0] <= at) break;
+    at = words[0];
+  }
+  return path;
+}
+
 // Parks the running thread in the set that `state` stands for.
-inline Simdgroup& park(State state, const char* name, int line, Address pc) {
+inline Simdgroup& park(State state, const char* name, Address pc, const void* frame) {
   Thread& t = *g_thread;
   Simdgroup& s = g_simdgroups[t.place.simdgroup];
   const unsigned bit = 1u << t.place.lane;
   t.state = state;
   t.wait_name = name;
-  t.wait_line = line;
+  t.wait_path = call_path(t, frame);
   t.wait_pc = pc;
+  t.combine = nullptr;
   s.ready &= ~bit;
   (state == State::kBarrier ? s.barrier : state == State::kSimdBarrier ? s.simd_barrier
                                                                         : s.collective) |= bit;
@@ -294,24 +308,23 @@ inline Simdgroup& park(State state, const char* name, int line, Address pc) {
 
 }  // namespace
 
-extern "C" void mh_barrier(unsigned flags, int line) {
-  park(State::kBarrier, "threadgroup_barrier", line, MH_PC);
+#define MH_FRAME __builtin_frame_address(0)
+
+extern "C" void mh_barrier(unsigned flags) {
+  park(State::kBarrier, "threadgroup_barrier", MH_PC, MH_FRAME);
   g_thread->wait_flags = flags;
-  g_thread->combine = nullptr;
   give_way();
 }
 
-extern "C" void mh_simdgroup_barrier(unsigned flags, int line) {
-  park(State::kSimdBarrier, "simdgroup_barrier", line, MH_PC);
+extern "C" void mh_simdgroup_barrier(unsigned flags) {
+  park(State::kSimdBarrier, "simdgroup_barrier", MH_PC, MH_FRAME);
   g_thread->wait_flags = flags;
-  g_thread->combine = nullptr;
   give_way();
 }
 
-extern "C" void mh_collective(const char* name, int line, const void* in, unsigned in_size,
-                              void* out, unsigned out_size, MhCombine combine, int width,
-                              unsigned flops) {
-  Simdgroup& s = park(State::kCollective, name, line, MH_PC);
+extern "C" void mh_collective(const char* name, const void* in, unsigned in_size, void* out,
+                              unsigned out_size, MhCombine combine, int width, unsigned flops) {
+  Simdgroup& s = park(State::kCollective, name, MH_PC, MH_FRAME);
   const unsigned lane = g_thread->place.lane;
   g_thread->combine = combine;
   s.width = width;

@@ -18,7 +18,6 @@ struct Variable {  // of threadgroup memory
   Address low;
   uint64_t size;
   unsigned packed;  // offset without the red zones
-  int line;
 };
 
 uint64_t g_arena_used;
@@ -61,20 +60,21 @@ unsigned access_threadgroup(Address address, unsigned size, bool write, bool ato
   for (unsigned i = 1; i < size; ++i) inside = inside && g_owner[at + i] == owner;
   if (!inside) {
     // Name the variable that the address is nearest to.
-    const Variable* near = nullptr;
+    const Variable* nearest = nullptr;
     uint64_t best = ~0ull;
     for (unsigned i = 0; i < g_variable_count; ++i) {
       const Variable& v = g_variables[i];
       const uint64_t distance = address < v.low ? v.low - address : address - v.low - v.size + 1;
-      if (address >= v.low && address < v.low + v.size) { near = &v; break; }
-      if (distance < best) { best = distance; near = &v; }
+      if (address >= v.low && address < v.low + v.size) { nearest = &v; break; }
+      if (distance < best) { best = distance; nearest = &v; }
     }
     Finding f("out-of-bounds");
     f.pc("pc", pc).text("access", access_name(write, atomic)).number("size", size);
     f.text("space", "threadgroup").text("why", "end");
-    if (near) {
-      f.text("variable", near->name).number("offset", (long long)(address - near->low));
-      f.number("extent", (long long)near->size);
+    if (nearest) {
+      f.text("variable", nearest->name);
+      f.number("offset", (long long)(address - nearest->low));
+      f.number("extent", (long long)nearest->size);
     } else {
       f.number("address", (long long)address);
     }
@@ -98,7 +98,7 @@ unsigned access_threadgroup(Address address, unsigned size, bool write, bool ato
 }  // namespace mh
 
 extern "C" void* mh_threadgroup_variable(const void* key, unsigned long size, unsigned long align,
-                                         const char* name, int line) {
+                                         const char* name) {
   using namespace mh;
   for (unsigned i = 0; i < g_variable_count; ++i) {
     if (g_variables[i].key == key) return reinterpret_cast<void*>(g_variables[i].low);
@@ -106,14 +106,13 @@ extern "C" void* mh_threadgroup_variable(const void* key, unsigned long size, un
   const uint64_t padded = (size + 15) / 16 * 16;
   if (g_variable_count == kMaxVariables) die("more than 62 threadgroup variables");
   if (size > kThreadgroupBytes || g_packed_bytes + padded > kThreadgroupBytes) {
-    Finding("threadgroup-memory").number("line", line).text("variable", name)
+    Finding("threadgroup-memory").text("variable", name)
         .number("size", (long long)(g_packed_bytes + size)).number("extent", kThreadgroupBytes)
         .pc("pc", MH_PC).fatal();
   }
   Variable& v = g_variables[g_variable_count];
   v.key = key;
   v.name = name;
-  v.line = line;
   v.size = size;
   v.packed = unsigned(g_packed_bytes);
   v.low = (g_arena + g_arena_used + kRedZone + align - 1) / 16 * 16;

@@ -50,8 +50,8 @@ template <class P, class Source> MH_INLINE P coordinate(const Source& source) {
 }
 
 template <class T>
-MH_INLINE threadgroup T& threadgroup_variable(const void* key, const char* name, int line) {
-  return *(threadgroup T*)mh_threadgroup_variable(key, sizeof(T), alignof(T), name, line);
+MH_INLINE threadgroup T& threadgroup_variable(const void* key, const char* name) {
+  return *(threadgroup T*)mh_threadgroup_variable(key, sizeof(T), alignof(T), name);
 }
 
 }  // namespace mh

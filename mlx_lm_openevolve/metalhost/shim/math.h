@@ -75,50 +75,40 @@ MH_TEST(signbit, __builtin_signbit(x) != 0)
 #undef MH_TEST_VECTOR
 
 // --- minimum, maximum, clamp, absolute value -----------------------------------------------------
-#define MH_ORDER(T)                                                            \
-  MH_INLINE constexpr T min(T x, T y) { return y < x ? y : x; }                \
-  MH_INLINE constexpr T max(T x, T y) { return x < y ? y : x; }                \
-  MH_INLINE constexpr T clamp(T x, T lo, T hi) { return min(max(x, lo), hi); } \
-  MH_INLINE constexpr T min3(T x, T y, T z) { return min(x, min(y, z)); }      \
-  MH_INLINE constexpr T max3(T x, T y, T z) { return max(x, max(y, z)); }      \
-  MH_INLINE constexpr T median3(T x, T y, T z) { return max(min(x, y), min(max(x, y), z)); }
-#define MH_ORDER_VECTORS(T)                                                                   \
-  MH_EACH_VECTOR(MH_LOOP2, T, min) MH_EACH_VECTOR(MH_LOOP2, T, max)                           \
-  MH_EACH_VECTOR(MH_LOOP3, T, clamp) MH_EACH_VECTOR(MH_CLAMP_SCALAR, T, 0)                    \
-  MH_EACH_VECTOR(MH_LOOP3, T, min3) MH_EACH_VECTOR(MH_LOOP3, T, max3)
-#define MH_CLAMP_SCALAR(V, T, N, _)                                            \
-  MH_INLINE V clamp(V x, T lo, T hi) {                                         \
-    V r;                                                                       \
-    for (int i = 0; i < N; ++i) r[i] = clamp(T(x[i]), lo, hi);                 \
-    return r;                                                                  \
+// Floats: a NaN operand gives the other one, as fmin and fmax do.
+#define MH_CLAMP_SCALAR(V, T, N, _)                            \
+  MH_INLINE V clamp(V x, T lo, T hi) {                         \
+    V r;                                                       \
+    for (int i = 0; i < N; ++i) r[i] = clamp(T(x[i]), lo, hi); \
+    return r;                                                  \
   }
-#define MH_INTEGER_ORDER(T) MH_ORDER(T) MH_ORDER_VECTORS(T)
+#define MH_ORDER(T, MIN, MAX)                                                              \
+  MH_INLINE constexpr T min(T x, T y) { return MIN; }                                      \
+  MH_INLINE constexpr T max(T x, T y) { return MAX; }                                      \
+  MH_INLINE constexpr T clamp(T x, T lo, T hi) { return min(max(x, lo), hi); }             \
+  MH_INLINE constexpr T min3(T x, T y, T z) { return min(x, min(y, z)); }                  \
+  MH_INLINE constexpr T max3(T x, T y, T z) { return max(x, max(y, z)); }                  \
+  MH_INLINE constexpr T median3(T x, T y, T z) { return max(min(x, y), min(max(x, y), z)); } \
+  MH_EACH_VECTOR(MH_LOOP2, T, min) MH_EACH_VECTOR(MH_LOOP2, T, max)                        \
+  MH_EACH_VECTOR(MH_LOOP3, T, clamp) MH_EACH_VECTOR(MH_CLAMP_SCALAR, T, 0)                 \
+  MH_EACH_VECTOR(MH_LOOP3, T, min3) MH_EACH_VECTOR(MH_LOOP3, T, max3)
+#define MH_INTEGER_ORDER(T) MH_ORDER(T, y < x ? y : x, x < y ? y : x)
+#define MH_FLOAT_ORDER(T) \
+  MH_ORDER(T, T(__builtin_fminf(float(x), float(y))), T(__builtin_fmaxf(float(x), float(y))))
 MH_INTEGER_ORDER(char) MH_INTEGER_ORDER(uchar) MH_INTEGER_ORDER(short) MH_INTEGER_ORDER(ushort)
 MH_INTEGER_ORDER(int) MH_INTEGER_ORDER(uint) MH_INTEGER_ORDER(long) MH_INTEGER_ORDER(ulong)
-// Floats: a NaN operand gives the other one, as fmin and fmax do.
-#define MH_FLOAT_ORDER(T)                                                                      \
-  MH_INLINE constexpr T min(T x, T y) { return T(__builtin_fminf(float(x), float(y))); }       \
-  MH_INLINE constexpr T max(T x, T y) { return T(__builtin_fmaxf(float(x), float(y))); }       \
-  MH_INLINE constexpr T clamp(T x, T lo, T hi) { return min(max(x, lo), hi); }                 \
-  MH_INLINE constexpr T min3(T x, T y, T z) { return min(x, min(y, z)); }                      \
-  MH_INLINE constexpr T max3(T x, T y, T z) { return max(x, max(y, z)); }                      \
-  MH_INLINE constexpr T median3(T x, T y, T z) { return max(min(x, y), min(max(x, y), z)); }   \
-  MH_ORDER_VECTORS(T)
 MH_FLOAT_ORDER(float) MH_FLOAT_ORDER(half)
 #undef MH_ORDER
 #undef MH_INTEGER_ORDER
 #undef MH_FLOAT_ORDER
-#undef MH_ORDER_VECTORS
 #undef MH_CLAMP_SCALAR
 
-#define MH_SIGNED_ABS(T) \
-  MH_INLINE constexpr T abs(T x) { return T(x < 0 ? -x : x); } MH_EACH_VECTOR(MH_LOOP1, T, abs)
-#define MH_UNSIGNED_ABS(T) \
-  MH_INLINE constexpr T abs(T x) { return x; } MH_EACH_VECTOR(MH_LOOP1, T, abs)
-MH_SIGNED_ABS(char) MH_SIGNED_ABS(short) MH_SIGNED_ABS(int) MH_SIGNED_ABS(long)
-MH_UNSIGNED_ABS(uchar) MH_UNSIGNED_ABS(ushort) MH_UNSIGNED_ABS(uint) MH_UNSIGNED_ABS(ulong)
-#undef MH_SIGNED_ABS
-#undef MH_UNSIGNED_ABS
+#define MH_ABS(T) \
+  MH_INLINE constexpr T abs(T x) { return T(T(-1) < T(0) && x < T(0) ? -x : x); } \
+  MH_EACH_VECTOR(MH_LOOP1, T, abs)
+MH_ABS(char) MH_ABS(short) MH_ABS(int) MH_ABS(long)
+MH_ABS(uchar) MH_ABS(ushort) MH_ABS(uint) MH_ABS(ulong)
+#undef MH_ABS
 
 // --- integers ------------------------------------------------------------------------------------
 #define MH_BITS(T)                                                                             \
@@ -144,7 +134,6 @@ MH_UNSIGNED_ABS(uchar) MH_UNSIGNED_ABS(ushort) MH_UNSIGNED_ABS(uint) MH_UNSIGNED
     const U mask = U((bits >= sizeof(T) * 8 ? U(-1) : U((U(1) << bits) - 1)) << offset);       \
     return T((U(base) & U(~mask)) | (U(U(insert) << offset) & mask));                          \
   }                                                                                            \
-  MH_INLINE T absdiff_signed(T x, T y) { return x > y ? T(x - y) : T(y - x); }                 \
   MH_INLINE __make_unsigned(T) absdiff(T x, T y) {                                             \
     typedef __make_unsigned(T) U;                                                              \
     return x > y ? U(U(x) - U(y)) : U(U(y) - U(x));                                            \
@@ -200,153 +189,6 @@ template <class C> MH_INLINE bool any(C c) {
   return r;
 }
 
-// --- geometry ------------------------------------------------------------------------------------
-#define MH_GEOMETRY(V, T, N, _)                                                          \
-  MH_INLINE T dot(V a, V b) { T s = a[0] * b[0]; for (int i = 1; i < N; ++i) s += a[i] * b[i]; return s; } \
-  MH_INLINE T length_squared(V a) { return dot(a, a); }                                  \
-  MH_INLINE T length(V a) { return sqrt(dot(a, a)); }                                    \
-  MH_INLINE T distance(V a, V b) { return length(a - b); }                               \
-  MH_INLINE T distance_squared(V a, V b) { return dot(a - b, a - b); }                   \
-  MH_INLINE V normalize(V a) { return a * rsqrt(dot(a, a)); }                            \
-  MH_INLINE V faceforward(V n, V i, V ref) { return dot(ref, i) < T(0) ? n : -n; }       \
-  MH_INLINE V reflect(V i, V n) { return i - T(2) * dot(n, i) * n; }                     \
-  MH_INLINE V refract(V i, V n, T eta) {                                                 \
-    const T d = dot(n, i), k = T(1) - eta * eta * (T(1) - d * d);                        \
-    return k < T(0) ? V(T(0)) : eta * i - (eta * d + T(sqrt(float(k)))) * n;             \
-  }
-MH_EACH_VECTOR(MH_GEOMETRY, float, 0) MH_EACH_VECTOR(MH_GEOMETRY, half, 0)
-#undef MH_GEOMETRY
-#define MH_CROSS(V)                                                                            \
-  MH_INLINE V cross(V a, V b) {                                                                \
-    return V{a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]}; \
-  }
-MH_CROSS(float3) MH_CROSS(half3)
-#undef MH_CROSS
-
-// --- packing -------------------------------------------------------------------------------------
-#define MH_PACKING(KIND, N, BITS, S, LOW)                                                      \
-  MH_INLINE float##N unpack_##KIND##N##x##BITS##_to_float(uint x) {                            \
-    float##N r;                                                                                \
-    for (int i = 0; i < N; ++i) {                                                              \
-      const float v = float(S##BITS##_t(x >> (BITS * i))) / mh::unit<S##BITS##_t>;             \
-      r[i] = v < LOW ? LOW : v;                                                                \
-    }                                                                                          \
-    return r;                                                                                  \
-  }                                                                                            \
-  MH_INLINE half##N unpack_##KIND##N##x##BITS##_to_half(uint x) {                              \
-    const float##N v = unpack_##KIND##N##x##BITS##_to_float(x);                                \
-    half##N r;                                                                                 \
-    for (int i = 0; i < N; ++i) r[i] = half(v[i]);                                             \
-    return r;                                                                                  \
-  }                                                                                            \
-  MH_INLINE uint pack_float_to_##KIND##N##x##BITS(float##N v) {                                \
-    uint r = 0;                                                                                \
-    for (int i = 0; i < N; ++i) {                                                              \
-      const float s = clamp(float(v[i]), LOW, 1.0f) * mh::unit<S##BITS##_t>;                   \
-      r |= (uint(int(rint(s))) & uint((1ul << BITS) - 1)) << (BITS * i);                       \
-    }                                                                                          \
-    return r;                                                                                  \
-  }                                                                                            \
-  MH_INLINE uint pack_half_to_##KIND##N##x##BITS(half##N v) {                                  \
-    float##N f;                                                                                \
-    for (int i = 0; i < N; ++i) f[i] = float(v[i]);                                            \
-    return pack_float_to_##KIND##N##x##BITS(f);                                                \
-  }
-}  // namespace metal
-namespace mh {
-template <class T> inline constexpr float unit = float(metal::numeric_limits<T>::max());
-}
-namespace metal {
-MH_PACKING(unorm, 4, 8, uint, 0.0f)
-MH_PACKING(snorm, 4, 8, int, -1.0f)
-MH_PACKING(unorm, 2, 16, uint, 0.0f)
-MH_PACKING(snorm, 2, 16, int, -1.0f)
-#undef MH_PACKING
-
-// --- small matrices, by columns --------------------------------------------------------------------
-template <class T, int C, int R> struct matrix {
-  typedef typename mh::VecOf<T, R>::type column;
-  column columns[C];
-  matrix() = default;
-  MH_INLINE explicit matrix(T diagonal) {
-    for (int c = 0; c < C; ++c)
-      for (int r = 0; r < R; ++r) columns[c][r] = c == r ? diagonal : T(0);
-  }
-  template <class... A, class = enable_if_t<sizeof...(A) == C && (C > 1) &&
-                                            ((mh::Shape<A>::size == R) && ...)>>
-  MH_INLINE matrix(A... a) : columns{column(a)...} {}
-  template <class... A, class = enable_if_t<sizeof...(A) == C * R &&
-                                            ((mh::Shape<A>::size == 1) && ...)>, class = void>
-  MH_INLINE matrix(A... a) {
-    const T values[] = {T(a)...};
-    for (int c = 0; c < C; ++c)
-      for (int r = 0; r < R; ++r) columns[c][r] = values[c * R + r];
-  }
-  template <class U> MH_INLINE explicit matrix(const thread matrix<U, C, R>& other) {
-    for (int c = 0; c < C; ++c)
-      for (int r = 0; r < R; ++r) columns[c][r] = T(other.columns[c][r]);
-  }
-  MH_INLINE column& operator[](int c) { return columns[c]; }
-  MH_INLINE const column& operator[](int c) const { return columns[c]; }
-  friend MH_INLINE column operator*(const matrix& m, typename mh::VecOf<T, C>::type v) {
-    column s = m.columns[0] * T(v[0]);
-    for (int c = 1; c < C; ++c) s += m.columns[c] * T(v[c]);
-    return s;
-  }
-  friend MH_INLINE typename mh::VecOf<T, C>::type operator*(column v, const matrix& m) {
-    typename mh::VecOf<T, C>::type s;
-    for (int c = 0; c < C; ++c) s[c] = dot(v, m.columns[c]);
-    return s;
-  }
-  friend MH_INLINE matrix operator+(const matrix& a, const matrix& b) {
-    matrix m;
-    for (int c = 0; c < C; ++c) m.columns[c] = a.columns[c] + b.columns[c];
-    return m;
-  }
-  friend MH_INLINE matrix operator-(const matrix& a, const matrix& b) {
-    matrix m;
-    for (int c = 0; c < C; ++c) m.columns[c] = a.columns[c] - b.columns[c];
-    return m;
-  }
-  friend MH_INLINE matrix operator*(const matrix& a, T s) {
-    matrix m;
-    for (int c = 0; c < C; ++c) m.columns[c] = a.columns[c] * s;
-    return m;
-  }
-  friend MH_INLINE matrix operator*(T s, const matrix& a) { return a * s; }
-};
-template <class T, int K, int R, int C>
-MH_INLINE matrix<T, C, R> operator*(const thread matrix<T, K, R>& a, const thread matrix<T, C, K>& b) {
-  matrix<T, C, R> m;
-  for (int c = 0; c < C; ++c) m.columns[c] = a * b.columns[c];
-  return m;
-}
-template <class T> MH_INLINE T determinant(const thread matrix<T, 2, 2>& m) {
-  return m[0][0] * m[1][1] - m[1][0] * m[0][1];
-}
-template <class T> MH_INLINE T determinant(const thread matrix<T, 3, 3>& m) {
-  return dot(m[0], cross(m[1], m[2]));
-}
-template <class T> MH_INLINE T determinant(const thread matrix<T, 4, 4>& m) {
-  T sum = 0;
-  for (int skip = 0; skip < 4; ++skip) {  // along the first row
-    matrix<T, 3, 3> rest;
-    for (int c = 0, k = 0; c < 4; ++c) {
-      if (c == skip) continue;
-      for (int r = 0; r < 3; ++r) rest[k][r] = m[c][r + 1];
-      ++k;
-    }
-    sum += (skip & 1 ? -m[skip][0] : m[skip][0]) * determinant(rest);
-  }
-  return sum;
-}
-template <class T, int C, int R> MH_INLINE matrix<T, R, C> transpose(const thread matrix<T, C, R>& a) {
-  matrix<T, R, C> m;
-  for (int c = 0; c < C; ++c)
-    for (int r = 0; r < R; ++r) m.columns[r][c] = a.columns[c][r];
-  return m;
-}
-
 // A value that is the same for all threads: here a plain one.
 template <class T> using uniform = T;
 template <class T> MH_INLINE constexpr T make_uniform(T v) { return v; }
@@ -360,10 +202,3 @@ template <class T, size_t N> struct array {
 
 }  // namespace metal
 
-#define MH_MATRICES(T, C)                                                                       \
-  typedef metal::matrix<T, C, 2> T##C##x2;                                                      \
-  typedef metal::matrix<T, C, 3> T##C##x3;                                                      \
-  typedef metal::matrix<T, C, 4> T##C##x4;
-MH_MATRICES(float, 2) MH_MATRICES(float, 3) MH_MATRICES(float, 4)
-MH_MATRICES(half, 2) MH_MATRICES(half, 3) MH_MATRICES(half, 4)
-#undef MH_MATRICES

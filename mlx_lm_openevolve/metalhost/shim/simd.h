@@ -1,6 +1,6 @@
-// Barriers, simdgroup and quadgroup functions, simdgroup matrices. Each lane posts its value and
-// waits; the last one to come computes the results of all (runtime/schedule.cpp). The call's line
-// tells calls apart: lanes that wait at different lines have diverged.
+// Barriers, simdgroup and quadgroup functions. Each lane posts its value and
+// waits; the last one to come computes the results of all (runtime/schedule.cpp). The path of calls
+// to it tells calls apart: lanes that came by different paths have diverged.
 #pragma once
 #include "../runtime/abi.h"
 #include "math.h"
@@ -21,20 +21,17 @@ MH_INLINE constexpr mem_flags operator&(mem_flags a, mem_flags b) {
   return mem_flags(uint(a) & uint(b));
 }
 
-MH_INLINE void threadgroup_barrier(mem_flags flags, int line = __builtin_LINE()) {
-  mh_barrier(uint(flags), line);
+MH_INLINE void threadgroup_barrier(mem_flags flags) {
+  mh_barrier(uint(flags));
 }
-MH_INLINE void simdgroup_barrier(mem_flags flags, int line = __builtin_LINE()) {
-  mh_simdgroup_barrier(uint(flags), line);
+MH_INLINE void simdgroup_barrier(mem_flags flags) {
+  mh_simdgroup_barrier(uint(flags));
 }
 
 }  // namespace metal
 
 namespace mh {
 
-template <class T> struct Slot {
-  static_assert(sizeof(T) <= MH_SLOT, "a simdgroup function takes values of at most 32 bytes");
-};
 template <class T> MH_UNCHECKED inline T& slot_in(MhSlots* s, unsigned lane) {
   return *reinterpret_cast<T*>(s->in[lane]);
 }
@@ -53,26 +50,17 @@ struct Multiply { template <class T> static MH_UNCHECKED T of(T a, T b) { return
 struct And { template <class T> static MH_UNCHECKED T of(T a, T b) { return T(a & b); } };
 struct Or { template <class T> static MH_UNCHECKED T of(T a, T b) { return T(a | b); } };
 struct Xor { template <class T> static MH_UNCHECKED T of(T a, T b) { return T(a ^ b); } };
-struct Max {
-  template <class T> static MH_UNCHECKED T of(T a, T b) {
-    if constexpr (Shape<T>::size == 1) {
-      return b != b || b < a ? a : b;
-    } else {
-      for (int i = 0; i < Shape<T>::size; ++i) a[i] = b[i] != b[i] || b[i] < a[i] ? a[i] : b[i];
-      return a;
-    }
-  }
-};
-struct Min {
-  template <class T> static MH_UNCHECKED T of(T a, T b) {
-    if constexpr (Shape<T>::size == 1) {
-      return b != b || a < b ? a : b;
-    } else {
-      for (int i = 0; i < Shape<T>::size; ++i) a[i] = b[i] != b[i] || a[i] < b[i] ? a[i] : b[i];
-      return a;
-    }
-  }
-};
+#define MH_EXTREME(NAME, BEFORE)                                              \
+  struct NAME {                                                               \
+    template <class T> static MH_UNCHECKED T of(T a, T b) {                   \
+      if constexpr (Shape<T>::size == 1) return b != b || b BEFORE a ? a : b; \
+      else for (int i = 0; i < Shape<T>::size; ++i) a[i] = of(a[i], b[i]);    \
+      return a;                                                               \
+    }                                                                         \
+  };
+MH_EXTREME(Max, <)
+MH_EXTREME(Min, >)
+#undef MH_EXTREME
 
 // What reductions take (MSL 6.9.2): scalars and vectors of numbers up to 32 bits, no bool.
 template <class T> using Number = typename Shape<T>::element;
@@ -135,53 +123,21 @@ MH_UNCHECKED inline void ballot(MhSlots* s) {
 }
 
 template <class R, class T>
-MH_INLINE R collective(const char* name, int line, T value, MhCombine combine, int width,
+MH_INLINE R collective(const char* name, T value, MhCombine combine, int width,
                        unsigned flops) {
   static_assert(sizeof(T) <= MH_SLOT && sizeof(R) <= MH_SLOT, "the value is too large");
   R result;
-  mh_collective(name, line, &value, sizeof value, &result, sizeof result, combine, width, flops);
+  mh_collective(name, &value, sizeof value, &result, sizeof result, combine, width, flops);
   return result;
 }
 
 template <class T, int WIDTH>
-MH_INLINE T shuffle(const char* name, int line, T value, uint from) {
+MH_INLINE T shuffle(const char* name, T value, uint from) {
   const Indexed<T> posted = {value, from};
-  return collective<T>(name, line, posted, &gather<T, WIDTH>, WIDTH, 0);
+  return collective<T>(name, posted, &gather<T, WIDTH>, WIDTH, 0);
 }
 
 MH_INLINE uint lane() { return mh_lane(); }
-
-// The lanes of a simdgroup hold an 8x8 matrix as two neighbours of a row each.
-MH_INLINE constexpr uint matrix_row(uint lane) { return (lane / 4 & 4) + lane / 2 % 4; }
-MH_INLINE constexpr uint matrix_column(uint lane) { return (lane / 4 & 2) * 2 + lane % 2 * 2; }
-
-template <class A, class B, class C> struct Fragments {
-  A a[2];
-  B b[2];
-  C c[2];
-};
-template <class D> struct Pair {
-  D d[2];
-};
-template <class D, class A, class B, class C> MH_UNCHECKED void matrix_product(MhSlots* s) {
-  float a[8][8], b[8][8];
-  for (uint k = 0; k < MH_LANES; ++k) {
-    const Fragments<A, B, C>& f = slot_in<Fragments<A, B, C>>(s, k);
-    for (uint i = 0; i < 2; ++i) {
-      a[matrix_row(k)][matrix_column(k) + i] = float(f.a[i]);
-      b[matrix_row(k)][matrix_column(k) + i] = float(f.b[i]);
-    }
-  }
-  for (uint k = 0; k < MH_LANES; ++k) {
-    const Fragments<A, B, C>& f = slot_in<Fragments<A, B, C>>(s, k);
-    const uint row = matrix_row(k), column = matrix_column(k);
-    for (uint i = 0; i < 2; ++i) {
-      float sum = float(f.c[i]);
-      for (uint j = 0; j < 8; ++j) sum += a[row][j] * b[j][column + i];
-      slot_out<Pair<D>>(s, k).d[i] = D(sum);
-    }
-  }
-}
 
 }  // namespace mh
 
@@ -189,12 +145,12 @@ namespace metal {
 
 #define MH_REDUCE(NAME, OP, FLOPS, TYPES)                                                      \
   template <class T, class = mh::TYPES<T>>                                                     \
-  MH_INLINE T simd_##NAME(T x, int line = __builtin_LINE()) {                                  \
-    return mh::collective<T>("simd_" #NAME, line, x, &mh::reduce<T, mh::OP, 32>, 32, FLOPS);   \
+  MH_INLINE T simd_##NAME(T x) {                                  \
+    return mh::collective<T>("simd_" #NAME, x, &mh::reduce<T, mh::OP, 32>, 32, FLOPS);   \
   }                                                                                            \
   template <class T, class = mh::TYPES<T>>                                                     \
-  MH_INLINE T quad_##NAME(T x, int line = __builtin_LINE()) {                                  \
-    return mh::collective<T>("quad_" #NAME, line, x, &mh::reduce<T, mh::OP, 4>, 4, FLOPS);     \
+  MH_INLINE T quad_##NAME(T x) {                                  \
+    return mh::collective<T>("quad_" #NAME, x, &mh::reduce<T, mh::OP, 4>, 4, FLOPS);     \
   }
 MH_REDUCE(sum, Add, 0, Reducible)
 MH_REDUCE(product, Multiply, 0, Reducible)
@@ -207,13 +163,13 @@ MH_REDUCE(xor, Xor, 0, ReducibleBits)
 
 #define MH_SCAN(NAME, OP, INCLUSIVE)                                                       \
   template <class T, class = mh::Reducible<T>>                                             \
-  MH_INLINE T simd_prefix_##NAME(T x, int line = __builtin_LINE()) {                       \
-    return mh::collective<T>("simd_prefix_" #NAME, line, x,                                \
+  MH_INLINE T simd_prefix_##NAME(T x) {                       \
+    return mh::collective<T>("simd_prefix_" #NAME, x,                                \
                              &mh::scan<T, mh::OP, INCLUSIVE, 32>, 32, 0);                  \
   }                                                                                        \
   template <class T, class = mh::Reducible<T>>                                             \
-  MH_INLINE T quad_prefix_##NAME(T x, int line = __builtin_LINE()) {                       \
-    return mh::collective<T>("quad_prefix_" #NAME, line, x,                                \
+  MH_INLINE T quad_prefix_##NAME(T x) {                       \
+    return mh::collective<T>("quad_prefix_" #NAME, x,                                \
                              &mh::scan<T, mh::OP, INCLUSIVE, 4>, 4, 0);                    \
   }
 MH_SCAN(inclusive_sum, Add, true)
@@ -222,56 +178,42 @@ MH_SCAN(inclusive_product, Multiply, true)
 MH_SCAN(exclusive_product, Multiply, false)
 #undef MH_SCAN
 
-#define MH_SHUFFLES(PREFIX, WIDTH)                                                            \
-  template <class T> MH_INLINE T PREFIX##shuffle(T x, ushort k, int line = __builtin_LINE()) { \
-    return mh::shuffle<T, WIDTH>(#PREFIX "shuffle", line, x, mh::lane() / WIDTH * WIDTH + k); \
-  }                                                                                           \
-  template <class T> MH_INLINE T PREFIX##broadcast(T x, ushort k, int line = __builtin_LINE()) { \
-    return mh::shuffle<T, WIDTH>(#PREFIX "broadcast", line, x, mh::lane() / WIDTH * WIDTH + k); \
-  }                                                                                           \
-  template <class T> MH_INLINE T PREFIX##broadcast_first(T x, int line = __builtin_LINE()) {  \
-    return mh::shuffle<T, WIDTH>(#PREFIX "broadcast_first", line, x, mh::lane() / WIDTH * WIDTH); \
-  }                                                                                           \
-  template <class T> MH_INLINE T PREFIX##shuffle_xor(T x, ushort k, int line = __builtin_LINE()) { \
-    return mh::shuffle<T, WIDTH>(#PREFIX "shuffle_xor", line, x, mh::lane() ^ k);             \
-  }                                                                                           \
-  template <class T> MH_INLINE T PREFIX##shuffle_up(T x, ushort k, int line = __builtin_LINE()) { \
-    return mh::shuffle<T, WIDTH>(#PREFIX "shuffle_up", line, x, mh::lane() - k);              \
-  }                                                                                           \
-  template <class T> MH_INLINE T PREFIX##shuffle_down(T x, ushort k, int line = __builtin_LINE()) { \
-    return mh::shuffle<T, WIDTH>(#PREFIX "shuffle_down", line, x, mh::lane() + k);            \
-  }                                                                                           \
-  template <class T>                                                                          \
-  MH_INLINE T PREFIX##shuffle_rotate_up(T x, ushort k, int line = __builtin_LINE()) {         \
-    const uint at = mh::lane(), base = at / WIDTH * WIDTH;                                    \
-    return mh::shuffle<T, WIDTH>(#PREFIX "shuffle_rotate_up", line, x,                        \
-                                 base + (at - base + WIDTH - k % WIDTH) % WIDTH);             \
-  }                                                                                           \
-  template <class T>                                                                          \
-  MH_INLINE T PREFIX##shuffle_rotate_down(T x, ushort k, int line = __builtin_LINE()) {       \
-    const uint at = mh::lane(), base = at / WIDTH * WIDTH;                                    \
-    return mh::shuffle<T, WIDTH>(#PREFIX "shuffle_rotate_down", line, x,                      \
-                                 base + (at - base + k) % WIDTH);                             \
+// What shuffles take (MSL 6.9.2): as reductions.
+#define MH_SHUFFLE(NAME, WIDTH, FROM)                                    \
+  template <class T, class = mh::Reducible<T>>                           \
+  MH_INLINE T NAME(T x, ushort k) {                                      \
+    const uint at = mh::lane(), base = at / WIDTH * WIDTH;               \
+    (void)base;                                                          \
+    return mh::shuffle<T, WIDTH>(#NAME, x, FROM);                        \
+  }
+// In each group of MODULO lanes: those that a plain shuffle leaves alone come from `fill`.
+#define MH_FILL(NAME, WIDTH, INSIDE, FROM, FROM_FILL)                            \
+  template <class T, class = mh::Reducible<T>>                                   \
+  MH_INLINE T NAME(T x, T fill, ushort k, ushort modulo = WIDTH) {               \
+    const uint at = mh::lane(), base = at / modulo * modulo;                     \
+    const T a = mh::shuffle<T, WIDTH>(#NAME, x, FROM);                           \
+    const T b = mh::shuffle<T, WIDTH>(#NAME, fill, FROM_FILL);                   \
+    return INSIDE ? a : b;                                                       \
+  }
+#define MH_SHUFFLES(P, WIDTH)                                                              \
+  MH_SHUFFLE(P##shuffle, WIDTH, base + k)                                                  \
+  MH_SHUFFLE(P##broadcast, WIDTH, base + k)                                                \
+  MH_SHUFFLE(P##shuffle_xor, WIDTH, at ^ k)                                                \
+  MH_SHUFFLE(P##shuffle_up, WIDTH, at - k)                                                 \
+  MH_SHUFFLE(P##shuffle_down, WIDTH, at + k)                                               \
+  MH_SHUFFLE(P##shuffle_rotate_up, WIDTH, base + (at - base + WIDTH - k % WIDTH) % WIDTH)  \
+  MH_SHUFFLE(P##shuffle_rotate_down, WIDTH, base + (at - base + k) % WIDTH)                \
+  MH_FILL(P##shuffle_and_fill_up, WIDTH, at - base >= k, at - k, at + modulo - k)          \
+  MH_FILL(P##shuffle_and_fill_down, WIDTH, at - base + k < modulo, at + k, at + k - modulo) \
+  template <class T, class = mh::Reducible<T>>                                             \
+  MH_INLINE T P##broadcast_first(T x) {                                                    \
+    return mh::shuffle<T, WIDTH>(#P "broadcast_first", x, mh::lane() / WIDTH * WIDTH);     \
   }
 MH_SHUFFLES(simd_, 32)
 MH_SHUFFLES(quad_, 4)
 #undef MH_SHUFFLES
-
-// Fills the lanes that a plain shuffle leaves alone from `fill`.
-template <class T>
-MH_INLINE T simd_shuffle_and_fill_up(T x, T fill, ushort k, int line = __builtin_LINE()) {
-  const uint at = mh::lane();
-  const T a = mh::shuffle<T, 32>("simd_shuffle_and_fill_up", line, x, at - k);
-  const T b = mh::shuffle<T, 32>("simd_shuffle_and_fill_up", line, fill, at + 32 - k);
-  return at >= k ? a : b;
-}
-template <class T>
-MH_INLINE T simd_shuffle_and_fill_down(T x, T fill, ushort k, int line = __builtin_LINE()) {
-  const uint at = mh::lane();
-  const T a = mh::shuffle<T, 32>("simd_shuffle_and_fill_down", line, x, at + k);
-  const T b = mh::shuffle<T, 32>("simd_shuffle_and_fill_down", line, fill, at + k - 32);
-  return at + k < 32 ? a : b;
-}
+#undef MH_SHUFFLE
+#undef MH_FILL
 
 class simd_vote {
  public:
@@ -284,104 +226,24 @@ class simd_vote {
  private:
   vote_t bits_;
 };
-MH_INLINE simd_vote simd_ballot(bool x, int line = __builtin_LINE()) {
-  return simd_vote(mh::collective<uint>("simd_ballot", line, x, &mh::ballot, 32, 0));
+MH_INLINE simd_vote simd_ballot(bool x) {
+  return simd_vote(mh::collective<uint>("simd_ballot", x, &mh::ballot, 32, 0));
 }
-MH_INLINE simd_vote simd_active_threads_mask(int line = __builtin_LINE()) {
-  return simd_vote(mh::collective<uint>("simd_active_threads_mask", line, true, &mh::ballot, 32, 0));
+MH_INLINE simd_vote simd_active_threads_mask() {
+  return simd_vote(mh::collective<uint>("simd_active_threads_mask", true, &mh::ballot, 32, 0));
 }
-MH_INLINE bool simd_all(bool x, int line = __builtin_LINE()) {
-  return mh::collective<uint>("simd_all", line, !x, &mh::ballot, 32, 0) == 0;
+MH_INLINE bool simd_all(bool x) {
+  return mh::collective<uint>("simd_all", !x, &mh::ballot, 32, 0) == 0;
 }
-MH_INLINE bool simd_any(bool x, int line = __builtin_LINE()) {
-  return mh::collective<uint>("simd_any", line, x, &mh::ballot, 32, 0) != 0;
+MH_INLINE bool simd_any(bool x) {
+  return mh::collective<uint>("simd_any", x, &mh::ballot, 32, 0) != 0;
 }
-MH_INLINE bool quad_all(bool x, int line = __builtin_LINE()) {
-  return mh::collective<uint>("quad_all", line, x, &mh::reduce<uint, mh::And, 4>, 4, 0) != 0;
+MH_INLINE bool quad_all(bool x) {
+  return mh::collective<uint>("quad_all", x, &mh::reduce<uint, mh::And, 4>, 4, 0) != 0;
 }
-MH_INLINE bool quad_any(bool x, int line = __builtin_LINE()) {
-  return mh::collective<uint>("quad_any", line, x, &mh::reduce<uint, mh::Or, 4>, 4, 0) != 0;
+MH_INLINE bool quad_any(bool x) {
+  return mh::collective<uint>("quad_any", x, &mh::reduce<uint, mh::Or, 4>, 4, 0) != 0;
 }
 MH_INLINE bool simd_is_first() { return mh::lane() == 0; }
-
-// --- simdgroup matrices ---------------------------------------------------------------------------
-
-template <class T, int C, int R> struct simdgroup_matrix {
-  static_assert(C == 8 && R == 8, "simdgroup matrices are 8x8");
-  static_assert(is_floating_point<T>::value, "simdgroup matrices hold half, bfloat or float");
-  typedef typename mh::VecOf<T, 2>::type storage_type;
-  storage_type elements;
-  simdgroup_matrix() = default;
-  MH_INLINE explicit simdgroup_matrix(T diagonal) {
-    const uint at = mh::lane();
-    for (uint i = 0; i < 2; ++i) {
-      elements[i] = mh::matrix_row(at) == mh::matrix_column(at) + i ? diagonal : T(0);
-    }
-  }
-  MH_INLINE thread storage_type& thread_elements() { return elements; }
-  MH_INLINE const thread storage_type& thread_elements() const { return elements; }
-};
-typedef simdgroup_matrix<float, 8, 8> simdgroup_float8x8;
-typedef simdgroup_matrix<half, 8, 8> simdgroup_half8x8;
-typedef simdgroup_matrix<bfloat, 8, 8> simdgroup_bfloat8x8;
-
-template <class T, int C, int R>
-MH_INLINE simdgroup_matrix<T, C, R> make_filled_simdgroup_matrix(T value) {
-  simdgroup_matrix<T, C, R> m;
-  m.elements = value;
-  return m;
-}
-
-#define MH_MATRIX_MEMORY(SPACE)                                                                 \
-  template <class T, int C, int R>                                                              \
-  MH_INLINE void simdgroup_load(                                                                \
-      thread simdgroup_matrix<T, C, R>& m, const SPACE T* from, ulong stride = C,               \
-      ulong2 origin = ulong2{0, 0}, bool transposed = false, int line = __builtin_LINE()) {     \
-    mh_simdgroup_barrier(0, line);                                                              \
-    const uint at = mh::lane();                                                                 \
-    for (uint i = 0; i < 2; ++i) {                                                              \
-      const ulong row = mh::matrix_row(at), column = mh::matrix_column(at) + i;                 \
-      m.elements[i] = transposed ? from[(origin[0] + row) + (origin[1] + column) * stride]      \
-                                 : from[(origin[0] + column) + (origin[1] + row) * stride];     \
-    }                                                                                           \
-  }                                                                                             \
-  template <class T, int C, int R>                                                              \
-  MH_INLINE void simdgroup_store(                                                               \
-      simdgroup_matrix<T, C, R> m, SPACE T* to, ulong stride = C,                               \
-      ulong2 origin = ulong2{0, 0}, bool transposed = false, int line = __builtin_LINE()) {     \
-    mh_simdgroup_barrier(0, line);                                                              \
-    const uint at = mh::lane();                                                                 \
-    for (uint i = 0; i < 2; ++i) {                                                              \
-      const ulong row = mh::matrix_row(at), column = mh::matrix_column(at) + i;                 \
-      if (transposed) to[(origin[0] + row) + (origin[1] + column) * stride] = m.elements[i];    \
-      else to[(origin[0] + column) + (origin[1] + row) * stride] = m.elements[i];               \
-    }                                                                                           \
-  }
-MH_MATRIX_MEMORY(device)
-MH_MATRIX_MEMORY(threadgroup)
-#undef MH_MATRIX_MEMORY
-
-template <class D, class A, class B, class C>
-MH_INLINE void simdgroup_multiply_accumulate(thread simdgroup_matrix<D, 8, 8>& d,
-                                             thread simdgroup_matrix<A, 8, 8>& a,
-                                             thread simdgroup_matrix<B, 8, 8>& b,
-                                             thread simdgroup_matrix<C, 8, 8>& c,
-                                             int line = __builtin_LINE()) {
-  const mh::Fragments<A, B, C> f = {{A(a.elements[0]), A(a.elements[1])},
-                                    {B(b.elements[0]), B(b.elements[1])},
-                                    {C(c.elements[0]), C(c.elements[1])}};
-  const mh::Pair<D> r = mh::collective<mh::Pair<D>>(
-      "simdgroup_multiply_accumulate", line, f, &mh::matrix_product<D, A, B, C>, 32, 1024);
-  d.elements[0] = r.d[0];
-  d.elements[1] = r.d[1];
-}
-template <class D, class A, class B>
-MH_INLINE void simdgroup_multiply(thread simdgroup_matrix<D, 8, 8>& d,
-                                  thread simdgroup_matrix<A, 8, 8>& a,
-                                  thread simdgroup_matrix<B, 8, 8>& b, int line = __builtin_LINE()) {
-  simdgroup_matrix<D, 8, 8> zero;
-  zero.elements = D(0);
-  simdgroup_multiply_accumulate(d, a, b, zero, line);
-}
 
 }  // namespace metal

@@ -67,16 +67,8 @@ typedef unsigned long uintptr_t;
 
 namespace metal {
 
-using ::size_t;
-using ::ptrdiff_t;
-using ::int8_t;
-using ::uint8_t;
-using ::int16_t;
-using ::uint16_t;
-using ::int32_t;
-using ::uint32_t;
-using ::int64_t;
-using ::uint64_t;
+using ::size_t, ::ptrdiff_t, ::int8_t, ::uint8_t, ::int16_t, ::uint16_t, ::int32_t, ::uint32_t;
+using ::int64_t, ::uint64_t;
 
 template <class T, T v>
 struct integral_constant {
@@ -108,14 +100,13 @@ template <class T> struct remove_reference { typedef T type; };
 template <class T> struct remove_reference<T&> { typedef T type; };
 template <class T> struct remove_reference<T&&> { typedef T type; };
 template <class T> struct remove_addrspace { typedef T type; };
-template <class T> struct remove_addrspace<device T> { typedef T type; };
-template <class T> struct remove_addrspace<constant T> { typedef T type; };
-template <class T> struct remove_addrspace<threadgroup T> { typedef T type; };
 template <class T> struct remove_pointer { typedef T type; };
 template <class T> struct remove_pointer<T*> { typedef T type; };
-template <class T> struct remove_pointer<device T*> { typedef T type; };
-template <class T> struct remove_pointer<constant T*> { typedef T type; };
-template <class T> struct remove_pointer<threadgroup T*> { typedef T type; };
+#define MH_SPACE(SPACE)                                              \
+  template <class T> struct remove_addrspace<SPACE T> { typedef T type; }; \
+  template <class T> struct remove_pointer<SPACE T*> { typedef T type; };
+MH_SPACE(device) MH_SPACE(constant) MH_SPACE(threadgroup)
+#undef MH_SPACE
 template <class T> using remove_const_t = typename remove_const<T>::type;
 template <class T> using remove_volatile_t = typename remove_volatile<T>::type;
 template <class T> using remove_cv_t = typename remove_cv<T>::type;
@@ -129,15 +120,22 @@ template <class T> struct type_identity { typedef T type; };
 
 template <class A, class B> struct is_same : false_type {};
 template <class A> struct is_same<A, A> : true_type {};
-template <class A, class B> inline constexpr bool is_same_v = is_same<A, B>::value;
-template <class T> struct is_const : bool_constant<__is_const(T)> {};
+// A trait that the compiler knows, and the variable for its value.
+#define MH_VALUE(NAME) \
+  template <class... T> inline constexpr bool NAME##_v = NAME<T...>::value;
+#define MH_TRAIT(NAME, KNOWN) \
+  template <class T> struct NAME : bool_constant<KNOWN(T)> {}; MH_VALUE(NAME)
+MH_VALUE(is_same)
+MH_TRAIT(is_const, __is_const)
 template <class T> struct is_void : is_same<remove_cv_t<T>, void> {};
-template <class T> struct is_pointer : bool_constant<__is_pointer(T)> {};
-template <class T> struct is_reference : bool_constant<__is_reference(T)> {};
-template <class T> struct is_array : bool_constant<__is_array(T)> {};
-template <class T> struct is_enum : bool_constant<__is_enum(T)> {};
-template <class T> struct is_class : bool_constant<__is_class(T)> {};
-template <class T> struct is_empty_base : bool_constant<__is_empty(T)> {};
+MH_VALUE(is_void)
+MH_TRAIT(is_pointer, __is_pointer)
+MH_TRAIT(is_reference, __is_reference)
+MH_TRAIT(is_array, __is_array)
+MH_TRAIT(is_enum, __is_enum)
+MH_TRAIT(is_class, __is_class)
+MH_TRAIT(is_empty_base, __is_empty)
+MH_TRAIT(is_trivially_copyable, __is_trivially_copyable)
 template <class A, class B> struct is_base_of : bool_constant<__is_base_of(A, B)> {};
 template <class A, class B> struct is_convertible : bool_constant<__is_convertible_to(A, B)> {};
 template <> struct is_convertible<float, bfloat> : false_type {};
@@ -145,52 +143,31 @@ template <> struct is_convertible<half, bfloat> : false_type {};
 template <> struct is_convertible<bfloat, half> : false_type {};
 template <class T, class... A>
 struct is_constructible : bool_constant<__is_constructible(T, A...)> {};
-template <class T> struct is_trivially_copyable : bool_constant<__is_trivially_copyable(T)> {};
 
 namespace mh_traits {
-template <class T> struct integral : false_type {};
-template <> struct integral<bool> : true_type {};
-template <> struct integral<char> : true_type {};
-template <> struct integral<signed char> : true_type {};
-template <> struct integral<unsigned char> : true_type {};
-template <> struct integral<short> : true_type {};
-template <> struct integral<unsigned short> : true_type {};
-template <> struct integral<int> : true_type {};
-template <> struct integral<unsigned> : true_type {};
-template <> struct integral<long> : true_type {};
-template <> struct integral<unsigned long> : true_type {};
-template <class T> struct floating : false_type {};
-template <> struct floating<float> : true_type {};
-template <> struct floating<half> : true_type {};
-template <> struct floating<bfloat> : true_type {};
+template <class T, class... Any>
+inline constexpr bool one_of = (__is_same(T, Any) || ...);
+template <class T>
+inline constexpr bool integral = one_of<T, bool, char, signed char, unsigned char, short, unsigned short,
+                                        int, unsigned, long, unsigned long>;
+template <class T> inline constexpr bool floating = one_of<T, float, half, bfloat>;
 }  // namespace mh_traits
-template <class T> struct is_integral : mh_traits::integral<decay_t<T>> {};
-template <class T> struct is_floating_point : mh_traits::floating<decay_t<T>> {};
+template <class T> struct is_integral : bool_constant<mh_traits::integral<decay_t<T>>> {};
+template <class T> struct is_floating_point : bool_constant<mh_traits::floating<decay_t<T>>> {};
 template <class T>
 struct is_arithmetic : bool_constant<is_integral<T>::value || is_floating_point<T>::value> {};
 template <class T> struct is_scalar : bool_constant<__is_scalar(decay_t<T>)> {};
 template <class T> struct is_signed : bool_constant<is_floating_point<T>::value || __is_signed(decay_t<T>)> {};
 template <class T> struct is_unsigned : bool_constant<__is_unsigned(decay_t<T>)> {};
-template <class T> inline constexpr bool is_const_v = is_const<T>::value;
-template <class T> inline constexpr bool is_void_v = is_void<T>::value;
-template <class T> inline constexpr bool is_pointer_v = is_pointer<T>::value;
-template <class T> inline constexpr bool is_reference_v = is_reference<T>::value;
-template <class T> inline constexpr bool is_integral_v = is_integral<T>::value;
-template <class T> inline constexpr bool is_floating_point_v = is_floating_point<T>::value;
-template <class T> inline constexpr bool is_arithmetic_v = is_arithmetic<T>::value;
-template <class T> inline constexpr bool is_scalar_v = is_scalar<T>::value;
-template <class T> inline constexpr bool is_signed_v = is_signed<T>::value;
-template <class T> inline constexpr bool is_unsigned_v = is_unsigned<T>::value;
-template <class T> inline constexpr bool is_enum_v = is_enum<T>::value;
-template <class T> inline constexpr bool is_class_v = is_class<T>::value;
-template <class A, class B> inline constexpr bool is_base_of_v = is_base_of<A, B>::value;
-template <class A, class B> inline constexpr bool is_convertible_v = is_convertible<A, B>::value;
 template <class... T> struct conjunction : bool_constant<(T::value && ...)> {};
 template <class... T> struct disjunction : bool_constant<(T::value || ...)> {};
-template <class T> struct negation : bool_constant<!T::value> {};
-template <class... T> inline constexpr bool conjunction_v = conjunction<T...>::value;
 template <class... T> using _disjunction = disjunction<T...>;
-template <class... T> inline constexpr bool disjunction_v = disjunction<T...>::value;
+template <class T> struct negation : bool_constant<!T::value> {};
+MH_VALUE(is_integral) MH_VALUE(is_floating_point) MH_VALUE(is_arithmetic) MH_VALUE(is_scalar)
+MH_VALUE(is_signed) MH_VALUE(is_unsigned) MH_VALUE(is_base_of) MH_VALUE(is_convertible)
+MH_VALUE(is_constructible) MH_VALUE(conjunction) MH_VALUE(disjunction)
+#undef MH_TRAIT
+#undef MH_VALUE
 
 template <class T> struct make_signed { typedef __make_signed(T) type; };
 template <class T> struct make_unsigned { typedef __make_unsigned(T) type; };

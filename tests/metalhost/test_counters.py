@@ -1,0 +1,120 @@
+"""Counters and the roofline."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from probe import launch, messages, on_host
+
+from mlx_lm_openevolve.errors import UsageError
+from mlx_lm_openevolve.metalhost import Counters, chips, roofline
+from mlx_lm_openevolve.metalhost.flops import count_blocks
+
+
+def counted(body: str, inputs: list[Any] | None = None, **options: Any) -> Counters:
+    done = launch(body, inputs, count=True, **options)
+    assert done.ok, messages(done)
+    assert done.counters is not None
+    return done.counters
+
+
+@on_host
+def test_bytes_and_lines() -> None:
+    a = mx.arange(1024).astype(mx.float32)
+    c = counted("uint i = thread_position_in_grid.x; y[i] = a[i] + a[i];", [a], n=1024, group=256)
+    assert (c.device_read_bytes, c.compulsory_read_bytes) == (4096, 4096)
+    assert (c.device_write_bytes, c.compulsory_write_bytes) == (4096, 4096)
+    assert (c.read_lines, c.write_lines, c.line_efficiency) == (32, 32, 1.0)
+    c = counted("uint i = thread_position_in_grid.x; y[i] = a[i * 32];", [a])
+    assert (c.device_read_bytes, c.read_lines, c.read_useful_bytes) == (128, 32, 128)
+    c = counted("uint i = thread_position_in_grid.x; y[i] = a[0];", [a])
+    assert (c.device_read_bytes, c.compulsory_read_bytes, c.read_lines) == (128, 4, 1)
+    # Four neighbours of one thread are one access.
+    c = counted(
+        "uint i = thread_position_in_grid.x; float s = 0;\n"
+        "for (int k = 0; k < 4; k++) s += a[4 * i + k];\ny[i] = s;", [a])  # fmt: skip
+    assert (c.read_accesses, c.read_lines, c.device_read_bytes) == (1, 4, 512)
+
+
+@on_host
+def test_bank_conflicts_barriers_and_simd_operations() -> None:
+    body = """
+        threadgroup float t[1024];
+        uint i = thread_position_in_threadgroup.x;
+        t[i * STEP] = i;
+        threadgroup_barrier(mem_flags::mem_threadgroup);
+        y[thread_position_in_grid.x] = simd_sum(t[i * STEP]) + simd_shuffle_xor(1.0f, 1);
+        """
+    for step, conflicts in ((1, 0), (2, 1), (32, 31)):
+        c = counted(body, n=64, group=32, template=[("STEP", step)])
+        # Two threadgroups, each one store and one load.
+        assert c.bank_conflicts == 4 * conflicts
+        assert c.threadgroup_accesses == 4
+        assert (c.barriers, c.simd_reductions, c.simd_shuffles, c.simd_ops) == (2, 2, 2, 4)
+        assert c.threadgroup_memory == 4096
+        assert (c.threadgroups, c.threads) == (2, 64)
+
+
+@on_host
+def test_flops_and_divergence() -> None:
+    a = mx.arange(32).astype(mx.float32)
+    c = counted("uint i = thread_position_in_grid.x; y[i] = fma(a[i], 2.0f, 1.0f) * a[i];", [a])
+    assert c.flops == 3 * 32
+    assert c.divergence == 0
+    c = counted(
+        """
+        uint i = thread_position_in_grid.x;
+        float v = a[i];
+        for (uint k = 0; k < i; ++k) v = v * v + 1.0f;
+        y[i] = v;
+        """,
+        [a],
+        math_mode="safe",
+    )
+    assert c.flops == 2 * sum(range(32))
+    assert 0.3 < c.divergence < 0.6
+
+
+def test_flops_are_read_off_the_ir() -> None:
+    ir = "\n".join([
+        "define void @f(float %x) {",
+        "  call void @__sanitizer_cov_trace_pc_guard(ptr @g)",
+        "  %1 = fadd contract <4 x float> %a, %b",
+        "  %2 = tail call float @llvm.fmuladd.f32(float %x, float %x, float %x)",
+        "  br label %3",
+        "",
+        "3:                                                ; preds = %0",
+        "  call void @__sanitizer_cov_trace_pc_guard(ptr @h)",
+        "  %4 = fneg float %x",
+        "  ret void",
+        "}",
+    ])  # fmt: skip
+    counted_ir = count_blocks(ir)
+    assert "call void @mh_block(i32 0, i32 3, i32 6)" in counted_ir
+    assert "call void @mh_block(i32 1, i32 2, i32 0)" in counted_ir
+    assert "trace_pc_guard" not in counted_ir
+
+
+def test_the_roofline_is_a_model() -> None:
+    c = Counters(compulsory_read_bytes=546_000_000, flops=10**9)
+    r = roofline(c, "apple-m4-max-40")
+    assert r.modelled_seconds == r.memory_seconds == pytest.approx(1e-3)
+    r = roofline(Counters(flops=10**12), "apple-m4-max-40")
+    assert r.modelled_seconds == r.compute_seconds
+    assert all("modelled" in key for key in r.to_dict() if key != "chip")
+    assert roofline(c, "apple-m5-max-40").compute_seconds is None
+    with pytest.raises(UsageError, match="apple-m1-8"):
+        roofline(c, "apple-m9")
+
+
+def test_every_figure_of_a_chip_has_its_source() -> None:
+    assert {c.name.split()[1] for c in chips().values()} == {"M1", "M2", "M3", "M4", "M5"}
+    for chip in chips().values():
+        assert chip.slug.endswith(f"-{chip.gpu_cores}")
+        needed = {"gpu_cores", "bandwidth_gb_s"}
+        needed |= {"fp32_gflops"} if chip.fp32 else set()
+        needed |= {"fp16_gflops"} if chip.fp16 else set()
+        assert set(chip.sources) == needed
+        assert all(len(s) > 20 for s in chip.sources.values())

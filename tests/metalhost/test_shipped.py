@@ -1,0 +1,111 @@
+"""The shipped kernels as Apple's compiler gets them: MLX's text, behind MLX's own utils.h."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+from unittest import mock
+
+import mlx.core as mx
+import mlx_kernels
+import pytest
+from probe import on_host
+from samples import shipped_in_metal
+
+from mlx_lm_openevolve import backends
+from mlx_lm_openevolve.gate import correctness
+from mlx_lm_openevolve.kernels.kernel import Kernel
+from mlx_lm_openevolve.kernels.registry import Registry, tuned_root
+from mlx_lm_openevolve.metalhost import metal_function, metal_kernel
+from mlx_lm_openevolve.metalhost.arrays import METAL_TYPES, as_numpy
+from mlx_lm_openevolve.metalhost.signature import ArgumentType, generate
+from mlx_lm_openevolve.ops.attention.reference import cases
+from mlx_lm_openevolve.ops.attention.workload import Workload
+
+# Inputs that hold an element a head, a key, a group of keys or a split, and not one a dimension.
+SMALL = ("mask", "scale", "sinks", "split_tops", "split_sums")
+# The shipped quantised kernels read these from `device` alone: too few of them do not compile.
+SMALL_QUANTIZED = ("key_scales", "key_biases", "value_scales", "value_biases")
+
+
+def shipped() -> list[Any]:
+    """(kernel, params, workload) of every host check that ships."""
+    tuned = Registry(tuned_root(), writable=False)
+    return [
+        pytest.param(kernel, record["params"], record["on"], id=f"{kernel.name}-{record['on']}")
+        for kernel in shipped_in_metal()
+        for record in tuned.host_checks(kernel.id)
+    ]
+
+
+def launches(kernel: Kernel, params: dict[str, int], on: str) -> list[tuple[Any, Any]]:
+    """What the Metal backend hands to mx.fast.metal_kernel, and to what that returns."""
+    asked: list[tuple[Any, Any]] = []
+
+    def fake(**made: Any) -> Any:
+        def function(**call: Any) -> list[mx.array]:
+            asked.append((made, call))
+            outputs = zip(call["output_shapes"], call["output_dtypes"], strict=True)
+            return [mx.zeros(shape, dtype) for shape, dtype in outputs]
+
+        return function
+
+    question = correctness.prepare(next(iter(cases(Workload.parse(on), 0))))
+    metal = backends.get("metal")
+    with (
+        mock.patch.object(mx.fast, "metal_kernel", fake),
+        mock.patch.object(metal, "unavailable", return_value=""),
+    ):
+        metal.build(kernel, params, question.case.workload)(*question.arguments)
+    return asked
+
+
+@pytest.mark.parametrize(("kernel", "params", "on"), shipped())
+def test_metalhost_generates_the_source_that_mlx_does(
+    kernel: Kernel, params: dict[str, int], on: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    asked = launches(kernel, params, on)
+    assert asked
+    for made, call in asked:
+        expected = mlx_kernels.generated(capfd, mx.fast.metal_kernel(**made), **call)
+        ours = metal_kernel(**made).generated(
+            call["inputs"], call["template"], output_dtypes=call["output_dtypes"]
+        )
+        assert ours.text == expected
+
+
+def sampled(cases: list[Any], count: int) -> list[Any]:
+    """All but a seeded sample marked slow."""
+    kept = set(random.Random(2026).sample(range(len(cases)), count))
+    return [
+        case if i in kept else pytest.param(*case.values, id=case.id, marks=pytest.mark.slow)
+        for i, case in enumerate(cases)
+    ]
+
+
+@on_host
+@pytest.mark.parametrize("size", [4, 64])
+@pytest.mark.parametrize(("kernel", "params", "on"), sampled(shipped(), 3))
+def test_stages_compile_behind_mlxs_own_utilities(
+    kernel: Kernel, params: dict[str, int], on: str, size: int
+) -> None:
+    """Small inputs are in the constant address space, others in device."""
+    small = (*SMALL, *(SMALL_QUANTIZED if size >= 8 else ()))
+    for made, call in launches(kernel, params, on):
+        inputs = []
+        for name, array in zip(made["input_names"], call["inputs"], strict=True):
+            _, dtype = as_numpy(array)
+            elements = size if name in small else array.size
+            inputs.append((name, ArgumentType(METAL_TYPES[dtype], elements, array.ndim)))
+        types = [METAL_TYPES[str(d).removeprefix("mlx.core.")] for d in call["output_dtypes"]]
+        source = generate(
+            made["name"], made["source"], made["header"], inputs,
+            list(zip(made["output_names"], types, strict=True)), call["template"],
+        )  # fmt: skip
+        text = f'#include "{mlx_kernels.KERNELS}/utils.h"\n{source.text}'
+        function = metal_function(
+            text.replace("\N{COPYRIGHT SIGN}", "(c)"), source.function,
+            include_root=str(mlx_kernels.include_root()),
+        )  # fmt: skip
+        findings = function.compile(sanitize=False)
+        assert not findings, "\n".join(str(f) for f in findings)

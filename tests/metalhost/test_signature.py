@@ -1,0 +1,221 @@
+"""What the body of a kernel sees: its signature, shapes, strides, attributes, template values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlx_kernels import generated
+from probe import launch, messages, on_host
+
+from mlx_lm_openevolve.metalhost import metal_function, metal_kernel
+from mlx_lm_openevolve.metalhost.signature import _ATTRIBUTES, ArgumentType, generate
+
+
+def test_the_signature_declares_what_the_body_mentions() -> None:
+    source = generate(
+        "k",
+        "y[0] = x_shape[0] + s_ndim + thread_index_in_simdgroup;",
+        "// header",
+        [("x", ArgumentType("float", 64, 2)), ("s", ArgumentType("int32_t", 3, 1)),
+         ("z", ArgumentType("bfloat16_t", 1, 0))],
+        [("y", "float")],
+        [("T", mx.float16), ("N", 4)],
+    )  # fmt: skip
+    flat = " ".join(source.text.split())
+    assert "const device float* x [[buffer(0)]], const constant int* x_shape [[buffer(1)]]" in flat
+    assert (
+        "const constant int32_t* s [[buffer(2)]], const constant int& s_ndim [[buffer(3)]]" in flat
+    )
+    assert "const constant bfloat16_t& z [[buffer(4)]], device float* y [[buffer(5)]]" in flat
+    assert "uint thread_index_in_simdgroup [[thread_index_in_simdgroup]]" in flat
+    assert "template <typename T, int N>" in flat
+    assert "x_strides" not in flat
+    assert "threads_per_grid" not in flat
+
+
+SOURCES: dict[str, dict[str, Any]] = {
+    "plain": {"body": "y[thread_position_in_grid.x] = a[0];", "inputs": [mx.zeros((32,))]},
+    "header without a line break": {"body": "y[0] = a[0];", "header": "// cut off"},
+    "shapes": {"body": "// a_shape a_strides a_ndim b_ndim thread_position_in_grid",
+               "inputs": [mx.zeros((2, 3, 4)), mx.zeros((7,), mx.bfloat16)]},
+    "small, scalar": {"body": "grid_size;",
+                      "inputs": [mx.zeros((7,)), mx.array(1, mx.int8), mx.zeros((8,), mx.bool_)]},
+    "numbers": {"body": "y[0] = a + b + c;", "inputs": [3, 2.5, True]},
+    "template": {"body": "grid_size;", "header": "typedef int I;\n",
+                 "template": [("T", mx.bfloat16), ("N", 3), ("M", -3), ("F", True), ("G", False)]},
+    "several outputs": {"body": "threads_per_grid;", "outputs": ["y", "z"]},
+    "several outputs, no attribute": {"body": "y[0] = 1;", "outputs": ["y", "z"]},
+    "several outputs behind shapes": {"body": "a_shape[0];", "outputs": ["y", "z"]},
+    "every attribute": {"body": " ".join(_ATTRIBUTES)},
+    "atomic": {"body": "thread_index_in_simdgroup", "atomic_outputs": True},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", SOURCES.values(), ids=SOURCES)
+def test_the_source_is_mlxs_to_the_letter(
+    case: dict[str, Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    inputs = case.get("inputs", [mx.zeros((32,))])
+    outputs = case.get("outputs", ["y"])
+    made = ("k", list("abc"[: len(inputs)]), outputs, case["body"], case.get("header", ""))
+    atomic = case.get("atomic_outputs", False)
+    call = {"inputs": inputs, "template": case.get("template", []),
+            "output_dtypes": [mx.float16, mx.float32][: len(outputs)]}  # fmt: skip
+    sizes = {"grid": (1, 1, 1), "threadgroup": (1, 1, 1), "output_shapes": [(1,)] * len(outputs)}
+    expected = generated(capfd, mx.fast.metal_kernel(*made, atomic_outputs=atomic), **call, **sizes)
+    assert metal_kernel(*made, atomic_outputs=atomic).generated(**call).text == expected
+
+
+@on_host
+def test_a_header_that_swallows_the_signature_is_refused() -> None:
+    """MLX puts nothing between header and signature."""
+    body = "y[thread_position_in_grid.x] = 1;"
+    for header, template in [
+        ("// ends here", None),
+        ("// ends here", [("T", mx.float32)]),
+        ("#define ONE 1", None),
+        ("#if 1\n#endif", None),
+        ("constant int one = 1; // \\\n", None),
+    ]:
+        done = launch(body, header=header, template=template)
+        assert {f.kind for f in done.findings} == {"compile"}, header
+        assert launch(body, header=header + "\n", template=template).ok or "\\" in header
+    done = launch(body, header="constant int one = 1;")
+    assert done.ok, messages(done)
+
+
+@on_host
+def test_shapes_strides_and_ranks_of_a_strided_view() -> None:
+    a = mx.arange(48).astype(mx.float32).reshape(6, 8)[1:5:2, 2:7]
+    done = launch(
+        """
+        uint i = thread_position_in_grid.x;
+        uint row = i / a_shape[1], column = i % a_shape[1];
+        y[i] = a[row * a_strides[0] + column * a_strides[1]] + 100 * a_ndim;
+        """,
+        [a],
+        n=10,
+        group=10,
+        contiguous=False,
+    )
+    assert done.ok, messages(done)
+    assert np.array_equal(np.array(done.outputs[0]), np.array(a).reshape(-1) + 200)
+
+
+@on_host
+def test_broadcast_and_reversed_views_keep_their_strides() -> None:
+    wide = mx.broadcast_to(mx.array([3.0, 4.0, 5.0, 6.0])[:, None], (4, 8))
+    body = (
+        "uint i = thread_position_in_grid.x; y[i] = a[i / 8 * a_strides[0] + i % 8 * a_strides[1]];"
+    )
+    done = launch(body, [wide], contiguous=False)
+    assert done.ok, messages(done)
+    assert np.array_equal(np.array(done.outputs[0]), np.array(wide).reshape(-1))
+    back = np.arange(32, dtype=np.float32)[::-1]
+    body = "uint i = thread_position_in_grid.x; y[i] = a[int(i) * int(a_strides[0])];"
+    done = launch(body, [back], contiguous=False)
+    assert done.ok, messages(done)
+    assert np.array_equal(np.array(done.outputs[0]), back)
+
+
+@on_host
+def test_contiguous_rows_are_made_when_asked_for() -> None:
+    a = mx.arange(32).astype(mx.float32).reshape(4, 8).T
+    done = launch("uint i = thread_position_in_grid.x; y[i] = a[i];", [a])
+    assert done.ok, messages(done)
+    assert np.array_equal(np.array(done.outputs[0]), np.array(a).reshape(-1))
+
+
+@on_host
+@pytest.mark.parametrize(
+    "dtype", [mx.float32, mx.float16, mx.bfloat16, mx.int8, mx.uint16, mx.int64]
+)
+def test_dtypes_go_in_and_out(dtype: Any) -> None:
+    a = mx.arange(32).astype(dtype)
+    done = launch(
+        "uint i = thread_position_in_grid.x; y[i] = T(a[i] + T(1));",
+        [a],
+        dtype=dtype,
+        template=[("T", dtype)],
+    )
+    assert done.ok, messages(done)
+    assert done.outputs[0].dtype == dtype
+    assert mx.array_equal(done.outputs[0], a + mx.array(1, dtype))
+
+
+@on_host
+def test_scalars_small_arrays_and_template_values() -> None:
+    done = launch(
+        """
+        uint i = thread_position_in_grid.x;
+        y[i] = FLAG ? a * b[1] + N : 0;
+        """,
+        [mx.array(2.0), mx.array([5.0, 7.0])],
+        template=[("N", -3), ("FLAG", True)],
+    )
+    assert done.ok, messages(done)
+    assert set(np.array(done.outputs[0])) == {11.0}
+
+
+@on_host
+def test_several_outputs_and_an_initial_value() -> None:
+    kernel = metal_kernel("two", ["a"], ["p", "q"], "uint i = thread_position_in_grid.x;\n"
+                          "p[i] = a[i] + 1; if (i < 4) q[i] = bfloat16_t(i);")  # fmt: skip
+    a = mx.arange(8).astype(mx.float32)
+    done = kernel([a], grid=(8, 1, 1), threadgroup=(8, 1, 1), output_shapes=[(2, 4), (8,)],
+                  output_dtypes=[mx.float32, mx.bfloat16], init_value=2.5)  # fmt: skip
+    assert done.ok, messages(done)
+    assert np.array_equal(np.array(done.outputs[0]).reshape(-1), np.arange(8) + 1)
+    assert done.outputs[1].tolist() == [0, 1, 2, 3, 2.5, 2.5, 2.5, 2.5]
+
+
+@on_host
+def test_attributes_at_a_ragged_edge() -> None:
+    done = launch(
+        """
+        uint i = thread_position_in_grid.x;
+        y[i] = threads_per_threadgroup.x + 100 * dispatch_threads_per_threadgroup.x
+             + 10000 * simdgroups_per_threadgroup + 100000 * threadgroup_position_in_grid.x
+             + 1000000 * thread_index_in_simdgroup;
+        """,
+        n=90,
+        group=64,
+        dtype=mx.int32,
+    )
+    assert done.ok, messages(done)
+    y = np.array(done.outputs[0])
+    assert y[0] == 64 + 6400 + 20000
+    assert y[63] == 64 + 6400 + 20000 + 31_000_000
+    assert y[64] == 26 + 6400 + 10000 + 100000
+
+
+@on_host
+def test_whole_sources_offsets_threadgroup_memory_and_host_names() -> None:
+    source = """
+    #include <metal_stdlib>
+    using namespace metal;
+    constant int factor [[function_constant(3)]];
+    template <typename T>
+    [[kernel]] void turn(const device T* x [[buffer(0)]], device T* y [[buffer(2)]],
+                         constant int& shift [[buffer(4)]],
+                         threadgroup T* shared [[threadgroup(0)]],
+                         uint i [[thread_position_in_threadgroup]],
+                         uint n [[threads_per_threadgroup]]) {
+      shared[i] = x[i];
+      threadgroup_barrier(mem_flags::mem_threadgroup);
+      y[i] = shared[(i + shift) % n] * factor;
+    }
+    template [[host_name("turn_float")]] [[kernel]] decltype(turn<float>) turn<float>;
+    """
+    x = mx.arange(40).astype(mx.float32)
+    for name, arguments in (("turn_float", ()), ("turn", (mx.float32,))):
+        f = metal_function(source, name, arguments, constants={3: 10})
+        done = f([(x, 32), None, mx.zeros((32,)), None, np.int32(5).tobytes()],
+                 threadgroups=(1, 1, 1), threadgroup=(32, 1, 1), threadgroup_memory={0: 128},
+                 outputs=[2])  # fmt: skip
+        assert done.ok, messages(done)
+        expected = 10 * (8 + (np.arange(32) + 5) % 32)
+        assert np.array_equal(np.array(done.outputs[0]), expected)
