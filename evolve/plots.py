@@ -112,8 +112,9 @@ def roofline(archive: Archive, axes: Any) -> None:
             color=_BLUE,
             label=f"memory, {max(widths) / 1e9:.0f} GB/s",
         )
-    axes.set_xscale("log")
-    axes.set_yscale("log")
+    if xs:  # else there is nothing that could be scaled
+        axes.set_xscale("log")
+        axes.set_yscale("log")
     axes.set_xlabel("flops for a byte that must move")
     axes.set_ylabel("Gflop/s" + _modelled(archive))
     axes.set_title("Roofline, every candidate")
