@@ -1,14 +1,17 @@
-"""Replay: a search over points that were measured once, instead of over a GPU.
+"""The proposer `tune` beside random search, over points that were measured once on a GPU.
+
+    python benchmarks/replay.py [--table FILE] [--points 200] [--candidates 40] [--seeds 10]
 
 A table holds times of one or more kernels by workload and params. The same loop, archive and
 proposer run over it, so that what `tune` needs to come close to the best of the table, which is
-known, can be counted in candidates and compared with random search.
+known, can be counted in candidates. Needs no GPU. A table is a JSON file:
 
     {"points": [{"workload": slug, "kernel": "gqa_decode", "params": {...}, "us": 12.3}, ...]}
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import random
@@ -19,18 +22,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlx_lm_openevolve.errors import UsageError
+from mlx_lm_openevolve.evolve.archive import Archive
+from mlx_lm_openevolve.evolve.candidate import Candidate, Done, Result
+from mlx_lm_openevolve.evolve.config import Budget, Config, Search
+from mlx_lm_openevolve.evolve.loop import evolve
+from mlx_lm_openevolve.evolve.propose.tune import Tune
 from mlx_lm_openevolve.kernels.kernel import Kernel
+from mlx_lm_openevolve.kernels.registry import Registry, tuned_root
 from mlx_lm_openevolve.ops.attention.workload import Workload
 
-from .archive import Archive
-from .candidate import Candidate, Done, Result
-from .config import Budget, Config, Search
-from .loop import evolve
-from .propose.tune import Tune
-
-__all__ = ["Outcome", "Table", "compare"]
-
 Point = tuple[str, tuple[tuple[str, int], ...]]  # kernel and params
+MEASURED = Path(__file__).parent / "results" / "h100-param-points.json"
+
+
+def shipped() -> dict[str, Kernel]:
+    """The shipped kernels by name."""
+    return {kernel.name: kernel for kernel in Registry(tuned_root(), writable=False).kernels()}
 
 
 @dataclass(frozen=True)
@@ -106,11 +113,20 @@ class Table:
             },
         )
 
+    def richest(self, points: int) -> Table:
+        """The table of the workloads with most points, until there are so many."""
+        kept: list[Workload] = []
+        for workload in sorted(self.workloads, key=lambda w: -len(self.part([w]))):
+            kept.append(workload)
+            if len(self.part(kept)) >= points:
+                break
+        return self.part(kept)
+
     def points(self, kernel: Kernel, workload: Workload) -> list[dict[str, int]]:
         """The settings of a kernel that the table holds for a workload."""
         return [dict(params) for id, params in self._seconds[workload.slug] if id == kernel.id]
 
-    # The bench's side
+    # What the loop asks of a bench
 
     def baselines(self, archive: Archive) -> Iterator[tuple[str, dict[str, object]]]:
         """The worst point stands for SDPA, half of the best for the floor: neither is known."""
@@ -174,3 +190,33 @@ def compare(table: Table, candidates: int = 40, seeds: int = 10) -> dict[str, Ou
         "tune": Outcome(tuple(table.tune(candidates, seed) for seed in range(seeds))),
         "random": Outcome(tuple(table.random(candidates, seed) for seed in range(seeds))),
     }
+
+
+def main() -> None:
+    """Print the comparison as one JSON object."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--table", type=Path, default=MEASURED)
+    parser.add_argument("--points", type=int, default=200)
+    parser.add_argument("--candidates", type=int, default=40)
+    parser.add_argument("--seeds", type=int, default=10)
+    options = parser.parse_args()
+    table = Table.read(options.table, shipped()).richest(options.points)
+    found = compare(table, options.candidates, options.seeds)
+    over_best = {
+        name: {n: round(outcome.after(n), 4) for n in (10, 20, options.candidates)}
+        for name, outcome in found.items()
+    }
+    print(
+        json.dumps(
+            {
+                "points": len(table),
+                "workloads": len(table.workloads),
+                "seeds": options.seeds,
+                "time_over_best_after_candidates": over_best,
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
