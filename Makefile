@@ -47,6 +47,7 @@ tune: $(VENV)/installed
 	$(BIN)/python benchmarks/gate_grid.py $(if $(DEVICE),--backend $(DEVICE)) --output $(OUT)
 
 bench: $(VENV)/installed
+	$(BIN)/python benchmarks/start_up.py
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/metalhost.py
 

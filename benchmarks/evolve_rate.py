@@ -1,7 +1,6 @@
-"""How fast the search is: candidates a minute on the host backend, and how soon `tune` comes close
-to the best of measured points.
+"""How fast the search is: candidates a minute of `tune` on the host backend.
 
-    python benchmarks/evolve_rate.py [--candidates 60] [--table benchmarks/results/...json]
+    python benchmarks/evolve_rate.py [--candidates 60] [--jobs 2]
 
 The rate counts everything a candidate goes through without a GPU: compiling for Metal, the
 sanitised runs, float64, the counters and the archive. What was compiled before is not used again.
@@ -21,17 +20,7 @@ from mlx_lm_openevolve.evolve.archive import Archive
 from mlx_lm_openevolve.evolve.config import Budget, Config, Search, Work
 from mlx_lm_openevolve.evolve.evaluator import Lab
 from mlx_lm_openevolve.evolve.propose.tune import Tune
-from mlx_lm_openevolve.evolve.replay import Table, compare
-from mlx_lm_openevolve.kernels.kernel import Kernel
 from mlx_lm_openevolve.kernels.registry import Registry, tuned_root
-from mlx_lm_openevolve.ops.attention.workload import Workload
-
-TABLE = Path(__file__).parent / "results" / "h100-param-points.json"
-
-
-def shipped() -> list[Kernel]:
-    """The shipped kernels."""
-    return Registry(tuned_root(), writable=False).kernels()
 
 
 def rate(candidates: int, jobs: int) -> dict[str, float]:
@@ -45,7 +34,7 @@ def rate(candidates: int, jobs: int) -> dict[str, float]:
         search=Search(batch=max(2, jobs), saturated=0.0),
         work=Work(jobs=jobs),
     )
-    kernels = [k for k in shipped() if not k.native]
+    kernels = [k for k in Registry(tuned_root(), writable=False).kernels() if not k.native]
     with tempfile.TemporaryDirectory() as folder:
         # An empty home has an empty cache of compiled kernels.
         os.environ["MLX_LM_OPENEVOLVE_HOME"] = str(Path(folder) / "home")
@@ -63,38 +52,12 @@ def rate(candidates: int, jobs: int) -> dict[str, float]:
     }
 
 
-def replay(path: Path, points: int, candidates: int, seeds: int) -> dict[str, object]:
-    """`tune` and random search over the workloads with most points, until they are `points`."""
-    whole = Table.read(path, {kernel.name: kernel for kernel in shipped()})
-    kept: list[Workload] = []
-    for workload in sorted(whole.workloads, key=lambda w: -len(whole.part([w]))):
-        kept.append(workload)
-        if len(whole.part(kept)) >= points:
-            break
-    table = whole.part(kept)
-    found = compare(table, candidates, seeds)
-    return {
-        "points": len(table),
-        "workloads": len(kept),
-        "seeds": seeds,
-        **{
-            f"{name}_over_best_after_{n}": round(outcome.after(n), 4)
-            for name, outcome in found.items()
-            for n in (10, 20, candidates)
-        },
-    }
-
-
 def main() -> None:
-    """Print both as one JSON object a line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    """Print the rate as one JSON object."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--candidates", type=int, default=60)
     parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1))
-    parser.add_argument("--table", type=Path, default=TABLE)
-    parser.add_argument("--seeds", type=int, default=10)
     options = parser.parse_args()
-    if options.table.is_file():
-        print(json.dumps({"replay": replay(options.table, 200, 40, options.seeds)}), flush=True)
     print(json.dumps({"rate": rate(options.candidates, options.jobs), "jobs": options.jobs}))
 
 

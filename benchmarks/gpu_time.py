@@ -1,36 +1,31 @@
 """GPU time of attention kernels on NVIDIA by CUDA graph, with PyTorch's backends beside.
 
-    python benchmarks/gpu_time.py [--sweep] [--no-torch] [--out FILE] [SLUG ...]
+    python benchmarks/gpu_time.py [--sweep] [--no-torch] [--output FILE] [SLUG ...]
 
-The kernels of tuned/ are compiled by NVRTC from the same text that the CUDA backend hands to MLX,
-checked against float64, and launched from a graph as torch_reference.py launches PyTorch's: one
-call for each of several caches, together larger than the L2 cache. --sweep tries many params of
-each kernel. Needs PyTorch with CUDA, and mlx with its CUDA headers; MLX itself runs nothing here.
+The kernels of tuned/ are checked against float64 and launched from a graph that holds one call for
+each of several caches, together larger than the L2 cache, so that every call reads device memory,
+as in a model; PyTorch's SDPA the same, on the same arrays. Prints microseconds a call (median of
+the replays). --sweep tries many params of each kernel. Needs what torch_launch.py needs.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import itertools
 import json
-import math
 import statistics
-import sys
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch_reference import CACHE_BYTES, copy_bandwidth, graph_microseconds, measure
+import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch_launch import TOLERANCE, Call, carried, cubins_of, inputs, reference, shipped
 
-from mlx_lm_openevolve.backends import cuda, cuda_modules
-from mlx_lm_openevolve.backends.metal_to_cuda import UnsupportedOnCuda
 from mlx_lm_openevolve.errors import KernelError
-from mlx_lm_openevolve.kernels.kernel import INPUTS, Kernel, Launch
-from mlx_lm_openevolve.kernels.registry import Registry, tuned_root
+from mlx_lm_openevolve.kernels.kernel import Kernel
 from mlx_lm_openevolve.ops.attention.workload import Workload
 
 DEFAULT = [
@@ -54,223 +49,73 @@ SWEEP = {
     "simdgroups": (4, 8),
     "unroll": (2, 4),
 }
-CUDA_TYPES = {
-    "bool": "bool",
-    "uint32": "uint32_t",
-    "float32": "float",
-    "float16": "__half",
-    "bfloat16": "__nv_bfloat16",
+BACKENDS = {
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
 }
-TOLERANCE = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 1e-2}
+REPLAYS = 15
 
 
-Planned = tuple[Kernel, dict[str, int], Workload]
-Text = tuple[Launch, str, tuple[tuple[str, str], ...]]
+def graph_microseconds(calls: list[Callable[[], Any]]) -> list[float]:
+    """Microseconds a call of each replay of one graph that holds all `calls`."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for call in calls:
+            call()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        kept = [call() for call in calls]
+    graph.replay()
+    samples = []
+    for _ in range(REPLAYS):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        samples.append(begin.elapsed_time(end) * 1e3 / len(calls))
+    del kept
+    return samples
 
 
-def shipped() -> list[Kernel]:
-    """The kernels of tuned/."""
-    return Registry(tuned_root(), writable=False).kernels()
+def copy_bandwidth() -> float:
+    """Bytes read and written by a large device-to-device copy, a second."""
+    source = torch.empty(1 << 31, dtype=torch.uint8, device="cuda").random_()
+    target = torch.empty_like(source)
+    samples = graph_microseconds([lambda: target.copy_(source)] * 4)
+    return 2 * source.numel() / statistics.median(samples) * 1e6
 
 
-def texts_of(kernel: Kernel, params: dict[str, int], w: Workload) -> list[Text]:
-    """(launch, CUDA source, arguments as (array, pointer | shape | strides | ndim)), in order."""
-    launches = kernel.launches(w, params)
-    made = {name: dtype for launch in launches for name, _, dtype in launch.outputs}
-    return [(launch, *kernel_text(launch, w, made)) for launch in launches]
+def pytorch(w: Workload, sets: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One record for each of PyTorch's backends; `error` where it does not take the workload."""
+    records = []
+    for name, backend in BACKENDS.items():
+        record: dict[str, Any] = {"workload": w.slug, "backend": name}
 
+        def call(arrays: dict[str, Any]) -> torch.Tensor:
+            return F.scaled_dot_product_attention(
+                *(arrays[name] for name in ("queries", "keys", "values")),
+                attn_mask=arrays.get("mask"),
+                is_causal=w.mask == "causal",
+                enable_gqa=w.q_heads != w.kv_heads,
+            )
 
-def kernel_text(
-    launch: Launch, w: Workload, made: dict[str, str]
-) -> tuple[str, tuple[tuple[str, str], ...]]:
-    """CUDA source and arguments of a launch; `made` are the dtypes of all launches' outputs."""
-    absent = {} if w.mask in ("bool", "additive") else {"mask": "bool"}
-    if not w.sinks:
-        absent["sinks"] = CUDA_TYPES[w.dtype]
-    header, source = cuda.sources(launch, absent)
-    dtypes = dict.fromkeys(INPUTS[w.op], w.dtype)
-    dtypes |= {"mask": "bool" if w.mask == "bool" else w.dtype, "scale": "float32"} | made
-    if w.kv_bits:
-        dtypes |= {"keys": "uint32", "values": "uint32"}
-    parameters, plan = [], []
-    for name in launch.stage.inputs:
-        if name in absent:
-            continue
-        parameters.append(f"const {CUDA_TYPES[dtypes[name]]}* {name}")
-        plan.append((name, "pointer"))
-        for suffix, kind in (("shape", "Shape"), ("strides", "Strides"), ("ndim", "int")):
-            if f"{name}_{suffix}" in source:
-                parameters.append(f"const __grid_constant__ {kind} {name}_{suffix}")
-                plan.append((name, suffix))
-    for name, _, dtype in launch.outputs:
-        parameters.append(f"{CUDA_TYPES[dtype]}* {name}")
-        plan.append((name, "pointer"))
-    text = (
-        f"{cuda_modules.PRELUDE}{header}namespace mlx::core::cu {{\n"
-        f'extern "C" __global__ void kernel({", ".join(parameters)}) {{\n{source}\n}}\n}}\n'
-    )
-    return text, tuple(plan)
-
-
-def carried(kernel: Kernel, params: dict[str, int], w: Workload) -> bool:
-    """Whether the CUDA backend carries a kernel's stages."""
-    try:
-        texts_of(kernel, params, w)
-    except UnsupportedOnCuda:
-        return False
-    return True
-
-
-def compiled(architecture: str, text: str) -> bytes | None:
-    """The cubin of a CUDA source, as the CUDA backend compiles it; None where it fails."""
-    options = cuda_modules.options(architecture)
-    try:
-        return cuda_modules.compiled(text, "mlx::core::cu::kernel", options)[0]
-    except RuntimeError as error:
-        print(str(error)[:1000], file=sys.stderr)
-        return None
-
-
-def cubins_of(planned: Iterable[Planned]) -> dict[str, bytes | None]:
-    """The cubin of every source that these launch, for this GPU: what a Call needs."""
-    texts = list({text for call in planned for _, text, _ in texts_of(*call)})
-    major, minor = torch.cuda.get_device_capability()
-    architecture = f"sm_{major}{minor}{'a' if major >= 9 else ''}"
-    with ProcessPoolExecutor(16) as pool:  # NVRTC needs no driver: children of a fork have none
-        return dict(zip(texts, pool.map(partial(compiled, architecture), texts), strict=True))
-
-
-class Call:
-    """A kernel's launches with their outputs, ready for torch tensors."""
-
-    def __init__(
-        self, kernel: Kernel, params: dict[str, int], w: Workload, cubins: dict[str, bytes | None]
-    ) -> None:
-        self.driver = ctypes.CDLL("libcuda.so.1")
-        self.steps = []
-        for launch, text, plan in texts_of(kernel, params, w):
-            module, function = ctypes.c_void_p(), ctypes.c_void_p()
-            self._must(self.driver.cuModuleLoadData(ctypes.byref(module), cubins[text]))
-            self._must(self.driver.cuModuleGetFunction(ctypes.byref(function), module, b"kernel"))
-            outputs = {
-                name: torch.full(shape, math.nan, dtype=getattr(torch, dtype), device="cuda")
-                for name, shape, dtype in launch.outputs
-            }
-            blocks = [g // t for g, t in zip(launch.grid, launch.threadgroup, strict=True)]
-            self.steps.append((function, plan, outputs, (*blocks, *launch.threadgroup)))
-
-    @staticmethod
-    def _must(error: int) -> None:
-        if error:
-            raise RuntimeError(f"CUDA driver error {error}")
-
-    def bind(self, arrays: dict[str, Any]) -> Any:
-        """A function of no arguments that launches on torch's current stream, giving `out`."""
-        arrays, bound = dict(arrays), []
-        for function, plan, outputs, sizes in self.steps:
-            arrays |= outputs
-            values: list[Any] = []
-            for name, kind in plan:
-                t = arrays[name]
-                if kind == "pointer":
-                    values.append(ctypes.c_void_p(t.data_ptr()))
-                elif kind == "ndim":
-                    values.append(ctypes.c_int(t.dim()))
-                elif kind == "shape":
-                    values.append((ctypes.c_int32 * 10)(*t.shape))
-                else:
-                    values.append((ctypes.c_int64 * 10)(*t.stride()))
-            pointers = [ctypes.cast(ctypes.pointer(v), ctypes.c_void_p) for v in values]
-            bound.append((function, sizes, (ctypes.c_void_p * len(values))(*pointers), values))
-
-        def launch() -> torch.Tensor:
-            stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
-            for function, sizes, pointers, _ in bound:
-                self._must(self.driver.cuLaunchKernel(function, *sizes, 0, stream, pointers, None))
-            out: torch.Tensor = arrays["out"]
-            return out
-
-        return launch
-
-
-def inputs(w: Workload, count: int = 0) -> list[dict[str, Any]]:
-    """Arrays by name, one set for each cache (0: as many as do not fit into the GPU's); beyond
-    kv_len the caches hold NaN."""
-    count = count or max(2, min(100, math.ceil(CACHE_BYTES / w.kv_bytes())))
-    dtype = getattr(torch, w.dtype)
-    shared: dict[str, Any] = {"scale": torch.tensor([w.head_dim**-0.5], device="cuda")}
-    if w.mask == "bool":
-        shared["mask"] = torch.ones(w.batch, 1, 1, w.kv_len, dtype=torch.bool, device="cuda")
-        for row in range(w.batch):  # left padding, as a batch has it
-            shared["mask"][row, ..., : row % 8] = False
-    elif w.mask == "additive":
-        shared["mask"] = torch.randn(w.batch, w.q_heads, w.q_len, w.kv_len, device="cuda").to(dtype)
-    if w.sinks:
-        shared["sinks"] = torch.randn(w.q_heads, device="cuda", dtype=dtype)
-    sets = []
-    for _ in range(count):
-        arrays = dict(shared)
-        arrays["queries"] = torch.randn(
-            w.batch, w.q_heads, w.q_len, w.head_dim, device="cuda", dtype=dtype
-        )
-        rows = (w.batch, w.kv_heads, w.kv_len + 256)
-        for name, width in (("key", w.head_dim), ("value", w.v_head_dim)):
-            parts = {f"{name}s": width}
-            if w.kv_bits:
-                words = (*rows, width * w.kv_bits // 32)
-                whole = torch.randint(-(1 << 31), 1 << 31, words, device="cuda", dtype=torch.int32)
-                arrays[f"{name}s"] = whole[:, :, : w.kv_len]
-                parts = dict.fromkeys((f"{name}_scales", f"{name}_biases"), width // w.kv_group)
-            for part, columns in parts.items():
-                buffer = torch.randn((*rows, columns), device="cuda", dtype=dtype)
-                buffer[:, :, w.kv_len :] = math.nan
-                arrays[part] = buffer[:, :, : w.kv_len]
-        if w.op == "attention_latent":
-            arrays["values"] = arrays["keys"]
-        sets.append(arrays)
-    return sets
-
-
-def floats(w: Workload, arrays: dict[str, Any], name: str) -> torch.Tensor:
-    """The keys ("key") or values ("value") in float64."""
-    x = arrays[f"{name}s"]
-    if not w.kv_bits:
-        plain: torch.Tensor = x.double()
-        return plain
-    shifts = torch.arange(0, 32, w.kv_bits, device="cuda")
-    steps = (x[..., None] >> shifts & ((1 << w.kv_bits) - 1)).flatten(-2).double()
-    scales, biases = (
-        arrays[f"{name}_{part}"].double().repeat_interleave(w.kv_group, -1)
-        for part in ("scales", "biases")
-    )
-    found: torch.Tensor = steps * scales + biases
-    return found
-
-
-def reference(w: Workload, arrays: dict[str, Any]) -> torch.Tensor:
-    """Attention in float64, head by head of the KV cache."""
-    outputs = []
-    keys, values = floats(w, arrays, "key"), floats(w, arrays, "value")
-    for head in range(w.kv_heads):
-        q = arrays["queries"][:, head * w.group : (head + 1) * w.group].double()
-        k, v = (x[:, head : head + 1] for x in (keys, values))
-        scores = q @ k.transpose(-1, -2) * float(arrays["scale"])
-        if w.mask == "additive":
-            scores += arrays["mask"][:, head * w.group : (head + 1) * w.group].double()
-        if w.mask == "bool":
-            scores = scores.masked_fill(~arrays["mask"], -1e300)
-        elif w.mask == "causal":
-            seen = torch.ones(w.q_len, w.kv_len, device="cuda").tril(w.kv_len - w.q_len)
-            scores = scores.masked_fill(seen == 0, -1e300)
-        if w.sinks:
-            sink = arrays["sinks"][head * w.group : (head + 1) * w.group].double()
-            sink = sink.reshape(1, -1, 1, 1).expand(*scores.shape[:-1], 1)
-            scores = torch.cat([sink, scores], -1)
-        outputs.append(torch.softmax(scores, -1)[..., -w.kv_len :] @ v)
-    return torch.cat(outputs, 1)
+        try:
+            with sdpa_kernel(backend):
+                record["samples_us"] = graph_microseconds([partial(call, a) for a in sets])
+                record["us"] = statistics.median(record["samples_us"])
+        except RuntimeError as error:
+            record["error"] = str(error).splitlines()[0][:200]
+            torch.cuda.synchronize()
+        records.append(record)
+    return records
 
 
 def variants(kernel: Kernel, w: Workload, sweep: bool) -> Iterator[dict[str, int]]:
+    """A kernel's default params, and with `sweep` all that SWEEP has for it."""
     default = kernel.default_params(w)
     yield default
     names = [p.name for p in kernel.params if p.name in SWEEP] if sweep else []
@@ -290,7 +135,7 @@ def main() -> None:
     parser.add_argument("--kernel", nargs="+", default=[], metavar="FOLDER", help="only these")
     parser.add_argument("--sweep", action="store_true", help="many params of each kernel")
     parser.add_argument("--no-torch", action="store_true", help="leave PyTorch's backends out")
-    parser.add_argument("--out", help="JSON file with every sample")
+    parser.add_argument("--output", type=Path, help="JSON file with every sample")
     args = parser.parse_args()
     workloads = [Workload.parse(slug) for slug in args.workloads or DEFAULT]
     kernels = [Kernel.load(folder) for folder in args.kernel] or shipped()
@@ -334,17 +179,16 @@ def main() -> None:
             except (RuntimeError, TypeError) as problem:
                 point["reason"] = str(problem).splitlines()[0]
             report["points"].append(point)
-        # What torch_reference.py asks of PyTorch.
         fits = w.op == "attention" and w.mask != "additive" and not w.sinks
-        torch_points = [] if args.no_torch or not fits else measure(w.slug)
+        torch_points = [] if args.no_torch or not fits else pytorch(w, sets)
         report["points"] += torch_points
         floor = w.kv_bytes() / bandwidth * 1e6
         beside = "  ".join(f"{p['backend']} {p['us']:.1f}" for p in torch_points if "us" in p)
         print(f"{w.slug}  at copy bandwidth {floor:.1f}  {beside}")
         for point in sorted(rows, key=lambda p: float(p["us"]))[:4]:
             print(f"  {point['us']:8.2f} us  {point['kernel']} {point['params']}", flush=True)
-        if args.out:
-            Path(args.out).write_text(json.dumps(report) + "\n")
+        if args.output:
+            args.output.write_text(json.dumps(report) + "\n")
         del sets, expected
         torch.cuda.empty_cache()
 

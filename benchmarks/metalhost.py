@@ -173,7 +173,7 @@ def main() -> None:
         print(f"{r['median']:10.4f} s   {r['what']}{target}")
     if options.output:
         record = {"compiler": description, "machine": platform.platform(), "rows": rows}
-        options.output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        options.output.write_text(json.dumps(record) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -55,19 +54,6 @@ def added(original: Callable[..., Any], patched: Callable[..., Any], *call: Any)
     return statistics.median(differences)
 
 
-def imports() -> tuple[float, float]:
-    """Milliseconds that `import mlx_lm_openevolve` adds to `import mlx_lm`: median, spread."""
-    code = (
-        "import time, mlx_lm; start = time.perf_counter(); import mlx_lm_openevolve;"
-        "print(time.perf_counter() - start)"
-    )
-    runs = []
-    for _ in range(5):
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
-        runs.append(float(done.stdout) * 1e3)
-    return statistics.median(runs), max(runs) - min(runs)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true")
@@ -99,13 +85,11 @@ def main() -> None:
             rows[f"{name}: hits"] = added(direct, patched, arrays, cache)
         dispatcher.off.append(True)
         rows[f"{name}: switched off"] = added(original, patched, arrays, cache)
-    median, spread = imports()
 
     for name, value in rows.items():
         print(f"{name:28s} {value:+7.3f} us a call", file=sys.stderr)
-    print(f"{'import':28s} {median:+7.1f} ms (spread {spread:.1f})", file=sys.stderr)
     if options.json:
-        print(json.dumps({"microseconds": rows, "import_milliseconds": median}))
+        print(json.dumps({"microseconds": rows}))
 
 
 if __name__ == "__main__":

@@ -1,13 +1,12 @@
 """The kernels of tuned/ under NVIDIA's compute-sanitizer, on this GPU.
 
-    python benchmarks/sanitizer.py [--tool memcheck racecheck] [--kernel FOLDER ...] [--out FILE]
+    python benchmarks/sanitizer.py [--tool memcheck racecheck] [--kernel FOLDER ...] [--output FILE]
 
 Each kernel runs on a few small workloads: enough of them that every stage that CUDA carries is
 launched, under each kind of mask below, and its results are compared with float64. They are
-launched as gpu_time.py launches them, without MLX, whose own memory the sanitizer cannot follow;
-each array is an allocation of its own. racecheck follows shared memory, memcheck all of it. A
-kernel that races and one that reads beyond its keys go along, without which silence would prove
-nothing.
+launched by torch_launch.py, without MLX, whose own memory the sanitizer cannot follow; each array
+is an allocation of its own. racecheck follows shared memory, memcheck all of it. A kernel that
+races and one that reads beyond its keys go along, without which silence would prove nothing.
 
 Prints what was found for each, writes it as JSON, and exits with 1 where a kernel is found guilty,
 answers wrongly, or a tool lets its culprit go.
@@ -29,9 +28,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import gpu_time
 import torch
-from gpu_time import Planned
+import torch_launch
+from torch_launch import Planned
 
 from mlx_lm_openevolve.kernels.kernel import Kernel
 from mlx_lm_openevolve.ops.attention.workload import Workload
@@ -98,7 +97,7 @@ def jobs(kernel: Kernel) -> list[Planned]:
             params = {**kernel.default_params(w), **changes}
             files = {launch.stage.file for launch in kernel.launches(w, params)}
             new = {(file, w.mask) for file in files} | {(file, fused) for file in files}
-            if not new <= seen and gpu_time.carried(kernel, params, w):
+            if not new <= seen and torch_launch.carried(kernel, params, w):
                 seen |= new
                 chosen.append((kernel, params, w))
     return chosen
@@ -107,7 +106,7 @@ def jobs(kernel: Kernel) -> list[Planned]:
 def culprit(tool: str) -> Planned:
     """A shipped kernel, broken so that the tool must find it."""
     name, file, text, becomes = CULPRITS[tool]
-    whole = next(kernel for kernel in gpu_time.shipped() if kernel.name == name)
+    whole = next(kernel for kernel in torch_launch.shipped() if kernel.name == name)
     broken = {**whole.sources, file: whole.sources[file].replace(text, becomes, 1)}
     _, params, w = jobs(whole)[0]
     return Kernel.from_parts(whole.meta, broken), {**params, "splits": 3}, w
@@ -119,12 +118,12 @@ def work(path: Path) -> None:
     for number, (kernel, params, w) in enumerate(listed):
         print(f"JOB {number}", flush=True)
         torch.manual_seed(number)
-        (arrays,) = gpu_time.inputs(w, 1)
-        out = gpu_time.Call(kernel, params, w, cubins).bind(arrays)().double()
+        (arrays,) = torch_launch.inputs(w, 1)
+        out = torch_launch.Call(kernel, params, w, cubins).bind(arrays)().double()
         torch.cuda.synchronize()
-        expected = gpu_time.reference(w, arrays)
+        expected = torch_launch.reference(w, arrays)
         error = float((out - expected).norm() / expected.norm())
-        right = error < gpu_time.TOLERANCE[w.dtype]
+        right = error < torch_launch.TOLERANCE[w.dtype]
         print(f"DONE {number} {'' if right else f'wrong by {error}'}", flush=True)
 
 
@@ -197,7 +196,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tool", nargs="+", choices=TOOLS, default=TOOLS)
     parser.add_argument("--kernel", nargs="+", default=[], metavar="FOLDER", help="only these")
-    parser.add_argument("--out", type=Path, help="JSON file")
+    parser.add_argument("--output", type=Path, help="JSON file")
     parser.add_argument("--folder", type=Path, default=Path("build/sanitizer"), help="for logs")
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -205,10 +204,10 @@ def main() -> int:
         work(args.work)
         return 0
     args.folder.mkdir(parents=True, exist_ok=True)
-    kernels = [Kernel.load(folder) for folder in args.kernel] or gpu_time.shipped()
+    kernels = [Kernel.load(folder) for folder in args.kernel] or torch_launch.shipped()
     listed = [job for kernel in kernels for job in jobs(kernel)]
     culprits = {tool: culprit(tool) for tool in args.tool}
-    cubins = gpu_time.cubins_of([*listed, *culprits.values()])
+    cubins = torch_launch.cubins_of([*listed, *culprits.values()])
     machine = {"device": torch.cuda.get_device_name(), "torch": torch.__version__}
     report: dict[str, Any] = {"machine": machine, "tools": {}}
     good = True
@@ -218,8 +217,8 @@ def main() -> int:
         pairs = list(zip(listed, rows, strict=True))
         report["tools"][tool], well = say(tool, kernels, pairs, caught)
         good = good and well
-        if args.out:
-            args.out.write_text(json.dumps(report, indent=1) + "\n")
+        if args.output:
+            args.output.write_text(json.dumps(report) + "\n")
     return 0 if good else 1
 
 

@@ -225,7 +225,7 @@ def soak(
         if options.backend == "host":
             store_verdicts(home)
             ours += ["--any-correct", "--gate", "stored"]
-        command = [sys.executable, "-m", "mlx_lm_openevolve.cli", "run", "--json", *ours]
+        command = [sys.executable, "-m", "mlx_lm_openevolve", "run", "--json", *ours]
         command += ["mlx_lm.server", *words]
     tally, stop = Tally(), threading.Event()
     samples: list[tuple[float, float, int]] = []

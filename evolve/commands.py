@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import time
 from dataclasses import replace
@@ -82,23 +83,31 @@ def suites_text() -> str:
 
 def add_report_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `report`."""
-    parser.add_argument("run", type=Path, metavar="RUN")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="default: the run's folder")
+    add = parser.add_argument
+    add("run", type=Path, metavar="RUN", help="a run's folder or name, or a packed run (.tar.xz)")
+    where = "default: the run's folder, or one of its name beside a packed run"
+    add("--out", type=Path, metavar="FOLDER", help=where)
 
 
 def report(options: argparse.Namespace, out: Console) -> Result:
-    """Write a run's report."""
+    """Write a run's report: a run's folder, or a packed run."""
+    from . import packed
     from . import report as reports
 
-    archive = Archive.open(_run_folder(options.run), write=False)
-    folder = options.out or archive.folder
-    files = reports.write(archive, folder)
+    with contextlib.ExitStack() as stack:
+        if packed.is_packed(options.run):
+            folder = stack.enter_context(packed.unpacked(options.run))
+            named, beside = options.run, options.run.with_name(packed.name_of(options.run))
+        else:
+            folder = named = beside = _run_folder(options.run)
+        archive = Archive.open(folder, write=False)
+        files = reports.write(archive, options.out or beside)
     for line in reports.summary(archive):
         out.print(line, markup=False)
     out.print(f"wrote {', '.join(str(f) for f in files)}", markup=False)
     if len(files) == 1:
         out.print("no pictures: pip install 'mlx-lm-openevolve[report]'", markup=False)
-    return 0, {**_result(archive), "files": [str(f) for f in files]}
+    return 0, {**_result(archive), "run": str(named), "files": [str(f) for f in files]}
 
 
 def evolve(options: argparse.Namespace, out: Console) -> Result:

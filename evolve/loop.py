@@ -23,7 +23,7 @@ Watch = Callable[[Archive], None]
 
 
 class Bench(Protocol):
-    """What runs candidates: workers (lab.Lab), or a table of measured points (replay.Table)."""
+    """What runs candidates: workers (lab.Lab), or measured points (benchmarks/replay.py)."""
 
     def baselines(self, archive: Archive) -> Iterable[tuple[str, dict[str, object]]]:
         """SDPA's seconds and floor for each workload that has none yet."""

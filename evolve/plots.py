@@ -1,4 +1,8 @@
-"""Plots: the pictures of a report, as PNG files. Needs matplotlib (extra `report`)."""
+"""Plots: the pictures of a report, as PNG files. Needs matplotlib (extra `report`).
+
+Each function draws one picture of a run into matplotlib's axes. Speed-ups are SDPA's time over the
+kernel's, times are in seconds.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +22,13 @@ __all__ = ["PICTURES", "draw"]
 _BLUE, _ORANGE, _GREY, _RED, _GREEN = "#2563a8", "#d9822b", "#8a8f98", "#b3372f", "#3b8a4e"
 
 
-def short(slug: str) -> str:
-    """A workload's slug as a label."""
+def label(slug: str) -> str:
+    """A workload's slug without what most have in common."""
     return slug.removeprefix("attention-").replace("-bfloat16", " bf16").replace("-none", "")
 
 
 def trajectory(archive: Archive, axes: Any) -> None:
-    """The best over the candidates with its interval, and every candidate as a point."""
+    """The suite's best speed-up after each candidate with its interval; each candidate a point."""
     xs, ys = [], []
     for number, done in archive.done.items():
         if done.results:
@@ -75,7 +79,7 @@ def workloads(archive: Archive, axes: Any) -> None:
         ecolor="black",
         capsize=3,
     )
-    axes.set_yticks(range(len(slugs)), [short(slug) for slug in slugs], fontsize=8)
+    axes.set_yticks(range(len(slugs)), [label(slug) for slug in slugs], fontsize=8)
     axes.set_ylim(-0.7, len(slugs) - 0.3)
     axes.axvline(1, color="black", linewidth=0.8)
     for i, result in enumerate(ratios):
@@ -85,7 +89,8 @@ def workloads(archive: Archive, axes: Any) -> None:
 
 
 def roofline(archive: Archive, axes: Any) -> None:
-    """Every measured candidate under the roofs of the device."""
+    """Every measured candidate below the device's memory bandwidth: Gflop/s over the flops for each
+    byte that must move at least once."""
     points: dict[str, tuple[list[float], list[float]]] = {"valid": ([], []), "best": ([], [])}
     for number, done in archive.done.items():
         for slug, result in done.results.items():
@@ -112,8 +117,9 @@ def roofline(archive: Archive, axes: Any) -> None:
             color=_BLUE,
             label=f"memory, {max(widths) / 1e9:.0f} GB/s",
         )
-    axes.set_xscale("log")
-    axes.set_yscale("log")
+    if xs:  # else there is nothing that could be scaled
+        axes.set_xscale("log")
+        axes.set_yscale("log")
     axes.set_xlabel("flops for a byte that must move")
     axes.set_ylabel("Gflop/s" + _modelled(archive))
     axes.set_title("Roofline, every candidate")
@@ -121,7 +127,8 @@ def roofline(archive: Archive, axes: Any) -> None:
 
 
 def cells(archive: Archive, axes: Any) -> None:
-    """The archive's map: strategies over tiers of speed, the fittest kernel's speed-up in each."""
+    """The archive's cells (MAP-Elites), all islands in one: strategies over tiers of speed-up, in
+    each the speed-up of its fittest kernel."""
     strategies = sorted({cell.split(" ", 1)[1] for c in archive.cells for cell in c})
     columns = len(features.SPEED_TIERS) + 1
     grid = [[math.nan] * columns for _ in strategies]
@@ -134,10 +141,13 @@ def cells(archive: Archive, axes: Any) -> None:
                 grid[row][column] = value
     if strategies:
         axes.imshow(grid, aspect="auto", cmap="YlGn")
+    known = [value for values in grid for value in values if not math.isnan(value)]
     for row, values in enumerate(grid):
         for column, value in enumerate(values):
             if not math.isnan(value):
-                axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=8)
+                dark = value > (min(known) + max(known)) / 2  # the colours go from light to dark
+                color = "white" if dark else "black"
+                axes.text(column, row, f"{value:.2f}", ha="center", va="center", color=color)
     ends = ["0", *(f"{end:g}" for end in features.SPEED_TIERS), ""]
     names = [f"{a}-{b}" if b else f">{a}" for a, b in itertools.pairwise(ends)]
     axes.set_xticks(range(columns), names, fontsize=8)
@@ -156,6 +166,7 @@ def failures(archive: Archive, axes: Any) -> None:
 
 
 def _strategy(key: str) -> str:
+    """A strategy's key (see features) in words."""
     vector, passes, split, memory, matrix = (key.split("/") + [""] * 5)[:5]
     parts = [f"vec{vector}", passes, "split" if split == "True" else "single", memory]
     return " ".join(p for p in [*parts, "matrix" if matrix == "True" else ""] if p)
@@ -175,7 +186,8 @@ PICTURES: dict[str, Callable[[Archive, Any], None]] = {
 
 
 def draw(archive: Archive, folder: Path) -> dict[str, Path]:
-    """The pictures in a folder, by name; {} where matplotlib is not installed."""
+    """Write the pictures into a folder that exists: their files by name; {} where matplotlib is not
+    installed. Raises OSError where a file cannot be written."""
     try:
         import matplotlib
     except ImportError:
@@ -183,13 +195,13 @@ def draw(archive: Archive, folder: Path) -> dict[str, Path]:
     matplotlib.use("Agg")
     from matplotlib.figure import Figure
 
-    made = {}
-    for name, paint in PICTURES.items():
+    files = {}
+    for name, picture in PICTURES.items():
         height = 3.0 + 0.28 * (len(archive.slugs) if name == "workloads" else 4)
         figure = Figure(figsize=(8.5, height), layout="constrained")
         axes = figure.add_subplot()
         axes.spines[["top", "right"]].set_visible(False)
-        paint(archive, axes)
-        made[name] = folder / f"{name}.png"
-        figure.savefig(made[name], dpi=110)
-    return made
+        picture(archive, axes)
+        files[name] = folder / f"{name}.png"
+        figure.savefig(files[name], dpi=110)
+    return files

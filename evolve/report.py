@@ -1,10 +1,15 @@
-"""Report: a run as one HTML file that needs nothing beside it, and its pictures as PNGs."""
+"""Report: a run as one HTML page that needs nothing beside it, and its pictures as PNG files.
+
+report.html     speed-up, workloads, lineage of the best kernel, effect of each change, failures
+*.png           the page's pictures (see plots)
+"""
 
 from __future__ import annotations
 
 import base64
 import html
 import math
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,29 +24,33 @@ from .prompt import effect
 
 __all__ = ["FAST", "pass_at", "summary", "write"]
 
-FAST = (1.0, 1.1, 1.25, 1.5, 2.0, 3.0)
+FAST = (1.0, 1.1, 1.25, 1.5, 2.0, 3.0)  # the p of fast_p
 
 _STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;max-width:960px;margin:2em auto;padding:0 1em;color:#1c2330}
+body{font:15px/1.5 system-ui,sans-serif;color:#1c2330}
+body{max-width:1120px;margin:2em auto;padding:0 1em}
 h1{margin-bottom:0}h2{margin-top:2em;border-bottom:1px solid #d5dae1}
-table{border-collapse:collapse;font-size:13px;display:block;overflow-x:auto}
+.t{overflow-x:auto;margin:1em 0}table{border-collapse:collapse;font-size:13px}
 td,th{padding:3px 9px;text-align:left;border-bottom:1px solid #e4e8ee;vertical-align:top}
-td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}
-td:first-child{white-space:nowrap}img{max-width:100%}pre{background:#f5f7fa;padding:8px;overflow-x:auto;font-size:12px}
+td,th{white-space:nowrap}.n{text-align:right;font-variant-numeric:tabular-nums}
+.w{white-space:normal;min-width:16em}img{max-width:100%}
 .cards{display:flex;flex-wrap:wrap;gap:12px;margin:1em 0}.card{border:1px solid #d5dae1;
 border-radius:6px;padding:8px 14px}.card b{display:block;font-size:20px}.m{color:#a4540a}
 """
+_NUMBER = re.compile(r"[-+]?\d[\d.]*[x%]?|-?")
+_PROSE = ("params", "GPU profile", "change", "finding", "reason")  # columns whose text may wrap
 
 
 def pass_at(valid: int, of: int, k: int) -> float:
-    """Chance that at least one of k proposals, drawn from `of` with `valid` good ones, is good."""
+    """The chance that at least one of k proposals is valid, drawn from `of` of which `valid` are:
+    the unbiased pass@k of HumanEval. NaN where k exceeds `of`."""
     if k > of:
         return math.nan
     return 1 - math.comb(of - valid, k) / math.comb(of, k)
 
 
-def _structural(archive: Archive) -> tuple[int, int]:
-    """(valid, all) among finished proposals of new source."""
+def _new_sources(archive: Archive) -> tuple[int, int]:
+    """(valid, all) among the finished candidates that brought new source."""
     done = [
         archive.done[n]
         for n, c in archive.candidates.items()
@@ -51,14 +60,14 @@ def _structural(archive: Archive) -> tuple[int, int]:
 
 
 def summary(archive: Archive) -> list[str]:
-    """A run in a few lines for a person."""
+    """A run in four lines for a person: speed-up and its interval, candidates, failures, end."""
     ratio, low, high = archive.fitness()
     modelled = " (modelled)" if archive.config.backend == "host" else ""
     spent = archive.spent()
     fast = ", ".join(f"fast_{p:g} {archive.fast_p(p):.0%}" for p in FAST[:4])
     failed = ", ".join(f"{cause} {count}" for cause, count in archive.failures().items())
     return [
-        f"{archive.folder.name}: {ratio:.3f}x [{low:.3f}, {high:.3f}]{modelled} over "
+        f"{archive.folder.name}: {ratio:.3f}x {_interval(low, high)}{modelled} over "
         f"{len(archive.slugs)} workloads on {archive.device.get('name', archive.config.backend)}",
         f"{len(archive.done)} candidates in {archive.elapsed / 60:.1f} min, "
         f"{archive.valid_share():.0%} valid; {fast}",
@@ -68,7 +77,8 @@ def summary(archive: Archive) -> list[str]:
 
 
 def write(archive: Archive, folder: Path) -> list[Path]:
-    """Write report.html and the PNGs into a folder. Raises OpenEvolveError where it cannot."""
+    """Write report.html and its pictures into a folder, which is made; returns the files, the page
+    first. Raises OpenEvolveError where a file cannot be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         pictures = plots.draw(archive, folder)
@@ -81,24 +91,11 @@ def write(archive: Archive, folder: Path) -> list[Path]:
 
 def _page(archive: Archive, pictures: dict[str, Path]) -> str:
     name = html.escape(archive.folder.name)
-    ratio, low, high = archive.fitness()
-    spent = archive.spent()
-    valid, proposed = _structural(archive)
-    minutes = archive.elapsed / 60
-    cards = [
-        ("speed-up over the suite", f"{ratio:.3f}x", f"[{low:.3f}, {high:.3f}]"),
-        ("candidates", str(len(archive.done)), f"{len(archive.done) / max(minutes, 1e-9):.1f}/min"),
-        ("valid", f"{archive.valid_share():.0%}", f"{len(archive.kernels)} kernels"),
-        ("time", f"{minutes:.1f} min", html.escape(archive.ended or "not ended")),
-        ("cost", f"${spent['money']:.2f}", f"{spent['tokens']:.0f} tokens"),
-    ]
     parts = [
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{name}</title>',
         f"<style>{_STYLE}</style><h1>{name}</h1>",
         f"<p>{html.escape(_about(archive))}</p>",
-        '<div class="cards">',
-        *(f'<div class="card">{t}<b>{v}</b>{s}</div>' for t, v, s in cards),
-        "</div>",
+        _cards(archive),
     ]
     if archive.config.backend == "host":
         parts.append(
@@ -107,40 +104,48 @@ def _page(archive: Archive, pictures: dict[str, Path]) -> str:
         )
     if not pictures:
         parts.append("<p>No pictures: matplotlib is not installed (extra <i>report</i>).</p>")
-    parts += [
-        _picture(pictures, "trajectory"),
-        "<h2>Workloads</h2>",
-        _picture(pictures, "workloads"),
-        _workloads(archive),
-        "<h2>fast_p and pass@k</h2>",
-        _table(
-            ["at least", "share of workloads"],
-            [[f"{p:g}x", f"{archive.fast_p(p):.0%}"] for p in FAST],
-        ),
-        _table(
-            ["k", f"pass@k ({valid} of {proposed} structural proposals were valid)"],
-            [
-                [str(k), f"{pass_at(valid, proposed, k):.0%}"]
-                for k in (1, 3, 5, 10)
-                if k <= proposed
-            ],
-        ),
-        "<h2>Roofline</h2>",
-        _picture(pictures, "roofline"),
-        "<h2>Archive</h2>",
-        _picture(pictures, "archive"),
-        "<h2>Lineage of the winner</h2>",
-        _lineage(archive),
-        "<h2>Effect of each change</h2>",
-        _changes(archive),
-        "<h2>Failures</h2>",
-        _picture(pictures, "failures"),
-        _failures(archive),
-        "<h2>Published</h2>",
-        _published(archive),
-        "</html>",
+    sections = [  # heading, picture, text below it
+        ("", "trajectory", ""),
+        ("Workloads", "workloads", _workloads(archive)),
+        ("fast_p and pass@k", "", _shares(archive)),
+        ("Roofline", "roofline", ""),
+        ("Archive", "archive", ""),
+        ("Lineage of the best kernel", "", _lineage(archive)),
+        ("Effect of each change", "", _changes(archive)),
+        ("Failures", "failures", _failures(archive)),
+        ("Published", "", _published(archive)),
     ]
-    return "\n".join(parts)
+    for heading, picture, text in sections:
+        title = f"<h2>{heading}</h2>" if heading else ""
+        parts += [title, _picture(pictures, picture), text]
+    return "\n".join([*filter(None, parts), "</html>"])
+
+
+def _cards(archive: Archive) -> str:
+    """The figures of the whole run."""
+    ratio, low, high = archive.fitness()
+    spent, minutes = archive.spent(), archive.elapsed / 60
+    rate = len(archive.done) / max(minutes, 1e-9)
+    cards = [
+        ("speed-up over the suite", f"{ratio:.3f}x", _interval(low, high)),
+        ("candidates", str(len(archive.done)), f"{rate:.1f}/min"),
+        ("valid", f"{archive.valid_share():.0%}", f"{len(archive.kernels)} kernels"),
+        ("time", f"{minutes:.1f} min", html.escape(archive.ended or "not ended")),
+        ("cost", f"${spent['money']:.2f}", f"{spent['tokens']:.0f} tokens"),
+    ]
+    made = [f'<div class="card">{title}<b>{value}</b>{more}</div>' for title, value, more in cards]
+    return '<div class="cards">' + "".join(made) + "</div>"
+
+
+def _shares(archive: Archive) -> str:
+    """fast_p: the share of workloads at least p times as fast (KernelBench); pass@k."""
+    valid, proposed = _new_sources(archive)
+    fast = [[f"{p:g}x", f"{archive.fast_p(p):.0%}"] for p in FAST]
+    passed = [
+        [str(k), f"{pass_at(valid, proposed, k):.0%}"] for k in (1, 3, 5, 10) if k <= proposed
+    ]
+    title = f"pass@k ({valid} of {proposed} candidates with new source were valid)"
+    return _table(["at least", "share of workloads"], fast) + _table(["k", title], passed)
 
 
 def _about(archive: Archive) -> str:
@@ -162,51 +167,60 @@ def _picture(pictures: dict[str, Path], name: str) -> str:
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    def cell(tag: str, value: Any) -> str:
-        text = str(value)
-        number = text[:1].isdigit() and len(text) < 14
-        return f"<{tag}{' class=n' if number else ''}>{html.escape(text)}</{tag}>"
+    """A table: columns of numbers are aligned to the right, prose wraps, nothing else does."""
+    texts = [[str(value) for value in row] for row in rows]
+    kinds = []
+    for i, title in enumerate(head):
+        numbers = all(_NUMBER.fullmatch(row[i]) for row in texts)
+        kinds.append("w" if title in _PROSE else "n" if numbers else "")
 
-    lines = ["<table><tr>" + "".join(cell("th", h) for h in head) + "</tr>"]
-    lines += ["<tr>" + "".join(cell("td", v) for v in row) + "</tr>" for row in rows]
-    return "\n".join(lines) + "</table>"
+    def line(tag: str, row: Sequence[str]) -> str:
+        cells = []
+        for text, kind in zip(row, kinds, strict=True):
+            marked = f" class={kind}" if kind == "n" or (kind == "w" and tag == "td") else ""
+            cells.append(f"<{tag}{marked}>{html.escape(text)}</{tag}>")
+        return "<tr>" + "".join(cells) + "</tr>"
+
+    lines = [line("th", head), *(line("td", row) for row in texts)]
+    return '<div class="t"><table>' + "\n".join(lines) + "</table></div>"
 
 
 def _workloads(archive: Archive) -> str:
-    rows = []
+    """Each workload's times and speed-up, and in a second table the kernel that made it."""
+    times, kernels = [], []
     for slug in archive.slugs:
         base, best = archive.baseline.get(slug), archive.best.get(slug)
-        row = [slug, f"{archive.weights[slug]:.2f}"]
-        row += [f"{base[k] * 1e6:.1f}" for k in ("seconds", "floor")] if base else ["", ""]
-        row.append(base["bound"] if base else "")
-        if best is not None:
-            kernel, r, number = best
-            params = " ".join(f"{k}={v}" for k, v in r.params.items())
-            row += [
-                f"{r.seconds * 1e6:.1f}",
-                f"{r.ratio:.3f} [{r.low:.3f}, {r.high:.3f}]",
-                f"{r.spread:.1%}",
-                f"{r.margin:.0%}",
-                f"{kernel} #{number}",
-                params,
-                describe(r.profile),
-            ]
-        rows.append(row)
-    head = ["workload", "use", "SDPA us", "floor us", "bound", "best us", "speed-up", "spread"]
-    head += ["margin", "kernel", "params"]
-    if any(best[1].profile for best in archive.best.values()):
-        head.append("GPU profile")
-    return _table(head, [row[: len(head)] for row in rows])
+        row = [slug, f"{archive.weights[slug]:.2f}", base["bound"] if base else ""]
+        row += [f"{base[k] * 1e6:.1f}" for k in ("floor", "seconds")] if base else ["", ""]
+        if best is None:
+            times.append([*row, "", "", ""])
+            continue
+        kernel, r, number = best
+        times.append([*row, f"{r.seconds * 1e6:.1f}", f"{r.ratio:.3f}", _interval(r.low, r.high)])
+        params = " ".join(f"{k}={v}" for k, v in r.params.items())
+        row = [slug, kernel, f"#{number}", f"{r.spread:.1%}", f"{r.margin:.0%}", params]
+        kernels.append([*row, describe(r.profile)])
+    head = ["workload", "weight", "bound by", "floor us", "SDPA us", "best us", "speed-up"]
+    text = _table([*head, "interval"], times)
+    if not kernels:
+        return text
+    head = ["workload", "best kernel", "candidate", "spread", "margin", "params", "GPU profile"]
+    shown = len(head) if any(row[-1] for row in kernels) else len(head) - 1
+    return text + "\n" + _table(head[:shown], [row[:shown] for row in kernels])
 
 
-def _winner(archive: Archive) -> str:
-    """The kernel with the best geometric mean over the suite."""
+def _interval(low: float, high: float) -> str:
+    return f"[{low:.3f}, {high:.3f}]"
+
+
+def _fittest(archive: Archive) -> str:
+    """The kernel with the best geometric-mean speed-up over the suite, "" where there is none."""
     kernels = [kernel for kernel in archive.kernel_best if archive.kernel_best[kernel]]
     return max(kernels, key=archive.kernel_fitness, default="")
 
 
 def _lineage(archive: Archive) -> str:
-    kernel, rows = _winner(archive), list[list[str]]()
+    kernel, rows = _fittest(archive), list[list[str]]()
     while kernel and kernel in archive.kernels and len(rows) < 50:
         candidate = archive.kernels[kernel]
         rows.append(_change_row(archive, candidate))
@@ -255,7 +269,7 @@ def _published(archive: Archive) -> str:
             e["workload"],
             e["kernel"],
             f"{e['searched']:.3f}",
-            f"{e['ratio']:.3f} [{e['low']:.3f}, {e['high']:.3f}]" if "ratio" in e else "-",
+            f"{e['ratio']:.3f} {_interval(e['low'], e['high'])}" if "ratio" in e else "-",
             "accepted" if e["accepted"] else "rejected",
             e["reason"],
         ]

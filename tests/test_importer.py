@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -223,3 +224,107 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path):
         import_program(write(tmp_path, RIGHT), folder)
     with pytest.raises(KernelError, match="No such file"):
         import_program(tmp_path / "absent.py", tmp_path / "other")
+
+
+def put(*lines: str) -> str:
+    """RIGHT with lines before its launch."""
+    return change(
+        "        (out,) =", "".join(f"        {line}\n" for line in lines) + "        (out,) ="
+    )
+
+
+def grown(line: str, start: str, used: str = "grid=(rows", of: str = "grid=(v.shape[3]") -> str:
+    """RIGHT in which a value grows forty times and is used."""
+    return put(start, *[line] * 40).replace(of, used)
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        (grown("rows = rows + rows", "pass"), "an expression of more than 500 characters"),
+        (grown("rows += rows", "pass"), "an expression of more than 500 characters on line"),
+        (grown("rows = max(rows, rows)", "pass"), "more than 500 characters"),
+        (grown("rows = rows if rows > 1 else rows", "pass"), "more than 500 characters"),
+        (grown("rows = -rows - rows", "pass"), "more than 500 characters"),
+        (grown("s = s + s", "s = 'x'", "grid=(s"), "grid: a text of more than"),
+        (grown("t = (t, t)", "t = (1, 2)", "grid=(t"), "grid: a list on line"),
+        (
+            grown("t = (t, t)", "t = (1, 2)", "grid=(1 if rows > 4 else t"),
+            "grid: `1 if rows > 4 else t` on line",
+        ),
+        (
+            change("grid=(v.shape[3]", f"grid=({'math.ceil(' * 40}1{' / 2)' * 40}"),
+            "more than 500 characters",
+        ),
+        (change("inputs=[q", f"inputs=[q{'.astype(k.dtype)' * 60}.astype(mx.int8)"), "astype"),
+        (change("mx.array(scale)", f"{'mx.array(' * 60}scale{')' * 60}"), "an array made from"),
+        (change("inputs=[q", f"inputs=[{'f(' * 60}q{')' * 60}"), "input q: computed by f(...)"),
+        (
+            change("grid=(v.shape[3]", f"grid=({'1 + (' * 60}pick(){')' * 60}"),
+            "computed by pick(...)",
+        ),
+    ],
+    ids=[
+        *("sum", "in place", "function", "choice", "sign", "text", "list", "list by choice"),
+        *("ceil", "astype", "array", "calls", "right side"),
+    ],
+)
+def test_what_grows_or_nests_ends_at_once(tmp_path, text, word):
+    path = write(tmp_path, text)
+    start = time.monotonic()
+    with pytest.raises(KernelError) as caught:
+        read_program(path)
+    assert time.monotonic() - start < 10
+    message = str(caught.value)
+    assert message.startswith(f"{path}:")
+    assert word in message
+    assert "\n" not in message
+    assert len(message) < 400
+
+
+def test_what_grows_and_is_not_used_does_no_harm(tmp_path):
+    grows = read_program(write(tmp_path, put("n = rows", *["n = n + n"] * 40)))
+    assert grows == read_program(write(tmp_path, RIGHT))
+
+
+@pytest.mark.parametrize("body", ["if UNKNOWN:\n            {}", "a{} = {}"])
+def test_a_long_program_is_followed_in_little_time(tmp_path, body):
+    """Names and branches by the thousand: nothing is copied for each branch."""
+    lines = [f"n{i} = {i}" for i in range(8000)]
+    lines += [body.format(*[f"n{i} = 0" if "if" in body else i] * 2) for i in range(8000)]
+    start = time.monotonic()
+    assert read_program(write(tmp_path, put(*lines))) == read_program(write(tmp_path, RIGHT))
+    assert time.monotonic() - start < 20
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        (put("scale = scale * 2"), "`scale * 2` on line"),
+        (change("mx.array(scale)", "scale"), "the scale is a number; hand it over as an array"),
+        (
+            put("if (h := 3) > 2:", "    pass").replace("b * h)", "b * (h := k))"),
+            "output_shapes: a construct",
+        ),
+        (put("with open('x') as h:", "    pass"), "`h` is set by `with` on line"),
+        (put("match h:", "    case h: pass"), "`h` is set inside `match` on line"),
+        (put("for self.kernel in q:", "    pass"), "nothing is launched"),
+        (change('["q", "keys"', '["(a+)+$", "keys"'), "'(a+)+$' is no name"),
+        (change("template=[", "template=pick(["), "template"),
+        (change("output_shapes=[(b, h, rows, v.shape[-1])]", "output_shapes=[()]"), "outputs"),
+        (put("x = (1, 2)[True]", "h = math.ceil()", f"h = 0x{'f' * 9000}"), "is not followed"),
+    ],
+)
+def test_no_stale_or_foreign_value_is_taken(tmp_path, text, word):
+    text = text.replace(
+        "k.shape[1])],", "k.shape[1])])," if "template=pick(" in text else "k.shape[1])],"
+    )
+    with pytest.raises(KernelError) as caught:
+        read_program(write(tmp_path, text))
+    assert word in str(caught.value)
+    assert "not Python" not in str(caught.value)
+
+
+def test_the_scale_may_have_a_default(tmp_path):
+    text = put("if scale is None:", "    scale = q.shape[-1] ** -0.5")
+    assert read_program(write(tmp_path, text)) == read_program(write(tmp_path, RIGHT))

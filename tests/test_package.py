@@ -40,11 +40,7 @@ def sources() -> dict[str, Path]:
     for root, prefix in ((PACKAGE, ()), (ROOT / "evolve", ("evolve",))):
         for path in root.rglob("*.py"):
             inside = path.relative_to(root).with_suffix("").parts
-            if (
-                "__pycache__" in inside
-                or inside[:1] == ("runs",)
-                or inside[0] in ("evolve", "tuned")
-            ):
+            if "__pycache__" in inside or inside[0] in ("evolve", "tuned"):
                 continue
             parts = [*prefix, *inside]
             found[".".join(parts[:-1] if parts[-1] == "__init__" and parts[1:] else parts)] = path
@@ -124,7 +120,7 @@ def tracked() -> set[str]:
     ).stdout.splitlines()
     found = set()
     for name in listed:
-        if (ROOT / name).is_symlink() or name.startswith("evolve/runs/"):  # runs are evidence
+        if (ROOT / name).is_symlink():
             continue
         top = name.split("/")[0]
         found.add(name if top == "mlx_lm_openevolve" else f"mlx_lm_openevolve/{name}")

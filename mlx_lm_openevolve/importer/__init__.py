@@ -15,12 +15,13 @@ from typing import Any
 
 from ..errors import KernelError
 from ..kernels.kernel import FORMAT, Kernel
-from .reader import MASK_KINDS, Reader
-from .symbols import Array, Launched, Number, Scalar, Unreadable
+from .launches import Launched
+from .reader import MASK_KINDS, Program, read, scan
+from .values import Array, Number, Scalar, Unreadable, why
 
 __all__ = ["import_program", "read_program"]
 
-_MAX_BYTES = 4 << 20
+_MAX_BYTES = 1 << 20
 
 
 def import_program(program: Path | str, out: Path | str) -> Kernel:
@@ -49,52 +50,39 @@ def read_program(program: Path | str) -> Kernel:
         line = getattr(error, "lineno", None)
         where = f"{path}:{line}" if line else str(path)
         raise KernelError(f"{where}: not Python: {getattr(error, 'msg', error)}") from None
-    found: dict[str, list[str]] = {}
+    found: dict[str, tuple[dict[str, Any], dict[str, str]]] = {}
     problems: list[str] = []
-    parts: dict[str, tuple[dict[str, Any], dict[str, str]]] = {}
     for kind in MASK_KINDS:
         try:
-            meta, sources = _parts(tree, kind, path.name)
+            found[kind] = _parts(scan(tree), kind, path.name)
         except Unreadable as error:
             problems.append(f"{path}:{error.line}: {error}" if error.line else f"{path}: {error}")
-            continue
         except RecursionError:
             problems.append(f"{path}: nested too deeply")
-            continue
-        key = repr((meta, sources))
-        parts[key] = (meta, sources)
-        found.setdefault(key, []).append(kind)
     if not found:
         raise KernelError(problems[0])
-    key, kinds = max(found.items(), key=lambda item: len(item[1]))
-    meta, sources = parts[key]
+    # Kinds of masks that make the same kernel; of several kernels the one of most kinds.
+    alike = [[kind for kind in found if found[kind] == parts] for parts in found.values()]
+    kinds = max(alike, key=len)
+    meta, sources = found[kinds[0]]
     one = f"mask == '{kinds[0]}'" if len(kinds) == 1 else f"mask in {tuple(kinds)!r}"
     meta["applies"] = f"{one} and {meta['applies']}"
     return Kernel.from_parts(meta, sources, str(path))
 
 
-def _parts(tree: ast.Module, kind: str, name: str) -> tuple[dict[str, Any], dict[str, str]]:
+def _parts(program: Program, kind: str, name: str) -> tuple[dict[str, Any], dict[str, str]]:
     """kernel.json (its `applies` without the mask) and the sources, for one kind of mask."""
-    reader = Reader(kind)
-    result = reader.read(tree)
-    if not reader.launches:
-        raise reader.problem or Unreadable(
-            "nothing is launched: no call of a kernel made by metal_kernel", 0
-        )
-    last = reader.launches[-1]
-    if not isinstance(result, Array) or result.name not in last.outputs:
-        raise Unreadable(
-            "the function does not return an output of its last launch unchanged", last.line
-        )
-    names = {result.name: "out"}
+    result, launches = read(program, kind)
+    last = launches[-1]
+    names = {result: "out"}
     stages, sources = [], {}
-    for i, launch in enumerate(reader.launches):
+    for i, launch in enumerate(launches):
         file = f"{_identifier(launch.kernel.name)}{i or ''}.metal"
         stage, source = _stage(launch, names, file)
         stages.append(stage)
         sources[file] = source
-    shape = stages[-1]["outputs"][list(last.outputs).index(result.name)]["shape"]
-    wanted = [] if shape[-1] == "v_head_dim" else ["head_dim == v_head_dim"]
+    shape = stages[-1]["outputs"][last.outputs.index(result)]["shape"]
+    wanted = [] if shape[-1:] == ["v_head_dim"] else ["head_dim == v_head_dim"]
     sinks = any("sinks" in stage["inputs"] for stage in stages)
     wanted += ["sinks" if sinks else "not sinks", "kv_bits == 0"]
     return {
@@ -132,7 +120,7 @@ def _stage(launch: Launched, names: Mapping[str, str], file: str) -> tuple[dict[
             if role == "scale":
                 source = _scale(source, name, value, template)
         else:
-            raise Unreadable(f"input {name}: {value}", launch.line)
+            raise Unreadable(f"input {name}: {why(value)}", launch.line)
     outputs = []
     for name, key, shape, dtype in zip(
         launch.kernel.outputs, launch.outputs, launch.shapes, launch.dtypes, strict=True

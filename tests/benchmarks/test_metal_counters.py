@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import metal_counters
 import mlx_attention
 import pytest
 
 from mlx_lm_openevolve.metalhost import chips, compiler_available
 from mlx_lm_openevolve.ops.attention.workload import Workload
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
-import metal_counters
-
-sys.path.pop(0)
 
 HOST, REASON = compiler_available()
 needs_compiler = pytest.mark.skipif(not HOST, reason=f"no compiler for metalhost: {REASON}")

@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
-
-from mlx_lm_openevolve.metalhost import compiler_available
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 import server_soak
 
-sys.path.pop(0)
+from mlx_lm_openevolve.metalhost import compiler_available
 
 HOST, REASON = compiler_available()
 

@@ -1,10 +1,8 @@
-"""Tune, over tables of points in place of a GPU: measured ones, and a synthetic one."""
+"""Tune: what it proposes, in which order. How well it searches: benchmarks/test_replay.py."""
 
 from __future__ import annotations
 
 import contextlib
-import math
-import random
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,61 +14,15 @@ from mlx_lm_openevolve.evolve.archive import Archive
 from mlx_lm_openevolve.evolve.candidate import Done, Result
 from mlx_lm_openevolve.evolve.config import Config
 from mlx_lm_openevolve.evolve.propose.tune import Tune, effect, headroom, switches
-from mlx_lm_openevolve.evolve.replay import Table, compare
 from mlx_lm_openevolve.kernels.kernel import Kernel
 from mlx_lm_openevolve.kernels.registry import Registry, tuned_root
 from mlx_lm_openevolve.ops.attention.workload import Workload
 
-MEASURED = Path(__file__).parents[2] / "benchmarks" / "results" / "h100-param-points.json"
 LARGE = Workload(1, 32, 8, 1, 4096, 128, 128, "bfloat16")
 
 
 def shipped() -> dict[str, Kernel]:
     return {kernel.name: kernel for kernel in Registry(tuned_root(), writable=False).kernels()}
-
-
-def measured() -> Table:
-    """The workloads with most points of the committed table, until they are 200."""
-    whole = Table.read(MEASURED, shipped())
-    kept: list[Workload] = []
-    for workload in sorted(whole.workloads, key=lambda w: -len(whole.part([w]))):
-        kept.append(workload)
-        if len(whole.part(kept)) >= 200:
-            break
-    return whole.part(kept)
-
-
-def synthetic(seed: int, size: int = 200) -> Table:
-    """A smooth bowl with a rugged surface and one interaction over the knobs of gqa_decode: no
-    measurement."""
-    kernel = shipped()["gqa_decode"]
-    rng = random.Random(seed)
-    centre = {param.name: rng.random() for param in kernel.params}
-    weight = {param.name: rng.choice([0.2, 0.6, 1.2, 2.4]) for param in kernel.params}
-    points: dict[tuple[str, tuple[tuple[str, int], ...]], float] = {}
-    while len(points) < size:
-        values = {param.name: rng.choice(param.values) for param in kernel.params}
-        log = 0.3 * abs(math.log2(values["splits"] * values["simdgroups"] / 64)) / 6
-        for param in kernel.params:
-            rank = param.values.index(values[param.name]) / (len(param.values) - 1)
-            log += weight[param.name] * (rank - centre[param.name]) ** 2
-        log += random.Random(f"{seed} {sorted(values.items())}").gauss(0, 0.05)
-        points["gqa_decode", tuple(values.items())] = 2e-5 * math.exp(log)
-    return Table({"gqa_decode": kernel}, {LARGE: points})
-
-
-def test_the_measured_points_are_searched_well_within_40_candidates() -> None:
-    table = measured()
-    assert len(table) >= 200
-    found = compare(table, candidates=40, seeds=10)
-    assert found["tune"].after(40) <= 1.05
-    assert found["tune"].after(40) < found["random"].after(40)
-
-
-def test_a_synthetic_table_is_searched_well_within_40_candidates() -> None:
-    found = compare(synthetic(1), candidates=40, seeds=10)
-    assert found["tune"].after(40) <= 1.05
-    assert found["tune"].after(20) < found["random"].after(20)
 
 
 @pytest.fixture

@@ -1,0 +1,239 @@
+"""The CUDA kernels of tuned/ launched on PyTorch's tensors, without MLX: gpu_time and sanitizer.
+
+They are compiled by NVRTC from the same text that the CUDA backend hands to MLX. MLX itself runs
+nothing here: neither its memory nor its own launches are in what is timed or watched. Needs PyTorch
+with CUDA, and mlx with its CUDA headers.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import sys
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from typing import Any
+
+import torch
+
+from mlx_lm_openevolve.backends import cuda, cuda_modules
+from mlx_lm_openevolve.backends.metal_to_cuda import UnsupportedOnCuda
+from mlx_lm_openevolve.kernels.kernel import INPUTS, Kernel, Launch
+from mlx_lm_openevolve.kernels.registry import Registry, tuned_root
+from mlx_lm_openevolve.ops.attention.workload import Workload
+
+CACHE_BYTES = 200e6  # larger than the L2 cache: each call then reads device memory
+CUDA_TYPES = {
+    "bool": "bool",
+    "uint32": "uint32_t",
+    "float32": "float",
+    "float16": "__half",
+    "bfloat16": "__nv_bfloat16",
+}
+TOLERANCE = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 1e-2}
+
+Planned = tuple[Kernel, dict[str, int], Workload]
+Text = tuple[Launch, str, tuple[tuple[str, str], ...]]
+
+
+def shipped() -> list[Kernel]:
+    """The kernels of tuned/."""
+    return Registry(tuned_root(), writable=False).kernels()
+
+
+def texts_of(kernel: Kernel, params: dict[str, int], w: Workload) -> list[Text]:
+    """(launch, CUDA source, arguments as (array, pointer | shape | strides | ndim)), in order."""
+    launches = kernel.launches(w, params)
+    made = {name: dtype for launch in launches for name, _, dtype in launch.outputs}
+    return [(launch, *kernel_text(launch, w, made)) for launch in launches]
+
+
+def kernel_text(
+    launch: Launch, w: Workload, made: dict[str, str]
+) -> tuple[str, tuple[tuple[str, str], ...]]:
+    """CUDA source and arguments of a launch; `made` are the dtypes of all launches' outputs."""
+    absent = {} if w.mask in ("bool", "additive") else {"mask": "bool"}
+    if not w.sinks:
+        absent["sinks"] = CUDA_TYPES[w.dtype]
+    header, source = cuda.sources(launch, absent)
+    dtypes = dict.fromkeys(INPUTS[w.op], w.dtype)
+    dtypes |= {"mask": "bool" if w.mask == "bool" else w.dtype, "scale": "float32"} | made
+    if w.kv_bits:
+        dtypes |= {"keys": "uint32", "values": "uint32"}
+    parameters, plan = [], []
+    for name in launch.stage.inputs:
+        if name in absent:
+            continue
+        parameters.append(f"const {CUDA_TYPES[dtypes[name]]}* {name}")
+        plan.append((name, "pointer"))
+        for suffix, kind in (("shape", "Shape"), ("strides", "Strides"), ("ndim", "int")):
+            if f"{name}_{suffix}" in source:
+                parameters.append(f"const __grid_constant__ {kind} {name}_{suffix}")
+                plan.append((name, suffix))
+    for name, _, dtype in launch.outputs:
+        parameters.append(f"{CUDA_TYPES[dtype]}* {name}")
+        plan.append((name, "pointer"))
+    text = (
+        f"{cuda_modules.PRELUDE}{header}namespace mlx::core::cu {{\n"
+        f'extern "C" __global__ void kernel({", ".join(parameters)}) {{\n{source}\n}}\n}}\n'
+    )
+    return text, tuple(plan)
+
+
+def carried(kernel: Kernel, params: dict[str, int], w: Workload) -> bool:
+    """Whether the CUDA backend carries a kernel's stages."""
+    try:
+        texts_of(kernel, params, w)
+    except UnsupportedOnCuda:
+        return False
+    return True
+
+
+def compiled(architecture: str, text: str) -> bytes | None:
+    """The cubin of a CUDA source, as the CUDA backend compiles it; None where it fails."""
+    options = cuda_modules.options(architecture)
+    try:
+        return cuda_modules.compiled(text, "mlx::core::cu::kernel", options)[0]
+    except RuntimeError as error:
+        print(str(error)[:1000], file=sys.stderr)
+        return None
+
+
+def cubins_of(planned: Iterable[Planned]) -> dict[str, bytes | None]:
+    """The cubin of every source that these launch, for this GPU: what a Call needs."""
+    texts = list({text for call in planned for _, text, _ in texts_of(*call)})
+    major, minor = torch.cuda.get_device_capability()
+    architecture = f"sm_{major}{minor}{'a' if major >= 9 else ''}"
+    with ProcessPoolExecutor(16) as pool:  # NVRTC needs no driver: children of a fork have none
+        return dict(zip(texts, pool.map(partial(compiled, architecture), texts), strict=True))
+
+
+class Call:
+    """A kernel's launches with their outputs, ready for torch tensors."""
+
+    def __init__(
+        self, kernel: Kernel, params: dict[str, int], w: Workload, cubins: dict[str, bytes | None]
+    ) -> None:
+        self.driver = ctypes.CDLL("libcuda.so.1")
+        self.steps = []
+        for launch, text, plan in texts_of(kernel, params, w):
+            module, function = ctypes.c_void_p(), ctypes.c_void_p()
+            self._must(self.driver.cuModuleLoadData(ctypes.byref(module), cubins[text]))
+            self._must(self.driver.cuModuleGetFunction(ctypes.byref(function), module, b"kernel"))
+            outputs = {
+                name: torch.full(shape, math.nan, dtype=getattr(torch, dtype), device="cuda")
+                for name, shape, dtype in launch.outputs
+            }
+            blocks = [g // t for g, t in zip(launch.grid, launch.threadgroup, strict=True)]
+            self.steps.append((function, plan, outputs, (*blocks, *launch.threadgroup)))
+
+    @staticmethod
+    def _must(error: int) -> None:
+        if error:
+            raise RuntimeError(f"CUDA driver error {error}")
+
+    def bind(self, arrays: dict[str, Any]) -> Any:
+        """A function of no arguments that launches on torch's current stream, giving `out`."""
+        arrays, bound = dict(arrays), []
+        for function, plan, outputs, sizes in self.steps:
+            arrays |= outputs
+            values: list[Any] = []
+            for name, kind in plan:
+                t = arrays[name]
+                if kind == "pointer":
+                    values.append(ctypes.c_void_p(t.data_ptr()))
+                elif kind == "ndim":
+                    values.append(ctypes.c_int(t.dim()))
+                elif kind == "shape":
+                    values.append((ctypes.c_int32 * 10)(*t.shape))
+                else:
+                    values.append((ctypes.c_int64 * 10)(*t.stride()))
+            pointers = [ctypes.cast(ctypes.pointer(v), ctypes.c_void_p) for v in values]
+            bound.append((function, sizes, (ctypes.c_void_p * len(values))(*pointers), values))
+
+        def launch() -> torch.Tensor:
+            stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
+            for function, sizes, pointers, _ in bound:
+                self._must(self.driver.cuLaunchKernel(function, *sizes, 0, stream, pointers, None))
+            out: torch.Tensor = arrays["out"]
+            return out
+
+        return launch
+
+
+def inputs(w: Workload, count: int = 0) -> list[dict[str, Any]]:
+    """Arrays by name, one set for each cache (0: as many as do not fit into the GPU's); beyond
+    kv_len the caches hold NaN."""
+    count = count or max(2, min(100, math.ceil(CACHE_BYTES / w.kv_bytes())))
+    dtype = getattr(torch, w.dtype)
+    shared: dict[str, Any] = {"scale": torch.tensor([w.head_dim**-0.5], device="cuda")}
+    if w.mask == "bool":
+        shared["mask"] = torch.ones(w.batch, 1, 1, w.kv_len, dtype=torch.bool, device="cuda")
+        for row in range(w.batch):  # left padding, as a batch has it
+            shared["mask"][row, ..., : row % 8] = False
+    elif w.mask == "additive":
+        shared["mask"] = torch.randn(w.batch, w.q_heads, w.q_len, w.kv_len, device="cuda").to(dtype)
+    if w.sinks:
+        shared["sinks"] = torch.randn(w.q_heads, device="cuda", dtype=dtype)
+    sets = []
+    for _ in range(count):
+        arrays = dict(shared)
+        arrays["queries"] = torch.randn(
+            w.batch, w.q_heads, w.q_len, w.head_dim, device="cuda", dtype=dtype
+        )
+        rows = (w.batch, w.kv_heads, w.kv_len + 256)
+        for name, width in (("key", w.head_dim), ("value", w.v_head_dim)):
+            parts = {f"{name}s": width}
+            if w.kv_bits:
+                words = (*rows, width * w.kv_bits // 32)
+                whole = torch.randint(-(1 << 31), 1 << 31, words, device="cuda", dtype=torch.int32)
+                arrays[f"{name}s"] = whole[:, :, : w.kv_len]
+                parts = dict.fromkeys((f"{name}_scales", f"{name}_biases"), width // w.kv_group)
+            for part, columns in parts.items():
+                buffer = torch.randn((*rows, columns), device="cuda", dtype=dtype)
+                buffer[:, :, w.kv_len :] = math.nan
+                arrays[part] = buffer[:, :, : w.kv_len]
+        if w.op == "attention_latent":
+            arrays["values"] = arrays["keys"]
+        sets.append(arrays)
+    return sets
+
+
+def floats(w: Workload, arrays: dict[str, Any], name: str) -> torch.Tensor:
+    """The keys ("key") or values ("value") in float64."""
+    x = arrays[f"{name}s"]
+    if not w.kv_bits:
+        plain: torch.Tensor = x.double()
+        return plain
+    shifts = torch.arange(0, 32, w.kv_bits, device="cuda")
+    steps = (x[..., None] >> shifts & ((1 << w.kv_bits) - 1)).flatten(-2).double()
+    scales, biases = (
+        arrays[f"{name}_{part}"].double().repeat_interleave(w.kv_group, -1)
+        for part in ("scales", "biases")
+    )
+    found: torch.Tensor = steps * scales + biases
+    return found
+
+
+def reference(w: Workload, arrays: dict[str, Any]) -> torch.Tensor:
+    """Attention in float64, head by head of the KV cache."""
+    outputs = []
+    keys, values = floats(w, arrays, "key"), floats(w, arrays, "value")
+    for head in range(w.kv_heads):
+        q = arrays["queries"][:, head * w.group : (head + 1) * w.group].double()
+        k, v = (x[:, head : head + 1] for x in (keys, values))
+        scores = q @ k.transpose(-1, -2) * float(arrays["scale"])
+        if w.mask == "additive":
+            scores += arrays["mask"][:, head * w.group : (head + 1) * w.group].double()
+        if w.mask == "bool":
+            scores = scores.masked_fill(~arrays["mask"], -1e300)
+        elif w.mask == "causal":
+            seen = torch.ones(w.q_len, w.kv_len, device="cuda").tril(w.kv_len - w.q_len)
+            scores = scores.masked_fill(seen == 0, -1e300)
+        if w.sinks:
+            sink = arrays["sinks"][head * w.group : (head + 1) * w.group].double()
+            sink = sink.reshape(1, -1, 1, 1).expand(*scores.shape[:-1], 1)
+            scores = torch.cat([sink, scores], -1)
+        outputs.append(torch.softmax(scores, -1)[..., -w.kv_len :] @ v)
+    return torch.cat(outputs, 1)
