@@ -11,7 +11,7 @@ from programs import PROGRAM
 
 from mlx_lm_openevolve import backends
 from mlx_lm_openevolve.errors import KernelError
-from mlx_lm_openevolve.gate import judge as gate
+from mlx_lm_openevolve.gate.host_check import check_on_host
 from mlx_lm_openevolve.importer import import_program, read_program
 from mlx_lm_openevolve.kernels.kernel import Kernel
 from mlx_lm_openevolve.ops.attention.workload import Workload
@@ -128,7 +128,7 @@ def test_a_right_program_passes_the_gate(tmp_path):
     assert "queries_strides[2]" in launch.spec.source
     assert "score *= scale[0]" in launch.spec.source
     if not backends.get("host").unavailable():
-        check = gate.check_on_host(kernel, {}, workload)
+        check = check_on_host(kernel, {}, workload)
         assert check["ok"], check["reason"]
 
 

@@ -75,30 +75,31 @@ def _parts(program: Program, kind: str, name: str) -> tuple[dict[str, Any], dict
     result, launches = read(program, kind)
     last = launches[-1]
     names = {result: "out"}
-    stages, sources = [], {}
+    specs, sources = [], {}
     for i, launch in enumerate(launches):
         file = f"{_identifier(launch.kernel.name)}{i or ''}.metal"
-        stage, source = _stage(launch, names, file)
-        stages.append(stage)
+        spec, source = _spec(launch, names, file)
+        specs.append(spec)
         sources[file] = source
-    shape = stages[-1]["outputs"][last.outputs.index(result)]["shape"]
+    shape = specs[-1]["outputs"][last.outputs.index(result)]["shape"]
     wanted = [] if shape[-1:] == ["v_head_dim"] else ["head_dim == v_head_dim"]
-    sinks = any("sinks" in stage["inputs"] for stage in stages)
+    sinks = any("sinks" in spec["inputs"] for spec in specs)
     wanted += ["sinks" if sinks else "not sinks", "kv_bits == 0"]
     return {
         "format": FORMAT,
         "name": _identifier(last.kernel.name),
-        "family": "attention",
+        "op": "attention",
+        "variants": ["float"],
         "origin": "imported",
         "description": f"Imported from {name}.",
         "applies": " and ".join(wanted),
         "params": {},
-        "stages": stages,
+        "launches": specs,
     }, sources
 
 
-def _stage(launch: Launched, names: Mapping[str, str], file: str) -> tuple[dict[str, Any], str]:
-    """A stage of kernel.json and its source, with the family's names for its arrays."""
+def _spec(launch: Launched, names: Mapping[str, str], file: str) -> tuple[dict[str, Any], str]:
+    """A launch of kernel.json and its source, with the family's names for its arrays."""
     source, template = launch.kernel.source, dict(launch.template)
     renamed: dict[str, str] = {}
     inputs: list[str] = []
@@ -127,7 +128,7 @@ def _stage(launch: Launched, names: Mapping[str, str], file: str) -> tuple[dict[
     ):
         renamed[name] = names.get(key, key)
         outputs.append({"name": renamed[name], "shape": [n.text for n in shape], "dtype": dtype})
-    stage = {
+    spec = {
         "source": file,
         "inputs": inputs,
         "outputs": outputs,
@@ -135,7 +136,7 @@ def _stage(launch: Launched, names: Mapping[str, str], file: str) -> tuple[dict[
         "grid": [n.text for n in launch.grid],
         "threadgroup": [n.text for n in launch.threadgroup],
     }
-    return stage, _rename(source, renamed)
+    return spec, _rename(source, renamed)
 
 
 def _scale(source: str, name: str, scale: Array, template: Mapping[str, Number | str]) -> str:
