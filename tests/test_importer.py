@@ -12,6 +12,7 @@ from programs import PROGRAM
 from mlx_lm_openevolve import backends
 from mlx_lm_openevolve.errors import KernelError
 from mlx_lm_openevolve.gate.host_check import check_on_host
+from mlx_lm_openevolve.gate.static_rules import static_rules
 from mlx_lm_openevolve.importer import import_program, read_program
 from mlx_lm_openevolve.kernels.kernel import Kernel
 from mlx_lm_openevolve.ops.attention.workload import Workload
@@ -114,7 +115,7 @@ def test_a_program_becomes_a_kernel_folder_without_being_run(tmp_path):
 def test_the_gate_says_what_is_wrong_with_it(tmp_path):
     kernel = read_program(write(tmp_path, PROGRAM))
     workload = Workload(1, 4, 2, 8, 64, 64, 64, "float32", "bool")
-    assert "keys_shape[2]" in gate.static_rules(kernel, {}, workload)
+    assert "keys_shape[2]" in static_rules(kernel, {}, workload)
 
 
 def test_a_right_program_passes_the_gate(tmp_path):
