@@ -10,16 +10,25 @@ from collections.abc import Iterator
 from typing import Any
 
 from mlx_lm_openevolve.errors import MachineError, OpenEvolveError
+from mlx_lm_openevolve.kernels.kernel import Kernel
+from mlx_lm_openevolve.processes import Worker
 
 from . import measure
 from .archive import Archive
 from .candidate import Candidate, Done, Result
-from .worker import MACHINE, Died, Pool, Worker, request_for
+from .pool import WORKER, Pool, answer_of
+from .worker import MACHINE
 
-__all__ = ["Lab"]
+__all__ = ["Lab", "request_for"]
 
 # Ends of a worker that are put down to the candidate.
 _FATAL = ("hang", "memory", "crash")
+
+
+def request_for(op: str, kernel: Kernel | None = None, **more: Any) -> dict[str, Any]:
+    """A request as plain data; a kernel travels with its whole content."""
+    content = {} if kernel is None else {"meta": dict(kernel.meta), "sources": dict(kernel.sources)}
+    return {"op": op, **content, **more}
 
 
 class Lab:
@@ -29,7 +38,7 @@ class Lab:
         work = archive.config.work
         self._host = host
         self._pool = Pool(work.jobs, work.memory)
-        self._gpu = Worker(work.memory)
+        self._gpu = Worker(WORKER, memory=work.memory)
         self._backend = archive.config.backend
         self._seconds, self._check_seconds = work.seconds, work.check_seconds
 
@@ -52,10 +61,7 @@ class Lab:
             request = request_for(
                 "baseline", workload=slug, backend=self._backend, seed=archive.config.seed
             )
-            try:
-                found = self._gpu.ask(request, self._seconds)
-            except Died as death:
-                found = {"cause": death.cause, "finding": str(death)}
+            found = answer_of(self._gpu, request, self._seconds)
             if found.get("cause"):
                 raise OpenEvolveError(
                     f"{slug} cannot be measured here ({found['finding']}); leave it out"
@@ -141,10 +147,7 @@ class Lab:
             seed=archive.config.seed,
             sdpa_seconds=archive.baseline.get(slug, {}).get("seconds", 0.0),
         )
-        try:
-            answer = self._gpu.ask(request, self._seconds)
-        except Died as death:
-            return {"cause": death.cause, "finding": str(death)}
+        answer = answer_of(self._gpu, request, self._seconds)
         _refuse_machine(archive, answer)
         return answer
 

@@ -11,13 +11,11 @@ one. Where ncu is absent or may not read the counters there are none, and the ru
 from __future__ import annotations
 
 import argparse
-import contextlib
 import csv
 import json
 import math
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -33,10 +31,10 @@ from mlx_lm_openevolve.gate.limits import memory_for
 from mlx_lm_openevolve.kernels.kernel import Kernel
 from mlx_lm_openevolve.ops.attention.reference import mask
 from mlx_lm_openevolve.ops.attention.workload import Workload
+from mlx_lm_openevolve.processes import child_environment, kill_session
 
 from .archive import Archive
 from .measure import gpu
-from .worker import environment
 
 __all__ = ["ProfileError", "Profiler", "describe", "find", "parse", "profile"]
 
@@ -119,7 +117,7 @@ def _run(command: Sequence[str], seconds: float) -> str:
         text=True,
         errors="replace",
         start_new_session=True,
-        env={**environment(), "LC_ALL": "C"},  # numbers without a locale's marks
+        env=child_environment(LC_ALL="C"),  # numbers without a locale's marks
     ) as process:
         try:
             out, said = process.communicate(timeout=seconds)
@@ -127,8 +125,7 @@ def _run(command: Sequence[str], seconds: float) -> str:
             raise ProfileError(f"ncu took more than {seconds:g} s") from None
         finally:
             if process.poll() is None:
-                with contextlib.suppress(OSError):
-                    os.killpg(process.pid, signal.SIGKILL)
+                kill_session(process)
     if "ERR_NVGPUCTRPERM" in out + said:
         raise ProfileError(
             "this user may not read the GPU's counters "

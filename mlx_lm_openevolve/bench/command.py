@@ -14,10 +14,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import os
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -34,6 +33,7 @@ from ..errors import BackendError, OpenEvolveError, RegistryError, UsageError
 from ..hub import check_model
 from ..kernels.registry import Registry, user_root
 from ..kernels.verdict import Verdict
+from ..processes import Died, Worker, child_environment
 
 __all__ = [
     "FLOOR",
@@ -378,23 +378,12 @@ def withdraw(name: str, found: Mapping[str, Any], registry: Registry, device: st
 
 def ask(task: Mapping[str, Any], arm: str) -> dict[str, Any]:
     """A worker's answer. Raises OpenEvolveError with its last line where it has none."""
-    root = str(Path(__file__).resolve().parent.parent.parent)
-    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-    environment.pop(VARIABLE, None)  # under `run` the stock arm would be patched too
-    done = subprocess.run(
-        [sys.executable, "-m", "mlx_lm_openevolve.bench.worker"],
-        input=json.dumps({**task, "arm": arm}),
-        capture_output=True,
-        text=True,
-        env=environment,
-        check=False,
-    )
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-        whose = (
-            "stock mlx-lm fails on this by itself" if arm == "stock" else f"the {arm} arm failed"
-        )
-        raise OpenEvolveError(f"{whose}: {last[:300]}")
-    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return answer
+    # Under `run` the stock arm would be patched too.
+    environment = child_environment(**{VARIABLE: ""})
+    with Worker("mlx_lm_openevolve.bench.worker", environment=environment) as worker:
+        try:
+            return worker.ask({**task, "arm": arm}, math.inf)
+        except Died as death:
+            by_itself = "stock mlx-lm fails on this by itself"
+            whose = by_itself if arm == "stock" else f"the {arm} arm failed"
+            raise OpenEvolveError(f"{whose}: {death.last or death}") from None

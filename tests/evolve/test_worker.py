@@ -13,7 +13,9 @@ from pathlib import Path
 import evolve_kernels
 import pytest
 
-from mlx_lm_openevolve.evolve.worker import Died, Pool, Worker, request_for
+from mlx_lm_openevolve.evolve.evaluator import request_for
+from mlx_lm_openevolve.evolve.pool import WORKER, Pool
+from mlx_lm_openevolve.processes import Died, Worker
 
 CHECK = request_for(
     "check",
@@ -26,7 +28,7 @@ CHECK = request_for(
 
 @pytest.fixture
 def one() -> Iterator[Worker]:
-    made = Worker(8 << 30)
+    made = Worker(WORKER, memory=8 << 30)
     yield made
     made.close()
 
@@ -98,7 +100,7 @@ def test_a_pool_keeps_the_order_and_turns_deaths_into_answers() -> None:
 def test_a_kernels_own_print_cannot_pass_for_an_answer() -> None:
     command = (
         "import sys; from mlx_lm_openevolve.evolve import worker\n"
-        "worker._answer = lambda request: print('{\"cause\": \"\"}') or {'cause': 'real'}\n"
+        "worker._perform = lambda request: print('{\"cause\": \"\"}') or {'cause': 'real'}\n"
         "worker.main()"
     )
 
@@ -115,7 +117,7 @@ def test_a_worker_whose_device_is_lost_is_not_asked_again(one: Worker) -> None:
     script = (
         "from mlx_lm_openevolve.evolve import measure, worker\n"
         "measure.healthy = lambda: False\n"
-        "worker._answer = lambda request: {'cause': 'launch', 'finding': 'fault'}\n"
+        "worker._perform = lambda request: {'cause': 'launch', 'finding': 'fault'}\n"
         "worker.main()"
     )
     done = subprocess.run(
