@@ -19,6 +19,7 @@ from typing import Any
 
 from mlx_lm_openevolve.device import detect
 from mlx_lm_openevolve.errors import OpenEvolveError, UsageError
+from mlx_lm_openevolve.files import write_atomic
 from mlx_lm_openevolve.kernels.registry import Registry
 
 from .archive import Archive
@@ -67,7 +68,11 @@ def check_stage(
             watch(archive)
         todo = []
     data = {"format": 1, "config": archive.config.to_json(), "candidates": passed}
-    _write(batch / "batch.json", json.dumps(data, indent=1))
+    try:
+        batch.mkdir(parents=True, exist_ok=True)
+        write_atomic(batch / "batch.json", json.dumps(data, indent=1).encode())
+    except OSError as error:
+        raise OpenEvolveError(f"{batch / 'batch.json'}: {error.strerror or error}") from None
     archive.add("batch", path=str(batch), numbers=[p["candidate"]["number"] for p in passed])
     return len(passed)
 
@@ -155,13 +160,3 @@ def merge(archive: Archive, events: Path) -> int:
                     "profile", **{k: v for k, v in record.items() if k not in ("event", "t")}
                 )
     return taken
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".new")
-        temporary.write_text(text)
-        temporary.replace(path)
-    except OSError as error:
-        raise OpenEvolveError(f"{path}: {error.strerror or error}") from None

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mlx_lm_openevolve.errors import OpenEvolveError
+from mlx_lm_openevolve.files import write_atomic
 from mlx_lm_openevolve.kernels.kernel import Kernel
 
 from .. import prompt
@@ -60,7 +61,10 @@ class Mailbox(Structural):
         name = f"{number:04d}"
         self._look(archive, parent)
         text = prompt.build(archive, parent, failed=failed)
-        _write(prompts / f"{name}.md", text.text)
+        try:
+            write_atomic(prompts / f"{name}.md", text.text.encode())
+        except OSError as error:
+            raise OpenEvolveError(f"{prompts / name}.md: {error.strerror or error}") from None
         asked = time.monotonic()
         limit = self._wait
         while not (found := [p for p in self._answered(answers) if p.name not in taken]):
@@ -131,13 +135,3 @@ class Mailbox(Structural):
 def _spent(archive: Archive) -> bool:
     seconds = archive.config.budget.seconds
     return bool(seconds) and archive.now() >= seconds
-
-
-def _write(path: Path, text: str) -> None:
-    """The whole file at once: who looks for prompts never reads half of one."""
-    temporary = path.with_suffix(".new")
-    try:
-        temporary.write_text(text)
-        temporary.replace(path)
-    except OSError as error:
-        raise OpenEvolveError(f"{path}: {error.strerror or error}") from None

@@ -12,7 +12,6 @@ over the blocks, with a bootstrap interval. With --kernel one kernel is benched 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import math
 import os
@@ -30,6 +29,7 @@ from rich.progress import Progress
 from ..cli.run import VARIABLE, summary, totals
 from ..device import BACKENDS, detect, fingerprint
 from ..errors import BackendError, OpenEvolveError, RegistryError, UsageError
+from ..files import write_atomic
 from ..hub import check_model
 from ..kernels.registry import Registry, user_root
 from ..kernels.verdict import Verdict
@@ -136,16 +136,12 @@ def run(options: argparse.Namespace, out: Console) -> tuple[int, dict[str, Any]]
 
 def write(path: Path, result: Mapping[str, Any]) -> None:
     """The whole file, or the one before: a full disk takes nothing away. Raises UsageError."""
-    temporary = path.with_name(f"{path.name}.new")
     try:
         if path.exists() and not path.is_file():  # a pipe or a device cannot be replaced
             path.write_text(json.dumps(result) + "\n")
             return
-        temporary.write_text(json.dumps(result, indent=1) + "\n")
-        temporary.replace(path)
+        write_atomic(path, (json.dumps(result, indent=1) + "\n").encode())
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         raise UsageError(f"{path}: {error.strerror or error}") from None
 
 

@@ -28,6 +28,7 @@ import filelock
 import platformdirs
 
 from ..errors import KernelError, RegistryError, WorkloadError
+from ..files import write_atomic
 from ..ops.attention.workload import Workload
 from .kernel import KERNEL_ID, Kernel
 from .verdict import Verdict, binding
@@ -341,14 +342,4 @@ def _write(path: Path, record: Mapping[str, Any]) -> None:
     """Replace a file whole: a reader sees the old record or the new one, never a part."""
     record = _plain(record)
     data = json.dumps({**record, "checksum": _checksum(record)}, indent=1).encode()
-    descriptor, temporary = tempfile.mkstemp(prefix=".new-", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_atomic(path, data, durable=True)
