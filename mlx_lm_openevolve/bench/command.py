@@ -31,6 +31,7 @@ from ..device import BACKENDS, detect, fingerprint
 from ..errors import BackendError, OpenEvolveError, RegistryError, UsageError
 from ..files import write_atomic
 from ..hub import check_model
+from ..intervals import median_interval
 from ..kernels.registry import Registry, user_root
 from ..kernels.verdict import Verdict
 from ..processes import Died, Worker, child_environment
@@ -319,9 +320,7 @@ def compare(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
         return np.asarray(pairs[0] / pairs[1])
 
     ratios = ratio("generation_tps")
-    rng = np.random.default_rng(0)
-    medians = np.median(ratios[rng.integers(0, len(ratios), (2000, len(ratios)))], axis=1)
-    low, high = np.quantile(medians, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    low, high = median_interval(ratios.tolist(), CONFIDENCE)
     pairs = zip(rows["stock"][0]["tokens"], rows["patched"][0]["tokens"], strict=True)
     equal = [a == b for a, b in pairs]
     return {
@@ -330,8 +329,8 @@ def compare(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
         "stock_kv_bits": rows["stock"][0]["kv_bits"],
         "blocks": ratios.tolist(),
         "ratio": float(np.median(ratios)),
-        "low": float(low),
-        "high": float(high),
+        "low": low,
+        "high": high,
         "prompt_ratio": float(np.median(ratio("prompt_tps"))),
         "memory_ratio": float(np.median(ratio("peak_memory"))),
         "equal_tokens": equal.index(False) if False in equal else len(equal),
