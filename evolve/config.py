@@ -1,4 +1,4 @@
-"""Config: all that a run was told, as frozen dataclasses; the first event of a run keeps it."""
+"""The configuration of a run; its first event keeps it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,16 @@ from typing import Any
 from mlx_lm_openevolve.errors import UsageError
 from mlx_lm_openevolve.ops.attention.workload import Workload
 
-__all__ = ["PROPOSERS", "Budget", "Config", "Llm", "Model", "Search", "Work", "seconds_of"]
+__all__ = [
+    "PROPOSERS",
+    "Budget",
+    "Config",
+    "LanguageModel",
+    "LlmConfig",
+    "Search",
+    "Work",
+    "seconds_of",
+]
 
 PROPOSERS = ("tune", "llm", "mailbox")
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)([smh]?)")
@@ -35,7 +44,7 @@ class Budget:
 
 
 @dataclass(frozen=True)
-class Model:
+class LanguageModel:
     """A model of the endpoint: how often it is asked, and its prices for a million tokens."""
 
     name: str
@@ -44,7 +53,7 @@ class Model:
     price_out: float = 0.0
 
     @classmethod
-    def parse(cls, text: str) -> Model:
+    def parse(cls, text: str) -> LanguageModel:
         """NAME[,WEIGHT[,PRICE_IN,PRICE_OUT]]. Raises UsageError."""
         name, *numbers = text.split(",")
         try:
@@ -57,11 +66,11 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Llm:
+class LlmConfig:
     """How the endpoint is asked. context is in tokens, timeout in seconds; `failures` in a row
     end the run."""
 
-    models: tuple[Model, ...] = ()
+    models: tuple[LanguageModel, ...] = ()
     context: int = 32768
     answer: int = 8192
     timeout: float = 300.0
@@ -111,7 +120,7 @@ class Config:
     budget: Budget = field(default_factory=Budget)
     search: Search = field(default_factory=Search)
     work: Work = field(default_factory=Work)
-    llm: Llm = field(default_factory=Llm)
+    llm: LlmConfig = field(default_factory=LlmConfig)
 
     def __post_init__(self) -> None:
         if self.proposer not in PROPOSERS:
@@ -128,6 +137,7 @@ class Config:
         """What `to_json` wrote. Raises KeyError, TypeError or ValueError on anything else."""
         search = dict(data["search"])
         llm = dict(data["llm"])
+        models = tuple(LanguageModel(**model) for model in llm["models"])
         return cls(
             **{
                 **data,
@@ -136,6 +146,6 @@ class Config:
                 "budget": Budget(**data["budget"]),
                 "search": Search(**{**search, "targets": tuple(map(tuple, search["targets"]))}),
                 "work": Work(**data["work"]),
-                "llm": Llm(**{**llm, "models": tuple(Model(**m) for m in llm["models"])}),
+                "llm": LlmConfig(**{**llm, "models": models}),
             }
         )

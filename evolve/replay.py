@@ -23,8 +23,10 @@ from mlx_lm_openevolve.kernels.kernel import Kernel
 from mlx_lm_openevolve.ops.attention.workload import Workload
 
 from .archive import Archive
-from .candidate import Candidate, Done, Result
+from .candidate import Candidate
 from .config import Budget, Config, Search
+from .evaluation import Evaluation, WorkloadResult
+from .events import Baseline
 from .loop import evolve
 from .propose.tune import Tune
 
@@ -53,7 +55,7 @@ class Outcome:
 
 
 class Table:
-    """Measured points, as a bench for the loop: seconds by workload, kernel (by the name in
+    """Measured points, as an evaluator for the loop: seconds by workload, kernel (by the name in
     `kernels`) and params. Raises UsageError where there are none."""
 
     def __init__(
@@ -110,23 +112,23 @@ class Table:
         """The settings of a kernel that the table holds for a workload."""
         return [dict(params) for id, params in self._seconds[workload.slug] if id == kernel.id]
 
-    # The bench's side
+    # The evaluator's side
 
-    def baselines(self, archive: Archive) -> Iterator[tuple[str, dict[str, object]]]:
+    def baselines(self, archive: Archive) -> Iterator[Baseline]:
         """The worst point stands for SDPA, half of the best for the floor: neither is known."""
         for slug in archive.slugs:
             floor = self.best[slug] / 2
-            yield slug, {"seconds": self.worst[slug], "floor": floor, "bound": "memory"}
+            yield Baseline(slug, self.worst[slug], floor, "memory")
 
-    def run(self, archive: Archive, batch: list[Candidate]) -> Iterator[tuple[int, Done]]:
+    def run(self, archive: Archive, batch: list[Candidate]) -> Iterator[tuple[int, Evaluation]]:
         """What the table says."""
         for candidate in batch:
             assert candidate.params is not None
             (slug,) = candidate.workloads
             seconds = self._seconds[slug][candidate.kernel, tuple(candidate.params.items())]
             ratio = self.worst[slug] / seconds
-            result = Result(dict(candidate.params), seconds, ratio, ratio, ratio)
-            yield candidate.number, Done(results={slug: result})
+            result = WorkloadResult(dict(candidate.params), seconds, ratio, ratio, ratio)
+            yield candidate.number, Evaluation(results={slug: result})
 
     # Searches
 

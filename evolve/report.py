@@ -177,8 +177,8 @@ def _workloads(archive: Archive) -> str:
     for slug in archive.slugs:
         base, best = archive.baseline.get(slug), archive.best.get(slug)
         row = [slug, f"{archive.weights[slug]:.2f}"]
-        row += [f"{base[k] * 1e6:.1f}" for k in ("seconds", "floor")] if base else ["", ""]
-        row.append(base["bound"] if base else "")
+        row += [f"{t * 1e6:.1f}" for t in (base.seconds, base.floor)] if base else ["", ""]
+        row.append(base.bound if base else "")
         if best is not None:
             kernel, r, number = best
             params = " ".join(f"{k}={v}" for k, v in r.params.items())
@@ -252,12 +252,12 @@ def _failures(archive: Archive) -> str:
 def _published(archive: Archive) -> str:
     rows = [
         [
-            e["workload"],
-            e["kernel"],
-            f"{e['searched']:.3f}",
-            f"{e['ratio']:.3f} [{e['low']:.3f}, {e['high']:.3f}]" if "ratio" in e else "-",
-            "accepted" if e["accepted"] else "rejected",
-            e["reason"],
+            e.workload,
+            e.kernel,
+            f"{e.searched:.3f}",
+            f"{e.ratio:.3f} [{e.low:.3f}, {e.high:.3f}]" if e.ratio is not None else "-",
+            "accepted" if e.accepted else "rejected",
+            e.reason,
         ]
         for e in archive.published
     ]

@@ -9,54 +9,56 @@ from typing import Any
 
 from mlx_lm_openevolve.processes import serve
 
-__all__ = ["MACHINE", "answer", "main"]
-
-MACHINE = "machine"  # the cause of what is no candidate's fault: the run ends, and can go on later
+__all__ = ["answer", "main"]
 
 
-def answer(request: dict[str, Any]) -> dict[str, Any]:
-    """What a request came to, whatever it raises; "ended" where this process's device is lost."""
+def answer(data: dict[str, Any]) -> dict[str, Any]:
+    """The answer to a Request, both as plain data: a HostCheck, a Measurement or a Baseline, or the
+    cause and finding of what was raised. "ended": this process has lost its device."""
+    from .evaluation import MACHINE
+
     try:
-        found = _perform(request)
+        result = _perform(data)
     except OSError as error:  # a full disk: no candidate's fault
-        found = {"cause": MACHINE, "finding": error.strerror or str(error)}
+        result = {"cause": MACHINE, "finding": error.strerror or str(error)}
     except Exception as error:  # a candidate's fault or ours: it is this candidate that failed
         text = (str(error).strip() or "no message").splitlines()[0][:500]
-        found = {"cause": "error", "finding": f"{type(error).__name__}: {text}"}
-    if found.get("cause") and request.get("op") != "check":
+        result = {"cause": "error", "finding": f"{type(error).__name__}: {text}"}
+    if result.get("cause") and data.get("op") != "check":
         from . import measure
 
         if not measure.healthy():  # what came next would be blamed for it
-            found = {**found, "cause": "crash", "ended": True}
-    return found
+            result = {**result, "cause": "crash", "ended": True}
+    return result
 
 
-def _perform(request: dict[str, Any]) -> dict[str, Any]:
-    from mlx_lm_openevolve.kernels.kernel import Kernel
+def _perform(data: dict[str, Any]) -> dict[str, Any]:
     from mlx_lm_openevolve.ops.attention.workload import Workload
 
     from . import check, measure
+    from .evaluation import Request
 
-    workload = Workload.parse(request["workload"])
-    if request["op"] == "baseline":
-        return measure.baseline(workload, request["backend"], request["seed"])
-    kernel = Kernel.from_parts(request["meta"], request["sources"])
-    params = request["params"] or kernel.default_params(workload)
-    if request["op"] == "check":
-        return {**check.check(kernel, params, workload, request["seed"]), "params": params}
-    if request["op"] == "measure":
-        found = measure.measure(
-            kernel,
-            params,
-            workload,
-            request["backend"],
-            best=request["best"],
-            seconds=request["seconds"],
-            seed=request["seed"],
-            sdpa_seconds=request["sdpa_seconds"],
-        )
-        return {**found, "params": params}
-    raise ValueError(f"unknown request {request['op']!r}")
+    request = Request.from_json(data)
+    workload = Workload.parse(request.workload)
+    if request.op == "baseline":
+        return measure.baseline(workload, request.backend, request.seed).to_json()
+    if request.op not in ("check", "measure"):
+        raise ValueError(f"unknown request {request.op!r}")
+    kernel = request.kernel
+    assert kernel is not None
+    params = request.params or kernel.default_params(workload)
+    if request.op == "check":
+        return check.check(kernel, params, workload, request.seed).to_json()
+    return measure.measure(
+        kernel,
+        params,
+        workload,
+        request.backend,
+        best=request.best,
+        seconds=request.seconds,
+        seed=request.seed,
+        sdpa_seconds=request.sdpa_seconds,
+    ).to_json()
 
 
 def main() -> None:

@@ -19,29 +19,29 @@ from mlx_lm_openevolve.kernels.kernel import Kernel
 from .. import prompt
 from ..archive import Archive
 from ..candidate import Candidate
-from ..config import Model
+from ..config import LanguageModel
 from .answers import AnswerError, apply, note_of
-from .structural import Look, Structural, choose_parent, fitting, no_look, to_repair
+from .structural import Profile, Structural, choose_parent, fitting, no_profile, to_repair
 
-__all__ = ["Llm"]
+__all__ = ["LlmProposer"]
 
 _FIRST_WAIT, _LONGEST_WAIT = 1.0, 60.0
 _SYSTEM = "You are an expert in GPU kernels. Answer in exactly the format that is asked for."
 
 
-class Llm(Structural):
+class LlmProposer(Structural):
     """The proposer that asks models. `sleep` is for the tests."""
 
     def __init__(
         self,
         seeds: Sequence[Kernel],
-        look: Look = no_look,
+        profile: Profile = no_profile,
         *,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self._seeds, self._look, self._sleep = list(seeds), look, sleep
+        self._seeds, self._profile, self._sleep = list(seeds), profile, sleep
         self._client: Any = None
-        self._models: tuple[Model, ...] = ()
+        self._models: tuple[LanguageModel, ...] = ()
 
     def propose(self, archive: Archive, count: int) -> list[Candidate]:
         """One candidate: the answer to one question."""
@@ -52,7 +52,7 @@ class Llm(Structural):
         rng = random.Random(f"model {archive.config.seed} {number}")
         model = rng.choices(self._models, [m.weight for m in self._models])[0]
         settings = archive.config.llm
-        self._look(archive, parent)
+        self._profile(archive, parent)
         asked = prompt.build(
             archive, parent, failed=failed, context=settings.context - settings.answer
         )
@@ -136,9 +136,9 @@ class Llm(Structural):
                 raise UsageError(f"the endpoint names no model, give --llm NAME: {error}") from None
             if not names:
                 raise UsageError("the endpoint has no model")
-            self._models = (Model(names[0]),)
+            self._models = (LanguageModel(names[0]),)
 
-    def _ask(self, archive: Archive, model: Model, text: str) -> dict[str, Any]:
+    def _ask(self, archive: Archive, model: LanguageModel, text: str) -> dict[str, Any]:
         """The answer's text and tokens, or cause and error. Retries what may pass by itself, with
         growing pauses, as long as the run's time lasts."""
         import openai
@@ -148,7 +148,7 @@ class Llm(Structural):
         for attempt in range(settings.retries + 1):
             if attempt:
                 seconds = archive.config.budget.seconds
-                if seconds and archive.now() + wait >= seconds:
+                if seconds and archive.journal.now() + wait >= seconds:
                     return {"cause": "endpoint", "error": f"{error}; the run's time is spent"}
                 self._sleep(wait)
                 wait = min(2 * wait, _LONGEST_WAIT)

@@ -22,7 +22,7 @@ from .. import prompt
 from ..archive import Archive
 from ..candidate import Candidate
 from .answers import AnswerError, apply, from_folder, note_of, parent_of
-from .structural import Look, Structural, choose_parent, fitting, no_look, to_repair
+from .structural import Profile, Structural, choose_parent, fitting, no_profile, to_repair
 
 __all__ = ["Mailbox"]
 
@@ -38,9 +38,9 @@ class Mailbox(Structural):
         seeds: Sequence[Kernel],
         wait: float,
         say: Callable[[str], None] = lambda text: None,
-        look: Look = no_look,
+        profile: Profile = no_profile,
     ) -> None:
-        self._seeds, self._wait, self._say, self._look = list(seeds), wait, say, look
+        self._seeds, self._wait, self._say, self._profile = list(seeds), wait, say, profile
 
     def propose(self, archive: Archive, count: int) -> list[Candidate]:
         """What was answered since: waits for one answer where there is none yet."""
@@ -59,7 +59,7 @@ class Mailbox(Structural):
         else:
             parent, island = choose_parent(archive, self._seeds, number)
         name = f"{number:04d}"
-        self._look(archive, parent)
+        self._profile(archive, parent)
         text = prompt.build(archive, parent, failed=failed)
         try:
             write_atomic(prompts / f"{name}.md", text.text.encode())
@@ -134,4 +134,4 @@ class Mailbox(Structural):
 
 def _spent(archive: Archive) -> bool:
     seconds = archive.config.budget.seconds
-    return bool(seconds) and archive.now() >= seconds
+    return bool(seconds) and archive.journal.now() >= seconds

@@ -16,17 +16,17 @@ from ..archive import Archive
 from ..candidate import Candidate
 from .tune import Tune
 
-__all__ = ["Look", "WithTuning", "choose_parent", "fitting", "no_look", "to_repair"]
+__all__ = ["Profile", "WithTuning", "choose_parent", "fitting", "no_profile", "to_repair"]
 
 # Failures that a repair turn with the finding can mend; not those of the endpoint itself.
 _NOT_REPAIRED = ("endpoint", "duplicate", "lost", "empty", "hang", "crash", "memory", "error")
 
 
-# Looks closer at a parent before it is written about, such as profile.Profiler.
-Look = Callable[[Archive, Kernel], None]
+# Profiles a parent before it is written about, such as ncu.Profiler.
+Profile = Callable[[Archive, Kernel], None]
 
 
-def no_look(archive: Archive, parent: Kernel) -> None:
+def no_profile(archive: Archive, parent: Kernel) -> None:
     """What is known is enough."""
 
 

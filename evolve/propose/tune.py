@@ -24,7 +24,8 @@ from mlx_lm_openevolve.kernels.spec import MATH_MODES
 from mlx_lm_openevolve.ops.attention.workload import Workload
 
 from ..archive import Archive
-from ..candidate import Candidate, Result
+from ..candidate import Candidate
+from ..evaluation import WorkloadResult
 
 __all__ = ["Tune", "headroom", "switches"]
 
@@ -41,10 +42,10 @@ def headroom(archive: Archive, slug: str) -> float:
     base = archive.baseline.get(slug)
     if base is None:
         return 2.0
-    best = float(base["seconds"])
+    best = base.seconds
     if slug in archive.best:
-        best = min(best, best / archive.best[slug][1].ratio)
-    return max(1.0, best / float(base["floor"]))
+        best = min(best, best / archive.best[slug].result.ratio)
+    return max(1.0, best / base.floor)
 
 
 def switches(kernel: Kernel, backend: str) -> list[tuple[str, Kernel]]:
@@ -297,7 +298,7 @@ def _effect(kernel: Kernel, workload: Workload, params: tuple[tuple[str, int], .
 
 def _similar(
     archive: Archive, kernel: Kernel, workload: Workload, slug: str
-) -> list[tuple[str, Result]]:
+) -> list[tuple[str, WorkloadResult]]:
     """The kernel's best at the three workloads most like this one."""
     here = _place(workload)
     found = [

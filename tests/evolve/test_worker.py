@@ -13,17 +13,16 @@ from pathlib import Path
 import evolve_kernels
 import pytest
 
-from mlx_lm_openevolve.evolve.evaluator import request_for
+from mlx_lm_openevolve.evolve.evaluation import Request
 from mlx_lm_openevolve.evolve.pool import WORKER, Pool
 from mlx_lm_openevolve.processes import Died, Worker
 
-CHECK = request_for(
+CHECK = Request(
     "check",
+    evolve_kernels.DECODE.slug,
+    0,
     evolve_kernels.kernel(grid=["0", "1", "1"]),  # refused before anything is compiled
-    params=None,
-    workload=evolve_kernels.DECODE.slug,
-    seed=0,
-)
+).to_json()
 
 
 @pytest.fixture
