@@ -36,10 +36,10 @@ class Pool:
         self,
         requests: Sequence[dict[str, Any]],
         seconds: float,
-        heard: Callable[[int], None] = lambda index: None,
+        answered: Callable[[int], None] = lambda index: None,
     ) -> list[dict[str, Any]]:
-        """Answers in the order of the requests, each waited for `seconds`; `heard` is called with
-        the index of each answer as it comes."""
+        """Answers in the order of the requests, each waited for `seconds`; `answered` is called
+        with the index of each answer as it comes."""
 
         def one(index: int) -> dict[str, Any]:
             worker = self._free.get()
@@ -47,7 +47,7 @@ class Pool:
                 return answer_of(worker, requests[index], seconds)
             finally:
                 self._free.put(worker)
-                heard(index)
+                answered(index)
 
         return list(self._threads.map(one, range(len(requests))))
 

@@ -1,4 +1,4 @@
-"""Suites: the workloads a run is about, by name or traced from a model's own generation."""
+"""The workloads a run is about, by name or traced from a model's own generation."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ def _grid() -> list[Workload]:
     """Sequence 32 to 4096, head dims 64, 80 and 128, GQA 1 to 8, masks none, bool and causal:
     prefill, one configuration of each (sequence, head dim, mask), heads and dtype varied along."""
     heads = ((8, 8), (16, 8), (32, 8), (32, 4), (24, 24))
-    found = []
+    grid = []
     for i, length in enumerate((32, 64, 128, 256, 512, 1024, 2048, 4096)):
         for j, dim in enumerate((64, 80, 128)):
             for k, mask in enumerate(("none", "bool", "causal")):
                 q_heads, kv_heads = heads[(i + 2 * j + 3 * k) % len(heads)]
                 dtype = ("bfloat16", "float16")[(i + j + k) % 2]
                 q_len = min(length, 2048)
-                found.append(_w(1, q_heads, kv_heads, q_len, length, dim, mask, dtype))
-    return found
+                grid.append(_w(1, q_heads, kv_heads, q_len, length, dim, mask, dtype))
+    return grid
 
 
 SUITES: dict[str, tuple[Workload, ...]] = {
@@ -115,16 +115,16 @@ SUITES: dict[str, tuple[Workload, ...]] = {
 def suite(names: Sequence[str]) -> tuple[Workload, ...]:
     """The buckets that `names` (suites or workload slugs) stand for, in order, without repeats.
     Raises UsageError naming the choices."""
-    found: list[Workload] = []
+    workloads: list[Workload] = []
     for name in names:
         if name in SUITES:
-            found += SUITES[name]
+            workloads += SUITES[name]
             continue
         try:
-            found.append(Workload.parse(name))
+            workloads.append(Workload.parse(name))
         except WorkloadError as error:
             raise UsageError(f"{name!r} is no suite ({', '.join(SUITES)}): {error}") from None
-    return tuple(dict.fromkeys(w.bucket() for w in found))
+    return tuple(dict.fromkeys(w.bucket() for w in workloads))
 
 
 def traced(model: str, prompt_tokens: int = 512, new_tokens: int = 64) -> dict[Workload, float]:

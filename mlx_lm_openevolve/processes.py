@@ -196,7 +196,7 @@ def serve(answer: Callable[[dict[str, Any]], Mapping[str, Any]]) -> None:
     """The child's side: answer requests until standard input ends.
 
     Whatever a kernel or a library prints from here on cannot pass for an answer: it goes to
-    standard error. What `answer` raises ends the process, and its last line is told by Died. An
+    standard error. What `answer` raises ends the process, and its last line is in Died. An
     answer with "ended": True says that this process should not be asked again.
     """
     out = os.fdopen(os.dup(1), "w")

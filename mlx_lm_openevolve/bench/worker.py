@@ -80,8 +80,8 @@ def timed(model: Any, draft: Any, prompts: list[list[int]], task: dict[str, Any]
         if draft is None:
             steps = (t for t, _ in generate_step(prompt, model, max_tokens=tokens, **kv))
         else:
-            found = speculative_generate_step(prompt, model, draft, max_tokens=tokens, **kv)
-            steps = (t for t, _, _ in found)
+            drafted = speculative_generate_step(prompt, model, draft, max_tokens=tokens, **kv)
+            steps = (t for t, _, _ in drafted)
         start = time.perf_counter()
         made = [int(next(steps))]
         first = time.perf_counter()
@@ -149,9 +149,9 @@ def logits(model: Any, prompts: list[list[int]], task: dict[str, Any]) -> dict[s
     def decode() -> mx.array:
         own = copy.deepcopy(cache)
         steps = [model(more[:, i : i + 1], cache=own) for i in range(LOGIT_STEPS)]
-        found = mx.concatenate(steps, axis=1).astype(mx.float32)
-        mx.eval(found)
-        return found
+        out = mx.concatenate(steps, axis=1).astype(mx.float32)
+        mx.eval(out)
+        return out
 
     def under(wrap: Callable[[Attention], Attention]) -> mx.array:
         patch = Patch(base, wrap)
@@ -167,15 +167,15 @@ def logits(model: Any, prompts: list[list[int]], task: dict[str, Any]) -> dict[s
         if not task["kv_bits"]:
             raise
         stock = under(dequantised)
-    truth = under(in_float32)
+    exact = under(in_float32)
     with optimizations(**task["settings"]):
         patched = decode()
         hits = sum(row["hits"] for row in get_optimization_info()["workloads"].values())
     return {
         "hits": hits,
         "difference": distance(patched, stock),
-        "stock": distance(stock, truth),
-        "patched": distance(patched, truth),
+        "stock": distance(stock, exact),
+        "patched": distance(patched, exact),
     }
 
 

@@ -19,6 +19,7 @@ from rich.console import Console
 from samples import shipped_in_metal, store_correct
 
 from mlx_lm_openevolve import errors
+from mlx_lm_openevolve.bench import case as cases
 from mlx_lm_openevolve.bench import command as bench
 from mlx_lm_openevolve.bench import model_configs as shapes
 from mlx_lm_openevolve.bench import worker as bench_worker
@@ -52,7 +53,7 @@ def test_a_blocks_ratio_is_that_of_its_means_and_drift_cancels() -> None:
     for speed in (90.0, 60.0, 40.0):
         rows["stock"] += [arm([speed - 2], [1, 2, 3, 4]), arm([speed + 2], [1, 2, 3, 4])]
         rows["patched"] += [arm([1.5 * speed], [1, 2, 9, 4], 2.0)] * 2
-    found = bench.compare(rows)
+    found = cases.compare(rows)
     assert found["blocks"] == pytest.approx([1.5, 1.5, 1.5])
     assert (found["ratio"], found["low"], found["high"]) == pytest.approx((1.5, 1.5, 1.5))
     assert found["prompt_ratio"] == pytest.approx(1.5)
@@ -65,7 +66,7 @@ def test_the_interval_spans_the_blocks_that_disagree() -> None:
         "stock": [arm([100.0], [1])] * 6,
         "patched": [arm([r], [1]) for r in (90.0, 90.0, 100.0, 100.0, 130.0, 130.0)],
     }
-    found = bench.compare(rows)
+    found = cases.compare(rows)
     assert (found["low"], found["ratio"], found["high"]) == pytest.approx((0.9, 1.0, 1.3))
 
 
@@ -92,7 +93,7 @@ def case(**changes: Any) -> dict[str, Any]:
 def test_what_is_wrong_with_a_case_is_said(
     changes: dict[str, Any], faster: bool, says: str
 ) -> None:
-    found = bench.problems(case(**changes), faster)
+    found = cases.problems(case(**changes), faster)
     assert bool(found) == bool(says)
     assert says in " ".join(found)
 
@@ -126,7 +127,7 @@ def test_a_withdrawn_verdict_serves_no_longer_and_is_not_gated_again(home: Path)
             other: {"hits": 0, "verdict": replace(verdict, workload=other).to_json()},
         },
     )
-    assert bench.withdraw("code_generation", found, user, "host") == [BUCKET.slug]
+    assert cases.withdraw("code_generation", found, user, "host") == [BUCKET.slug]
     plan = planner().plan(BUCKET)
     assert plan.kernel is None
     assert plan.reason == "rejected: withdrawn: code_generation ran at 0.900x of stock end to end"
@@ -205,7 +206,7 @@ def test_a_slower_preset_fails_names_its_workloads_and_withdraws_them(
         trial = {"prompt_tps": 1.0, "generation_tps": rate, "peak_memory": 1.0, "total_time": 1.0}
         return {"trials": [trial], "tokens": [1, 2], "kv_bits": 0, "info": info}
 
-    monkeypatch.setattr(bench, "ask", answered)
+    monkeypatch.setattr(cases, "ask", answered)
     options = parsed("--shape", "qwen3-0.6b", "--preset", "code_generation", *asked)
     ((name, task),) = bench.tasks(options)
     screen = io.StringIO()
@@ -352,8 +353,8 @@ def test_an_interrupted_case_leaves_its_samples(
             raise KeyboardInterrupt
         return {"trials": [trial], "tokens": [1, 2], "kv_bits": 0, "info": {}}
 
-    monkeypatch.setattr(bench, "ask", answered)
-    monkeypatch.setattr(bench, "settle", lambda task: None)
+    monkeypatch.setattr(cases, "ask", answered)
+    monkeypatch.setattr(cases, "settle", lambda task: None)
     path = tmp_path / "found.json"
     words = ["--shape", "qwen3-0.6b", "-p", "8", "-g", "4", "--any-correct", "--backend", "host"]
     with pytest.raises(KeyboardInterrupt):

@@ -84,11 +84,11 @@ def test_memory_above_the_limit_ends_a_worker(one: Worker) -> None:
 
 def test_a_pool_keeps_the_order_and_turns_deaths_into_answers() -> None:
     slugs = [evolve_kernels.DECODE.slug, "no workload", evolve_kernels.MASKED.slug]
-    heard: list[int] = []
+    answered: list[int] = []
     with Pool(2, 8 << 30) as pool:
-        answers = pool.map([{**CHECK, "workload": s} for s in slugs], 60, heard.append)
+        answers = pool.map([{**CHECK, "workload": s} for s in slugs], 60, answered.append)
         assert [answer["cause"] for answer in answers] == ["static", "error", "static"]
-        assert sorted(heard) == [0, 1, 2]
+        assert sorted(answered) == [0, 1, 2]
         for each in pool._all:
             if each._process is not None:
                 os.kill(each._process.pid, signal.SIGSTOP)
