@@ -39,7 +39,7 @@ __all__ = ["MAX_DEATHS", "Archive", "Best"]
 # A candidate in flight at so many deaths of the main process is taken for their cause.
 MAX_DEATHS = 2
 # A kernel that ended so many workers, with different params, is not tried again.
-MAX_POISON = 3
+MAX_WORKER_DEATHS = 3
 
 
 class Best(NamedTuple):
@@ -70,7 +70,7 @@ class Archive:
         self.best: dict[str, Best] = {}  # by slug
         self.cells: list[dict[str, str]] = [{} for _ in range(config.search.islands)]
         self.history: list[dict[str, Any]] = []  # the best after each improvement
-        self.poison: dict[str, str] = {}  # what ended a worker -> how
+        self.worker_deaths: dict[str, str] = {}  # what ended a worker -> how
         self.published: list[events.Published] = []
         self.deaths: dict[int, int] = defaultdict(int)
         self.batched: set[int] = set()  # handed to another machine
@@ -128,9 +128,9 @@ class Archive:
             case events.Batched():
                 self.batched |= set(event.numbers)
             case events.EndedWorker():
-                self.poison[event.key] = event.reason
+                self.worker_deaths[event.key] = event.reason
                 kernel = event.key.split()[0]
-                if sum(key.startswith(kernel) for key in self.poison) >= MAX_POISON:
+                if sum(key.startswith(kernel) for key in self.worker_deaths) >= MAX_WORKER_DEATHS:
                     self.banned.add(kernel)
             case events.Profiled():
                 self._profiled(event)

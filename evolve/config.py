@@ -10,6 +10,8 @@ from typing import Any
 from mlx_lm_openevolve.errors import UsageError
 from mlx_lm_openevolve.ops.attention.workload import Workload
 
+from .record import Record
+
 __all__ = [
     "PROPOSERS",
     "Budget",
@@ -34,7 +36,7 @@ def seconds_of(text: str) -> float:
 
 
 @dataclass(frozen=True)
-class Budget:
+class Budget(Record):
     """What a run may spend; 0 is no limit."""
 
     candidates: int = 0
@@ -44,7 +46,7 @@ class Budget:
 
 
 @dataclass(frozen=True)
-class LanguageModel:
+class LanguageModel(Record):
     """A model of the endpoint: how often it is asked, and its prices for a million tokens."""
 
     name: str
@@ -66,7 +68,7 @@ class LanguageModel:
 
 
 @dataclass(frozen=True)
-class LlmConfig:
+class LlmConfig(Record):
     """How the endpoint is asked. context is in tokens, timeout in seconds; `failures` in a row
     end the run."""
 
@@ -79,7 +81,7 @@ class LlmConfig:
 
 
 @dataclass(frozen=True)
-class Search:
+class Search(Record):
     """How parents are chosen. explore: share of parents outside the elites; negative is adaptive.
     tune_after: knob settings tried after a structural proposal. saturated: a workload whose best
     time is within this factor of its floor is left alone. targets: (speed-up, share of workloads)
@@ -94,7 +96,7 @@ class Search:
 
 
 @dataclass(frozen=True)
-class Work:
+class Work(Record):
     """Worker processes: how many, and the seconds (a host check of one workload: check_seconds)
     and bytes after which one is killed."""
 
@@ -106,7 +108,7 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Record):
     """One run. weights: use of each workload, in the order of `workloads`, adding up to 1. profile:
     whether ncu looks at the kernels that a prompt or a report shows."""
 
@@ -134,18 +136,15 @@ class Config:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Config:
-        """What `to_json` wrote. Raises KeyError, TypeError or ValueError on anything else."""
-        search = dict(data["search"])
-        llm = dict(data["llm"])
-        models = tuple(LanguageModel(**model) for model in llm["models"])
-        return cls(
-            **{
-                **data,
-                "workloads": tuple(Workload.parse(slug) for slug in data["workloads"]),
-                "weights": tuple(data["weights"]),
-                "budget": Budget(**data["budget"]),
-                "search": Search(**{**search, "targets": tuple(map(tuple, search["targets"]))}),
-                "work": Work(**data["work"]),
-                "llm": LlmConfig(**{**llm, "models": models}),
-            }
-        )
+        """What `to_json` wrote; fields of a newer release are ignored. Raises KeyError, TypeError
+        or ValueError on anything else."""
+        search, llm = data["search"], data["llm"]
+        models = tuple(map(LanguageModel.from_json, llm["models"]))
+        sections = {
+            "workloads": tuple(map(Workload.parse, data["workloads"])),
+            "budget": Budget.from_json(data["budget"]),
+            "search": Search.from_json({**search, "targets": tuple(map(tuple, search["targets"]))}),
+            "work": Work.from_json(data["work"]),
+            "llm": LlmConfig.from_json({**llm, "models": models}),
+        }
+        return super().from_json({**data, **sections})

@@ -4,7 +4,7 @@
            -> one more process for the logits -> parity
            -> slower than 0.99x: the verdicts that served are withdrawn
 
-Here are the options and what is printed; case.py measures. With --kernel one kernel is measured on
+Here are the options and what is printed; cases.py measures. With --kernel one kernel is measured on
 its own.
 """
 
@@ -26,7 +26,7 @@ from ..device import BACKENDS, detect, fingerprint
 from ..errors import BackendError, UsageError
 from ..files import write_atomic
 from ..hub import check_model
-from . import case as cases
+from . import cases
 
 __all__ = ["PRESETS", "SHAPES", "add_arguments", "run", "run_case", "run_cases", "tasks", "write"]
 

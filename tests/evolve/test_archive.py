@@ -63,7 +63,7 @@ def state(archive: Archive) -> object:
         archive.cells,
         archive.history,
         dict(archive.kernel_best),
-        archive.poison,
+        archive.worker_deaths,
         archive.banned,
     )
 

@@ -76,6 +76,7 @@ BEFORE = [
         "backend": "cuda", "workloads": [SLUG], "weights": [1.0], "proposer": "mailbox",
         "suite": SLUG, "seed": 0,
         "budget": {"candidates": 27, "seconds": 0.0, "tokens": 0, "money": 0.0},
+        "of a newer release": 1,
         "search": {"islands": 3, "explore": -1.0, "batch": 2, "tune_after": 6, "saturated": 1.1,
                    "targets": []},
         "work": {"jobs": 2, "seconds": 120.0, "memory": 8589934592, "measure_seconds": 0.6},

@@ -1,4 +1,4 @@
-"""A case of `bench`: one model and one prompt, stock against patched, measured.
+"""The cases of `bench`: one model and one prompt each, stock against patched, measured.
 
 Every arm is a fresh process that loads the model and warms up. Arms come in blocks of four, stock,
 patched, patched, stock. A block's ratio is the mean of its patched arms over that of its stock
