@@ -1,4 +1,5 @@
-"""Check: a candidate on the CPU, compiled for Metal, sanitised, counted and compared with float64.
+"""Checking on the host: a candidate on the CPU, compiled for Metal, sanitised, counted and compared
+with float64.
 
 It runs small workloads that ask what the real ones ask (mutants.proxy), so that a candidate costs
 a second or two. The whole gate judges the winners; see publish.

@@ -32,10 +32,8 @@ from .publish import publish
 
 __all__ = ["add_evolve_arguments", "add_report_arguments", "evolve", "report"]
 
-Answer = tuple[int, dict[str, Any]]  # exit code, JSON
 
-
-def report(options: argparse.Namespace, out: Console) -> Answer:
+def report(options: argparse.Namespace, out: Console) -> tuple[int, dict[str, Any]]:
     """Write a run's report."""
     from . import report as reports
 
@@ -50,7 +48,7 @@ def report(options: argparse.Namespace, out: Console) -> Answer:
     return 0, {**_result(archive), "files": [str(f) for f in files]}
 
 
-def evolve(options: argparse.Namespace, out: Console) -> Answer:
+def evolve(options: argparse.Namespace, out: Console) -> tuple[int, dict[str, Any]]:
     """Search, or one stage of a search on two machines."""
     if options.stage == "measure":
         if options.batch is None:
@@ -77,7 +75,9 @@ def evolve(options: argparse.Namespace, out: Console) -> Answer:
         archive.close()
 
 
-def _search(archive: Archive, options: argparse.Namespace, out: Console) -> Answer:
+def _search(
+    archive: Archive, options: argparse.Namespace, out: Console
+) -> tuple[int, dict[str, Any]]:
     seeds = _seeds(archive, options)
     with ProgressDisplay(out) as display, LocalEvaluator(archive) as evaluator:
         profiler = _profiler(archive, options, display)

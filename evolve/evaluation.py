@@ -18,17 +18,6 @@ from mlx_lm_openevolve.kernels.kernel import Kernel
 
 from .record import Record
 
-__all__ = [
-    "MACHINE",
-    "Evaluation",
-    "HostCheck",
-    "Measurement",
-    "Point",
-    "Request",
-    "WorkloadResult",
-    "geomean",
-]
-
 MACHINE = "machine"  # the cause of what is no candidate's fault: the run ends, and can go on later
 
 

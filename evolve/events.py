@@ -15,23 +15,6 @@ from .config import Config
 from .evaluation import Evaluation
 from .record import Record
 
-__all__ = [
-    "Baseline",
-    "Batched",
-    "Ended",
-    "EndedWorker",
-    "Evaluated",
-    "Event",
-    "MeasuredOn",
-    "Profiled",
-    "Proposed",
-    "Published",
-    "Resumed",
-    "Started",
-    "Unprofiled",
-    "parse",
-]
-
 
 @dataclass(frozen=True)
 class Event(Record):

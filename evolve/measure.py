@@ -1,4 +1,4 @@
-"""Measure: what a candidate does on a GPU, in a worker that holds the GPU for itself.
+"""Measuring: what a candidate does on a GPU, in a worker that holds the GPU for itself.
 
     cases against float64 -> a few quick samples (abort above twice the best) -> paired timing
 

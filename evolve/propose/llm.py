@@ -23,7 +23,7 @@ from ..archive import Archive
 from ..candidate import Candidate
 from ..config import LanguageModel
 from .answers import AnswerError, apply, note_of
-from .structural import Profile, Structural, no_profile
+from .structural import ProfileParent, Structural, no_profile
 
 __all__ = ["LlmProposer"]
 
@@ -50,7 +50,7 @@ class LlmProposer(Structural):
     def __init__(
         self,
         seeds: Sequence[Kernel],
-        profile: Profile = no_profile,
+        profile: ProfileParent = no_profile,
         *,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:

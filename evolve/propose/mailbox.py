@@ -23,7 +23,7 @@ from mlx_lm_openevolve.kernels.kernel import Kernel
 from ..archive import Archive
 from ..candidate import Candidate
 from .answers import AnswerError, apply, from_folder, note_of, parent_of
-from .structural import Profile, Question, Structural, no_profile
+from .structural import ProfileParent, Question, Structural, no_profile
 
 __all__ = ["Mailbox"]
 
@@ -41,7 +41,7 @@ class Mailbox(Structural):
         seeds: Sequence[Kernel],
         wait: float,
         say: Callable[[str], None] = lambda text: None,
-        profile: Profile = no_profile,
+        profile: ProfileParent = no_profile,
     ) -> None:
         super().__init__(seeds, profile)
         self._wait, self._say = wait, say

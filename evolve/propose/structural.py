@@ -20,7 +20,7 @@ from ..candidate import Candidate
 from .tune import Tune
 
 __all__ = [
-    "Profile",
+    "ProfileParent",
     "Question",
     "Structural",
     "WithTuning",
@@ -35,7 +35,7 @@ _NOT_REPAIRED = ("endpoint", "duplicate", "lost", "empty", "hang", "crash", "mem
 
 
 # Profiles a parent before it is written about, such as ncu.Profiler.
-Profile = Callable[[Archive, Kernel], None]
+ProfileParent = Callable[[Archive, Kernel], None]
 
 
 def no_profile(archive: Archive, parent: Kernel) -> None:
@@ -100,7 +100,7 @@ class Structural:
 
     name: ClassVar[str]
 
-    def __init__(self, seeds: Sequence[Kernel], profile: Profile = no_profile) -> None:
+    def __init__(self, seeds: Sequence[Kernel], profile: ProfileParent = no_profile) -> None:
         self._seeds, self._profile = list(seeds), profile
 
     def propose(self, archive: Archive, count: int) -> list[Candidate]:

@@ -1,4 +1,5 @@
-"""Tune: turns the numeric knobs of kernels and their structural switches; no model, no network.
+"""The proposer `tune`: turns the numeric knobs of kernels and their structural switches; no model,
+no network.
 
 For one workload at a time, the one with the most to win: first every kernel's defaults, then
 neighbours of the best settings (one knob moved), children of two good ones, what won at similar
@@ -25,7 +26,7 @@ from ..candidate import Candidate
 from ..evaluation import WorkloadResult
 from . import surrogate
 
-__all__ = ["Tune", "headroom", "switches"]
+__all__ = ["Tune", "headroom", "launch_key", "switches"]
 
 Params = dict[str, int]
 _POOL = 160
@@ -136,10 +137,10 @@ class Tune:
         taken: set[Any] = set()
 
         def take(kernel: Kernel, params: Params, note: str, parent: str = "") -> None:
-            key = effect(kernel, workload, params)
+            key = launch_key(kernel, workload, params)
             if key is None or key in taken:
                 return
-            if key in {effect(kernel, workload, p) for p in archive.tried(kernel.id, slug)}:
+            if key in {launch_key(kernel, workload, p) for p in archive.tried(kernel.id, slug)}:
                 return
             taken.add(key)
             archive.registry.add(kernel)
@@ -242,10 +243,10 @@ class Tune:
         else:
             for _ in range(max(_POOL - len(pool), 40)):
                 pool.append(({p.name: rng.choice(p.values) for p in kernel.params}, "random"))
-        seen = {effect(kernel, workload, p) for p in trials} | {None}
+        seen = {launch_key(kernel, workload, p) for p in trials} | {None}
         kept = []
         for params, note in pool:
-            key = effect(kernel, workload, params)
+            key = launch_key(kernel, workload, params)
             if key not in seen:
                 seen.add(key)
                 kept.append((params, note))
@@ -265,14 +266,14 @@ def _nearest(
     return min(points, key=apart)
 
 
-def effect(kernel: Kernel, workload: Workload, params: Mapping[str, int]) -> Any:
+def launch_key(kernel: Kernel, workload: Workload, params: Mapping[str, int]) -> Any:
     """What params come to in the launches of a workload: equal for settings that differ in name
     alone; None where they cannot be launched."""
-    return _effect(kernel, workload, tuple(params.items()))
+    return _launch_key(kernel, workload, tuple(params.items()))
 
 
 @functools.lru_cache(maxsize=1 << 14)
-def _effect(kernel: Kernel, workload: Workload, params: tuple[tuple[str, int], ...]) -> Any:
+def _launch_key(kernel: Kernel, workload: Workload, params: tuple[tuple[str, int], ...]) -> Any:
     try:
         launches = kernel.launches(workload, dict(params))
     except KernelError:

@@ -23,21 +23,6 @@ from ..kernels.registry import Registry, user_root
 from ..kernels.verdict import Verdict
 from ..processes import Died, Worker, child_environment
 
-__all__ = [
-    "BLOCK",
-    "FLOOR",
-    "KEYS",
-    "ask",
-    "compare",
-    "judge",
-    "problems",
-    "processes",
-    "samples",
-    "settle",
-    "significant",
-    "withdraw",
-]
-
 BLOCK = ("stock", "patched", "patched", "stock")
 KEYS = ("prompt_tps", "generation_tps", "peak_memory")
 FLOOR = 0.99  # a case below it withdraws the verdicts that served it

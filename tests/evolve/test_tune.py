@@ -16,7 +16,7 @@ from mlx_lm_openevolve.evolve import events
 from mlx_lm_openevolve.evolve.archive import Archive
 from mlx_lm_openevolve.evolve.config import Config
 from mlx_lm_openevolve.evolve.evaluation import Evaluation, WorkloadResult
-from mlx_lm_openevolve.evolve.propose.tune import Tune, effect, headroom, switches
+from mlx_lm_openevolve.evolve.propose.tune import Tune, headroom, launch_key, switches
 from mlx_lm_openevolve.evolve.replay import Table, compare
 from mlx_lm_openevolve.kernels.kernel import Kernel
 from mlx_lm_openevolve.kernels.registry import Registry, tuned_root
@@ -147,9 +147,9 @@ def test_time_goes_where_there_is_most_to_win_and_none_to_the_saturated(archive:
 def test_settings_that_launch_alike_are_one() -> None:
     kernel = shipped()["gqa_decode"]
     params = kernel.default_params(LARGE)
-    assert effect(kernel, LARGE, params) == effect(kernel, LARGE, dict(params))
-    assert effect(kernel, LARGE, {**params, "rows": 1}) != effect(kernel, LARGE, params)
-    assert effect(kernel, LARGE, {**params, "splits": 7}) is None
+    assert launch_key(kernel, LARGE, params) == launch_key(kernel, LARGE, dict(params))
+    assert launch_key(kernel, LARGE, {**params, "rows": 1}) != launch_key(kernel, LARGE, params)
+    assert launch_key(kernel, LARGE, {**params, "splits": 7}) is None
 
 
 def test_a_switch_is_another_kernel_that_names_what_it_was_tuned_from() -> None:
