@@ -33,7 +33,7 @@ from mlx_lm_openevolve.ops.attention.reference import cases, mask, sdpa
 from mlx_lm_openevolve.ops.attention.workload import Workload
 
 from . import cost_model
-from .evaluation import Measurement, Point
+from .evaluation import Measurement, Point, Request
 from .events import Baseline
 
 __all__ = ["baseline", "gpu", "healthy", "measure", "modelled", "modelled_baseline"]
@@ -145,27 +145,15 @@ def _launch_seconds() -> float:
     return best
 
 
-def measure(
-    kernel: Kernel,
-    params: Mapping[str, int],
-    workload: Workload,
-    backend: str,
-    *,
-    best: float,
-    seconds: float,
-    seed: int,
-    sdpa_seconds: float = 0.0,
-) -> Measurement:
-    """Judge and time a kernel on a bucket, for about `seconds`; `best` is the least seconds known
-    (0: none), `sdpa_seconds` what SDPA took when the run began (0: not known). Raises what a
-    backend raises."""
-    params = dict(params)
+def measure(kernel: Kernel, params: dict[str, int], request: Request) -> Measurement:
+    """Judge and time a kernel on the request's bucket. Raises what a backend raises."""
+    workload = Workload.parse(request.workload)
     bad = gate.static_rules(kernel, params, workload)
     if bad:
         return Measurement("static", bad, params)
-    module = backends.get(backend)
-    with gpu(detect(backend)):
-        setup = _setup(workload, backend, seed)
+    module = backends.get(request.backend)
+    with gpu(detect(request.backend)):
+        setup = _setup(workload, request.backend, request.seed)
         calls = correctness.Calls(lambda exact: module.build(kernel, params, exact))
         outcomes = []
         for question in setup.questions:
@@ -176,11 +164,11 @@ def measure(
         arm = bench.arm(module.build(kernel, params, bench.workload))
         arm.seconds(2)  # compiles
         quick = min(arm.seconds(4) for _ in range(3))
-        aborted = best > 0 and quick > ABORT * best
-        call_seconds = timing.warm_up((setup.sdpa, arm), 0.1 * seconds)
+        aborted = 0 < ABORT * request.best < quick
+        call_seconds = timing.warm_up((setup.sdpa, arm), 0.1 * request.seconds)
         least = 4 * timing.MIN_BLOCKS * timing.calls_for(call_seconds) * call_seconds * 1.01
-        budget = least if aborted else max(least, 0.9 * seconds)
-        pair = timing.paired(setup.sdpa, arm, call_seconds, budget, seed)
+        budget = least if aborted else max(least, 0.9 * request.seconds)
+        pair = timing.paired(setup.sdpa, arm, call_seconds, budget, request.seed)
         assert pair is not None
         limit = max(question.limits[0] for question in setup.questions)
         wrong = recheck(arm, bench, setup.scale, limit)
@@ -188,7 +176,7 @@ def measure(
         return Measurement("wrong", wrong, params)
     fault = "a fault of the measurement: "
     usual = float(np.median(pair.a))
-    drift = usual / (sdpa_seconds or usual)
+    drift = usual / (request.sdpa_seconds or usual)
     if not 1 / _DRIFT < drift < _DRIFT:
         text = f"SDPA took {drift:.2g} times as long as when the run began"
         return Measurement("unsteady", fault + text, params)

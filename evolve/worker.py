@@ -46,19 +46,10 @@ def _perform(data: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"unknown request {request.op!r}")
     kernel = request.kernel
     assert kernel is not None
-    params = request.params or kernel.default_params(workload)
+    params = dict(request.params or {}) or kernel.default_params(workload)
     if request.op == "check":
         return check.check(kernel, params, workload, request.seed).to_json()
-    return measure.measure(
-        kernel,
-        params,
-        workload,
-        request.backend,
-        best=request.best,
-        seconds=request.seconds,
-        seed=request.seed,
-        sdpa_seconds=request.sdpa_seconds,
-    ).to_json()
+    return measure.measure(kernel, params, request).to_json()
 
 
 def main() -> None:

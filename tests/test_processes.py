@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -111,3 +112,12 @@ def test_a_child_finds_this_package_and_nothing_beside_it(
     if sys.version_info >= (3, 11):
         assert worker("serve(lambda request: {'ok': True})").ask({}, 30) == {"ok": True}
     assert child_environment(A_VARIABLE="x")["A_VARIABLE"] == "x"
+
+
+def test_switching_the_kernels_on_starts_without_it() -> None:
+    code = (
+        "import sys, mlx_lm_openevolve\n"
+        "mlx_lm_openevolve.enable_optimizations(gate='stored')\n"
+        "sys.exit('mlx_lm_openevolve.processes' in sys.modules)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -15,7 +15,7 @@ import pytest
 from mlx_lm_openevolve import backends
 from mlx_lm_openevolve.device import detect
 from mlx_lm_openevolve.evolve import cost_model, measure
-from mlx_lm_openevolve.evolve.evaluation import Measurement, Point
+from mlx_lm_openevolve.evolve.evaluation import Measurement, Point, Request
 from mlx_lm_openevolve.gate import judge as gate
 from mlx_lm_openevolve.gate import speed, timing
 from mlx_lm_openevolve.ops.attention.reference import sdpa
@@ -36,16 +36,9 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Any], Measur
     ) -> Measurement:
         module = SimpleNamespace(build=lambda kernel, params, exact: make(exact))
         monkeypatch.setattr(backends, "get", lambda name: module)
-        return measure.measure(
-            evolve_kernels.kernel(),
-            {"step": 1},
-            workload,
-            "host",
-            best=best,
-            seconds=0.2,
-            seed=0,
-            sdpa_seconds=sdpa_seconds,
-        )
+        times = {"best": best, "seconds": 0.2, "sdpa_seconds": sdpa_seconds}
+        request = Request("measure", workload.slug, 0, backend="host", **times)
+        return measure.measure(evolve_kernels.kernel(), {"step": 1}, request)
 
     yield run
     measure._setups.clear()
