@@ -18,7 +18,7 @@ from pathlib import Path
 from mlx_lm_openevolve.evolve import loop, suites
 from mlx_lm_openevolve.evolve.archive import Archive
 from mlx_lm_openevolve.evolve.config import Budget, Config, Search, Work
-from mlx_lm_openevolve.evolve.evaluator import Lab
+from mlx_lm_openevolve.evolve.evaluator import LocalEvaluator
 from mlx_lm_openevolve.evolve.propose.tune import Tune
 from mlx_lm_openevolve.kernels.registry import Registry, tuned_root
 
@@ -40,8 +40,8 @@ def rate(candidates: int, jobs: int) -> dict[str, float]:
         os.environ["MLX_LM_OPENEVOLVE_HOME"] = str(Path(folder) / "home")
         archive = Archive.create(Path(folder) / "run", config, {})
         start = time.monotonic()
-        with Lab(archive) as lab:
-            loop.evolve(archive, Tune(kernels), lab, lambda archive: None)
+        with LocalEvaluator(archive) as evaluator:
+            loop.evolve(archive, Tune(kernels), evaluator, lambda archive: None)
         minutes = (time.monotonic() - start) / 60
         archive.close()
     return {

@@ -23,8 +23,10 @@ from pathlib import Path
 
 from mlx_lm_openevolve.errors import UsageError
 from mlx_lm_openevolve.evolve.archive import Archive
-from mlx_lm_openevolve.evolve.candidate import Candidate, Done, Result
+from mlx_lm_openevolve.evolve.candidate import Candidate
 from mlx_lm_openevolve.evolve.config import Budget, Config, Search
+from mlx_lm_openevolve.evolve.evaluation import Evaluation, WorkloadResult
+from mlx_lm_openevolve.evolve.events import Baseline
 from mlx_lm_openevolve.evolve.loop import evolve
 from mlx_lm_openevolve.evolve.propose.tune import Tune
 from mlx_lm_openevolve.kernels.kernel import Kernel
@@ -60,7 +62,7 @@ class Outcome:
 
 
 class Table:
-    """Measured points, as a bench for the loop: seconds by workload, kernel (by the name in
+    """Measured points, as an evaluator for the loop: seconds by workload, kernel (by the name in
     `kernels`) and params. Raises UsageError where there are none."""
 
     def __init__(
@@ -126,23 +128,23 @@ class Table:
         """The settings of a kernel that the table holds for a workload."""
         return [dict(params) for id, params in self._seconds[workload.slug] if id == kernel.id]
 
-    # What the loop asks of a bench
+    # The evaluator's side
 
-    def baselines(self, archive: Archive) -> Iterator[tuple[str, dict[str, object]]]:
+    def baselines(self, archive: Archive) -> Iterator[Baseline]:
         """The worst point stands for SDPA, half of the best for the floor: neither is known."""
         for slug in archive.slugs:
             floor = self.best[slug] / 2
-            yield slug, {"seconds": self.worst[slug], "floor": floor, "bound": "memory"}
+            yield Baseline(slug, self.worst[slug], floor, "memory")
 
-    def run(self, archive: Archive, batch: list[Candidate]) -> Iterator[tuple[int, Done]]:
+    def run(self, archive: Archive, batch: list[Candidate]) -> Iterator[tuple[int, Evaluation]]:
         """What the table says."""
         for candidate in batch:
             assert candidate.params is not None
             (slug,) = candidate.workloads
             seconds = self._seconds[slug][candidate.kernel, tuple(candidate.params.items())]
             ratio = self.worst[slug] / seconds
-            result = Result(dict(candidate.params), seconds, ratio, ratio, ratio)
-            yield candidate.number, Done(results={slug: result})
+            result = WorkloadResult(dict(candidate.params), seconds, ratio, ratio, ratio)
+            yield candidate.number, Evaluation(results={slug: result})
 
     # Searches
 

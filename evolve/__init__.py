@@ -2,8 +2,15 @@
 
     propose -> check (host) -> check (GPU) -> measure -> archive -> publish
 
-`loop.evolve` is the whole search on one page; every other module here is one of its words. The
-core never imports this package (the command line does, when it is asked to search).
+loop        the whole search on one page
+propose/    what to try next: tune (numbers; surrogate), llm and mailbox (source; structural)
+evaluator   runs candidates in workers (pool, worker): check on the host, measure on the GPU
+archive     what was tried and the fittest kernels: the replay of the journal's events
+publish     the winners before the gate, and into the registry
+
+A Candidate comes to an Evaluation (evaluation.py: what passes between evaluator and worker;
+events.py: what the journal keeps). commands and options are the command line's side. The core never
+imports this package; the command line does, when it is asked to search.
 """
 
 from __future__ import annotations

@@ -81,11 +81,7 @@ def _judge(kernel: Kernel, workload: Workload, backend: str) -> Verdict:
 def _modelled(kernel: Kernel, workload: Workload) -> dict[str, float]:
     """Modelled seconds of the kernel and of SDPA, and their ratio."""
     params = kernel.default_params(workload)
-    found = measure.modelled(
-        kernel, params, workload, check.check(kernel, params, workload, 0)["points"]
-    )
-    return {
-        "seconds": found["seconds"],
-        "sdpa_seconds": found["seconds"] * found["ratio"],
-        "ratio": found["ratio"],
-    }
+    points = check.check(kernel, params, workload, 0).points
+    modelled = measure.modelled(kernel, params, workload, points)
+    seconds, ratio = modelled.seconds, modelled.ratio
+    return {"seconds": seconds, "sdpa_seconds": seconds * ratio, "ratio": ratio}

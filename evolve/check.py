@@ -1,4 +1,5 @@
-"""Check: a candidate on the CPU, compiled for Metal, sanitised, counted and compared with float64.
+"""Checking on the host: a candidate on the CPU, compiled for Metal, sanitised, counted and compared
+with float64.
 
 It runs small workloads that ask what the real ones ask (mutants.proxy), so that a candidate costs
 a second or two. The whole gate judges the winners; see publish.
@@ -14,12 +15,14 @@ from typing import Any
 
 from mlx_lm_openevolve import backends, metalhost
 from mlx_lm_openevolve.errors import BackendError, KernelError
-from mlx_lm_openevolve.gate import correctness as exam
+from mlx_lm_openevolve.gate import correctness
 from mlx_lm_openevolve.gate import judge as gate
 from mlx_lm_openevolve.kernels.kernel import Kernel
 from mlx_lm_openevolve.ops.attention.mutants import proxy
 from mlx_lm_openevolve.ops.attention.reference import case
 from mlx_lm_openevolve.ops.attention.workload import Workload
+
+from .evaluation import HostCheck, Point
 
 __all__ = ["check", "small"]
 
@@ -30,35 +33,34 @@ _KINDS = ("needles", "flat")
 
 def small(kernel: Kernel, bucket: Workload) -> Workload:
     """The smallest proxy bucket that the kernel still applies to."""
-    found = proxy(bucket)
-    while found.kv_len < bucket.kv_len and not kernel.applies_to(found):
-        found = replace(found, kv_len=2 * found.kv_len)
-    return found if kernel.applies_to(found) else bucket
+    smaller = proxy(bucket)
+    while smaller.kv_len < bucket.kv_len and not kernel.applies_to(smaller):
+        smaller = replace(smaller, kv_len=2 * smaller.kv_len)
+    return smaller if kernel.applies_to(smaller) else bucket
 
 
 @functools.lru_cache(maxsize=8)
-def _questions(workload: Workload, longer: int, seed: int) -> tuple[exam.Question, ...]:
+def _questions(workload: Workload, longer: int, seed: int) -> tuple[correctness.Question, ...]:
     """Two questions at the workload's length, off every tile, the second with the elements of a key
     apart in memory, and one at about `longer` keys, for what grows with them."""
     q_len = min(workload.q_len, workload.kv_len - 4)
     exact = replace(workload, kv_len=max(workload.kv_len - 3, q_len + 1), q_len=q_len)
     needles, flat = (case(kind, exact, seed) for kind in _KINDS)
-    made = [exam.prepare(needles), exam.prepare(replace(flat, columns=True))]
+    made = [correctness.prepare(needles), correctness.prepare(replace(flat, columns=True))]
     if longer > workload.kv_len:
-        made.append(exam.prepare(case(_KINDS[0], replace(exact, kv_len=longer - 3), seed)))
+        made.append(correctness.prepare(case(_KINDS[0], replace(exact, kv_len=longer - 3), seed)))
     return tuple(made)
 
 
-def check(kernel: Kernel, params: Mapping[str, int], bucket: Workload, seed: int) -> dict[str, Any]:
-    """What the host says of a kernel for a bucket: cause ("" where all is well), finding, seconds,
-    margin, error, and at one or two lengths the counters of each launch (points). `host` is why
-    there was no check, "" where there was one. Raises nothing that a kernel can bring about."""
+def check(kernel: Kernel, params: Mapping[str, int], bucket: Workload, seed: int) -> HostCheck:
+    """What the host says of a kernel with params for a bucket. Raises nothing that a kernel can
+    bring about."""
     start = time.perf_counter()
     host = backends.get("host")
 
-    def answer(cause: str = "", finding: str = "", **more: Any) -> dict[str, Any]:
+    def answer(cause: str = "", finding: str = "", **more: Any) -> HostCheck:
         seconds = round(time.perf_counter() - start, 3)
-        return {"cause": cause, "finding": finding, "host": "", "seconds": seconds, **more}
+        return HostCheck(cause, finding, seconds=seconds, params=params, **more)
 
     try:
         bad = gate.static_rules(kernel, params, bucket)
@@ -85,8 +87,10 @@ def check(kernel: Kernel, params: Mapping[str, int], bucket: Workload, seed: int
             if findings:
                 return answer(findings[0].kind, "\n".join(str(f) for f in findings[:3]))
             counters = [launch.counters.to_dict() for launch in launches if launch.counters]
-            points.append({"on": exact.slug, "counters": counters})
-        calls = exam.Calls(lambda w: host.build(kernel, params, w, sanitize=True, seed=seed + 1))
+            points.append(Point(exact.slug, tuple(counters)))
+        calls = correctness.Calls(
+            lambda w: host.build(kernel, params, w, sanitize=True, seed=seed + 1)
+        )
         outcomes = []
         for question in questions[:2]:
             outcomes.append(calls(question))
@@ -97,5 +101,5 @@ def check(kernel: Kernel, params: Mapping[str, int], bucket: Workload, seed: int
     return answer(
         margin=min(outcome.margin for outcome in outcomes),
         error=max(outcome.max for outcome in outcomes),
-        points=points,
+        points=tuple(points),
     )

@@ -1,4 +1,4 @@
-"""Config: all that a run was told, as frozen dataclasses; the first event of a run keeps it."""
+"""The configuration of a run; its first event keeps it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,18 @@ from typing import Any
 from mlx_lm_openevolve.errors import UsageError
 from mlx_lm_openevolve.ops.attention.workload import Workload
 
-__all__ = ["PROPOSERS", "Budget", "Config", "Llm", "Model", "Search", "Work", "seconds_of"]
+from .record import Record
+
+__all__ = [
+    "PROPOSERS",
+    "Budget",
+    "Config",
+    "LanguageModel",
+    "LlmConfig",
+    "Search",
+    "Work",
+    "seconds_of",
+]
 
 PROPOSERS = ("tune", "llm", "mailbox")
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)([smh]?)")
@@ -25,7 +36,7 @@ def seconds_of(text: str) -> float:
 
 
 @dataclass(frozen=True)
-class Budget:
+class Budget(Record):
     """What a run may spend; 0 is no limit."""
 
     candidates: int = 0
@@ -35,7 +46,7 @@ class Budget:
 
 
 @dataclass(frozen=True)
-class Model:
+class LanguageModel(Record):
     """A model of the endpoint: how often it is asked, and its prices for a million tokens."""
 
     name: str
@@ -44,7 +55,7 @@ class Model:
     price_out: float = 0.0
 
     @classmethod
-    def parse(cls, text: str) -> Model:
+    def parse(cls, text: str) -> LanguageModel:
         """NAME[,WEIGHT[,PRICE_IN,PRICE_OUT]]. Raises UsageError."""
         name, *numbers = text.split(",")
         try:
@@ -57,11 +68,11 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Llm:
+class LlmConfig(Record):
     """How the endpoint is asked. context is in tokens, timeout in seconds; `failures` in a row
     end the run."""
 
-    models: tuple[Model, ...] = ()
+    models: tuple[LanguageModel, ...] = ()
     context: int = 32768
     answer: int = 8192
     timeout: float = 300.0
@@ -70,7 +81,7 @@ class Llm:
 
 
 @dataclass(frozen=True)
-class Search:
+class Search(Record):
     """How parents are chosen. explore: share of parents outside the elites; negative is adaptive.
     tune_after: knob settings tried after a structural proposal. saturated: a workload whose best
     time is within this factor of its floor is left alone. targets: (speed-up, share of workloads)
@@ -85,7 +96,7 @@ class Search:
 
 
 @dataclass(frozen=True)
-class Work:
+class Work(Record):
     """Worker processes: how many, and the seconds (a host check of one workload: check_seconds)
     and bytes after which one is killed."""
 
@@ -97,7 +108,7 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Record):
     """One run. weights: use of each workload, in the order of `workloads`, adding up to 1. profile:
     whether ncu looks at the kernels that a prompt or a report shows."""
 
@@ -111,7 +122,7 @@ class Config:
     budget: Budget = field(default_factory=Budget)
     search: Search = field(default_factory=Search)
     work: Work = field(default_factory=Work)
-    llm: Llm = field(default_factory=Llm)
+    llm: LlmConfig = field(default_factory=LlmConfig)
 
     def __post_init__(self) -> None:
         if self.proposer not in PROPOSERS:
@@ -125,17 +136,15 @@ class Config:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Config:
-        """What `to_json` wrote. Raises KeyError, TypeError or ValueError on anything else."""
-        search = dict(data["search"])
-        llm = dict(data["llm"])
-        return cls(
-            **{
-                **data,
-                "workloads": tuple(Workload.parse(slug) for slug in data["workloads"]),
-                "weights": tuple(data["weights"]),
-                "budget": Budget(**data["budget"]),
-                "search": Search(**{**search, "targets": tuple(map(tuple, search["targets"]))}),
-                "work": Work(**data["work"]),
-                "llm": Llm(**{**llm, "models": tuple(Model(**m) for m in llm["models"])}),
-            }
-        )
+        """What `to_json` wrote; fields of a newer release are ignored. Raises KeyError, TypeError
+        or ValueError on anything else."""
+        search, llm = data["search"], data["llm"]
+        models = tuple(map(LanguageModel.from_json, llm["models"]))
+        sections = {
+            "workloads": tuple(map(Workload.parse, data["workloads"])),
+            "budget": Budget.from_json(data["budget"]),
+            "search": Search.from_json({**search, "targets": tuple(map(tuple, search["targets"]))}),
+            "work": Work.from_json(data["work"]),
+            "llm": LlmConfig.from_json({**llm, "models": models}),
+        }
+        return super().from_json({**data, **sections})

@@ -1,4 +1,4 @@
-"""Model: seconds a kernel would take on a nominal GPU, from what metalhost counted.
+"""The cost model: seconds a kernel would take on a nominal GPU, from what metalhost counted.
 
 The counters rank memory behaviour; they do not predict time. A modelled time steers a search on a
 machine without a GPU, is labelled modelled wherever it appears, and is never published to a GPU.
@@ -12,6 +12,8 @@ from typing import Any
 
 from mlx_lm_openevolve.kernels.kernel import Kernel
 from mlx_lm_openevolve.ops.attention.workload import Workload
+
+from .evaluation import Point
 
 __all__ = [
     "NOMINAL",
@@ -77,9 +79,6 @@ def _seconds(lines: float, moved: float, work: float, threads: int, roof: Roof) 
     return max(moved / roof.bandwidth, lines / roof.cache, work / roof.flops) / share
 
 
-Point = tuple[Workload, Sequence[Mapping[str, Any]]]  # an exact workload, counters by launch
-
-
 def kernel_seconds(
     kernel: Kernel,
     params: Mapping[str, int],
@@ -92,7 +91,8 @@ def kernel_seconds(
     total = 0.0
     for i, launch in enumerate(kernel.launches(workload, params)):
         threads = launch.grid[0] * launch.grid[1] * launch.grid[2]
-        seen = _extrapolated(workload, [(w, traffic(counters[i])) for w, counters in points])
+        rows = [(Workload.parse(point.on), traffic(point.counters[i])) for point in points]
+        seen = _extrapolated(workload, rows)
         total += roof.launch
         total += _seconds(seen["lines"], seen["compulsory"], seen["flops"], threads, roof)
         # Barriers and bank conflicts stall a threadgroup; the cores take threadgroups side by side.
@@ -107,13 +107,13 @@ def _extrapolated(
         return w.batch * w.q_heads * w.q_len
 
     (short, first), (long, last) = points[0], points[-1]
-    found = {}
+    grown = {}
     for name in first:
         a, b = first[name] / rows(short), last[name] / rows(long)
         apart = long.kv_len - short.kv_len
         slope = max(0.0, (b - a) / apart) if apart else 0.0
-        found[name] = rows(workload) * (a + slope * (workload.kv_len - short.kv_len))
-    return found
+        grown[name] = rows(workload) * (a + slope * (workload.kv_len - short.kv_len))
+    return grown
 
 
 def traffic(counters: Mapping[str, Any]) -> dict[str, float]:

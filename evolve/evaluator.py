@@ -1,4 +1,4 @@
-"""Lab: runs candidates in worker processes, on the host first and then on the GPU.
+"""The evaluator: runs candidates in worker processes, on the host first and then on the GPU.
 
 Host checks run side by side; the GPU has one worker and one owner at a time. Without a GPU the
 time is modelled from the counters of the host check.
@@ -6,173 +6,154 @@ time is modelled from the counters of the host check.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from mlx_lm_openevolve.errors import MachineError, OpenEvolveError
+from mlx_lm_openevolve.processes import Worker
 
-from . import measure
+from . import events, measure
 from .archive import Archive
-from .candidate import Candidate, Done, Result
-from .worker import MACHINE, Died, Pool, Worker, request_for
+from .candidate import Candidate
+from .evaluation import MACHINE, Evaluation, HostCheck, Measurement, Request, WorkloadResult
+from .pool import WORKER, Pool, answer_of
 
-__all__ = ["Lab"]
+__all__ = ["LocalEvaluator"]
 
 # Ends of a worker that are put down to the candidate.
 _FATAL = ("hang", "memory", "crash")
 
 
-class Lab:
-    """The workers of a run. `checked_only` leaves out the measuring (stage check)."""
+class LocalEvaluator:
+    """The workers of a run on this machine; use it as a context. host=False leaves out the checks
+    on the host, which another machine made."""
 
     def __init__(self, archive: Archive, *, host: bool = True) -> None:
         work = archive.config.work
         self._host = host
         self._pool = Pool(work.jobs, work.memory)
-        self._gpu = Worker(work.memory)
+        self._gpu = Worker(WORKER, memory=work.memory)
         self._backend = archive.config.backend
         self._seconds, self._check_seconds = work.seconds, work.check_seconds
 
-    def __enter__(self) -> Lab:
+    def __enter__(self) -> LocalEvaluator:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._pool.close()
         self._gpu.close()
 
-    def baselines(self, archive: Archive) -> Iterator[tuple[str, dict[str, Any]]]:
-        """SDPA's seconds and floor for each workload that has none yet. Raises OpenEvolveError
-        where a workload cannot be run here at all."""
+    def baselines(self, archive: Archive) -> Iterator[events.Baseline]:
+        """SDPA's time and floor for each workload that has none yet. Raises OpenEvolveError where a
+        workload cannot be run here at all."""
         for slug in archive.slugs:
             if slug in archive.baseline:
                 continue
             if self._backend == "host":
-                yield slug, measure.modelled_baseline(archive.workload(slug))
+                yield measure.modelled_baseline(archive.workload(slug))
                 continue
-            request = request_for(
-                "baseline", workload=slug, backend=self._backend, seed=archive.config.seed
-            )
-            try:
-                found = self._gpu.ask(request, self._seconds)
-            except Died as death:
-                found = {"cause": death.cause, "finding": str(death)}
-            if found.get("cause"):
+            request = Request("baseline", slug, archive.config.seed, backend=self._backend)
+            answer = answer_of(self._gpu, request.to_json(), self._seconds)
+            if answer.get("cause"):
                 raise OpenEvolveError(
-                    f"{slug} cannot be measured here ({found['finding']}); leave it out"
+                    f"{slug} cannot be measured here ({answer['finding']}); leave it out"
                 )
-            yield slug, found
+            yield events.Baseline.from_json(answer)
 
-    def run(self, archive: Archive, batch: list[Candidate]) -> Iterator[tuple[int, Done]]:
-        """The fate of each candidate."""
+    def run(self, archive: Archive, batch: list[Candidate]) -> Iterator[tuple[int, Evaluation]]:
+        """What came of each candidate, with its number."""
         for candidate, checks in self.check(archive, batch):
             yield candidate.number, self.measure(archive, candidate, checks)
 
     def check(
-        self, archive: Archive, batch: list[Candidate]
-    ) -> Iterator[tuple[Candidate, dict[str, dict[str, Any]]]]:
-        """Host checks of a batch, by workload."""
+        self, archive: Archive, batch: Sequence[Candidate]
+    ) -> Iterator[tuple[Candidate, dict[str, HostCheck]]]:
+        """Host checks of each candidate of a batch, by workload. Raises MachineError."""
         asked = [(candidate, slug) for candidate in batch for slug in candidate.workloads]
         if self._host:
+            seed = archive.config.seed
             requests = [
-                request_for(
-                    "check",
-                    archive.load(candidate.kernel),
-                    params=candidate.params,
-                    workload=slug,
-                    seed=archive.config.seed,
-                )
-                for candidate, slug in asked
+                Request("check", slug, seed, archive.load(c.kernel), c.params) for c, slug in asked
             ]
-            answers = self._pool.map(requests, self._check_seconds)
+            answers = self._pool.map([r.to_json() for r in requests], self._check_seconds)
+            checks = [HostCheck.from_json(answer) for answer in answers]
         else:
-            answers = [{"cause": "", "finding": "", "host": "absent: not asked for"}] * len(asked)
-        found: dict[int, dict[str, dict[str, Any]]] = {c.number: {} for c in batch}
-        for (candidate, slug), answer in zip(asked, answers, strict=True):
-            _refuse_machine(archive, answer)
-            found[candidate.number][slug] = answer
+            checks = [HostCheck(host="absent: not asked for")] * len(asked)
+        by_number: dict[int, dict[str, HostCheck]] = {c.number: {} for c in batch}
+        for (candidate, slug), check in zip(asked, checks, strict=True):
+            _refuse_machine(archive, check)
+            by_number[candidate.number][slug] = check
         for candidate in batch:
-            yield candidate, found[candidate.number]
+            yield candidate, by_number[candidate.number]
 
     def measure(
-        self, archive: Archive, candidate: Candidate, checks: dict[str, dict[str, Any]]
-    ) -> Done:
-        """The fate of a candidate whose host checks are known."""
-        spent = sum(float(check.get("seconds", 0)) for check in checks.values())
+        self, archive: Archive, candidate: Candidate, checks: Mapping[str, HostCheck]
+    ) -> Evaluation:
+        """What came of a candidate with these host checks, by workload: it is measured where they
+        are all well. Raises MachineError."""
+        spent = sum(check.seconds for check in checks.values())
         for slug, check in checks.items():
-            if check["cause"]:
-                return Done(check["cause"], f"{slug}: {check['finding']}", check=spent)
+            if check.cause:
+                return Evaluation(check.cause, f"{slug}: {check.finding}", check=spent)
         if not checks:
-            return Done("static", "the kernel applies to no workload of this run")
-        host = next((check["host"] for check in checks.values() if check.get("host")), "")
-        results: dict[str, Result] = {}
-        took = 0.0
+            return Evaluation("static", "the kernel applies to no workload of this run")
+        host = next((check.host for check in checks.values() if check.host), "")
+        results: dict[str, WorkloadResult] = {}
+        cause = finding = ""
+        start = time.monotonic()
         for slug, check in checks.items():
-            found = self._measure(archive, candidate, slug, check)
-            took += float(found.pop("took", 0.0))
-            if found["cause"]:
-                if found["cause"] in _FATAL:
-                    key = f"{candidate.kernel} {slug} {found.get('params', candidate.params)}"
-                    archive.add("poison", key=key, reason=found["finding"])
-                return Done(
-                    found["cause"], f"{slug}: {found['finding']}", results, spent, took, host
-                )
-            results[slug] = _result(found, check)
-        return Done("", "", results, spent, took, host)
+            measured = self._measure(archive, candidate, slug, check)
+            if measured.cause:
+                cause, finding = measured.cause, f"{slug}: {measured.finding}"
+                if cause in _FATAL:
+                    key = f"{candidate.kernel} {slug} {measured.params or candidate.params}"
+                    archive.add(events.EndedWorker(key, measured.finding))
+                break
+            results[slug] = _result(measured, check)
+        took = round(time.monotonic() - start, 3)
+        return Evaluation(cause, finding, results, spent, took, host)
 
     def _measure(
-        self, archive: Archive, candidate: Candidate, slug: str, check: dict[str, Any]
-    ) -> dict[str, Any]:
+        self, archive: Archive, candidate: Candidate, slug: str, check: HostCheck
+    ) -> Measurement:
         kernel = archive.load(candidate.kernel)
-        workload = archive.workload(slug)
         if self._backend == "host":
-            if check.get("host"):
-                return {"cause": "backend", "finding": check["host"]}
-            found = measure.modelled(kernel, check["params"], workload, check["points"])
-            return {**found, "params": check["params"]}
-        best = archive.best[slug][1].seconds if slug in archive.best else 0.0
-        request = request_for(
+            if check.host:
+                return Measurement("backend", check.host)
+            workload = archive.workload(slug)
+            modelled = measure.modelled(kernel, check.params, workload, check.points)
+            return replace(modelled, margin=check.margin, error=check.error)
+        baseline = archive.baseline.get(slug)
+        request = Request(
             "measure",
+            slug,
+            archive.config.seed,
             kernel,
-            params=candidate.params,
-            workload=slug,
-            backend=self._backend,
-            best=best,
+            candidate.params,
+            self._backend,
+            best=archive.best[slug].result.seconds if slug in archive.best else 0.0,
             seconds=archive.config.work.measure_seconds,
-            seed=archive.config.seed,
-            sdpa_seconds=archive.baseline.get(slug, {}).get("seconds", 0.0),
+            sdpa_seconds=baseline.seconds if baseline is not None else 0.0,
         )
-        try:
-            answer = self._gpu.ask(request, self._seconds)
-        except Died as death:
-            return {"cause": death.cause, "finding": str(death)}
-        _refuse_machine(archive, answer)
-        return answer
+        measured = Measurement.from_json(answer_of(self._gpu, request.to_json(), self._seconds))
+        _refuse_machine(archive, measured)
+        return measured
 
 
-def _refuse_machine(archive: Archive, answer: dict[str, Any]) -> None:
+def _refuse_machine(archive: Archive, answer: HostCheck | Measurement) -> None:
     """Raise MachineError where the machine failed: the candidate is still pending then."""
-    if answer["cause"] == MACHINE:
+    if answer.cause == MACHINE:
         raise MachineError(
-            f"{answer['finding']}; nothing before this is lost, go on later with --resume "
+            f"{answer.finding}; nothing before this is lost, go on later with --resume "
             f"{archive.folder}"
         )
 
 
-def _result(found: dict[str, Any], check: dict[str, Any]) -> Result:
-    points = check.get("points") or [{"counters": []}]
-    return Result(
-        params=found["params"],
-        seconds=found["seconds"],
-        ratio=found["ratio"],
-        low=found["low"],
-        high=found["high"],
-        spread=found.get("spread", 0.0),
-        margin=found.get("margin", check.get("margin", 1.0)),
-        error=found.get("error", check.get("error", 0.0)),
-        modelled=bool(found.get("modelled", False)),
-        counters=_summed(points[0]["counters"]),
-        profile=found.get("profile", {}),
-    )
+def _result(measured: Measurement, check: HostCheck) -> WorkloadResult:
+    counters = _summed(check.points[0].counters) if check.points else {}
+    return WorkloadResult.from_json({**vars(measured), "counters": counters})
 
 
 _KEPT = (
@@ -182,7 +163,7 @@ _KEPT = (
 )  # fmt: skip
 
 
-def _summed(counters: list[dict[str, Any]]) -> dict[str, Any]:
+def _summed(counters: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The counters of all launches of a call together."""
     if not counters:
         return {}

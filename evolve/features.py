@@ -1,4 +1,4 @@
-"""Features: what a kernel does, read from its text, counted on the host or profiled on the GPU; the
+"""What a kernel does, read from its text, counted on the host or profiled on the GPU; the
 axes of the archive.
 
 Code length and character difference say nothing about a kernel; its strategy, speed, steadiness

@@ -2,8 +2,10 @@
 
     propose -> check (host) -> check (GPU) -> measure -> archive -> publish
 
-Everything that a candidate can do wrong happens in a worker (see lab); everything that was found
-out is an event (see archive); what to try next follows from the events alone (see propose).
+Everything that a candidate can do wrong happens in a worker (see evaluator); everything that is
+learnt is an event (see journal); what to try next follows from the events alone (see propose). The
+shape, a model that proposes programs to an evaluator and sees the best of them again, is that of
+FunSearch (Romera-Paredes et al., 2023).
 """
 
 from __future__ import annotations
@@ -12,32 +14,36 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Protocol
 
+from . import events
 from .archive import MAX_DEATHS, Archive
-from .candidate import Candidate, Done
+from .candidate import Candidate
+from .evaluation import Evaluation
 from .propose import Proposer
 from .propose.tune import headroom
 
-__all__ = ["Bench", "evolve", "why_stop"]
+__all__ = ["Evaluator", "evolve", "propose", "refused", "why_stop"]
 
 Watch = Callable[[Archive], None]
 
 
-class Bench(Protocol):
-    """What runs candidates: workers (lab.Lab), or measured points (benchmarks/replay.py)."""
+class Evaluator(Protocol):
+    """What runs candidates: workers here (evaluator.LocalEvaluator), or a table of points that were
+    measured before (replay.Table)."""
 
-    def baselines(self, archive: Archive) -> Iterable[tuple[str, dict[str, object]]]:
-        """SDPA's seconds and floor for each workload that has none yet."""
+    def baselines(self, archive: Archive) -> Iterable[events.Baseline]:
+        """SDPA's time and floor for each workload that has none yet."""
         ...
 
-    def run(self, archive: Archive, batch: list[Candidate]) -> Iterable[tuple[int, Done]]:
-        """The fate of each candidate, as it becomes known."""
+    def run(self, archive: Archive, batch: list[Candidate]) -> Iterable[tuple[int, Evaluation]]:
+        """What came of each candidate, with its number, as it becomes known."""
         ...
 
 
-def evolve(archive: Archive, proposer: Proposer, bench: Bench, watch: Watch) -> str:
-    """Search until something says stop; returns what did."""
-    for slug, found in bench.baselines(archive):
-        archive.add("baseline", workload=slug, **found)
+def evolve(archive: Archive, proposer: Proposer, evaluator: Evaluator, watch: Watch) -> str:
+    """Search until something says stop; returns what did. `watch` is called after every step.
+    Raises OpenEvolveError where the journal cannot be written, or a workload cannot be run."""
+    for baseline in evaluator.baselines(archive):
+        archive.add(baseline)
     while not (reason := why_stop(archive)):
         # What a killed run left unfinished comes first.
         batch = archive.pending()[: archive.config.search.batch]
@@ -48,11 +54,11 @@ def evolve(archive: Archive, proposer: Proposer, bench: Bench, watch: Watch) -> 
             break
         for candidate in refused(archive, batch):
             batch.remove(candidate)
-        for number, done in bench.run(archive, batch):
-            archive.add("done", number=number, done=done.to_json())
+        for number, evaluation in evaluator.run(archive, batch):
+            archive.add(events.Evaluated(number, evaluation))
             watch(archive)
         watch(archive)
-    archive.add("end", reason=reason)
+    archive.add(events.Ended(reason))
     return reason
 
 
@@ -67,24 +73,24 @@ def propose(archive: Archive, proposer: Proposer) -> list[Candidate]:
         twin = archive.duplicate(candidate)
         if twin and not candidate.error:
             candidate = replace(candidate, cause="duplicate", error=f"the same as #{twin}")
-        archive.add("proposed", candidate=candidate.to_json())
+        archive.add(events.Proposed(candidate))
         batch.append(candidate)
     return batch
 
 
 def refused(archive: Archive, batch: list[Candidate]) -> list[Candidate]:
-    """Candidates that are done before they start: no kernel, a duplicate, or one that took the
-    main process down with it again and again."""
+    """Candidates that are done before they start, now on record: no kernel, a duplicate, or one
+    that took the main process down with it again and again."""
     gone = []
-    for candidate in list(batch):
-        done = None
+    for candidate in batch:
         if candidate.error:
-            done = Done(cause=candidate.cause or "answer", finding=candidate.error)
+            evaluation = Evaluation(candidate.cause or "answer", candidate.error)
         elif archive.deaths[candidate.number] >= MAX_DEATHS:
-            done = Done(cause="lost", finding="in flight at two deaths of the main process")
-        if done is not None:
-            archive.add("done", number=candidate.number, done=done.to_json())
-            gone.append(candidate)
+            evaluation = Evaluation("lost", "in flight at two deaths of the main process")
+        else:
+            continue
+        archive.add(events.Evaluated(candidate.number, evaluation))
+        gone.append(candidate)
     return gone
 
 
@@ -104,6 +110,4 @@ def why_stop(archive: Archive) -> str:
         headroom(archive, slug) <= config.search.saturated for slug in archive.slugs
     ):
         return "every workload is within reach of its floor"
-    if archive.broken:
-        return archive.broken
-    return ""
+    return archive.broken

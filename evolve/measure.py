@@ -1,4 +1,4 @@
-"""Measure: what a candidate does on a GPU, in a worker that holds the GPU for itself.
+"""Measuring: what a candidate does on a GPU, in a worker that holds the GPU for itself.
 
     cases against float64 -> a few quick samples (abort above twice the best) -> paired timing
 
@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import re
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import filelock
 import mlx.core as mx
@@ -24,16 +24,17 @@ import numpy as np
 
 from mlx_lm_openevolve import backends
 from mlx_lm_openevolve.device import Device, detect
-from mlx_lm_openevolve.gate import correctness as exam
+from mlx_lm_openevolve.gate import correctness, timing
 from mlx_lm_openevolve.gate import judge as gate
-from mlx_lm_openevolve.gate import timing
 from mlx_lm_openevolve.gate.limits import memory_for
 from mlx_lm_openevolve.gate.speed import recheck
 from mlx_lm_openevolve.kernels.kernel import Kernel
 from mlx_lm_openevolve.ops.attention.reference import cases, mask, sdpa
 from mlx_lm_openevolve.ops.attention.workload import Workload
 
-from . import cost_model as model
+from . import cost_model
+from .evaluation import Measurement, Point, Request
+from .events import Baseline
 
 __all__ = ["baseline", "gpu", "healthy", "measure", "modelled", "modelled_baseline"]
 
@@ -41,7 +42,7 @@ __all__ = ["baseline", "gpu", "healthy", "measure", "modelled", "modelled_baseli
 ABORT = 2.0
 _CASES = 3
 _LOCK_SECONDS = 1800.0
-# What an exam says of a call that raised: it did not compile, or not launch.
+# What the correctness tests say of a call that raised: it did not compile, or not launch.
 _RAISED = re.compile(r": (?:RuntimeError|ValueError|BackendError|TypeError|KernelError): ")
 # Faster than this share of the bytes' time at copy bandwidth is a fault of the measurement.
 _ROOFLINE = 1.5
@@ -63,49 +64,40 @@ def gpu(device: Device) -> Iterator[None]:
 
 
 @dataclass(frozen=True, eq=False)
-class _Stand:
-    """All that candidates for one workload share: made once, kept while it is the last."""
+class _Setup:
+    """All that candidates for one workload share."""
 
     bench: timing.Bench
     scale: float
-    baseline: timing.Arm
-    questions: tuple[exam.Question, ...]
+    sdpa: timing.Arm
+    questions: tuple[correctness.Question, ...]
     bandwidth: float
 
 
-_stands: dict[tuple[Workload, str, int], _Stand] = {}
+_setups: dict[tuple[Workload, str, int], _Setup] = {}
 
 
-def _stand(workload: Workload, backend: str, seed: int) -> _Stand:
-    """The stand of a workload; those used last are kept while they take a quarter of the GPU."""
+def _setup(workload: Workload, backend: str, seed: int) -> _Setup:
+    """The setup of a workload; those used last are kept while they take a quarter of the GPU."""
     key = (workload, backend, seed)
-    found = _stands.pop(key, None)
-    if found is None:
+    known = _setups.pop(key, None)
+    if known is None:
         limit = (detect(backend).memory or 16 << 30) // 4
-        while _stands and mx.get_active_memory() > limit:
-            del _stands[next(iter(_stands))]
-        found = _make_stand(workload, backend, seed)
-    _stands[key] = found
-    return found
+        while _setups and mx.get_active_memory() > limit:
+            del _setups[next(iter(_setups))]
+        known = _new_setup(workload, backend, seed)
+    _setups[key] = known
+    return known
 
 
-def _make_stand(workload: Workload, backend: str, seed: int) -> _Stand:
+def _new_setup(workload: Workload, backend: str, seed: int) -> _Setup:
     device = detect(backend)
     top = workload.largest()
     bench = timing.Bench(top, mask(top, seed), device.cache, memory_for(device), seed)
     scale = float(np.array(bench.scale)[0])
-    questions = []
-    for case in cases(workload, seed):
-        questions.append(exam.prepare(case))
-        if len(questions) == _CASES:
-            break
-    return _Stand(
-        bench,
-        scale,
-        bench.arm(sdpa(top, scale)),
-        tuple(questions),
-        timing.bandwidth(device.cache),
-    )
+    questions = map(correctness.prepare, itertools.islice(cases(workload, seed), _CASES))
+    bandwidth = timing.bandwidth(device.cache)
+    return _Setup(bench, scale, bench.arm(sdpa(top, scale)), tuple(questions), bandwidth)
 
 
 def healthy() -> bool:
@@ -116,24 +108,17 @@ def healthy() -> bool:
         return False
 
 
-def baseline(workload: Workload, backend: str, seed: int) -> dict[str, Any]:
-    """SDPA's seconds for a workload, the floor below which nothing goes, and what bounds it."""
+def baseline(workload: Workload, backend: str, seed: int) -> Baseline:
+    """SDPA's seconds for a workload, and the floor below which no implementation goes."""
     device = detect(backend)
     with gpu(device):
-        stand = _stand(workload, backend, seed)
-        seconds = timing.warm_up((stand.baseline,), 0.3)
-        samples = [stand.baseline.seconds(timing.calls_for(seconds)) for _ in range(9)]
+        setup = _setup(workload, backend, seed)
+        seconds = timing.warm_up((setup.sdpa,), 0.3)
+        samples = [setup.sdpa.seconds(timing.calls_for(seconds)) for _ in range(9)]
         launch = _launch_seconds()
-    floor, bound = model.floor(
-        stand.bench.workload, stand.bandwidth, _PEAK_TO_BANDWIDTH * stand.bandwidth, launch
-    )
-    return {
-        "seconds": float(np.median(samples)),
-        "floor": floor,
-        "bound": bound,
-        "bandwidth": stand.bandwidth,
-        "launch": launch,
-    }
+    bandwidth, exact = setup.bandwidth, setup.bench.workload
+    floor, bound = cost_model.floor(exact, bandwidth, _PEAK_TO_BANDWIDTH * bandwidth, launch)
+    return Baseline(workload.slug, float(np.median(samples)), floor, bound, bandwidth, launch)
 
 
 # A baseline that moved by more is another one: a ratio to it would mislead the search.
@@ -160,111 +145,77 @@ def _launch_seconds() -> float:
     return best
 
 
-def measure(
-    kernel: Kernel,
-    params: Mapping[str, int],
-    workload: Workload,
-    backend: str,
-    *,
-    best: float,
-    seconds: float,
-    seed: int,
-    sdpa_seconds: float = 0.0,
-) -> dict[str, Any]:
-    """Judge and time a kernel on a bucket; `best` is the least seconds known (0: none),
-    `sdpa_seconds` what SDPA took when the run began (0: not known).
-
-    Returns cause ("" where it is correct), finding, and where it is: seconds, ratio, low, high,
-    spread, margin, error. Raises what a backend raises.
-    """
+def measure(kernel: Kernel, params: dict[str, int], request: Request) -> Measurement:
+    """Judge and time a kernel on the request's bucket. Raises what a backend raises."""
+    workload = Workload.parse(request.workload)
     bad = gate.static_rules(kernel, params, workload)
     if bad:
-        return {"cause": "static", "finding": bad}
-    module = backends.get(backend)
-    with gpu(detect(backend)):
-        stand = _stand(workload, backend, seed)
-        calls = exam.Calls(lambda exact: module.build(kernel, params, exact))
+        return Measurement("static", bad, params)
+    module = backends.get(request.backend)
+    with gpu(detect(request.backend)):
+        setup = _setup(workload, request.backend, request.seed)
+        calls = correctness.Calls(lambda exact: module.build(kernel, params, exact))
         outcomes = []
-        for question in stand.questions:
+        for question in setup.questions:
             outcomes.append(calls(question))
-            if outcomes[-1].reason:
-                raised = _RAISED.search(outcomes[-1].reason)
-                cause = "launch" if raised else "wrong"
-                return {"cause": cause, "finding": outcomes[-1].reason}
-        bench = stand.bench
+            if reason := outcomes[-1].reason:
+                return Measurement("launch" if _RAISED.search(reason) else "wrong", reason, params)
+        bench = setup.bench
         arm = bench.arm(module.build(kernel, params, bench.workload))
         arm.seconds(2)  # compiles
         quick = min(arm.seconds(4) for _ in range(3))
-        aborted = best > 0 and quick > ABORT * best
-        call_seconds = timing.warm_up((stand.baseline, arm), 0.1 * seconds)
+        aborted = 0 < ABORT * request.best < quick
+        call_seconds = timing.warm_up((setup.sdpa, arm), 0.1 * request.seconds)
         least = 4 * timing.MIN_BLOCKS * timing.calls_for(call_seconds) * call_seconds * 1.01
-        budget = least if aborted else max(least, 0.9 * seconds)
-        race = timing.paired(stand.baseline, arm, call_seconds, budget, seed)
-        assert race is not None
-        limit = max(question.limits[0] for question in stand.questions)
-        wrong = recheck(arm, bench, stand.scale, limit)
+        budget = least if aborted else max(least, 0.9 * request.seconds)
+        pair = timing.paired(setup.sdpa, arm, call_seconds, budget, request.seed)
+        assert pair is not None
+        limit = max(question.limits[0] for question in setup.questions)
+        wrong = recheck(arm, bench, setup.scale, limit)
     if wrong:
-        return {"cause": "wrong", "finding": wrong}
-    usual = float(np.median(race.a))
-    drift = usual / (sdpa_seconds or usual)
+        return Measurement("wrong", wrong, params)
+    fault = "a fault of the measurement: "
+    usual = float(np.median(pair.a))
+    drift = usual / (request.sdpa_seconds or usual)
     if not 1 / _DRIFT < drift < _DRIFT:
         text = f"SDPA took {drift:.2g} times as long as when the run began"
-        return {"cause": "unsteady", "finding": f"a fault of the measurement: {text}"}
-    fastest = float(np.median(race.b))
-    least_possible = bench.bytes / (_ROOFLINE * stand.bandwidth)
+        return Measurement("unsteady", fault + text, params)
+    fastest = float(np.median(pair.b))
+    least_possible = bench.bytes / (_ROOFLINE * setup.bandwidth)
     if fastest < least_possible:
         text = f"{fastest:.3g} s is below the roofline's {least_possible:.3g} s"
-        return {"cause": "roofline", "finding": f"a fault of the measurement: {text}"}
-    samples = np.array(race.b)
-    return {
-        "cause": "",
-        "finding": "",
-        "seconds": fastest,
-        "ratio": race.ratio,
-        "low": race.low,
-        "high": race.high,
-        "spread": float(samples.std() / samples.mean()),
-        "margin": min(outcome.margin for outcome in outcomes),
-        "error": max(outcome.max for outcome in outcomes),
-        "trials": len(race.b),
-        "aborted": aborted,
-    }
+        return Measurement("roofline", fault + text, params)
+    samples = np.array(pair.b)
+    return Measurement(
+        params=params,
+        seconds=fastest,
+        ratio=pair.ratio,
+        low=pair.low,
+        high=pair.high,
+        spread=float(samples.std() / samples.mean()),
+        margin=min(outcome.margin for outcome in outcomes),
+        error=max(outcome.max for outcome in outcomes),
+        trials=len(pair.b),
+        aborted=aborted,
+    )
 
 
 # Without a GPU
 
 
-def modelled_baseline(workload: Workload) -> dict[str, Any]:
+def modelled_baseline(workload: Workload) -> Baseline:
     """As `baseline`, modelled."""
-    roof = model.NOMINAL
-    floor, bound = model.floor(workload, roof.bandwidth, roof.flops, roof.launch)
-    return {
-        "seconds": model.sdpa_seconds(workload),
-        "floor": floor,
-        "bound": bound,
-        "bandwidth": roof.bandwidth,
-        "launch": roof.launch,
-        "modelled": True,
-    }
+    roof = cost_model.NOMINAL
+    floor, bound = cost_model.floor(workload, roof.bandwidth, roof.flops, roof.launch)
+    seconds = cost_model.sdpa_seconds(workload)
+    known = (workload.slug, seconds, floor, bound, roof.bandwidth, roof.launch)
+    return Baseline(*known, modelled=True)
 
 
 def modelled(
-    kernel: Kernel,
-    params: Mapping[str, int],
-    workload: Workload,
-    points: Sequence[Mapping[str, Any]],
-) -> dict[str, Any]:
-    """As `measure`, from the counters that a host check returned (its `points`)."""
-    counted = [(Workload.parse(point["on"]), point["counters"]) for point in points]
-    seconds = model.kernel_seconds(kernel, params, workload, counted)
-    ratio = model.sdpa_seconds(workload) / seconds
-    return {
-        "cause": "",
-        "finding": "",
-        "seconds": seconds,
-        "ratio": ratio,
-        "low": ratio,
-        "high": ratio,
-        "spread": 0.0,
-        "modelled": True,
-    }
+    kernel: Kernel, params: Mapping[str, int], workload: Workload, points: Sequence[Point]
+) -> Measurement:
+    """As `measure`, from the counters of a host check."""
+    seconds = cost_model.kernel_seconds(kernel, params, workload, points)
+    ratio = cost_model.sdpa_seconds(workload) / seconds
+    return Measurement("", "", dict(params), seconds, ratio, ratio, ratio, modelled=True)

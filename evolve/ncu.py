@@ -1,4 +1,5 @@
-"""Profile: what NVIDIA's ncu counts while a kernel runs: occupancy, memory traffic, cache hits.
+"""GPU profiles: what NVIDIA's ncu counts while a kernel runs: occupancy, memory traffic, hits of
+caches.
 
     python -m mlx_lm_openevolve.evolve.ncu FOLDER WORKLOAD [NAME=VALUE ...]
 
@@ -11,13 +12,11 @@ one. Where ncu is absent or may not read the counters there are none, and the ru
 from __future__ import annotations
 
 import argparse
-import contextlib
 import csv
 import json
 import math
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -33,15 +32,16 @@ from mlx_lm_openevolve.gate.limits import memory_for
 from mlx_lm_openevolve.kernels.kernel import Kernel
 from mlx_lm_openevolve.ops.attention.reference import mask
 from mlx_lm_openevolve.ops.attention.workload import Workload
+from mlx_lm_openevolve.processes import child_environment, kill_session
 
+from . import events
 from .archive import Archive
 from .measure import gpu
-from .worker import environment
 
 __all__ = ["ProfileError", "Profiler", "describe", "find", "parse", "profile"]
 
-# Metric of ncu -> key of a profile, and how it is told: scale, text. The first three add up over
-# the launches of a call; of the others a profile has the mean, weighted by time.
+# Metric of ncu -> key of a profile, and its words: scale, text. The first three add up over the
+# launches of a call; of the others a profile has the mean, weighted by time.
 METRICS = {
     "gpu__time_duration.sum": ("seconds", 1e6, "{:.1f} us on the GPU"),
     "dram__bytes_read.sum": ("read_bytes", 1e-6, "{:.4g} MB read from DRAM"),
@@ -77,9 +77,9 @@ class ProfileError(OpenEvolveError):
 
 def find(root: Path = Path("/")) -> str:
     """The path of ncu, "" where there is none."""
-    found = shutil.which("ncu")
+    on_path = shutil.which("ncu")
     places = (path for place in _PLACES for path in sorted(root.glob(place), reverse=True))
-    return found or next((str(path) for path in places if os.access(path, os.X_OK)), "")
+    return on_path or next((str(path) for path in places if os.access(path, os.X_OK)), "")
 
 
 def profile(
@@ -119,7 +119,7 @@ def _run(command: Sequence[str], seconds: float) -> str:
         text=True,
         errors="replace",
         start_new_session=True,
-        env={**environment(), "LC_ALL": "C"},  # numbers without a locale's marks
+        env=child_environment(LC_ALL="C"),  # numbers without a locale's marks
     ) as process:
         try:
             out, said = process.communicate(timeout=seconds)
@@ -127,8 +127,7 @@ def _run(command: Sequence[str], seconds: float) -> str:
             raise ProfileError(f"ncu took more than {seconds:g} s") from None
         finally:
             if process.poll() is None:
-                with contextlib.suppress(OSError):
-                    os.killpg(process.pid, signal.SIGKILL)
+                kill_session(process)
     if "ERR_NVGPUCTRPERM" in out + said:
         raise ProfileError(
             "this user may not read the GPU's counters "
@@ -161,7 +160,7 @@ def parse(text: str, launches: int) -> dict[str, Any]:
     times = columns["seconds"]
     if any(time is None or time <= 0 for time in times):
         raise ProfileError("ncu measured no time")
-    found: dict[str, Any] = {"launches": launches}
+    totals: dict[str, Any] = {"launches": launches}
     for key, values in columns.items():
         known = [(v, t) for v, t in zip(values, times, strict=True) if v is not None and t]
         if not known:  # this chip does not count it
@@ -170,8 +169,8 @@ def parse(text: str, launches: int) -> dict[str, Any]:
             value = math.fsum(v for v, _ in known) * launches / len(rows)
         else:
             value = math.fsum(v * t for v, t in known) / math.fsum(t for _, t in known)
-        found[key] = round(value) if key in _WHOLE else float(f"{value:.4g}")
-    return found
+        totals[key] = round(value) if key in _WHOLE else float(f"{value:.4g}")
+    return totals
 
 
 def _column(
@@ -181,20 +180,22 @@ def _column(
     unit = units.get(metric, "").split("/")[0]
     if unit not in _UNITS:
         raise ProfileError(f"ncu gives {metric} in {units[metric]!r}")
-    found: list[float | None] = []
+    column: list[float | None] = []
     for row in rows:
         try:
             value = float(row.get(metric, "").replace(",", ""))
         except ValueError:
             value = math.nan
-        found.append(value * _UNITS[unit] if math.isfinite(value) else None)
-    return found
+        column.append(value * _UNITS[unit] if math.isfinite(value) else None)
+    return column
 
 
 def describe(profile: Mapping[str, Any]) -> str:
     """A profile in one line for a person or a model."""
-    told = [(text, scale * profile[key]) for key, scale, text in METRICS.values() if key in profile]
-    return ", ".join(text.format(value) for text, value in told)
+    known = [
+        (text, scale * profile[key]) for key, scale, text in METRICS.values() if key in profile
+    ]
+    return ", ".join(text.format(value) for text, value in known)
 
 
 class Profiler:
@@ -206,7 +207,7 @@ class Profiler:
 
     def __call__(self, archive: Archive, parent: Kernel | None = None) -> None:
         """Add the profiles that are missing; before a prompt (parent) a few of them."""
-        wanted = [(kernel, slug) for slug, (kernel, _, _) in archive.best.items()]
+        wanted = [(best.kernel, slug) for slug, best in archive.best.items()]
         if parent is not None:
             wanted = [(parent.id, slug) for slug in archive.kernel_best.get(parent.id, ())] + wanted
         known = archive.kernel_best
@@ -217,18 +218,18 @@ class Profiler:
             params = dict(archive.kernel_best[kernel][slug].params)
             asked = archive.load(kernel), params, archive.workload(slug), archive.config.backend
             try:
-                found = profile(*asked, seed=archive.config.seed)
+                counted = profile(*asked, seed=archive.config.seed)
             except (OpenEvolveError, OSError) as error:
                 self._rests, reason = True, str(error)
                 self._say(f"no GPU profiles: {reason}")
                 if reason != archive.unprofiled:
-                    archive.add("unprofiled", reason=reason)
+                    archive.add(events.Unprofiled(reason))
                 return
-            archive.add("profile", kernel=kernel, workload=slug, params=params, profile=found)
+            archive.add(events.Profiled(kernel, slug, params, counted))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Profile a kernel's folder and print what was found; --launch is what ncu runs."""
+    """Profile a kernel's folder and print what ncu counted; --launch is what ncu runs."""
     parser = argparse.ArgumentParser(prog="python -m mlx_lm_openevolve.evolve.ncu")
     parser.add_argument("folder", type=Path, metavar="FOLDER")
     parser.add_argument("workload", metavar="WORKLOAD")
@@ -240,17 +241,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         kernel, workload = Kernel.load(options.folder), Workload.parse(options.workload)
         try:
-            told = {name: int(value) for name, value in (p.split("=") for p in options.params)}
+            given = {name: int(value) for name, value in (p.split("=") for p in options.params)}
         except ValueError:
             raise UsageError(f"{' '.join(options.params)}: expected NAME=VALUE ...") from None
-        params = kernel.check_params({**kernel.default_params(workload), **told})
+        params = kernel.check_params({**kernel.default_params(workload), **given})
         if options.launch:
             _launch(kernel, params, workload, options.backend, options.seed)
             return
-        found = profile(kernel, params, workload, options.backend, seed=options.seed)
+        counted = profile(kernel, params, workload, options.backend, seed=options.seed)
     except OpenEvolveError as error:
         sys.exit(str(error))
-    print(describe(found), json.dumps(found), sep="\n")
+    print(describe(counted), json.dumps(counted), sep="\n")
 
 
 def _launch(

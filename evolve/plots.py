@@ -15,7 +15,7 @@ from typing import Any
 from . import cost_model as model
 from . import features
 from .archive import Archive
-from .candidate import geomean
+from .evaluation import geomean
 
 __all__ = ["PICTURES", "draw"]
 
@@ -105,17 +105,17 @@ def roofline(archive: Archive, axes: Any) -> None:
     for slug, base in archive.baseline.items():
         workload = archive.workload(slug)
         sdpa[0].append(model.flops(workload) / model.compulsory(workload))
-        sdpa[1].append(model.flops(workload) / base["seconds"] / 1e9)
+        sdpa[1].append(model.flops(workload) / base.seconds / 1e9)
     axes.scatter(*sdpa, s=30, marker="_", color=_RED, label="SDPA")
-    widths = [base.get("bandwidth", 0) for base in archive.baseline.values()]
+    width = max((base.bandwidth for base in archive.baseline.values()), default=0.0)
     xs = [x for x in (*points["valid"][0], *points["best"][0], *sdpa[0]) if x > 0]
-    if widths and max(widths) and xs:
+    if width and xs:
         left, right = min(xs) / 2, max(xs) * 2
         axes.plot(
             [left, right],
-            [left * max(widths) / 1e9, right * max(widths) / 1e9],
+            [left * width / 1e9, right * width / 1e9],
             color=_BLUE,
-            label=f"memory, {max(widths) / 1e9:.0f} GB/s",
+            label=f"memory, {width / 1e9:.0f} GB/s",
         )
     if xs:  # else there is nothing that could be scaled
         axes.set_xscale("log")

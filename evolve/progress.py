@@ -1,4 +1,4 @@
-"""Live: what a run is doing, on the terminal, while it does it."""
+"""Progress: what a run is doing, on the terminal, while it does it."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from rich.text import Text
 
 from .archive import Archive
 
-__all__ = ["View"]
+__all__ = ["ProgressDisplay", "line", "picture"]
 
 
-class View:
+class ProgressDisplay:
     """A live view of an archive on a terminal, single lines elsewhere. Use it as a context."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._live = Live(console=console, refresh_per_second=4, transient=True)
-        self._said = 0
+        self._shown = 0
         self._began = time.monotonic()
         self._first = -1
 
-    def __enter__(self) -> View:
+    def __enter__(self) -> ProgressDisplay:
         if self._console.is_terminal:
             self._live.start()
         return self
@@ -43,8 +43,8 @@ class View:
             self._first = len(archive.done) - 1
         if self._console.is_terminal:
             self._live.update(picture(archive, self.rate(archive)))
-        elif len(archive.done) != self._said:
-            self._said = len(archive.done)
+        elif len(archive.done) != self._shown:
+            self._shown = len(archive.done)
             self._console.print(line(archive, self.rate(archive)), markup=False)
 
     def rate(self, archive: Archive) -> float:
@@ -57,15 +57,11 @@ def line(archive: Archive, rate: float) -> str:
     """The state of a run in one line."""
     ratio, low, high = archive.fitness()
     number = max(archive.done, default=0)
-    done = archive.done.get(number)
-    fate = ""
-    if done is not None:
-        rows = [f"{r.ratio:.3f}x" for r in done.results.values()]
-        fate = f"failed: {done.cause}" if done.cause else " ".join(rows[:4])
     candidate = archive.candidates.get(number)
     note = f"{candidate.proposer} {candidate.note}" if candidate is not None else ""
+    outcome = archive.done.get(number, "")
     return (
-        f"#{number} {note}: {fate} | best {ratio:.3f}x [{low:.3f}, {high:.3f}]"
+        f"#{number} {note}: {outcome} | best {ratio:.3f}x [{low:.3f}, {high:.3f}]"
         f"{_modelled(archive)} | {rate:.1f}/min | valid {archive.valid_share():.0%}"
     )
 
@@ -95,7 +91,7 @@ def picture(archive: Archive, rate: float) -> RenderableType:
     for slug in archive.slugs:
         base, best = archive.baseline.get(slug), archive.best.get(slug)
         row = [slug.removeprefix("attention-")]
-        row += [f"{base['seconds'] * 1e6:.1f}", f"{base['floor'] * 1e6:.1f}"] if base else ["", ""]
+        row += [f"{base.seconds * 1e6:.1f}", f"{base.floor * 1e6:.1f}"] if base else ["", ""]
         if best is not None:
             kernel, result, number = best
             text = f"{result.ratio:.3f} [{result.low:.3f}, {result.high:.3f}]"

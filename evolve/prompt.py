@@ -1,21 +1,25 @@
-"""Prompt: all that is known of a run, for whoever writes the next kernel.
+"""The prompt: all that is known of a run, for whoever writes the next kernel.
 
-Sections come in the order of their use; what does not fit the model's context is left out from the
-end, and the prompt says what was cut.
+The best kernels so far stand in it, beside the parent, as in FunSearch's best-shot prompts
+(Romera-Paredes et al., 2023). Sections come in the order of their use; what does not fit the
+model's context is left out from the end, and the prompt says what was cut.
 """
 
 from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterator
+import statistics
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from mlx_lm_openevolve.kernels.kernel import Kernel
 
 from . import features
 from .archive import Archive
-from .candidate import Candidate, Result
+from .candidate import Candidate
+from .evaluation import WorkloadResult
 from .ncu import describe
 
 __all__ = ["Prompt", "build", "tokens_of"]
@@ -170,19 +174,19 @@ def _workloads(archive: Archive, parent: Kernel) -> str:
             continue
         own = archive.kernel_best.get(parent.id, {}).get(slug)
         best = archive.best.get(slug)
-        needs = "it has it" if own is not None and own.low >= 1 else f"{_us(base['seconds'])} us"
+        needs = "it has it" if own is not None and own.low >= 1 else f"{_us(base.seconds)} us"
         if own is not None and own.low < 1:
-            needs += f", {own.seconds / base['seconds'] - 1:+.0%} less time"
+            needs += f", {own.seconds / base.seconds - 1:+.0%} less time"
         lines.append(
-            f"{slug} | {archive.weights[slug]:.2f} | {_us(base['seconds'])} | {_us(base['floor'])} "
-            f"| {base['bound']} | "
-            + (f"{_speed(best[1])} ({best[0]})" if best else "none")
+            f"{slug} | {archive.weights[slug]:.2f} | {_us(base.seconds)} | {_us(base.floor)} "
+            f"| {base.bound} | "
+            + (f"{_speed(best.result)} ({best.kernel})" if best else "none")
             + f" | {_speed(own) if own else 'not tried'} | {needs}"
         )
     return "\n".join(lines) + "\n"
 
 
-def _speed(result: Result) -> str:
+def _speed(result: WorkloadResult) -> str:
     return f"{result.ratio:.3f}x [{result.low:.3f}, {result.high:.3f}] {_us(result.seconds)} us"
 
 
@@ -208,8 +212,7 @@ def _kernel(archive: Archive, kernel: Kernel, title: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _counters(c: dict[str, float] | object) -> str:
-    assert isinstance(c, dict)
+def _counters(c: Mapping[str, Any]) -> str:
     must = c["compulsory_read_bytes"] + c["compulsory_write_bytes"]
     asked = c["device_read_bytes"] + c["device_write_bytes"]
     return (
@@ -224,14 +227,14 @@ def _counters(c: dict[str, float] | object) -> str:
 
 def _lineage(archive: Archive, kernel: str) -> list[Candidate]:
     """The candidates that brought a kernel and its ancestors, the newest first."""
-    found: list[Candidate] = []
-    while kernel in archive.kernels and archive.kernels[kernel] not in found:
+    lineage: list[Candidate] = []
+    while kernel in archive.kernels and archive.kernels[kernel] not in lineage:
         candidate = archive.kernels[kernel]
         if not candidate.parent:
             break
-        found.append(candidate)
+        lineage.append(candidate)
         kernel = candidate.parent
-    return found
+    return lineage
 
 
 def effect(archive: Archive, child: str, parent: str) -> float:
@@ -241,10 +244,7 @@ def effect(archive: Archive, child: str, parent: str) -> float:
     both = [slug for slug in a if slug in b]
     if not both:
         return 0.0
-    product = 1.0
-    for slug in both:
-        product *= a[slug].ratio / b[slug].ratio
-    return float(product ** (1 / len(both)))
+    return statistics.geometric_mean(a[slug].ratio / b[slug].ratio for slug in both)
 
 
 def _diff(archive: Archive, candidate: Candidate) -> str:
@@ -294,12 +294,12 @@ def _history(archive: Archive) -> Iterator[tuple[str, str]]:
     for number in sorted(archive.done, reverse=True):
         candidate, done = archive.candidates[number], archive.done[number]
         if done.cause:
-            fate = f"failed: {done.cause}"
+            outcome = f"failed: {done.cause}"
         else:
-            fate = ", ".join(f"{slug} {r.ratio:.3f}x" for slug, r in done.results.items())
+            outcome = ", ".join(f"{slug} {r.ratio:.3f}x" for slug, r in done.results.items())
         params = "" if candidate.params is None else f" {dict(candidate.params)}"
         lines.append(
-            f"#{number} {candidate.proposer} {candidate.kernel}{params} {candidate.note}: {fate}"
+            f"#{number} {candidate.proposer} {candidate.kernel}{params} {candidate.note}: {outcome}"
         )
     for i in range(0, len(lines), 40):
         title = "## History\n" if i == 0 else ""

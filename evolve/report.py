@@ -190,8 +190,8 @@ def _workloads(archive: Archive) -> str:
     times, kernels = [], []
     for slug in archive.slugs:
         base, best = archive.baseline.get(slug), archive.best.get(slug)
-        row = [slug, f"{archive.weights[slug]:.2f}", base["bound"] if base else ""]
-        row += [f"{base[k] * 1e6:.1f}" for k in ("floor", "seconds")] if base else ["", ""]
+        row = [slug, f"{archive.weights[slug]:.2f}", base.bound if base else ""]
+        row += [f"{t * 1e6:.1f}" for t in (base.floor, base.seconds)] if base else ["", ""]
         if best is None:
             times.append([*row, "", "", ""])
             continue
@@ -266,12 +266,12 @@ def _failures(archive: Archive) -> str:
 def _published(archive: Archive) -> str:
     rows = [
         [
-            e["workload"],
-            e["kernel"],
-            f"{e['searched']:.3f}",
-            f"{e['ratio']:.3f} {_interval(e['low'], e['high'])}" if "ratio" in e else "-",
-            "accepted" if e["accepted"] else "rejected",
-            e["reason"],
+            e.workload,
+            e.kernel,
+            f"{e.searched:.3f}",
+            f"{e.ratio:.3f} {_interval(e.low, e.high)}" if e.ratio is not None else "-",
+            "accepted" if e.accepted else "rejected",
+            e.reason,
         ]
         for e in archive.published
     ]

@@ -1,16 +1,14 @@
-"""Suites: the workloads a run is about, by name or traced from a model's own generation."""
+"""The workloads a run is about, by name or traced from a model's own generation."""
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
+import math
 import tempfile
 from collections.abc import Sequence
 
 from mlx_lm_openevolve.errors import OpenEvolveError, UsageError, WorkloadError
 from mlx_lm_openevolve.ops.attention.workload import Workload
+from mlx_lm_openevolve.processes import Died, Worker, child_environment
 
 __all__ = ["SUITES", "suite", "traced"]
 
@@ -36,15 +34,15 @@ def _grid() -> list[Workload]:
     """Sequence 32 to 4096, head dims 64, 80 and 128, GQA 1 to 8, masks none, bool and causal:
     prefill, one configuration of each (sequence, head dim, mask), heads and dtype varied along."""
     heads = ((8, 8), (16, 8), (32, 8), (32, 4), (24, 24))
-    found = []
+    grid = []
     for i, length in enumerate((32, 64, 128, 256, 512, 1024, 2048, 4096)):
         for j, dim in enumerate((64, 80, 128)):
             for k, mask in enumerate(("none", "bool", "causal")):
                 q_heads, kv_heads = heads[(i + 2 * j + 3 * k) % len(heads)]
                 dtype = ("bfloat16", "float16")[(i + j + k) % 2]
                 q_len = min(length, 2048)
-                found.append(_w(1, q_heads, kv_heads, q_len, length, dim, mask, dtype))
-    return found
+                grid.append(_w(1, q_heads, kv_heads, q_len, length, dim, mask, dtype))
+    return grid
 
 
 SUITES: dict[str, tuple[Workload, ...]] = {
@@ -117,47 +115,31 @@ SUITES: dict[str, tuple[Workload, ...]] = {
 def suite(names: Sequence[str]) -> tuple[Workload, ...]:
     """The buckets that `names` (suites or workload slugs) stand for, in order, without repeats.
     Raises UsageError naming the choices."""
-    found: list[Workload] = []
+    workloads: list[Workload] = []
     for name in names:
         if name in SUITES:
-            found += SUITES[name]
+            workloads += SUITES[name]
             continue
         try:
-            found.append(Workload.parse(name))
+            workloads.append(Workload.parse(name))
         except WorkloadError as error:
             raise UsageError(f"{name!r} is no suite ({', '.join(SUITES)}): {error}") from None
-    return tuple(dict.fromkeys(w.bucket() for w in found))
-
-
-# Runs in a process of its own: a model's memory must be gone before anything is timed. Nothing is
-# served there (no registry, stored verdicts only), every call is counted.
-_TRACE = """
-import json, sys
-import mlx_lm
-from mlx_lm_openevolve import enable_optimizations, get_optimization_info
-enable_optimizations(gate="stored")
-model, tokenizer = mlx_lm.load(sys.argv[1])
-prompt = [1 + i % 200 for i in range(int(sys.argv[2]))]
-for _ in mlx_lm.stream_generate(model, tokenizer, prompt, max_tokens=int(sys.argv[3])):
-    pass
-rows = get_optimization_info()["workloads"].items()
-print("TRACED " + json.dumps({slug: row["hits"] + row["fallbacks"] for slug, row in rows}))
-"""
+    return tuple(dict.fromkeys(w.bucket() for w in workloads))
 
 
 def traced(model: str, prompt_tokens: int = 512, new_tokens: int = 64) -> dict[Workload, float]:
     """The buckets that a short generation of a model (a path or an id) asks attention for, with
     their shares: calls, weighted by the bytes of keys and values that each must read. Raises
     OpenEvolveError with the generation's last line."""
-    command = [sys.executable, "-c", _TRACE, model, str(prompt_tokens), str(new_tokens)]
+    request = {"model": model, "prompt_tokens": prompt_tokens, "new_tokens": new_tokens}
     with tempfile.TemporaryDirectory() as empty:
-        environment = {**os.environ, "MLX_LM_OPENEVOLVE_HOME": empty}
-        done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("TRACED ")]
-    if done.returncode or not lines:
-        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
-        raise OpenEvolveError(f"the generation of {model} failed: {last[:300]}")
-    counts = json.loads(lines[-1].removeprefix("TRACED "))
+        environment = child_environment(MLX_LM_OPENEVOLVE_HOME=empty)
+        with Worker("mlx_lm_openevolve.evolve.trace", environment=environment) as worker:
+            try:
+                counts = worker.ask(request, math.inf)
+            except Died as death:
+                reason = death.last or str(death)
+                raise OpenEvolveError(f"the generation of {model} failed: {reason}") from None
     uses = {Workload.parse(slug): count for slug, count in counts.items() if count}
     if not uses:
         raise OpenEvolveError(f"the generation of {model} called no attention that can be served")

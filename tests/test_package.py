@@ -20,7 +20,7 @@ PACKAGE = ROOT / "mlx_lm_openevolve"
 
 # Folders and files at the top of the package, lowest first: each may import what stands below it.
 FLOORS = [
-    ["errors", "device", "hub"],
+    ["errors", "device", "hub", "processes", "files", "intervals"],
     ["ops"],
     ["kernels", "metalhost"],
     ["backends", "importer"],

@@ -1,4 +1,4 @@
-"""Answers: from what a model or a person wrote to a kernel, or to the reason why there is none.
+"""From what a model or a person wrote to a kernel, or to the reason why there is none.
 
 An answer holds a line `NOTE: what was changed and why`, if it is not about the kernel that was
 asked about a line `PARENT <kernel id>`, and either edits of the parent's files
@@ -73,11 +73,11 @@ def apply(text: str, parent: Kernel, origin: str) -> Kernel:
     for file, old, new in edits:
         if file not in files:
             raise AnswerError(f"EDIT {file}: the parent has no such file")
-        found = files[file].count(old)
-        if found != 1:
+        times = files[file].count(old)
+        if times != 1:
             line = next(iter(old.strip().splitlines()), "")
             raise AnswerError(
-                f"EDIT {file}: the SEARCH text stands {found} times in it, expected once: {line}"
+                f"EDIT {file}: the SEARCH text stands {times} times in it, expected once: {line}"
             )
         files[file] = files[file].replace(old, new)
     return _kernel(files, origin)
@@ -86,13 +86,13 @@ def apply(text: str, parent: Kernel, origin: str) -> Kernel:
 def _edits(text: str) -> list[tuple[str, str, str]]:
     """(file, old, new) in the order of the answer; a file's name holds for all edits below it."""
     heads = [(match.start(), match[1]) for match in _HEAD.finditer(text)]
-    found = []
+    edits = []
     for match in _EDIT.finditer(text):
         names = [name for at, name in heads if at < match.start()]
         if not names:
             raise AnswerError("an edit without a line EDIT <file> above it")
-        found.append((names[-1], match[1], match[2]))
-    return found
+        edits.append((names[-1], match[1], match[2]))
+    return edits
 
 
 def _kernel(files: dict[str, str], origin: str) -> Kernel:

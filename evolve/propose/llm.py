@@ -1,4 +1,5 @@
-"""LLM: asks any OpenAI-compatible endpoint for new source (OPENAI_API_KEY, OPENAI_BASE_URL).
+"""The proposer `llm`: asks any OpenAI-compatible endpoint for new source (OPENAI_API_KEY,
+OPENAI_BASE_URL).
 
 What comes back, whatever it is, is a candidate: a truncated or empty answer, an edit that does not
 apply and an endpoint that fails are recorded failures with their cost. The run ends where the
@@ -11,6 +12,7 @@ import os
 import random
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mlx_lm_openevolve.errors import UsageError
@@ -19,89 +21,72 @@ from mlx_lm_openevolve.kernels.kernel import Kernel
 from .. import prompt
 from ..archive import Archive
 from ..candidate import Candidate
-from ..config import Model
+from ..config import LanguageModel
 from .answers import AnswerError, apply, note_of
-from .structural import Look, Structural, choose_parent, fitting, no_look, to_repair
+from .structural import ProfileParent, Structural, no_profile
 
-__all__ = ["Llm"]
+__all__ = ["LlmProposer"]
 
 _FIRST_WAIT, _LONGEST_WAIT = 1.0, 60.0
 _SYSTEM = "You are an expert in GPU kernels. Answer in exactly the format that is asked for."
 
 
-class Llm(Structural):
+@dataclass(frozen=True)
+class Reply:
+    """What an endpoint said, with its tokens; cause and error where it is no answer."""
+
+    text: str = ""
+    tokens_in: int = 0
+    tokens_out: int = 0
+    cause: str = ""
+    error: str = ""
+
+
+class LlmProposer(Structural):
     """The proposer that asks models. `sleep` is for the tests."""
+
+    name = "llm"
 
     def __init__(
         self,
         seeds: Sequence[Kernel],
-        look: Look = no_look,
+        profile: ProfileParent = no_profile,
         *,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self._seeds, self._look, self._sleep = list(seeds), look, sleep
+        super().__init__(seeds, profile)
+        self._sleep = sleep
         self._client: Any = None
-        self._models: tuple[Model, ...] = ()
+        self._models: tuple[LanguageModel, ...] = ()
 
     def propose(self, archive: Archive, count: int) -> list[Candidate]:
-        """One candidate: the answer to one question."""
+        """One candidate: the answer to one question. Raises UsageError where there is no endpoint
+        to ask."""
         self._connect(archive)
-        number = archive.next_number()
-        failed = to_repair(archive, "llm")
-        parent, island = self._parent(archive, failed, number)
-        rng = random.Random(f"model {archive.config.seed} {number}")
-        model = rng.choices(self._models, [m.weight for m in self._models])[0]
         settings = archive.config.llm
-        self._look(archive, parent)
-        asked = prompt.build(
-            archive, parent, failed=failed, context=settings.context - settings.answer
-        )
+        question = self.question(archive, settings.context - settings.answer)
+        rng = random.Random(f"model {archive.config.seed} {question.number}")
+        model = rng.choices(self._models, [m.weight for m in self._models])[0]
         started = time.monotonic()
-        answer = self._ask(archive, model, asked.text)
+        reply = self._ask(archive, model, question.text)
+        spent = reply.tokens_in * model.price_in + reply.tokens_out * model.price_out
         cost = {
             "model": model.name,
-            "tokens_in": answer.get("tokens_in", 0),
-            "tokens_out": answer.get("tokens_out", 0),
-            "money": (
-                answer.get("tokens_in", 0) * model.price_in
-                + answer.get("tokens_out", 0) * model.price_out
-            )
-            / 1e6,
+            "tokens_in": reply.tokens_in,
+            "tokens_out": reply.tokens_out,
+            "money": spent / 1e6,
             "seconds": round(time.monotonic() - started, 2),
         }
-        text = answer.get("text", "")
-        cause, error, kernel = answer.get("cause", ""), answer.get("error", ""), None
+        cause, error, kernel = reply.cause, reply.error, None
         if not cause:
+            origin = f"run {archive.folder.name} candidate {question.number}"
             try:
-                kernel = apply(text, parent, f"run {archive.folder.name} candidate {number}")
+                kernel = apply(reply.text, question.parent, origin)
             except AnswerError as problem:
                 cause, error = "answer", str(problem)
-        if kernel is not None:
-            archive.registry.add(kernel)
         self._count_failures(archive, cause, error)
-        return [
-            Candidate(
-                number=number,
-                proposer="llm",
-                kernel=kernel.id if kernel is not None else "",
-                workloads=fitting(archive, kernel) if kernel is not None else (),
-                parent=parent.id,
-                note=note_of(text),
-                cause=cause,
-                error=error,
-                repairs=failed.number if failed is not None else 0,
-                island=island,
-                cost=cost,
-            )
-        ]
-
-    def _parent(
-        self, archive: Archive, failed: Candidate | None, number: int
-    ) -> tuple[Kernel, int]:
-        if failed is None:
-            return choose_parent(archive, self._seeds, number)
-        kernel = archive.registry.kernel(failed.kernel or failed.parent)
-        return kernel or self._seeds[0], failed.island
+        note = note_of(reply.text)
+        return [self.candidate(archive, question, kernel, note, cause, error, cost)]
 
     @staticmethod
     def _count_failures(archive: Archive, cause: str, error: str) -> None:
@@ -136,10 +121,10 @@ class Llm(Structural):
                 raise UsageError(f"the endpoint names no model, give --llm NAME: {error}") from None
             if not names:
                 raise UsageError("the endpoint has no model")
-            self._models = (Model(names[0]),)
+            self._models = (LanguageModel(names[0]),)
 
-    def _ask(self, archive: Archive, model: Model, text: str) -> dict[str, Any]:
-        """The answer's text and tokens, or cause and error. Retries what may pass by itself, with
+    def _ask(self, archive: Archive, model: LanguageModel, text: str) -> Reply:
+        """The endpoint's reply. Retries what may pass by itself, with
         growing pauses, as long as the run's time lasts."""
         import openai
 
@@ -148,12 +133,12 @@ class Llm(Structural):
         for attempt in range(settings.retries + 1):
             if attempt:
                 seconds = archive.config.budget.seconds
-                if seconds and archive.now() + wait >= seconds:
-                    return {"cause": "endpoint", "error": f"{error}; the run's time is spent"}
+                if seconds and archive.journal.now() + wait >= seconds:
+                    return Reply(cause="endpoint", error=f"{error}; the run's time is spent")
                 self._sleep(wait)
                 wait = min(2 * wait, _LONGEST_WAIT)
             try:
-                reply = self._client.chat.completions.create(
+                answer = self._client.chat.completions.create(
                     model=model.name,
                     messages=[
                         {"role": "system", "content": _SYSTEM},
@@ -173,8 +158,8 @@ class Llm(Structural):
             except openai.OpenAIError as problem:
                 error = str(problem)[:200]
             else:
-                return _read(reply, text)
-        return {"cause": "endpoint", "error": error}
+                return _read(answer, text)
+        return Reply(cause="endpoint", error=error)
 
 
 def _retry_after(problem: Any) -> float:
@@ -185,18 +170,18 @@ def _retry_after(problem: Any) -> float:
         return 0.0
 
 
-def _read(reply: Any, asked: str) -> dict[str, Any]:
-    """Text and tokens of a reply; tokens are estimated where the endpoint does not count."""
-    choice = reply.choices[0] if getattr(reply, "choices", None) else None
+def _read(answer: Any, asked: str) -> Reply:
+    """A chat completion as a reply; tokens are estimated where the endpoint does not count."""
+    choice = answer.choices[0] if getattr(answer, "choices", None) else None
     text = (choice.message.content or "") if choice is not None and choice.message else ""
-    usage = getattr(reply, "usage", None)
-    found: dict[str, Any] = {
-        "text": text,
-        "tokens_in": getattr(usage, "prompt_tokens", None) or prompt.tokens_of(asked),
-        "tokens_out": getattr(usage, "completion_tokens", None) or prompt.tokens_of(text),
-    }
+    usage = getattr(answer, "usage", None)
+    reply = Reply(
+        text,
+        getattr(usage, "prompt_tokens", None) or prompt.tokens_of(asked),
+        getattr(usage, "completion_tokens", None) or prompt.tokens_of(text),
+    )
     if not text.strip():
-        return {**found, "cause": "empty", "error": "the model answered nothing"}
+        return replace(reply, cause="empty", error="the model answered nothing")
     if choice is not None and choice.finish_reason == "length":
-        return {**found, "cause": "truncated", "error": "the answer was cut at its token limit"}
-    return found
+        return replace(reply, cause="truncated", error="the answer was cut at its token limit")
+    return reply

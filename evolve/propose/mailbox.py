@@ -1,4 +1,5 @@
-"""Mailbox: each prompt is a file, each answer a file; any person or program can be the model.
+"""The proposer `mailbox`: each prompt is a file, each answer a file; any person or program can be
+the model.
 
     RUN/prompts/0007.md       what is asked, with everything that is known so far
     RUN/answers/0007.md       the answer, as propose.answers reads it; or
@@ -12,16 +13,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from mlx_lm_openevolve.errors import OpenEvolveError
+from mlx_lm_openevolve.files import write_atomic
 from mlx_lm_openevolve.kernels.kernel import Kernel
 
-from .. import prompt
 from ..archive import Archive
 from ..candidate import Candidate
 from .answers import AnswerError, apply, from_folder, note_of, parent_of
-from .structural import Look, Structural, choose_parent, fitting, no_look, to_repair
+from .structural import ProfileParent, Question, Structural, no_profile
 
 __all__ = ["Mailbox"]
 
@@ -32,50 +34,44 @@ _LOOK_SECONDS = 0.2
 class Mailbox(Structural):
     """The proposer of files. wait: seconds for which nobody may answer before the run ends."""
 
+    name = "mailbox"
+
     def __init__(
         self,
         seeds: Sequence[Kernel],
         wait: float,
         say: Callable[[str], None] = lambda text: None,
-        look: Look = no_look,
+        profile: ProfileParent = no_profile,
     ) -> None:
-        self._seeds, self._wait, self._say, self._look = list(seeds), wait, say, look
+        super().__init__(seeds, profile)
+        self._wait, self._say = wait, say
 
     def propose(self, archive: Archive, count: int) -> list[Candidate]:
-        """What was answered since: waits for one answer where there is none yet."""
+        """What was answered since: waits for one answer where there is none yet. Raises
+        OpenEvolveError where the folders cannot be written."""
         prompts, answers = archive.folder / "prompts", archive.folder / "answers"
+        taken = {c.cost.get("answer") for c in archive.candidates.values()}
+        question = self.question(archive)
+        name = f"{question.number:04d}"
         try:
             prompts.mkdir(exist_ok=True)
             answers.mkdir(exist_ok=True)
+            write_atomic(prompts / f"{name}.md", question.text.encode())
         except OSError as error:
             raise OpenEvolveError(f"{archive.folder}: {error.strerror or error}") from None
-        taken = {c.cost.get("answer") for c in archive.candidates.values()}
-        number = archive.next_number()
-        failed = to_repair(archive, "mailbox")
-        if failed is not None:
-            parent = archive.registry.kernel(failed.kernel or failed.parent)
-            parent, island = parent or self._seeds[0], failed.island
-        else:
-            parent, island = choose_parent(archive, self._seeds, number)
-        name = f"{number:04d}"
-        self._look(archive, parent)
-        text = prompt.build(archive, parent, failed=failed)
-        _write(prompts / f"{name}.md", text.text)
         asked = time.monotonic()
-        limit = self._wait
-        while not (found := [p for p in self._answered(answers) if p.name not in taken]):
-            if time.monotonic() - asked > limit or _spent(archive):
-                archive.broken = f"nobody answered {prompts / name}.md for {limit:g} s"
+        while not (paths := [p for p in self._answered(answers) if p.name not in taken]):
+            if time.monotonic() - asked > self._wait or _spent(archive):
+                archive.broken = f"nobody answered {prompts / name}.md for {self._wait:g} s"
                 return []
             if time.monotonic() - asked < 2 * _LOOK_SECONDS:
                 self._say(f"waiting for {answers / name}.md (prompt: {prompts / name}.md)")
             time.sleep(_LOOK_SECONDS)
         made = []
-        for i, path in enumerate(found[:count]):
-            ours = path.stem == name
-            made.append(
-                self._read(archive, path, number + i, parent, island, failed if ours else None)
-            )
+        for i, path in enumerate(paths[:count]):
+            failed = question.failed if path.stem == name else None
+            each = replace(question, number=question.number + i, failed=failed)
+            made.append(self._read(archive, path, each))
         return made
 
     @staticmethod
@@ -90,16 +86,9 @@ class Mailbox(Structural):
                 settled.append(path)
         return settled
 
-    def _read(
-        self,
-        archive: Archive,
-        path: Path,
-        number: int,
-        parent: Kernel,
-        island: int,
-        failed: Candidate | None,
-    ) -> Candidate:
-        origin = f"run {archive.folder.name} candidate {number}"
+    def _read(self, archive: Archive, path: Path, question: Question) -> Candidate:
+        """The candidate that an answer comes to."""
+        origin = f"run {archive.folder.name} candidate {question.number}"
         note, error, kernel = "", "", None
         try:
             if path.is_dir():
@@ -107,37 +96,15 @@ class Mailbox(Structural):
             else:
                 text = path.read_text(errors="replace")
                 note = note_of(text)
-                parent = archive.registry.kernel(parent_of(text)) or parent
+                parent = archive.registry.kernel(parent_of(text)) or question.parent
+                question = replace(question, parent=parent)
                 kernel = apply(text, parent, origin)
         except (AnswerError, OSError) as problem:
             error = str(problem)
-        if kernel is not None:
-            archive.registry.add(kernel)
-        return Candidate(
-            number=number,
-            proposer="mailbox",
-            kernel=kernel.id if kernel is not None else "",
-            workloads=fitting(archive, kernel) if kernel is not None else (),
-            parent=parent.id,
-            note=note,
-            cause="answer" if error else "",
-            error=error,
-            repairs=failed.number if failed is not None else 0,
-            island=island,
-            cost={"answer": path.name},
-        )
+        cause, cost = "answer" if error else "", {"answer": path.name}
+        return self.candidate(archive, question, kernel, note, cause, error, cost)
 
 
 def _spent(archive: Archive) -> bool:
     seconds = archive.config.budget.seconds
-    return bool(seconds) and archive.now() >= seconds
-
-
-def _write(path: Path, text: str) -> None:
-    """The whole file at once: who looks for prompts never reads half of one."""
-    temporary = path.with_suffix(".new")
-    try:
-        temporary.write_text(text)
-        temporary.replace(path)
-    except OSError as error:
-        raise OpenEvolveError(f"{path}: {error.strerror or error}") from None
+    return bool(seconds) and archive.journal.now() >= seconds

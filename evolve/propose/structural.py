@@ -1,4 +1,4 @@
-"""Structural: what proposers of new source share: parents, repair turns, and knobs in between.
+"""What proposers of new source share: parents, repair turns, and knobs in between.
 
 After every structural proposal that works `tune` turns its numeric knobs for a while; a proposal
 that failed is handed back once, with the exact finding.
@@ -7,26 +7,38 @@ that failed is handed back once, with the exact finding.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from mlx_lm_openevolve.errors import OpenEvolveError
 from mlx_lm_openevolve.kernels.kernel import Kernel
 
+from .. import prompt
 from ..archive import Archive
 from ..candidate import Candidate
 from .tune import Tune
 
-__all__ = ["Look", "WithTuning", "choose_parent", "fitting", "no_look", "to_repair"]
+__all__ = [
+    "ProfileParent",
+    "Question",
+    "Structural",
+    "WithTuning",
+    "choose_parent",
+    "fitting",
+    "no_profile",
+    "to_repair",
+]
 
 # Failures that a repair turn with the finding can mend; not those of the endpoint itself.
 _NOT_REPAIRED = ("endpoint", "duplicate", "lost", "empty", "hang", "crash", "memory", "error")
 
 
-# Looks closer at a parent before it is written about, such as profile.Profiler.
-Look = Callable[[Archive, Kernel], None]
+# Profiles a parent before it is written about, such as ncu.Profiler.
+ProfileParent = Callable[[Archive, Kernel], None]
 
 
-def no_look(archive: Archive, parent: Kernel) -> None:
+def no_profile(archive: Archive, parent: Kernel) -> None:
     """What is known is enough."""
 
 
@@ -72,6 +84,71 @@ def to_repair(archive: Archive, proposer: str) -> Candidate | None:
     return None
 
 
+@dataclass(frozen=True)
+class Question:
+    """What is asked for a candidate: a child of `parent`, or where `failed` is one its repair."""
+
+    number: int
+    parent: Kernel
+    island: int
+    failed: Candidate | None
+    text: str
+
+
+class Structural:
+    """A proposer of new source; `name` stands in its candidates."""
+
+    name: ClassVar[str]
+
+    def __init__(self, seeds: Sequence[Kernel], profile: ProfileParent = no_profile) -> None:
+        self._seeds, self._profile = list(seeds), profile
+
+    def propose(self, archive: Archive, count: int) -> list[Candidate]:
+        """Up to `count` new kernels."""
+        raise NotImplementedError
+
+    def question(self, archive: Archive, context: int = 0) -> Question:
+        """What to ask next; `context` is what the model takes, in tokens (0: no limit)."""
+        number = archive.next_number()
+        failed = to_repair(archive, self.name)
+        if failed is None:
+            parent, island = choose_parent(archive, self._seeds, number)
+        else:
+            kernel = archive.registry.kernel(failed.kernel or failed.parent)
+            parent, island = kernel or self._seeds[0], failed.island
+        self._profile(archive, parent)
+        asked = prompt.build(archive, parent, failed=failed, context=context)
+        return Question(number, parent, island, failed, asked.text)
+
+    def candidate(
+        self,
+        archive: Archive,
+        question: Question,
+        kernel: Kernel | None,
+        note: str,
+        cause: str,
+        error: str,
+        cost: Mapping[str, Any],
+    ) -> Candidate:
+        """The candidate that an answer comes to, its kernel now in the run's registry; without a
+        kernel cause and error say why."""
+        if kernel is not None:
+            archive.registry.add(kernel)
+        return Candidate(
+            number=question.number,
+            proposer=self.name,
+            kernel=kernel.id if kernel is not None else "",
+            workloads=fitting(archive, kernel) if kernel is not None else (),
+            parent=question.parent.id,
+            note=note,
+            cause=cause,
+            error=error,
+            repairs=question.failed.number if question.failed is not None else 0,
+            island=question.island,
+            cost=cost,
+        )
+
+
 class WithTuning:
     """A structural proposer, with some turns of `tune` after each of its kernels that works."""
 
@@ -110,11 +187,3 @@ class WithTuning:
             kernel = archive.registry.kernel(candidate.kernel) if room > 0 else None
             if kernel is not None and kernel.params:
                 yield kernel, room
-
-
-class Structural:
-    """A proposer of new source."""
-
-    def propose(self, archive: Archive, count: int) -> list[Candidate]:
-        """Up to `count` new kernels."""
-        raise NotImplementedError

@@ -1,9 +1,9 @@
-"""Tune: turns the numeric knobs of kernels and their structural switches; no model, no network.
+"""The proposer `tune`: turns the numeric knobs of kernels and their structural switches; no model,
+no network.
 
 For one workload at a time, the one with the most to win: first every kernel's defaults, then
 neighbours of the best settings (one knob moved), children of two good ones, what won at similar
-workloads, and a few settings at random. A small Gaussian process over all settings tried so far
-says which of these to try first.
+workloads, and a few settings at random. The surrogate says which of these to try first.
 """
 
 from __future__ import annotations
@@ -12,11 +12,9 @@ import functools
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from mlx_lm_openevolve.errors import KernelError
 from mlx_lm_openevolve.kernels.kernel import Kernel
@@ -24,14 +22,14 @@ from mlx_lm_openevolve.kernels.spec import MATH_MODES
 from mlx_lm_openevolve.ops.attention.workload import Workload
 
 from ..archive import Archive
-from ..candidate import Candidate, Result
+from ..candidate import Candidate
+from ..evaluation import WorkloadResult
+from . import surrogate
 
-__all__ = ["Tune", "headroom", "switches"]
+__all__ = ["Tune", "headroom", "launch_key", "switches"]
 
 Params = dict[str, int]
 _POOL = 160
-# A failed setting counts as this many times slower than the slowest that ran.
-_FAILED = 1.5
 # Share of turns that flip a structural switch of a kernel instead of a knob.
 _SWITCH = 0.05
 
@@ -41,10 +39,10 @@ def headroom(archive: Archive, slug: str) -> float:
     base = archive.baseline.get(slug)
     if base is None:
         return 2.0
-    best = float(base["seconds"])
+    best = base.seconds
     if slug in archive.best:
-        best = min(best, best / archive.best[slug][1].ratio)
-    return max(1.0, best / float(base["floor"]))
+        best = min(best, best / archive.best[slug].result.ratio)
+    return max(1.0, best / base.floor)
 
 
 def switches(kernel: Kernel, backend: str) -> list[tuple[str, Kernel]]:
@@ -61,15 +59,6 @@ def switches(kernel: Kernel, backend: str) -> list[tuple[str, Kernel]]:
         meta = {**kernel.meta, "stages": stages, "origin": f"tuned from {kernel.id}"}
         made.append((f"math_mode {mode}", Kernel.from_parts(meta, kernel.sources)))
     return made
-
-
-@dataclass(frozen=True)
-class _Tried:
-    """What is known of one kernel: settings with log seconds (nan where they failed)."""
-
-    workloads: tuple[Workload, ...]
-    params: tuple[Params, ...]
-    logs: npt.NDArray[np.float64]
 
 
 class Tune:
@@ -95,8 +84,8 @@ class Tune:
             fresh = archive.tries(slug) == 0
             if made and not fresh:
                 break
-            found = self._for(archive, slug, count - len(made), rng, defaults=fresh)
-            for kernel, params, parent, note in found:
+            settings = self._for(archive, slug, count - len(made), rng, defaults=fresh)
+            for kernel, params, parent, note in settings:
                 number = first + len(made)
                 island = number % archive.config.search.islands
                 if kernel.id in archive.kernels:
@@ -132,13 +121,10 @@ class Tune:
         return sorted(open_, key=gain, reverse=True)
 
     def _kernels(self, archive: Archive, workload: Workload) -> list[Kernel]:
-        """Kernels that may be tuned for a workload: seeds, and what the run found to be correct."""
-        found = {kernel.id: kernel for kernel in self.seeds}
-        for id in archive.kernel_best:
-            kernel = archive.registry.kernel(id)
-            if kernel is not None:
-                found.setdefault(id, kernel)
-        kept = [k for k in found.values() if k.applies_to(workload) and k.id not in archive.banned]
+        """Kernels that may be tuned for a workload: seeds, and those that were correct."""
+        measured = [archive.registry.kernel(id) for id in archive.kernel_best]
+        known = {k.id: k for k in (*self.seeds, *measured) if k is not None}
+        kept = [k for k in known.values() if k.applies_to(workload) and k.id not in archive.banned]
         return [k for k in kept if not self.only or k.id == self.only]
 
     def _for(
@@ -151,10 +137,10 @@ class Tune:
         taken: set[Any] = set()
 
         def take(kernel: Kernel, params: Params, note: str, parent: str = "") -> None:
-            key = effect(kernel, workload, params)
+            key = launch_key(kernel, workload, params)
             if key is None or key in taken:
                 return
-            if key in {effect(kernel, workload, p) for p in archive.tried(kernel.id, slug)}:
+            if key in {launch_key(kernel, workload, p) for p in archive.tried(kernel.id, slug)}:
                 return
             taken.add(key)
             archive.registry.add(kernel)
@@ -216,12 +202,12 @@ class Tune:
         pool = self._pool(archive, kernel, workload, slug, rng)
         if not pool:
             return []
-        tried = _observations(archive, kernel)
-        if len(tried.params) < 3:  # too few to learn from: mostly one knob moved from the best
+        known = surrogate.observations(archive, kernel)
+        if len(known) < 3:  # too few to learn from: mostly one knob moved from the best
             rng.shuffle(pool)
             return sorted(pool, key=lambda item: item[1] == "random")
-        scores = _scores(kernel, workload, [params for params, _ in pool], tried)
-        return [pool[i] for i in np.argsort(scores, kind="stable")]
+        points = np.array([surrogate.point(kernel, workload, params) for params, _ in pool])
+        return [pool[i] for i in np.argsort(surrogate.scores(points, known), kind="stable")]
 
     def _pool(
         self, archive: Archive, kernel: Kernel, workload: Workload, slug: str, rng: random.Random
@@ -257,10 +243,10 @@ class Tune:
         else:
             for _ in range(max(_POOL - len(pool), 40)):
                 pool.append(({p.name: rng.choice(p.values) for p in kernel.params}, "random"))
-        seen = {effect(kernel, workload, p) for p in trials} | {None}
+        seen = {launch_key(kernel, workload, p) for p in trials} | {None}
         kept = []
         for params, note in pool:
-            key = effect(kernel, workload, params)
+            key = launch_key(kernel, workload, params)
             if key not in seen:
                 seen.add(key)
                 kept.append((params, note))
@@ -271,23 +257,23 @@ def _nearest(
     kernel: Kernel, workload: Workload, wanted: Params, points: Sequence[Params]
 ) -> Params:
     """The setting of `points` with the most knobs, and then the nearest, as wanted."""
-    here = np.array(_point(kernel, workload, wanted))
+    here = surrogate.point(kernel, workload, wanted)
 
     def apart(params: Params) -> tuple[int, float]:
-        off = np.abs(np.array(_point(kernel, workload, params)) - here)
+        off = np.abs(surrogate.point(kernel, workload, params) - here)
         return int((off > 0).sum()), float(off.sum())
 
     return min(points, key=apart)
 
 
-def effect(kernel: Kernel, workload: Workload, params: Mapping[str, int]) -> Any:
+def launch_key(kernel: Kernel, workload: Workload, params: Mapping[str, int]) -> Any:
     """What params come to in the launches of a workload: equal for settings that differ in name
     alone; None where they cannot be launched."""
-    return _effect(kernel, workload, tuple(params.items()))
+    return _launch_key(kernel, workload, tuple(params.items()))
 
 
 @functools.lru_cache(maxsize=1 << 14)
-def _effect(kernel: Kernel, workload: Workload, params: tuple[tuple[str, int], ...]) -> Any:
+def _launch_key(kernel: Kernel, workload: Workload, params: tuple[tuple[str, int], ...]) -> Any:
     try:
         launches = kernel.launches(workload, dict(params))
     except KernelError:
@@ -297,72 +283,13 @@ def _effect(kernel: Kernel, workload: Workload, params: tuple[tuple[str, int], .
 
 def _similar(
     archive: Archive, kernel: Kernel, workload: Workload, slug: str
-) -> list[tuple[str, Result]]:
+) -> list[tuple[str, WorkloadResult]]:
     """The kernel's best at the three workloads most like this one."""
-    here = _place(workload)
-    found = [
-        (float(np.abs(_place(archive.workload(other)) - here).sum()), other, result)
-        for other, result in archive.kernel_best.get(kernel.id, {}).items()
-        if other != slug
-    ]
-    return [(other, result) for _, other, result in sorted(found, key=lambda x: x[:2])[:3]]
+    here = surrogate.place(workload)
 
+    def apart(other: str) -> tuple[float, str]:
+        return float(np.abs(surrogate.place(archive.workload(other)) - here).sum()), other
 
-# The surrogate
-
-
-def _place(w: Workload) -> npt.NDArray[np.float64]:
-    sizes = (w.batch, w.kv_heads, w.group, w.q_len, w.kv_len, w.head_dim)
-    kinds = (w.dtype == "float32", w.mask in ("bool", "additive"), w.sinks)
-    return np.array([*(math.log2(size) / 4 for size in sizes), *map(float, kinds)])
-
-
-def _point(kernel: Kernel, workload: Workload, params: Mapping[str, int]) -> list[float]:
-    """A setting as coordinates: each knob by the rank of its value, one unit from end to end, and
-    the workload at half weight."""
-    ranks = [
-        param.values.index(params[param.name]) / max(1, len(param.values) - 1)
-        for param in kernel.params
-    ]
-    return [*(2.5 * rank for rank in ranks), *(0.5 * _place(workload))]
-
-
-def _observations(archive: Archive, kernel: Kernel) -> _Tried:
-    workloads, params, logs = [], [], []
-    for slug in archive.slugs:
-        trials = archive.tried(kernel.id, slug)
-        seconds = [archive.seconds(kernel.id, slug, p) for p in trials]
-        finite = [math.log(s) for s in seconds if math.isfinite(s)]
-        if not finite:
-            continue
-        middle, worst = float(np.median(finite)), max(finite)
-        for p, s in zip(trials, seconds, strict=True):
-            if math.isnan(s):
-                continue
-            workloads.append(archive.workload(slug))
-            params.append(p)
-            logs.append((math.log(s) if math.isfinite(s) else worst + math.log(_FAILED)) - middle)
-    return _Tried(tuple(workloads), tuple(params), np.array(logs))
-
-
-def _scores(
-    kernel: Kernel, workload: Workload, pool: Sequence[Params], tried: _Tried
-) -> npt.NDArray[np.float64]:
-    """For each setting the log seconds that a Gaussian process thinks possible: its mean less a
-    part of its deviation. Lower is more promising."""
-    x = np.array([_point(kernel, w, p) for w, p in zip(tried.workloads, tried.params, strict=True)])
-    z = np.array([_point(kernel, workload, p) for p in pool])
-
-    def like(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        apart = ((a[:, None] - b[None]) ** 2).sum(-1)
-        near: npt.NDArray[np.float64] = np.exp(-apart / 2)
-        return near
-
-    spread = max(float(tried.logs.std()), 0.05)
-    noise = 0.02
-    inverse = np.linalg.inv(like(x, x) + noise * np.eye(len(x)))
-    cross = like(z, x)
-    centre = float(tried.logs.mean())
-    mean = centre + cross @ inverse @ (tried.logs - centre)
-    unsure = np.sqrt(np.maximum(1 - np.einsum("ij,jk,ik->i", cross, inverse, cross), 1e-9))
-    return np.asarray(mean - 0.5 * spread * unsure)
+    results = archive.kernel_best.get(kernel.id, {})
+    others = sorted((other for other in results if other != slug), key=apart)
+    return [(other, results[other]) for other in others[:3]]

@@ -20,6 +20,8 @@ from pathlib import Path
 
 import mlx.core as mx
 
+from ..files import write_atomic
+
 __all__ = [
     "PRELUDE",
     "compiled",
@@ -89,8 +91,8 @@ def keep(name: str, header: str, source: str, inputs: Named, outputs: Named) -> 
             code, symbol = compiled(ours, expression, options(_architecture()))
             path.parent.mkdir(parents=True, exist_ok=True)
             # MLX reads the module and then its symbols: those come first.
-            _write(symbols, f"{expression}\t{symbol}\n".encode())
-            _write(path, code)
+            write_atomic(symbols, f"{expression}\t{symbol}\n".encode())
+            write_atomic(path, code)
     except Exception as error:  # a compiler, a folder, a version that is not as it was
         log.debug("%s is left to MLX to compile: %s", name, error)
         return False
@@ -154,18 +156,6 @@ def _folder() -> Path:
     """Where MLX looks for compiled modules."""
     own = os.environ.get("MLX_PTX_CACHE_DIR")
     return Path(own) if own else Path(tempfile.gettempdir()) / "mlx" / version("mlx") / "ptx"
-
-
-def _write(path: Path, data: bytes) -> None:
-    """The whole file or none: another process may be reading."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        Path(temporary).replace(path)
-    except OSError:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 @functools.cache

@@ -4,48 +4,32 @@
            -> one more process for the logits -> parity
            -> slower than 0.99x: the verdicts that served are withdrawn
 
-Every arm is a fresh process that loads the model and warms up. A block's ratio is the mean of its
-patched arms over that of its stock arms, which cancels slow drift; the case's ratio is the median
-over the blocks, with a bootstrap interval. With --kernel one kernel is benched on its own.
+Here are the options and what is printed; cases.py measures. With --kernel one kernel is measured on
+its own.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
-import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
 from ..device import BACKENDS, detect, fingerprint
-from ..errors import BackendError, OpenEvolveError, RegistryError, UsageError
+from ..errors import BackendError, UsageError
+from ..files import write_atomic
 from ..hub import check_model
-from ..kernels.registry import Registry, user_root
-from ..kernels.verdict import Verdict, gate_version
-from ..runtime.session import VARIABLE, summary, totals
+from ..kernels.verdict import gate_version
+from ..runtime.session import summary, totals
+from . import cases
 
-__all__ = [
-    "FLOOR",
-    "PRESETS",
-    "add_arguments",
-    "compare",
-    "run",
-    "run_case",
-    "run_cases",
-    "withdraw",
-    "write",
-]
+__all__ = ["PRESETS", "SHAPES", "add_arguments", "run", "run_case", "run_cases", "tasks", "write"]
 
 # Tokens of prompt and generation of the five benchmarks of OpenEvolve's MLX example: its prompts'
 # lengths in a Qwen tokenizer, about, and its max_tokens.
@@ -57,13 +41,6 @@ PRESETS = {
     "maximum_context_stress_test": (1408, 10000),
 }
 SHAPES = ("qwen3-0.6b", "qwen3-4b", "llama-3.2-1b", "gemma-3-4b", "gpt-oss-20b", "glm-4.7-flash")
-FLOOR = 0.99  # a preset below it withdraws the verdicts that served it
-# The patched logits may stand this much further from float32 attention than the stock ones: both
-# distances are rounding noise, amplified by the same layers.
-LOGITS_RATIO = 2.0
-CONFIDENCE = 0.99
-SETTLING = 8
-KEYS = ("prompt_tps", "generation_tps", "peak_memory")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -106,8 +83,8 @@ def run(options: argparse.Namespace, out: Console) -> tuple[int, dict[str, Any]]
         "ok": False,
     }
 
-    def keep(**found: Any) -> None:
-        result.update(found)
+    def keep(**more: Any) -> None:
+        result.update(more)
         if options.output:
             write(options.output, result)
 
@@ -134,16 +111,12 @@ def run(options: argparse.Namespace, out: Console) -> tuple[int, dict[str, Any]]
 
 def write(path: Path, result: Mapping[str, Any]) -> None:
     """The whole file, or the one before: a full disk takes nothing away. Raises UsageError."""
-    temporary = path.with_name(f"{path.name}.new")
     try:
         if path.exists() and not path.is_file():  # a pipe or a device cannot be replaced
             path.write_text(json.dumps(result) + "\n")
             return
-        temporary.write_text(json.dumps(result, indent=1) + "\n")
-        temporary.replace(path)
+        write_atomic(path, (json.dumps(result, indent=1) + "\n").encode())
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         raise UsageError(f"{path}: {error.strerror or error}") from None
 
 
@@ -194,8 +167,8 @@ def run_cases(
     """Measure what `tasks` gave, into `result`: `cases`, and while one is at work `unfinished`,
     what there is of it. `keep` is called after every change."""
 
-    def unfinished(found: dict[str, Any]) -> None:
-        result["unfinished"] = found
+    def unfinished(case: dict[str, Any]) -> None:
+        result["unfinished"] = case
         keep()
 
     result["cases"] = []
@@ -214,185 +187,50 @@ def run_case(
     out: Console,
     keep: Callable[[dict[str, Any]], None],
 ) -> dict[str, Any]:
-    """Measure one case and say what came of it; `keep` gets what there is after each process."""
-
-    def say(text: str, style: str | None = None) -> None:
-        out.print(text, markup=False, style=style)
-
+    """Measure one case and print what came of it; `keep` gets what there is after each process."""
     lengths = ", ".join(
         f"{key}={task[key]}" for key in ("prompt_tokens", "generation_tokens", "batch")
     )
-    say(f"{task['model'] or task['shape']} {name}: timing with {lengths}.")
+    out.print(f"{task['model'] or task['shape']} {name}: timing with {lengths}.", markup=False)
     rows: dict[str, list[dict[str, Any]]] = {"stock": [], "patched": []}
     with Progress(console=out, transient=True) as bar:
-        todo = bar.add_task("gating what is new", total=2 + 4 * options.blocks)
-        settle(task)
+        todo = bar.add_task("gating what is new", total=2 + len(cases.BLOCK) * options.blocks)
+        cases.settle(task)
         bar.update(todo, advance=1, description="timing")
-        for _ in range(options.blocks):
-            for arm in ("stock", "patched", "patched", "stock"):
-                rows[arm].append(ask(task, arm))
-                last = rows[arm][-1]["trials"][-1]
-                texts = [
-                    *(f"{k}={last[k]:.3f}" for k in KEYS),
-                    f"total_time={last['total_time']:.3f}",
-                ]
-                bar.console.print(f"{arm:8s} " + ", ".join(texts), markup=False)
-                bar.update(todo, advance=1)
-                keep({**task, "name": name, "samples": samples(rows)})
+        for arm, row in cases.processes(task, options.blocks):
+            rows[arm].append(row)
+            last = row["trials"][-1]
+            texts = [f"{key}={last[key]:.3f}" for key in (*cases.KEYS, "total_time")]
+            bar.console.print(f"{arm:8s} " + ", ".join(texts), markup=False)
+            bar.update(todo, advance=1)
+            keep({**task, "name": name, "samples": cases.samples(rows)})
         bar.update(todo, description="comparing logits")
-        logits = ask(task, "logits")
-    info = rows["patched"][-1]["info"]
-    found = {**task, "name": name, **compare(rows), "logits": logits, "routes": info["workloads"]}
+        logits = cases.ask(task, "logits")
     served = totals([{"problem": "", **row["info"]} for row in rows["patched"]])
-    found["hits"] = served["hits"]
-    found["withdrawn"] = []
-    # A plain cache is another task, with fewer operations a step: it sets no floor.
-    alike = found["stock_kv_bits"] == task["kv_bits"]
-    faster = alike and bool(task["settings"]["require_faster"])
-    found["problems"] = problems(found, faster)
-    if faster and found["ratio"] < FLOOR and told(found):
-        found["withdrawn"] = withdraw(
-            name, found, Registry(user_root()), info["device_info"]["slug"]
-        )
-    found["ok"] = not found["problems"]
+    case = cases.judge(name, task, rows, logits, served["hits"])
+    for text in report(case):
+        out.print(text, markup=False)
+    out.print(f"Served: {summary({**served, 'processes': 1})}", markup=False)
+    for text in [*(f"withdrawn: {slug}" for slug in case["withdrawn"]), *case["problems"]]:
+        out.print(text, markup=False, style="red")
+    return case
 
-    for arm in rows:
-        averages = ", ".join(f"{key}={found['averages'][arm][key]:.3f}" for key in KEYS)
-        say(f"Averages {arm:8s}: {averages}")
-    interval = f"[{found['low']:.3f}, {found['high']:.3f}]"
-    say(
-        f"Ratio patched / stock: generation {found['ratio']:.3f}"
-        f" {interval if len(found['blocks']) > 1 else '(one block: no interval)'},"
-        f" prompt {found['prompt_ratio']:.3f}, peak memory {found['memory_ratio']:.3f}"
+
+def report(case: Mapping[str, Any]) -> Iterator[str]:
+    """A case's numbers in a few lines for a person."""
+    for arm, averages in case["averages"].items():
+        yield f"Averages {arm:8s}: " + ", ".join(f"{k}={averages[k]:.3f}" for k in cases.KEYS)
+    interval = f"[{case['low']:.3f}, {case['high']:.3f}]"
+    yield (
+        f"Ratio patched / stock: generation {case['ratio']:.3f}"
+        f" {interval if len(case['blocks']) > 1 else '(one block: no interval)'},"
+        f" prompt {case['prompt_ratio']:.3f}, peak memory {case['memory_ratio']:.3f}"
     )
-    if not alike:
-        say("Stock mlx-lm cannot run on a quantised cache here: it ran on a plain one (no floor).")
-    say(
-        f"Parity: first {found['equal_tokens']} of {task['generation_tokens']} greedy tokens equal;"
+    if case["stock_kv_bits"] != case["kv_bits"]:
+        yield "Stock mlx-lm cannot run on a quantised cache here: it ran on a plain one (no floor)."
+    logits = case["logits"]
+    yield (
+        f"Parity: first {case['equal_tokens']} of {case['generation_tokens']} greedy tokens equal;"
         f" logits differ by {logits['difference']:.2e}; from float32 attention:"
         f" stock {logits['stock']:.2e}, patched {logits['patched']:.2e}"
     )
-    say(f"Served: {summary({**served, 'processes': 1})}")
-    for slug in found["withdrawn"]:
-        say(f"withdrawn: {slug}", style="red")
-    for problem in found["problems"]:
-        say(problem, style="red")
-    return found
-
-
-def problems(found: Mapping[str, Any], faster: bool) -> list[str]:
-    """Why a case is not as it should be; nothing where it is."""
-    says = []
-    logits = found["logits"]
-    if not found["hits"]:
-        says.append("not one call was served by a kernel: this compared stock with stock")
-    elif not logits["hits"]:
-        says.append("the logits were compared without a kernel: none serves plain decode here")
-    # Asked this way round, so that NaN is no agreement.
-    if not logits["patched"] <= LOGITS_RATIO * logits["stock"]:
-        says.append("the logits are further from float32 attention than rounding explains")
-    if faster and found["ratio"] < FLOOR:
-        noise = "" if told(found) else "; not told from noise: repeat with more --blocks"
-        served = [slug for slug, row in found.get("routes", {}).items() if row["hits"]]
-        where = f" with kernels on {', '.join(served)}" if served else ""
-        says.append(f"slower than stock: {found['ratio']:.3f}x, below {FLOOR}x{where}{noise}")
-    return says
-
-
-def told(found: Mapping[str, Any]) -> bool:
-    """Whether the blocks tell what is slower than stock from noise; one block tells nothing."""
-    return len(found["blocks"]) > 1 and bool(found["high"] < 1)
-
-
-def samples(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, list[Any]]:
-    """The trials of each process, by arm."""
-    return {arm: [row["trials"] for row in rows[arm]] for arm in rows}
-
-
-def compare(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
-    """The blocks of both arms as averages, ratios (patched over stock), the interval of the
-    generation's ratio, and the greedy tokens that are equal from the first on."""
-
-    def of(arm: str, key: str) -> np.ndarray[Any, np.dtype[np.float64]]:
-        return np.array([statistics.mean(t[key] for t in row["trials"]) for row in rows[arm]])
-
-    def ratio(key: str) -> np.ndarray[Any, np.dtype[np.float64]]:
-        pairs = [of(arm, key).reshape(-1, 2).mean(axis=1) for arm in ("patched", "stock")]
-        return np.asarray(pairs[0] / pairs[1])
-
-    ratios = ratio("generation_tps")
-    rng = np.random.default_rng(0)
-    medians = np.median(ratios[rng.integers(0, len(ratios), (2000, len(ratios)))], axis=1)
-    low, high = np.quantile(medians, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    pairs = zip(rows["stock"][0]["tokens"], rows["patched"][0]["tokens"], strict=True)
-    equal = [a == b for a, b in pairs]
-    return {
-        "samples": samples(rows),
-        "averages": {arm: {key: float(of(arm, key).mean()) for key in KEYS} for arm in rows},
-        "stock_kv_bits": rows["stock"][0]["kv_bits"],
-        "blocks": ratios.tolist(),
-        "ratio": float(np.median(ratios)),
-        "low": float(low),
-        "high": float(high),
-        "prompt_ratio": float(np.median(ratio("prompt_tps"))),
-        "memory_ratio": float(np.median(ratio("peak_memory"))),
-        "equal_tokens": equal.index(False) if False in equal else len(equal),
-    }
-
-
-def settle(task: Mapping[str, Any]) -> None:
-    """Let the gate finish: it takes a few seconds of each process, and what is timed afterwards
-    must only read stored verdicts."""
-    for _ in range(SETTLING):
-        info = ask({**task, "trials": 0}, "patched")["info"]
-        if not any(row["reason"].startswith("pending") for row in info["workloads"].values()):
-            return
-
-
-def withdraw(name: str, found: Mapping[str, Any], registry: Registry, device: str) -> list[str]:
-    """Take back the verdicts on all that served in a slower case; returns their workloads."""
-    taken = []
-    for slug, row in found["routes"].items():
-        if not row["hits"] or not row["verdict"]:
-            continue
-        verdict = Verdict.from_json(row["verdict"])
-        reason = f"withdrawn: {name} ran at {found['ratio']:.3f}x of stock end to end"
-        evidence = {"end_to_end": {k: found[k] for k in ("ratio", "low", "high", "averages")}}
-        try:
-            registry.publish(
-                device,
-                replace(
-                    verdict,
-                    faster=False,
-                    reason=reason,
-                    evidence={**verdict.evidence, **evidence},
-                ),
-            )
-        except RegistryError as error:
-            raise OpenEvolveError(f"{slug} is slower, and cannot be withdrawn: {error}") from None
-        taken.append(slug)
-    return taken
-
-
-def ask(task: Mapping[str, Any], arm: str) -> dict[str, Any]:
-    """A worker's answer. Raises OpenEvolveError with its last line where it has none."""
-    root = str(Path(__file__).resolve().parent.parent.parent)
-    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-    environment.pop(VARIABLE, None)  # under `run` the stock arm would be patched too
-    done = subprocess.run(
-        [sys.executable, "-m", "mlx_lm_openevolve.bench.worker"],
-        input=json.dumps({**task, "arm": arm}),
-        capture_output=True,
-        text=True,
-        env=environment,
-        check=False,
-    )
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-        whose = (
-            "stock mlx-lm fails on this by itself" if arm == "stock" else f"the {arm} arm failed"
-        )
-        raise OpenEvolveError(f"{whose}: {last[:300]}")
-    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return answer

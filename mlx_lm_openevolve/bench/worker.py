@@ -1,4 +1,4 @@
-"""One arm of `bench` in a process of its own: a task on standard input, an answer as last line.
+"""One arm of `bench` in a process of its own, asked once (see processes.py).
 
 A task: model (a path) or shape, draft, prompt_tokens, generation_tokens, batch, kv_bits, trials,
 seed, arm ("stock", "patched" or "logits") and settings (the arguments of enable_optimizations).
@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import copy
 import gc
-import json
-import sys
 import time
 from collections.abc import Callable
 from typing import Any, cast
@@ -28,6 +26,7 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from .. import enable_optimizations, get_optimization_info, optimizations
 from ..ops.attention import quantized
+from ..processes import serve
 from ..runtime.patch import Patch
 from . import model_configs as shapes
 
@@ -38,22 +37,19 @@ LOGIT_STEPS = 8
 KV_GROUP = 64
 
 
-def main() -> None:
-    """Answer the task on standard input."""
-    task = json.load(sys.stdin)
+def answer(task: dict[str, Any]) -> dict[str, Any]:
+    """Run an arm. "logits": what `logits` returns; else what `timed` returns, with `info`, that of
+    get_optimization_info(). Raises what the model raises."""
     model = load(task["model"] or task["shape"])
     rng = np.random.default_rng(task["seed"])
     shape = (task["batch"], task["prompt_tokens"])
     prompts = rng.integers(0, vocabulary(model), shape).tolist()
     if task["arm"] == "logits":
-        answer = logits(model, prompts, task)
-    else:
-        if task["arm"] == "patched":
-            enable_optimizations(**task["settings"])
-        draft = load(task["draft"]) if task["draft"] else None
-        answer = timed(model, draft, prompts, task)
-        answer["info"] = get_optimization_info()
-    print(json.dumps(answer))
+        return logits(model, prompts, task)
+    if task["arm"] == "patched":
+        enable_optimizations(**task["settings"])
+    draft = load(task["draft"]) if task["draft"] else None
+    return {**timed(model, draft, prompts, task), "info": get_optimization_info()}
 
 
 def load(name: str) -> Any:
@@ -84,8 +80,8 @@ def timed(model: Any, draft: Any, prompts: list[list[int]], task: dict[str, Any]
         if draft is None:
             steps = (t for t, _ in generate_step(prompt, model, max_tokens=tokens, **kv))
         else:
-            found = speculative_generate_step(prompt, model, draft, max_tokens=tokens, **kv)
-            steps = (t for t, _, _ in found)
+            drafted = speculative_generate_step(prompt, model, draft, max_tokens=tokens, **kv)
+            steps = (t for t, _, _ in drafted)
         start = time.perf_counter()
         made = [int(next(steps))]
         first = time.perf_counter()
@@ -153,9 +149,9 @@ def logits(model: Any, prompts: list[list[int]], task: dict[str, Any]) -> dict[s
     def decode() -> mx.array:
         own = copy.deepcopy(cache)
         steps = [model(more[:, i : i + 1], cache=own) for i in range(LOGIT_STEPS)]
-        found = mx.concatenate(steps, axis=1).astype(mx.float32)
-        mx.eval(found)
-        return found
+        out = mx.concatenate(steps, axis=1).astype(mx.float32)
+        mx.eval(out)
+        return out
 
     def under(wrap: Callable[[Attention], Attention]) -> mx.array:
         patch = Patch(base, "scaled_dot_product_attention", wrap)
@@ -171,15 +167,15 @@ def logits(model: Any, prompts: list[list[int]], task: dict[str, Any]) -> dict[s
         if not task["kv_bits"]:
             raise
         stock = under(dequantised)
-    truth = under(in_float32)
+    exact = under(in_float32)
     with optimizations(**task["settings"]):
         patched = decode()
         hits = sum(row["hits"] for row in get_optimization_info()["workloads"].values())
     return {
         "hits": hits,
         "difference": distance(patched, stock),
-        "stock": distance(stock, truth),
-        "patched": distance(patched, truth),
+        "stock": distance(stock, exact),
+        "patched": distance(patched, exact),
     }
 
 
@@ -235,4 +231,4 @@ def distance(a: mx.array, b: mx.array) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    serve(answer)

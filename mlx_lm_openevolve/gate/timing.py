@@ -18,6 +18,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from ..intervals import median_interval
 from ..ops.base import Call, TimingInputs
 
 __all__ = ["CONFIDENCE", "Arm", "Comparison", "bandwidth", "paired"]
@@ -26,7 +27,6 @@ CONFIDENCE = 0.99
 MIN_BLOCKS, _BLOCKS, MAX_BLOCKS = 10, 16, 60
 CHAIN = 64
 SAMPLE_SECONDS = 2e-3
-_RESAMPLES = 2000
 # Results handed to the GPU while the next calls are being built, as a model's layers do.
 _AHEAD = 8
 
@@ -135,15 +135,13 @@ def paired(a: Arm, b: Arm, call_seconds: float, budget: float, seed: int) -> Com
         [[arm.seconds(calls) for arm in (a, b, b, a)] for _ in range(blocks)], np.float64
     )
     ratios = (times[:, 0] + times[:, 3]) / (times[:, 1] + times[:, 2])
-    rng = np.random.default_rng(seed)
-    medians = np.median(ratios[rng.integers(0, blocks, (_RESAMPLES, blocks))], axis=1)
-    low, high = np.quantile(medians, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    low, high = median_interval(ratios.tolist(), CONFIDENCE, seed)
     return Comparison(
         a=tuple(times[:, [0, 3]].ravel().tolist()),
         b=tuple(times[:, [1, 2]].ravel().tolist()),
         ratio=float(np.median(ratios)),
-        low=float(low),
-        high=float(high),
+        low=low,
+        high=high,
     )
 
 

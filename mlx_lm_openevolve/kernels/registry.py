@@ -34,6 +34,7 @@ import platformdirs
 
 from .. import ops
 from ..errors import KernelError, NewerFormatError, RegistryError, WorkloadError
+from ..files import write_atomic
 from ..ops import Bucket, Workload
 from .kernel import KERNEL_ID, Kernel
 from .verdict import KINDS, Verdict, binding
@@ -141,7 +142,8 @@ class Registry:
                 raw[key] = _plain(verdict.raw)
             if raw:  # first: a record without its samples is whole, samples without one are not
                 text = json.dumps(raw, separators=(",", ":"), allow_nan=False)
-                _replace(folder / f"{layout}.raw.json.gz", gzip.compress(text.encode(), mtime=0))
+                data = gzip.compress(text.encode(), mtime=0)
+                write_atomic(folder / f"{layout}.raw.json.gz", data, durable=True)
             ordered = sorted(kept.values(), key=lambda x: (x[0].workload, [-n for n in x[0].rank]))
             record = self._read(folder / f"{layout}.json") or {"verdicts": []}
             foreign = [item for item in record["verdicts"] if _foreign(item)]
@@ -410,19 +412,4 @@ def _write(path: Path, record: Mapping[str, Any]) -> None:
             fields.append(f"{json.dumps(key)}: [\n  {lines}\n ]")
         else:
             fields.append(f"{json.dumps(key)}: {json.dumps(value)}")
-    _replace(path, ("{\n " + ",\n ".join(fields) + "\n}\n").encode())
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Replace a file whole: a reader sees the old one or the new one, never a part."""
-    descriptor, temporary = tempfile.mkstemp(prefix=".new-", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_atomic(path, ("{\n " + ",\n ".join(fields) + "\n}\n").encode(), durable=True)

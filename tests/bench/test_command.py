@@ -1,4 +1,4 @@
-"""`bench`: the arithmetic of blocks, withdrawal, and a whole case on the host in real processes."""
+"""`bench`: its options, what it prints and writes, and whole cases on the host in processes."""
 
 from __future__ import annotations
 
@@ -19,16 +19,14 @@ from rich.console import Console
 from samples import shipped_in_metal, store_correct
 
 from mlx_lm_openevolve import errors
+from mlx_lm_openevolve.bench import cases
 from mlx_lm_openevolve.bench import command as bench
 from mlx_lm_openevolve.bench import model_configs as shapes
 from mlx_lm_openevolve.bench import worker as bench_worker
 from mlx_lm_openevolve.cli.main import main
-from mlx_lm_openevolve.device import detect, fingerprint
-from mlx_lm_openevolve.kernels.registry import Registry, tuned_root
-from mlx_lm_openevolve.kernels.verdict import Verdict, gate_version
+from mlx_lm_openevolve.kernels.registry import Registry
 from mlx_lm_openevolve.ops.attention.workload import Workload
 from mlx_lm_openevolve.runtime.patch import Patch
-from mlx_lm_openevolve.runtime.planner import Planner
 
 ROOT = Path(__file__).resolve().parents[2]
 BUCKET = Workload(1, 4, 2, 1, 16, 64, 64, "bfloat16")
@@ -38,101 +36,6 @@ def parsed(*words: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     bench.add_arguments(parser)
     return parser.parse_args(words)
-
-
-def arm(rates: list[float], tokens: list[int], memory: float = 1.0) -> dict[str, Any]:
-    rows = [{"prompt_tps": 10 * r, "generation_tps": r, "peak_memory": memory} for r in rates]
-    return {"trials": rows, "tokens": tokens, "kv_bits": 0}
-
-
-def test_a_blocks_ratio_is_that_of_its_means_and_drift_cancels() -> None:
-    # The machine slows down by a third from block to block; patched is 1.5 times as fast.
-    rows: dict[str, list[dict[str, Any]]] = {"stock": [], "patched": []}
-    for speed in (90.0, 60.0, 40.0):
-        rows["stock"] += [arm([speed - 2], [1, 2, 3, 4]), arm([speed + 2], [1, 2, 3, 4])]
-        rows["patched"] += [arm([1.5 * speed], [1, 2, 9, 4], 2.0)] * 2
-    found = bench.compare(rows)
-    assert found["blocks"] == pytest.approx([1.5, 1.5, 1.5])
-    assert (found["ratio"], found["low"], found["high"]) == pytest.approx((1.5, 1.5, 1.5))
-    assert found["prompt_ratio"] == pytest.approx(1.5)
-    assert found["memory_ratio"] == pytest.approx(2.0)
-    assert found["equal_tokens"] == 2
-
-
-def test_the_interval_spans_the_blocks_that_disagree() -> None:
-    rows = {
-        "stock": [arm([100.0], [1])] * 6,
-        "patched": [arm([r], [1]) for r in (90.0, 90.0, 100.0, 100.0, 130.0, 130.0)],
-    }
-    found = bench.compare(rows)
-    assert (found["low"], found["ratio"], found["high"]) == pytest.approx((0.9, 1.0, 1.3))
-
-
-def case(**changes: Any) -> dict[str, Any]:
-    logits = {"hits": 8, "stock": 1e-3, "patched": 1e-3, "difference": 1e-3}
-    found = {"hits": 5, "blocks": [1.0, 1.1, 1.2], "ratio": 1.1, "low": 1.0, "high": 1.2}
-    return found | {"logits": logits} | changes
-
-
-@pytest.mark.parametrize(
-    ("changes", "faster", "says"),
-    [
-        ({}, True, ""),
-        ({"hits": 0}, True, "stock with stock"),
-        ({"ratio": 0.98, "high": 0.985}, True, "slower than stock: 0.980x"),
-        ({"ratio": 0.98, "high": 1.05}, True, "not told from noise"),
-        ({"ratio": 0.98, "high": 0.98, "blocks": [0.98]}, True, "not told from noise"),
-        ({"ratio": 0.01, "high": 0.02}, False, ""),
-        ({"logits": {"hits": 8, "stock": 1e-3, "patched": 3e-3}}, True, "logits"),
-        ({"logits": {"hits": 8, "stock": float("nan"), "patched": 0.0}}, True, "logits"),
-        ({"logits": {"hits": 0, "stock": 1e-3, "patched": 1e-3}}, True, "without a kernel"),
-    ],
-)
-def test_what_is_wrong_with_a_case_is_said(
-    changes: dict[str, Any], faster: bool, says: str
-) -> None:
-    found = bench.problems(case(**changes), faster)
-    assert bool(found) == bool(says)
-    assert says in " ".join(found)
-
-
-def test_a_withdrawn_verdict_serves_no_longer_and_is_not_gated_again(home: Path) -> None:
-    kernel = next(k for k in shipped_in_metal() if k.applies_to(BUCKET))
-    verdict = Verdict(
-        kernel=kernel.id,
-        params=kernel.default_params(BUCKET),
-        workload=BUCKET.slug,
-        correct=True,
-        faster=True,
-        reason="accepted",
-        fingerprint=fingerprint(detect("host"), gate_version("attention")),
-        timing={"ratio": 1.3},
-    )
-    user = Registry(home)
-    user.publish("host", verdict)
-
-    def planner() -> Planner:
-        tuned = Registry(tuned_root(), writable=False)
-        return Planner(detect("host"), [Registry(home), tuned], only=kernel)
-
-    assert planner().plan(BUCKET).kernel == kernel
-    other = replace(BUCKET, kv_len=32).slug
-    found = case(
-        ratio=0.9,
-        averages={},
-        routes={
-            BUCKET.slug: {"hits": 3, "verdict": verdict.to_json()},
-            other: {"hits": 0, "verdict": replace(verdict, workload=other).to_json()},
-        },
-    )
-    assert bench.withdraw("code_generation", found, user, "host") == [BUCKET.slug]
-    plan = planner().plan(BUCKET)
-    assert plan.kernel is None
-    assert plan.reason == "rejected: withdrawn: code_generation ran at 0.900x of stock end to end"
-    (kept,) = Registry(home).verdicts("host", BUCKET)
-    assert kept.correct
-    assert kept.evidence["end_to_end"]["ratio"] == 0.9
-    assert kept.timing == {"ratio": 1.3}
 
 
 def test_presets_are_the_five_of_the_example_and_shapes_build_by_name() -> None:
@@ -204,7 +107,7 @@ def test_a_slower_preset_fails_names_its_workloads_and_withdraws_them(
         trial = {"prompt_tps": 1.0, "generation_tps": rate, "peak_memory": 1.0, "total_time": 1.0}
         return {"trials": [trial], "tokens": [1, 2], "kv_bits": 0, "info": info}
 
-    monkeypatch.setattr(bench, "ask", answered)
+    monkeypatch.setattr(cases, "ask", answered)
     options = parsed("--shape", "qwen3-0.6b", "--preset", "code_generation", *asked)
     ((name, task),) = bench.tasks(options)
     screen = io.StringIO()
@@ -351,8 +254,8 @@ def test_an_interrupted_case_leaves_its_samples(
             raise KeyboardInterrupt
         return {"trials": [trial], "tokens": [1, 2], "kv_bits": 0, "info": {}}
 
-    monkeypatch.setattr(bench, "ask", answered)
-    monkeypatch.setattr(bench, "settle", lambda task: None)
+    monkeypatch.setattr(cases, "ask", answered)
+    monkeypatch.setattr(cases, "settle", lambda task: None)
     path = tmp_path / "found.json"
     words = ["--shape", "qwen3-0.6b", "-p", "8", "-g", "4", "--any-correct", "--backend", "host"]
     with pytest.raises(KeyboardInterrupt):

@@ -11,10 +11,11 @@ import evolve_kernels
 import pytest
 
 from mlx_lm_openevolve.errors import OpenEvolveError, UsageError
-from mlx_lm_openevolve.evolve import loop
+from mlx_lm_openevolve.evolve import events, loop
 from mlx_lm_openevolve.evolve.archive import MAX_DEATHS, Archive
-from mlx_lm_openevolve.evolve.candidate import Candidate, Done, Result, geomean
+from mlx_lm_openevolve.evolve.candidate import Candidate
 from mlx_lm_openevolve.evolve.config import Config, Search
+from mlx_lm_openevolve.evolve.evaluation import Evaluation, WorkloadResult, geomean
 from mlx_lm_openevolve.kernels.kernel import Kernel
 
 SLUGS = (evolve_kernels.DECODE.slug, evolve_kernels.MASKED.slug)
@@ -36,8 +37,8 @@ def archive(tmp_path: Path) -> Archive:
     made.close()
 
 
-def result(ratio: float, **more: float) -> Result:
-    return Result({"step": 1}, 1e-5 / ratio, ratio, ratio * 0.99, ratio * 1.01, **more)
+def result(ratio: float, **more: float) -> WorkloadResult:
+    return WorkloadResult({"step": 1}, 1e-5 / ratio, ratio, ratio * 0.99, ratio * 1.01, **more)
 
 
 def try_one(
@@ -48,9 +49,9 @@ def try_one(
     candidate = Candidate(
         number, "llm", kernel.id, tuple(ratios), {"step": 1}, parent, island=island
     )
-    archive.add("proposed", candidate=candidate.to_json())
-    done = Done(results={slug: result(ratio) for slug, ratio in ratios.items()})
-    archive.add("done", number=number, done=done.to_json())
+    archive.add(events.Proposed(candidate))
+    done = Evaluation(results={slug: result(ratio) for slug, ratio in ratios.items()})
+    archive.add(events.Evaluated(number, done))
     return number
 
 
@@ -62,7 +63,7 @@ def state(archive: Archive) -> object:
         archive.cells,
         archive.history,
         dict(archive.kernel_best),
-        archive.poison,
+        archive.worker_deaths,
         archive.banned,
     )
 
@@ -74,7 +75,7 @@ def other(note: str) -> Kernel:
 def test_a_replay_gives_the_same_archive(archive: Archive) -> None:
     try_one(archive, evolve_kernels.kernel(), {SLUGS[0]: 1.2, SLUGS[1]: 0.7})
     try_one(archive, other("1"), {SLUGS[0]: 1.1, SLUGS[1]: 1.4}, evolve_kernels.kernel().id)
-    archive.add("poison", key=f"{other('1').id} x", reason="it hung")
+    archive.add(events.EndedWorker(f"{other('1').id} x", "it hung"))
     before = state(archive)
     archive.close()
     again = Archive.open(archive.folder)
@@ -90,7 +91,7 @@ def test_half_a_last_line_is_cut_and_an_earlier_one_is_an_error(archive: Archive
     path.write_bytes(whole + b'{"event":"done","num')
     again = Archive.open(archive.folder)
     assert len(again.done) == 1
-    again.add("resume", pending=[])
+    again.add(events.Resumed())
     again.close()
     assert [json.loads(line)["event"] for line in path.read_text().splitlines()][-1] == "resume"
     path.write_bytes(whole.replace(b'"proposed"', b'"propo', 1))
@@ -118,7 +119,7 @@ def test_a_full_disk_loses_nothing_that_was_written(
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OpenEvolveError, match=r"No space left.*--resume"):
-        archive.add("end", reason="x")
+        archive.add(events.Ended("x"))
     monkeypatch.setattr(os, "fsync", real)
     assert (archive.folder / "events.jsonl").stat().st_size == size
     assert archive.ended == ""
@@ -178,11 +179,11 @@ def test_in_flight_at_two_deaths_is_given_up(archive: Archive) -> None:
     kernel = evolve_kernels.kernel()
     archive.registry.add(kernel)
     candidate = Candidate(1, "llm", kernel.id, (SLUGS[0],))
-    archive.add("proposed", candidate=candidate.to_json())
+    archive.add(events.Proposed(candidate))
     for _ in range(MAX_DEATHS):
         batch = archive.pending()
         assert loop.refused(archive, batch) == []
-        archive.add("resume", pending=[1])
+        archive.add(events.Resumed((1,)))
     loop.refused(archive, archive.pending())
     assert archive.done[1].cause == "lost"
 
@@ -190,7 +191,7 @@ def test_in_flight_at_two_deaths_is_given_up(archive: Archive) -> None:
 def test_a_kernel_that_ends_worker_after_worker_is_banned(archive: Archive) -> None:
     for step in range(3):
         assert not archive.banned
-        archive.add("poison", key=f"0123456789ab x {step}", reason="crash")
+        archive.add(events.EndedWorker(f"0123456789ab x {step}", "crash"))
     assert archive.banned == {"0123456789ab"}
 
 

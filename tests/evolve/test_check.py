@@ -19,13 +19,13 @@ pytestmark = pytest.mark.skipif(
 def test_a_right_kernel_passes_and_is_counted(workload: Workload) -> None:
     kernel = evolve_kernels.kernel()
     found = check.check(kernel, {"step": 1}, workload, seed=0)
-    assert (found["cause"], found["finding"], found["host"]) == ("", "", "")
-    assert 0 < found["margin"] <= 1
-    (counters,) = found["points"][0]["counters"]
+    assert (found.cause, found.finding, found.host) == ("", "", "")
+    assert 0 < found.margin <= 1
+    (counters,) = found.points[0].counters
     assert counters["device_read_bytes"] > counters["compulsory_read_bytes"] > 0
-    modelled = measure.modelled(kernel, {"step": 1}, workload, found["points"])
-    assert modelled["modelled"]
-    assert modelled["seconds"] > 0
+    modelled = measure.modelled(kernel, {"step": 1}, workload, found.points)
+    assert modelled.modelled
+    assert modelled.seconds > 0
 
 
 def test_the_corpus_is_large_enough() -> None:
@@ -36,6 +36,6 @@ def test_the_corpus_is_large_enough() -> None:
 def test_a_cheat_is_caught_by_the_check_meant_for_it(name: str) -> None:
     kernel, workload, cause, words = CHEATS[name]
     found = check.check(kernel, {"step": 1}, workload, seed=0)
-    assert found["cause"] == cause, found["finding"]
-    assert words in found["finding"]
-    assert found["finding"]
+    assert found.cause == cause, found.finding
+    assert words in found.finding
+    assert found.finding

@@ -21,13 +21,14 @@ import pytest
 
 from mlx_lm_openevolve import metalhost
 from mlx_lm_openevolve.errors import UsageError
-from mlx_lm_openevolve.evolve import loop
-from mlx_lm_openevolve.evolve.archive import Archive
-from mlx_lm_openevolve.evolve.candidate import Candidate, Done
-from mlx_lm_openevolve.evolve.config import Budget, Config, Llm, Model, Search
-from mlx_lm_openevolve.evolve.evaluator import Lab
+from mlx_lm_openevolve.evolve import events, loop
+from mlx_lm_openevolve.evolve.archive import Archive, Best
+from mlx_lm_openevolve.evolve.candidate import Candidate
+from mlx_lm_openevolve.evolve.config import Budget, Config, LanguageModel, LlmConfig, Search
+from mlx_lm_openevolve.evolve.evaluation import Evaluation
+from mlx_lm_openevolve.evolve.evaluator import LocalEvaluator
 from mlx_lm_openevolve.evolve.prompt import effect
-from mlx_lm_openevolve.evolve.propose.llm import Llm as AskModels
+from mlx_lm_openevolve.evolve.propose.llm import LlmProposer
 from mlx_lm_openevolve.evolve.propose.structural import WithTuning
 from mlx_lm_openevolve.evolve.publish import publish
 from mlx_lm_openevolve.kernels.kernel import Kernel
@@ -163,15 +164,15 @@ def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
 
 
 class Unmeasured:
-    """A bench on which everything works and nothing is faster: for the endpoint's sake."""
+    """An evaluator for which everything works and nothing is faster: for the endpoint's sake."""
 
-    def baselines(self, archive: Archive) -> Iterator[tuple[str, dict[str, object]]]:
+    def baselines(self, archive: Archive) -> Iterator[events.Baseline]:
         for slug in archive.slugs:
-            yield slug, {"seconds": 2e-5, "floor": 1e-6, "bound": "memory"}
+            yield events.Baseline(slug, 2e-5, 1e-6, "memory")
 
-    def run(self, archive: Archive, batch: list[Candidate]) -> Iterator[tuple[int, Done]]:
+    def run(self, archive: Archive, batch: list[Candidate]) -> Iterator[tuple[int, Evaluation]]:
         for candidate in batch:
-            yield candidate.number, Done("wrong", "unmeasured")
+            yield candidate.number, Evaluation("wrong", "unmeasured")
 
 
 def create(tmp_path: Path, *, candidates: int, budget: Budget | None = None, **llm: Any) -> Archive:
@@ -182,7 +183,7 @@ def create(tmp_path: Path, *, candidates: int, budget: Budget | None = None, **l
         proposer="llm",
         budget=budget or Budget(candidates=candidates),
         search=Search(tune_after=0, batch=1),
-        llm=replace(Llm(models=(Model("m", 1, 2.0, 10.0),), timeout=1.0), **llm),
+        llm=replace(LlmConfig(models=(LanguageModel("m", 1, 2.0, 10.0),), timeout=1.0), **llm),
     )
     return Archive.create(tmp_path / "run", config, {})
 
@@ -190,7 +191,7 @@ def create(tmp_path: Path, *, candidates: int, budget: Budget | None = None, **l
 def ask(archive: Archive, seeds: list[Kernel], bench: Any = None) -> tuple[str, list[float]]:
     """Run to the end; why it stopped, and the pauses that were made."""
     pauses: list[float] = []
-    proposer = WithTuning(AskModels(seeds, sleep=pauses.append), seeds)
+    proposer = WithTuning(LlmProposer(seeds, sleep=pauses.append), seeds)
     try:
         return loop.evolve(archive, proposer, bench or Unmeasured(), lambda a: None), pauses
     finally:
@@ -267,7 +268,7 @@ def test_without_a_key_or_an_endpoint_of_ones_own_it_says_so(
 
 def test_models_are_asked_by_their_weights(tmp_path: Path, endpoint: Endpoint) -> None:
     endpoint.replies = [says("rubbish")]
-    archive = create(tmp_path, candidates=31, models=(Model("a", 9), Model("b", 1)))
+    archive = create(tmp_path, candidates=31, models=(LanguageModel("a", 9), LanguageModel("b", 1)))
     ask(archive, [WASTEFUL])
     names = [request["model"] for request in endpoint.asked]
     assert names.count("a") > names.count("b") > 0
@@ -296,8 +297,8 @@ def test_an_improving_edit_is_found_credited_and_published(
 ) -> None:
     endpoint.replies = [says(NO_COMPILE), says(REPAIR), says("rubbish")]
     archive = create(tmp_path, candidates=3)
-    with Lab(archive) as lab:
-        ask(archive, [WASTEFUL], lab)
+    with LocalEvaluator(archive) as evaluator:
+        ask(archive, [WASTEFUL], evaluator)
     seed, broken, mended = (archive.candidates[n] for n in (1, 2, 3))
     assert (seed.kernel, seed.proposer) == (WASTEFUL.id, "seed")
     # A float stored as bfloat: refused as Metal refuses it, and mended in one turn.
@@ -313,12 +314,12 @@ def test_an_improving_edit_is_found_credited_and_published(
     assert archive.load(mended.kernel).origin == "run run candidate 3"
 
     again = Archive.open(archive.folder)
-    again.best[SMALL.slug] = (mended.kernel, archive.done[3].results[SMALL.slug], 3)
+    again.best[SMALL.slug] = Best(mended.kernel, archive.done[3].results[SMALL.slug], 3)
     fast = replace(archive.done[3].results[SMALL.slug], ratio=1.5, low=1.4, high=1.6)
     again.kernel_best[mended.kernel][SMALL.slug] = fast
     (event,) = publish(again, [Registry(home)])
     again.close()
-    assert (event["kernel"], event["device"], event["correct"]) == (mended.kernel, "host", True)
+    assert (event.kernel, event.device, event.correct) == (mended.kernel, "host", True)
     (verdict,) = Registry(home).verdicts("host", SMALL)
     assert verdict.correct
     assert not verdict.faster  # the host proves, it never measures
@@ -348,7 +349,7 @@ def test_a_real_server_with_a_tiny_random_model_drives_a_whole_run(
             archive = create(
                 tmp_path,
                 candidates=4,
-                models=(Model(str(tiny_folder)),),
+                models=(LanguageModel(str(tiny_folder)),),
                 context=1200,
                 answer=24,
                 timeout=120.0,

@@ -20,11 +20,10 @@ from rich.console import Console
 
 from mlx_lm_openevolve import metalhost
 from mlx_lm_openevolve.errors import UsageError
-from mlx_lm_openevolve.evolve import commands
-from mlx_lm_openevolve.evolve import progress as live
-from mlx_lm_openevolve.evolve import two_machines as stages
+from mlx_lm_openevolve.evolve import commands, progress, two_machines
 from mlx_lm_openevolve.evolve.archive import Archive
 from mlx_lm_openevolve.evolve.candidate import Candidate
+from mlx_lm_openevolve.evolve.events import Evaluated
 from mlx_lm_openevolve.evolve.report import pass_at
 from mlx_lm_openevolve.kernels.registry import Registry
 
@@ -81,7 +80,7 @@ def test_a_run_with_tune_needs_no_key_and_no_network(tmp_path: Path, folder: Pat
     assert "http" not in page.replace("http-equiv", "")  # nothing is fetched
     assert len(report["files"]) == 6
     view = Console(width=120, record=True, file=io.StringIO())
-    view.print(live.picture(Archive.open(out, write=False), 12.0))
+    view.print(progress.picture(Archive.open(out, write=False), 12.0))
     assert "12.0 a minute" in view.export_text()
 
 
@@ -149,8 +148,8 @@ def test_a_kill_at_any_moment_loses_and_repeats_nothing(tmp_path: Path, folder: 
         archive = Archive.open(out, write=False)
         assert done <= set(archive.done)
         done = set(archive.done)
-        kinds = [e["number"] for e in archive.events if e["event"] == "done"]
-        assert len(kinds) == len(set(kinds))  # none was run to its end twice
+        numbers = [e.number for e in archive.journal.events if isinstance(e, Evaluated)]
+        assert len(numbers) == len(set(numbers))  # none was run to its end twice
     assert done == {1, 2, 3, 4, 5, 6}
     assert archive.ended == "6 candidates are done"
     settings = [(*(c.params or {}).items(), c.kernel) for c in archive.candidates.values()]
@@ -162,8 +161,8 @@ def test_two_machines_give_what_one_would(tmp_path: Path, folder: Path) -> None:
     out, batch = tmp_path / "run", tmp_path / "batch"
     _, checked, _ = run(*arguments, "--stage", "check", batch, "--candidates", 2, "--out", out)
     assert (checked["passed"], checked["candidates"]) == (2, 0)
-    assert stages.measure_stage(batch, lambda text: None) == 2
-    assert stages.measure_stage(batch, lambda text: None) == 2  # again: nothing is left to do
+    assert two_machines.measure_stage(batch, lambda text: None) == 2
+    assert two_machines.measure_stage(batch, lambda text: None) == 2  # again: nothing is left to do
     events = batch / "events.jsonl"
     tail = ("--kernels", folder, "--no-publish", "--candidates", 2)
     _, merged, text = run("--resume", out, "--merge", events, *tail)

@@ -14,11 +14,10 @@ import pytest
 
 from mlx_lm_openevolve import backends
 from mlx_lm_openevolve.device import detect
-from mlx_lm_openevolve.evolve import cost_model as model
-from mlx_lm_openevolve.evolve import measure
+from mlx_lm_openevolve.evolve import cost_model, measure
+from mlx_lm_openevolve.evolve.evaluation import Measurement, Point, Request
 from mlx_lm_openevolve.gate import judge as gate
-from mlx_lm_openevolve.gate import speed as race
-from mlx_lm_openevolve.gate import timing
+from mlx_lm_openevolve.gate import speed, timing
 from mlx_lm_openevolve.ops.attention.reference import sdpa
 from mlx_lm_openevolve.ops.attention.workload import Workload
 
@@ -26,46 +25,39 @@ W = Workload(1, 4, 2, 1, 256, 64, 64, "float32")
 
 
 @pytest.fixture
-def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Any], dict[str, Any]]]:
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Any], Measurement]]:
     """Measure `make(workload) -> call` as if a backend had built it from a kernel."""
-    measure._stands.clear()
+    measure._setups.clear()
     # A cache as small as this lies in the processor's own: no roof is known for that.
     monkeypatch.setattr(timing, "bandwidth", lambda cache: 1e15)
 
     def run(
         make: Any, best: float = 0.0, workload: Workload = W, sdpa_seconds: float = 0.0
-    ) -> dict[str, Any]:
+    ) -> Measurement:
         module = SimpleNamespace(build=lambda kernel, params, exact: make(exact))
         monkeypatch.setattr(backends, "get", lambda name: module)
-        return measure.measure(
-            evolve_kernels.kernel(),
-            {"step": 1},
-            workload,
-            "host",
-            best=best,
-            seconds=0.2,
-            seed=0,
-            sdpa_seconds=sdpa_seconds,
-        )
+        times = {"best": best, "seconds": 0.2, "sdpa_seconds": sdpa_seconds}
+        request = Request("measure", workload.slug, 0, backend="host", **times)
+        return measure.measure(evolve_kernels.kernel(), {"step": 1}, request)
 
     yield run
-    measure._stands.clear()
+    measure._setups.clear()
 
 
 def test_sdpa_itself_is_correct_and_no_faster_than_itself(stand_in: Any) -> None:
     found = stand_in(sdpa)
-    assert found["cause"] == ""
-    assert 0.3 < found["low"] <= found["ratio"] <= found["high"] < 3
-    assert found["margin"] > 0
-    assert found["seconds"] > 0
-    assert not found["aborted"]
+    assert found.cause == ""
+    assert 0.3 < found.low <= found.ratio <= found.high < 3
+    assert found.margin > 0
+    assert found.seconds > 0
+    assert not found.aborted
 
 
 def test_a_candidate_twice_as_slow_as_the_best_is_cut_short(stand_in: Any) -> None:
     found = stand_in(sdpa, best=1e-9)
-    assert found["cause"] == ""
-    assert found["aborted"]
-    assert found["trials"] == 2 * timing.MIN_BLOCKS
+    assert found.cause == ""
+    assert found.aborted
+    assert found.trials == 2 * timing.MIN_BLOCKS
 
 
 def remembers(exact: Workload) -> Callable[..., mx.array]:
@@ -105,15 +97,15 @@ def first_then_queries(exact: Workload) -> Callable[..., mx.array]:
 )
 def test_cheats_in_a_call_are_wrong(stand_in: Any, make: Any) -> None:
     found = stand_in(make)
-    assert found["cause"] == "wrong", found
-    assert found["finding"]
+    assert found.cause == "wrong", found
+    assert found.finding
 
 
 def test_a_right_result_is_no_fault_where_sdpa_is_wrong(
     stand_in: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(race, "answer", lambda w, queries, *rest: 2 * sdpa(w)(queries, *rest))
-    assert stand_in(sdpa)["cause"] == ""
+    monkeypatch.setattr(speed, "answer", lambda w, queries, *rest: 2 * sdpa(w)(queries, *rest))
+    assert stand_in(sdpa).cause == ""
 
 
 def test_what_was_timed_over_a_quantised_cache_is_checked_again(
@@ -121,39 +113,42 @@ def test_what_was_timed_over_a_quantised_cache_is_checked_again(
 ) -> None:
     monkeypatch.setattr(gate, "static_rules", lambda kernel, params, workload: "")
     packed = replace(W, kv_bits=8, kv_group=64)
-    assert stand_in(sdpa, workload=packed)["cause"] == ""
+    assert stand_in(sdpa, workload=packed).cause == ""
     found = stand_in(first_then_queries, workload=packed)
-    assert (found["cause"], "a timed result" in found["finding"]) == ("wrong", True)
+    assert (found.cause, "a timed result" in found.finding) == ("wrong", True)
 
 
 def test_a_time_below_the_roofline_is_a_fault_of_the_measurement(
     stand_in: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(timing, "bandwidth", lambda cache: 1.0)  # a byte a second
-    assert stand_in(sdpa)["cause"] == "roofline"
+    assert stand_in(sdpa).cause == "roofline"
 
 
 def test_a_baseline_that_moved_is_a_fault_of_the_measurement(stand_in: Any) -> None:
     found = stand_in(sdpa)
-    assert stand_in(sdpa, sdpa_seconds=found["seconds"] / 40)["cause"] == "unsteady"
+    assert stand_in(sdpa, sdpa_seconds=found.seconds / 40).cause == "unsteady"
 
 
 def test_the_baseline_has_a_floor_below_it() -> None:
-    measure._stands.clear()
+    measure._setups.clear()
     found = measure.baseline(W, "host", 0)
-    assert found["floor"] > 0
-    assert found["seconds"] > model.compulsory(W) / (10 * found["bandwidth"])
-    assert found["bound"] in ("memory", "compute", "launch")
-    measure._stands.clear()
+    assert found.floor > 0
+    assert found.seconds > cost_model.compulsory(W) / (10 * found.bandwidth)
+    assert found.bound in ("memory", "compute", "launch")
+    measure._setups.clear()
 
 
 def test_floors_and_flops() -> None:
     decode = Workload(1, 32, 8, 1, 4096, 128, 128, "bfloat16")
-    assert model.flops(decode) == 2 * 32 * 4096 * 256
-    assert decode.kv_bytes() < model.compulsory(decode) < 1.01 * decode.kv_bytes()
-    assert model.floor(decode, 1e12, 1e15, 1e-6) == (model.compulsory(decode) / 1e12, "memory")
-    assert model.floor(decode, 1e15, 1e18, 1e-6)[1] == "launch"
-    assert model.floor(decode, 1e15, 1e9, 1e-6)[1] == "compute"
+    assert cost_model.flops(decode) == 2 * 32 * 4096 * 256
+    assert decode.kv_bytes() < cost_model.compulsory(decode) < 1.01 * decode.kv_bytes()
+    assert cost_model.floor(decode, 1e12, 1e15, 1e-6) == (
+        cost_model.compulsory(decode) / 1e12,
+        "memory",
+    )
+    assert cost_model.floor(decode, 1e15, 1e18, 1e-6)[1] == "launch"
+    assert cost_model.floor(decode, 1e15, 1e9, 1e-6)[1] == "compute"
 
 
 def test_modelled_time_grows_with_the_keys_and_with_what_is_read() -> None:
@@ -161,24 +156,24 @@ def test_modelled_time_grows_with_the_keys_and_with_what_is_read() -> None:
     small = Workload(1, 4, 2, 1, 125, 64, 64, "bfloat16")
     long = Workload(1, 4, 2, 1, 509, 64, 64, "bfloat16")
 
-    def points(scale: int) -> list[dict[str, Any]]:
+    def points(scale: int) -> list[Point]:
         return [
-            {
-                "on": w.slug,
-                "counters": [
+            Point(
+                w.slug,
+                (
                     {
                         "read_lines": scale * w.kv_len,
                         "compulsory_read_bytes": 128 * w.kv_len,
                         "flops": w.kv_len,
-                    }
-                ],
-            }
+                    },
+                ),
+            )
             for w in (small, long)
         ]
 
     def seconds(kv_len: int, scale: int = 100) -> float:
         target = Workload(8, 32, 8, 1, kv_len, 64, 64, "bfloat16")
-        return float(measure.modelled(kernel, {"step": 1}, target, points(scale))["seconds"])
+        return measure.modelled(kernel, {"step": 1}, target, points(scale)).seconds
 
     assert seconds(4096) > 1.5 * seconds(2048)
     assert seconds(4096, scale=200) > 1.5 * seconds(4096)

@@ -20,12 +20,20 @@ from rich.console import Console
 
 from mlx_lm_openevolve import metalhost
 from mlx_lm_openevolve.errors import UsageError
-from mlx_lm_openevolve.evolve import commands, features, prompt, report
+from mlx_lm_openevolve.evolve import (
+    commands,
+    events,
+    features,
+    options,
+    prompt,
+    report,
+    two_machines,
+)
 from mlx_lm_openevolve.evolve import ncu as profile
-from mlx_lm_openevolve.evolve import two_machines as stages
 from mlx_lm_openevolve.evolve.archive import Archive
-from mlx_lm_openevolve.evolve.candidate import Candidate, Done, Result
+from mlx_lm_openevolve.evolve.candidate import Candidate
 from mlx_lm_openevolve.evolve.config import Config
+from mlx_lm_openevolve.evolve.evaluation import Evaluation, WorkloadResult
 from mlx_lm_openevolve.evolve.ncu import ProfileError, Profiler
 from mlx_lm_openevolve.evolve.propose.mailbox import Mailbox
 from mlx_lm_openevolve.kernels.kernel import Kernel
@@ -303,7 +311,7 @@ def archive(tmp_path: Path) -> Iterator[Archive]:
     made = Archive.create(
         tmp_path / "run", Config("host", (evolve_kernels.DECODE,), (1.0,)), {"name": "chip"}
     )
-    made.add("baseline", workload=SLUG, seconds=4e-5, floor=1e-5, bound="memory")
+    made.add(events.Baseline(SLUG, 4e-5, 1e-5, "memory"))
     yield made
     made.close()
 
@@ -312,14 +320,14 @@ def add(archive: Archive, kernel: Kernel, ratio: float, step: int = 1) -> Kernel
     archive.registry.add(kernel)
     number = archive.next_number()
     candidate = Candidate(number, "llm", kernel.id, (SLUG,), {"step": step})
-    archive.add("proposed", candidate=candidate.to_json())
-    result = Result({"step": step}, 4e-5 / ratio, ratio, ratio - 0.1, ratio + 0.1)
-    archive.add("done", number=number, done=Done(results={SLUG: result}).to_json())
+    archive.add(events.Proposed(candidate))
+    result = WorkloadResult({"step": step}, 4e-5 / ratio, ratio, ratio - 0.1, ratio + 0.1)
+    archive.add(events.Evaluated(number, Evaluation(results={SLUG: result})))
     return kernel
 
 
 def kinds(archive: Archive) -> list[str]:
-    return [event["event"] for event in archive.events]
+    return [event.kind for event in archive.journal.events]
 
 
 def test_the_parent_and_the_best_are_profiled_once_and_a_resumed_run_knows_it(
@@ -350,9 +358,7 @@ def test_the_parent_and_the_best_are_profiled_once_and_a_resumed_run_knows_it(
     # longer its.
     old = archive.best[SLUG][1]
     add(archive, best, 1.7, step=2)
-    archive.add(
-        "profile", kernel=best.id, workload=SLUG, params=dict(old.params), profile=dict(old.profile)
-    )
+    archive.add(events.Profiled(best.id, SLUG, old.params, old.profile))
     assert not archive.best[SLUG][1].profile
     assert "GPU profile" not in report._workloads(archive)
     profiler(archive)
@@ -386,7 +392,7 @@ def test_the_mailbox_looks_at_the_parent_before_it_writes_a_prompt(
 ) -> None:
     ncu(one(GOOD))
     parent = add(archive, evolve_kernels.kernel(), 1.1)
-    box = Mailbox([parent], 0.01, look=Profiler(lambda text: pytest.fail(text)))
+    box = Mailbox([parent], 0.01, profile=Profiler(lambda text: pytest.fail(text)))
     box.propose(archive, 1)
     (asked,) = (archive.folder / "prompts").iterdir()
     assert "GPU profile: 9.0 us" in asked.read_text()
@@ -428,8 +434,7 @@ def test_memory_is_what_was_measured_where_it_was() -> None:
 def test_a_profile_moves_a_kernel_to_another_cell(archive: Archive) -> None:
     kernel = add(archive, evolve_kernels.kernel(), 1.2)
     before = archive.cell(kernel.id)
-    archive.add("profile", kernel=kernel.id, workload=SLUG, params={"step": 1},
-                profile={"dram": 0.8})  # fmt: skip
+    archive.add(events.Profiled(kernel.id, SLUG, {"step": 1}, {"dram": 0.8}))
     after = archive.cell(kernel.id)
     assert "/streaming/" in after
     assert before != after
@@ -443,8 +448,8 @@ def test_profiles_of_another_machine_are_merged_once(archive: Archive, tmp_path:
     other = {**event, "params": {"step": 4}}
     path = tmp_path / "events.jsonl"
     path.write_text("".join(json.dumps(e) + "\n" for e in (other, event, event)))
-    stages.merge(archive, path)
-    stages.merge(archive, path)
+    two_machines.merge(archive, path)
+    two_machines.merge(archive, path)
     assert kinds(archive).count("profile") == 1
     assert archive.best[SLUG][1].profile == {"dram": 0.8}
 
@@ -458,6 +463,6 @@ def test_profiles_are_made_for_prompts_unless_told_otherwise() -> None:
         (None, "metal", True, False),
         (False, "host", True, False),
     ):
-        assert commands._profiles(told, backend, default) is expected
+        assert options.profiles(told, backend, default) is expected
     with pytest.raises(UsageError, match="--profile: ncu is NVIDIA's"):
-        commands._profiles(True, "metal", True)
+        options.profiles(True, "metal", True)

@@ -10,10 +10,18 @@ import evolve_kernels
 import pytest
 
 from mlx_lm_openevolve.errors import UsageError
-from mlx_lm_openevolve.evolve import features, prompt, suites
+from mlx_lm_openevolve.evolve import events, features, prompt, suites
 from mlx_lm_openevolve.evolve.archive import Archive
-from mlx_lm_openevolve.evolve.candidate import Candidate, Done, Result
-from mlx_lm_openevolve.evolve.config import Budget, Config, Llm, Model, Search, seconds_of
+from mlx_lm_openevolve.evolve.candidate import Candidate
+from mlx_lm_openevolve.evolve.config import (
+    Budget,
+    Config,
+    LanguageModel,
+    LlmConfig,
+    Search,
+    seconds_of,
+)
+from mlx_lm_openevolve.evolve.evaluation import Evaluation, WorkloadResult
 from mlx_lm_openevolve.evolve.propose.answers import AnswerError, apply, note_of, parent_of
 from mlx_lm_openevolve.evolve.propose.structural import choose_parent
 from mlx_lm_openevolve.kernels.kernel import Kernel
@@ -45,15 +53,14 @@ def archive(tmp_path: Path) -> Iterator[Archive]:
     made = Archive.create(
         tmp_path / "run", Config("host", (evolve_kernels.DECODE,), (1.0,)), {"name": "chip"}
     )
-    made.add("baseline", workload=SLUG, seconds=4e-5, floor=1e-5, bound="memory")
+    made.add(events.Baseline(SLUG, 4e-5, 1e-5, "memory"))
     seed = evolve_kernels.kernel()
     add(made, seed, 1.25, note="the seed")
     add(made, child("-1e37f"), 1.5, parent=seed.id, note="another top")
     made.add(
-        "proposed",
-        candidate=Candidate(3, "llm", "", (), note="no idea", error="x", parent=seed.id).to_json(),
+        events.Proposed(Candidate(3, "llm", "", (), note="no idea", error="x", parent=seed.id))
     )
-    made.add("done", number=3, done=Done("answer", "no EDIT in it").to_json())
+    made.add(events.Evaluated(3, Evaluation("answer", "no EDIT in it")))
     yield made
     made.close()
 
@@ -62,9 +69,11 @@ def add(archive: Archive, kernel: Kernel, ratio: float, **more: str) -> None:
     archive.registry.add(kernel)
     number = archive.next_number()
     candidate = Candidate(number, "llm", kernel.id, (SLUG,), {"step": 1}, **more)  # type: ignore[arg-type]
-    archive.add("proposed", candidate=candidate.to_json())
-    result = Result({"step": 1}, 4e-5 / ratio, ratio, ratio - 0.1, ratio + 0.1, counters=COUNTERS)
-    archive.add("done", number=number, done=Done(results={SLUG: result}).to_json())
+    archive.add(events.Proposed(candidate))
+    result = WorkloadResult(
+        {"step": 1}, 4e-5 / ratio, ratio, ratio - 0.1, ratio + 0.1, counters=COUNTERS
+    )
+    archive.add(events.Evaluated(number, Evaluation(results={SLUG: result})))
 
 
 def test_everything_that_is_known_is_in_the_prompt(archive: Archive) -> None:
@@ -201,7 +210,7 @@ def test_a_config_reads_back() -> None:
         proposer="llm",
         budget=Budget(candidates=5, money=0.5),
         search=Search(targets=((1.2, 0.8), (2.0, 0.5))),
-        llm=Llm(models=(Model("a", 2.0), Model.parse("b,1,0.5,2"))),
+        llm=LlmConfig(models=(LanguageModel("a", 2.0), LanguageModel.parse("b,1,0.5,2"))),
     )
     assert Config.from_json(json.loads(json.dumps(config.to_json()))) == config
     assert [seconds_of(text) for text in ("90", "90s", "1.5m", "2h")] == [90, 90, 90, 7200]

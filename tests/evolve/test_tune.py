@@ -10,10 +10,11 @@ from pathlib import Path
 import evolve_kernels
 import pytest
 
+from mlx_lm_openevolve.evolve import events
 from mlx_lm_openevolve.evolve.archive import Archive
-from mlx_lm_openevolve.evolve.candidate import Done, Result
 from mlx_lm_openevolve.evolve.config import Config
-from mlx_lm_openevolve.evolve.propose.tune import Tune, effect, headroom, switches
+from mlx_lm_openevolve.evolve.evaluation import Evaluation, WorkloadResult
+from mlx_lm_openevolve.evolve.propose.tune import Tune, headroom, launch_key, switches
 from mlx_lm_openevolve.kernels.kernel import Kernel
 from mlx_lm_openevolve.kernels.registry import Registry, tuned_root
 from mlx_lm_openevolve.ops.attention.workload import Workload
@@ -30,7 +31,7 @@ def archive(tmp_path: Path) -> Iterator[Archive]:
     config = Config("host", (evolve_kernels.DECODE, LARGE), (0.5, 0.5))
     made = Archive.create(tmp_path / "run", config, {})
     for slug in made.slugs:
-        made.add("baseline", workload=slug, seconds=4e-5, floor=1e-5, bound="memory")
+        made.add(events.Baseline(slug, 4e-5, 1e-5, "memory"))
     yield made
     made.close()
 
@@ -39,10 +40,10 @@ def finish(archive: Archive, number: int, seconds: float) -> None:
     candidate = archive.candidates[number]
     ratio = 4e-5 / seconds
     found = {
-        slug: Result(candidate.params or {}, seconds, ratio, ratio, ratio)
+        slug: WorkloadResult(candidate.params or {}, seconds, ratio, ratio, ratio)
         for slug in candidate.workloads
     }
-    archive.add("done", number=number, done=Done(results=found).to_json())
+    archive.add(events.Evaluated(number, Evaluation(results=found)))
 
 
 def test_defaults_come_first_and_nothing_comes_twice(archive: Archive) -> None:
@@ -51,7 +52,7 @@ def test_defaults_come_first_and_nothing_comes_twice(archive: Archive) -> None:
     seen = []
     while made := tune.propose(archive, 2):
         for candidate in made:
-            archive.add("proposed", candidate=candidate.to_json())
+            archive.add(events.Proposed(candidate))
             finish(archive, candidate.number, 3e-5)
             seen.append((candidate.kernel, candidate.workloads, tuple(candidate.params.items())))
         if len(seen) > 40:
@@ -69,11 +70,11 @@ def test_every_workload_has_a_row_before_any_is_tuned(tmp_path: Path) -> None:
     tune = Tune([shipped()["gqa_decode"]])
     with contextlib.closing(Archive.create(tmp_path / "run", config, {})) as archive:
         for slug in archive.slugs:
-            archive.add("baseline", workload=slug, seconds=1e-4, floor=1e-5, bound="memory")
+            archive.add(events.Baseline(slug, 1e-4, 1e-5, "memory"))
         seen = []
         for _ in range(3):
             for candidate in tune.propose(archive, 3):
-                archive.add("proposed", candidate=candidate.to_json())
+                archive.add(events.Proposed(candidate))
                 finish(archive, candidate.number, 5e-5)
                 seen.append((candidate.workloads[0], candidate.note))
     assert {slug for slug, _ in seen[:5]} == {w.slug for w in workloads}
@@ -84,12 +85,12 @@ def test_every_workload_has_a_row_before_any_is_tuned(tmp_path: Path) -> None:
 def test_time_goes_where_there_is_most_to_win_and_none_to_the_saturated(archive: Archive) -> None:
     kernel = evolve_kernels.kernel(threadgroup=["32", "1", "1"])
     tune = Tune([kernel])
-    archive.add("baseline", workload=LARGE.slug, seconds=1.05e-5, floor=1e-5, bound="memory")
+    archive.add(events.Baseline(LARGE.slug, 1.05e-5, 1e-5, "memory"))
     assert headroom(archive, LARGE.slug) == pytest.approx(1.05)
     slugs = set()
     for _ in range(3):
         for candidate in tune.propose(archive, 2):
-            archive.add("proposed", candidate=candidate.to_json())
+            archive.add(events.Proposed(candidate))
             finish(archive, candidate.number, 3e-5)
             slugs |= set(candidate.workloads)
     assert slugs == {evolve_kernels.DECODE.slug}
@@ -98,9 +99,9 @@ def test_time_goes_where_there_is_most_to_win_and_none_to_the_saturated(archive:
 def test_settings_that_launch_alike_are_one() -> None:
     kernel = shipped()["gqa_decode"]
     params = kernel.default_params(LARGE)
-    assert effect(kernel, LARGE, params) == effect(kernel, LARGE, dict(params))
-    assert effect(kernel, LARGE, {**params, "rows": 1}) != effect(kernel, LARGE, params)
-    assert effect(kernel, LARGE, {**params, "splits": 7}) is None
+    assert launch_key(kernel, LARGE, params) == launch_key(kernel, LARGE, dict(params))
+    assert launch_key(kernel, LARGE, {**params, "rows": 1}) != launch_key(kernel, LARGE, params)
+    assert launch_key(kernel, LARGE, {**params, "splits": 7}) is None
 
 
 def test_a_switch_is_another_kernel_that_names_what_it_was_tuned_from() -> None:

@@ -13,20 +13,21 @@ from pathlib import Path
 import evolve_kernels
 import pytest
 
-from mlx_lm_openevolve.evolve.worker import Died, Pool, Worker, request_for
+from mlx_lm_openevolve.evolve.evaluation import Request
+from mlx_lm_openevolve.evolve.pool import WORKER, Pool
+from mlx_lm_openevolve.processes import Died, Worker
 
-CHECK = request_for(
+CHECK = Request(
     "check",
+    evolve_kernels.DECODE.slug,
+    0,
     evolve_kernels.kernel(grid=["0", "1", "1"]),  # refused before anything is compiled
-    params=None,
-    workload=evolve_kernels.DECODE.slug,
-    seed=0,
-)
+).to_json()
 
 
 @pytest.fixture
 def one() -> Iterator[Worker]:
-    made = Worker(8 << 30)
+    made = Worker(WORKER, memory=8 << 30)
     yield made
     made.close()
 
@@ -83,11 +84,11 @@ def test_memory_above_the_limit_ends_a_worker(one: Worker) -> None:
 
 def test_a_pool_keeps_the_order_and_turns_deaths_into_answers() -> None:
     slugs = [evolve_kernels.DECODE.slug, "no workload", evolve_kernels.MASKED.slug]
-    heard: list[int] = []
+    answered: list[int] = []
     with Pool(2, 8 << 30) as pool:
-        answers = pool.map([{**CHECK, "workload": s} for s in slugs], 60, heard.append)
+        answers = pool.map([{**CHECK, "workload": s} for s in slugs], 60, answered.append)
         assert [answer["cause"] for answer in answers] == ["static", "error", "static"]
-        assert sorted(heard) == [0, 1, 2]
+        assert sorted(answered) == [0, 1, 2]
         for each in pool._all:
             if each._process is not None:
                 os.kill(each._process.pid, signal.SIGSTOP)
@@ -98,7 +99,7 @@ def test_a_pool_keeps_the_order_and_turns_deaths_into_answers() -> None:
 def test_a_kernels_own_print_cannot_pass_for_an_answer() -> None:
     command = (
         "import sys; from mlx_lm_openevolve.evolve import worker\n"
-        "worker._answer = lambda request: print('{\"cause\": \"\"}') or {'cause': 'real'}\n"
+        "worker._perform = lambda request: print('{\"cause\": \"\"}') or {'cause': 'real'}\n"
         "worker.main()"
     )
 
@@ -115,7 +116,7 @@ def test_a_worker_whose_device_is_lost_is_not_asked_again(one: Worker) -> None:
     script = (
         "from mlx_lm_openevolve.evolve import measure, worker\n"
         "measure.healthy = lambda: False\n"
-        "worker._answer = lambda request: {'cause': 'launch', 'finding': 'fault'}\n"
+        "worker._perform = lambda request: {'cause': 'launch', 'finding': 'fault'}\n"
         "worker.main()"
     )
     done = subprocess.run(

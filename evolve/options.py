@@ -1,0 +1,132 @@
+"""The options of the commands `evolve` and `report`, and the Config that they come to."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from mlx_lm_openevolve import backends
+from mlx_lm_openevolve.device import BACKENDS, detect
+from mlx_lm_openevolve.errors import UsageError
+from mlx_lm_openevolve.hub import check_model
+
+from . import suites
+from .config import PROPOSERS, Budget, Config, LanguageModel, LlmConfig, Search, Work, seconds_of
+
+__all__ = ["add_evolve_arguments", "add_report_arguments", "new_config", "profiles"]
+
+_DEFAULT_BUDGET = "10m"
+_SUITES = f"suites: {', '.join(suites.SUITES)}"
+
+
+def add_evolve_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `evolve`."""
+    add = parser.add_argument
+    add("batch", nargs="?", type=Path, metavar="BATCH", help="folder of a batch (see --stage)")
+    add("--backend", choices=BACKENDS, help="default: the GPU, else host (times are modelled)")
+    add("--workloads", nargs="+", metavar="SUITE|SLUG", help=f"default decode; {_SUITES}")
+    add("--model", metavar="PATH_OR_ID", help="search for what a generation of this model calls")
+    add("--proposer", choices=PROPOSERS, help="default tune, which needs nothing")
+    add("--budget", metavar="10m", help=f"time; default {_DEFAULT_BUDGET} where nothing is set")
+    add("--candidates", type=int, default=0, metavar="N")
+    add("--tokens", type=int, default=0, metavar="N", help="tokens that llm may spend")
+    add("--money", type=float, default=0.0, metavar="X", help="money that llm may spend")
+    add("--resume", type=Path, metavar="RUN", help="go on with a run")
+    add("--merge", type=Path, metavar="EVENTS", help="with --resume: results of another machine")
+    add("--explore", type=float, metavar="SHARE", help="of parents outside the elites; adaptive")
+    add("--seed", type=int, default=0)
+    add("--stage", choices=("check", "measure"), help="one half of a search on two machines")
+    add("--kernels", nargs="+", type=Path, metavar="FOLDER", help="seeds; default: all known ones")
+    add("--out", type=Path, metavar="RUN", help="folder of a new run")
+    add("--export", type=Path, metavar="FOLDER", help="write what was published there as well")
+    add("--no-publish", action="store_true", help="leave the user's registry as it is")
+    add("--jobs", type=int, default=0, metavar="N", help="host checks side by side")
+    add("--llm", action="append", metavar="NAME[,WEIGHT[,PRICE_IN,PRICE_OUT]]", default=[])
+    add("--context", type=int, default=32768, metavar="TOKENS", help="what the models take")
+    add("--answer", type=int, default=8192, metavar="TOKENS", help="longest answer")
+    add("--timeout", type=float, default=300.0, metavar="SECONDS", help="for an answer of llm")
+    add("--wait", metavar="10m", default="1h", help="for an answer in the mailbox")
+    add("--target", action="append", metavar="SPEEDUP:SHARE", default=[], help="stop at fast_p")
+    add(
+        "--profile",
+        action=argparse.BooleanOptionalAction,
+        help="NVIDIA: put profiles of ncu into prompts and report; default with llm and mailbox",
+    )
+    add("--all", action="store_true", help="search saturated workloads too")
+
+
+def add_report_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `report`."""
+    add = parser.add_argument
+    add("run", type=Path, metavar="RUN", help="a run's folder or name, or a packed run (.tar.xz)")
+    where = "default: the run's folder, or one of its name beside a packed run"
+    add("--out", type=Path, metavar="FOLDER", help=where)
+
+
+def new_config(options: argparse.Namespace) -> Config:
+    """The Config of a new run. Raises UsageError."""
+    if min(options.candidates, options.tokens, options.money, options.jobs) < 0:
+        raise UsageError("budgets and --jobs are not negative")
+    if options.explore is not None and not 0 <= options.explore <= 1:
+        raise UsageError(f"--explore {options.explore:g}: a share lies between 0 and 1")
+    if options.model and options.workloads:
+        raise UsageError("--model and --workloads: give one of them")
+    backend = options.backend or detect().backend
+    if options.stage is None and (reason := backends.get(backend).unavailable()):
+        raise UsageError(f"backend {backend!r}: {reason}")
+    limited = options.candidates or options.tokens or options.money
+    text = options.budget or ("" if limited else _DEFAULT_BUDGET)
+    budget = Budget(
+        options.candidates, seconds_of(text) if text else 0.0, options.tokens, options.money
+    )
+    proposer = options.proposer or "tune"
+    jobs = options.jobs or min(4, os.cpu_count() or 1)
+    targets = tuple(_target(text) for text in options.target)
+    llm = LlmConfig(
+        models=tuple(LanguageModel.parse(text) for text in options.llm),
+        context=options.context,
+        answer=options.answer,
+        timeout=options.timeout,
+    )
+    if options.model:
+        check_model("--model", options.model)
+        uses, names = suites.traced(options.model), [options.model]
+    else:
+        names = options.workloads or ["decode"]
+        chosen = suites.suite(names)
+        uses = dict.fromkeys(chosen, 1 / len(chosen))
+    return Config(
+        backend=backend,
+        workloads=tuple(uses),
+        weights=tuple(uses.values()),
+        proposer=proposer,
+        suite=" ".join(names),
+        seed=options.seed,
+        profile=profiles(options.profile, backend, proposer != "tune"),
+        budget=budget,
+        search=Search(
+            explore=-1.0 if options.explore is None else options.explore,
+            batch=max(2, jobs),
+            saturated=0.0 if options.all else 1.1,
+            targets=targets,
+        ),
+        work=Work(jobs=jobs),
+        llm=llm,
+    )
+
+
+def profiles(wanted: bool | None, backend: str, default: bool) -> bool:
+    """Whether ncu is to look at kernels, by --profile or --no-profile (None: neither). Raises
+    UsageError where it cannot."""
+    if wanted and backend != "cuda":
+        raise UsageError(f"--profile: ncu is NVIDIA's, it sees nothing of backend {backend!r}")
+    return backend == "cuda" and (default if wanted is None else wanted)
+
+
+def _target(text: str) -> tuple[float, float]:
+    try:
+        speedup, share = (float(part) for part in text.split(":"))
+    except ValueError:
+        raise UsageError(f"--target {text!r}: write SPEEDUP:SHARE, such as 1.2:0.8") from None
+    return speedup, share

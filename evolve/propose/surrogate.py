@@ -1,0 +1,94 @@
+"""A surrogate of the measurements: a Gaussian process over the settings of one kernel.
+
+It says which settings to try next: those whose log seconds may be lowest. Regression: Rasmussen and
+Williams, Gaussian Processes for Machine Learning, 2006, chapter 2, with a squared exponential
+covariance. Choice by mean less deviation: the confidence bound of Srinivas et al., Gaussian process
+optimization in the bandit setting, ICML 2010.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from mlx_lm_openevolve.kernels.kernel import Kernel
+from mlx_lm_openevolve.ops.attention.workload import Workload
+
+from ..archive import Archive
+
+__all__ = ["Observations", "observations", "place", "point", "scores"]
+
+Params = dict[str, int]
+Floats = npt.NDArray[np.float64]
+
+# A failed setting counts as this many times slower than the slowest that ran.
+_FAILED = 1.5
+_NOISE = 0.02  # variance of an observation, in units of the process's own
+_CAUTION = 0.5  # deviations below the mean
+
+
+def place(w: Workload) -> Floats:
+    """A workload as coordinates [9]."""
+    sizes = (w.batch, w.kv_heads, w.group, w.q_len, w.kv_len, w.head_dim)
+    kinds = (w.dtype == "float32", w.mask in ("bool", "additive"), w.sinks)
+    return np.array([*(math.log2(size) / 4 for size in sizes), *map(float, kinds)])
+
+
+def point(kernel: Kernel, workload: Workload, params: Mapping[str, int]) -> Floats:
+    """A setting as coordinates [params + 9]: each param by the rank of its value, 2.5 units from
+    end to end, and the workload at half weight."""
+    ranks = [
+        param.values.index(params[param.name]) / max(1, len(param.values) - 1)
+        for param in kernel.params
+    ]
+    return np.array([*(2.5 * rank for rank in ranks), *(0.5 * place(workload))])
+
+
+@dataclass(frozen=True)
+class Observations:
+    """What is known of one kernel: points [n, params + 9], and the log seconds [n] of each over the
+    median of its workload."""
+
+    points: Floats
+    logs: Floats
+
+    def __len__(self) -> int:
+        return len(self.logs)
+
+
+def observations(archive: Archive, kernel: Kernel) -> Observations:
+    """The settings of a kernel that were measured or failed, at the workloads where any ran."""
+    points, logs = [], []
+    for slug in archive.slugs:
+        trials = archive.tried(kernel.id, slug)
+        seconds = [archive.seconds(kernel.id, slug, params) for params in trials]
+        ran = [math.log(s) for s in seconds if math.isfinite(s)]
+        if not ran:
+            continue
+        middle, failed = float(np.median(ran)), max(ran) + math.log(_FAILED)
+        for params, s in zip(trials, seconds, strict=True):
+            if not math.isnan(s):
+                points.append(point(kernel, archive.workload(slug), params))
+                logs.append((math.log(s) if math.isfinite(s) else failed) - middle)
+    return Observations(np.array(points), np.array(logs))
+
+
+def scores(points: Floats, known: Observations) -> Floats:
+    """For points [m, params + 9] the log seconds [m] that the process thinks possible: its mean
+    less a part of its deviation. Lower is more promising."""
+
+    def covariance(a: Floats, b: Floats) -> Floats:
+        near: Floats = np.exp(-((a[:, None] - b[None]) ** 2).sum(-1) / 2)
+        return near
+
+    x = known.points
+    inverse = np.linalg.inv(covariance(x, x) + _NOISE * np.eye(len(x)))
+    cross = covariance(points, x)
+    centre, spread = float(known.logs.mean()), max(float(known.logs.std()), 0.05)
+    mean = centre + cross @ inverse @ (known.logs - centre)
+    variance = np.maximum(1 - np.einsum("ij,jk,ik->i", cross, inverse, cross), 1e-9)
+    return np.asarray(mean - _CAUTION * spread * np.sqrt(variance))

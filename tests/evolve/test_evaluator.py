@@ -1,0 +1,76 @@
+"""The evaluator: what host checks and measurements come to."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import evolve_kernels
+import pytest
+
+from mlx_lm_openevolve.errors import MachineError
+from mlx_lm_openevolve.evolve import measure
+from mlx_lm_openevolve.evolve.archive import Archive
+from mlx_lm_openevolve.evolve.candidate import Candidate
+from mlx_lm_openevolve.evolve.config import Config
+from mlx_lm_openevolve.evolve.evaluation import MACHINE, HostCheck, Measurement, Point
+from mlx_lm_openevolve.evolve.evaluator import LocalEvaluator
+
+SLUGS = (evolve_kernels.DECODE.slug, evolve_kernels.MASKED.slug)
+COUNTERS = {"read_lines": 2, "write_lines": 2, "read_useful_bytes": 256, "barriers": 1}
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Iterator[Archive]:
+    config = Config("host", (evolve_kernels.DECODE, evolve_kernels.MASKED), (0.5, 0.5))
+    made = Archive.create(tmp_path / "run", config, {})
+    made.registry.add(evolve_kernels.kernel())
+    yield made
+    made.close()
+
+
+def candidate() -> Candidate:
+    return Candidate(1, "llm", evolve_kernels.kernel().id, SLUGS)
+
+
+def test_checks_and_measurements_become_results_and_the_time_they_took(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def modelled(*_: Any) -> Measurement:
+        time.sleep(0.05)
+        return Measurement("", "", {"step": 1}, 1e-5, 1.5, 1.5, 1.5, modelled=True)
+
+    monkeypatch.setattr(measure, "modelled", modelled)
+    check = HostCheck(seconds=0.5, params={"step": 1}, margin=0.25, error=1e-3,
+                      points=(Point(SLUGS[0], (COUNTERS, COUNTERS)),))  # fmt: skip
+    with LocalEvaluator(archive) as evaluator:
+        done = evaluator.measure(archive, candidate(), dict.fromkeys(SLUGS, check))
+    assert (done.cause, done.check) == ("", 1.0)
+    assert done.measure >= 0.1
+    assert set(done.results) == set(SLUGS)
+    result = done.results[SLUGS[0]]
+    assert (result.ratio, result.margin, result.error, result.modelled) == (1.5, 0.25, 1e-3, True)
+    assert (result.counters["barriers"], result.counters["launches"]) == (2, 2)
+    assert result.counters["line_efficiency"] == 0.5  # 512 of 8 lines of 128 bytes
+
+
+def test_one_failed_check_is_the_end_and_none_at_all_is_one_too(archive: Archive) -> None:
+    checks = {SLUGS[0]: HostCheck(seconds=0.5), SLUGS[1]: HostCheck("race", "why", seconds=0.25)}
+    with LocalEvaluator(archive) as evaluator:
+        done = evaluator.measure(archive, candidate(), checks)
+        nothing = evaluator.measure(archive, candidate(), {})
+    assert (done.cause, done.finding, done.check) == ("race", f"{SLUGS[1]}: why", 0.75)
+    assert nothing.cause == "static"
+
+
+def test_a_fault_of_the_machine_is_no_candidates(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with LocalEvaluator(archive) as evaluator:
+        full = {"cause": MACHINE, "finding": "No space left on device"}
+        monkeypatch.setattr(evaluator._pool, "map", lambda requests, seconds: [full] * 2)
+        with pytest.raises(MachineError, match=r"No space left on device; .* --resume"):
+            list(evaluator.run(archive, [candidate()]))
+    assert archive.done == {}
