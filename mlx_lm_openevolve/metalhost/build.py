@@ -6,13 +6,15 @@ import functools
 import hashlib
 import json
 import os
+import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from .cache import store
+from ..errors import MachineError
+from .cache import intact, store
 from .declarations import KernelFunction, Parameter, TranslationError
 from .diagnostics import diagnostics
 from .entry import entry, resolve
@@ -21,7 +23,7 @@ from .flags import compile_flags
 from .lint import lint_raw, lint_translated
 from .objects import assemble_counted, header_folder, link, precompiled_shim
 from .strict import STRICT_FLAGS, strict_findings, strict_warnings
-from .toolchain import SHIM, Toolchain, package_digest, run_tool, toolchain
+from .toolchain import SHIM, Completed, Toolchain, one_line, package_digest, run_tool, toolchain
 from .translate import translate
 
 __all__ = ["Program", "Request", "build"]
@@ -81,8 +83,8 @@ def build(request: Request) -> Program:
     start = time.perf_counter()
     tools = toolchain()
     program = _built(request, tools)
-    if program.executable is not None and not program.executable.is_file():
-        _built.cache_clear()  # the cache on disk has dropped it
+    if program.folder != Path() and not intact(program.folder):
+        _built.cache_clear()  # the cache on disk has lost it
         program = _built(request, tools)
     return replace(program, compile_seconds=time.perf_counter() - start)
 
@@ -93,17 +95,20 @@ def _built(request: Request, tools: Toolchain) -> Program:
     refusals = lint_raw(request.files, request.include_root)
     if refusals:
         return Program(None, None, tuple(refusals), sources, 0.0, Path())
-    folder = store().get(request.key(tools), lambda work: _build(request, tools, sources, work))
-    record = json.loads((folder / "program.json").read_text(encoding="utf-8"))
-    executable = folder / "kernel"
-    return Program(
-        executable if executable.is_file() else None,
-        _function(record["function"]),
-        tuple(Finding(**f) for f in record["findings"]),
-        sources,
-        0.0,
-        folder,
-    )
+    for _ in range(2):
+        folder = store().get(request.key(tools), lambda work: _build(request, tools, sources, work))
+        try:
+            record = json.loads((folder / "program.json").read_text(encoding="utf-8"))
+            findings = tuple(Finding(**f) for f in record["findings"])
+            function = _function(record["function"])
+        except (OSError, ValueError, KeyError, TypeError):
+            findings, function = (), None
+        executable = folder / "kernel"
+        if findings or (function is not None and executable.is_file()):
+            program = None if findings else executable
+            return Program(program, function, findings, sources, 0.0, folder)
+        store().discard(folder)  # neither a program nor a reason why there is none
+    raise MachineError(f"{folder} cannot be read back")
 
 
 def _function(data: dict[str, Any] | None) -> KernelFunction | None:
@@ -161,24 +166,40 @@ def _compile(
     tail = f"\n#pragma clang attribute pop\n{entry(call, function)}"
     unit.write_text(f"{head}{text}{tail}", encoding="utf-8")
     flags = compile_flags(tools, request.instrument, request.count, request.math_mode)
-    shim = precompiled_shim(tools, tuple(flags))
-    command = [*tools.clang, *flags, "-include-pch", str(shim), "-I", str(SHIM), str(unit)]
     output = ["-S", "-emit-llvm", "-o", f"{work}/kernel.ll"]
     if not request.count:
         output = ["-c", "-o", f"{work}/kernel.o"]
-    with ThreadPoolExecutor(1) as pool:
-        compiling = pool.submit(run_tool, [*command, *output], timeout=300)
-        tree = run_tool([*command, *STRICT_FLAGS])
-        compiled = compiling.result()
+    compiled, tree = _run_clang(tools, flags, unit, output)
     findings += diagnostics(compiled.stderr, sources)
     if not any(f.kind == "compile" for f in findings):
-        if compiled.status != 0:
-            message = " ".join(compiled.stderr.split())[:300]
-            findings.append(Finding("compile", f"the compiler failed: {message}"))
-            return findings, function
+        if compiled.status or tree.status:
+            message = one_line(compiled.stderr or tree.stderr)
+            raise MachineError(f"the compiler failed without a line of the source: {message}")
         findings += strict_findings(tree.stdout, sources, declared.kernels, declared.constants)
         findings += strict_warnings(diagnostics(tree.stderr, sources, strict=True))
     return findings, function
+
+
+# What clang says of a precompiled header that does not fit, with no place in a source.
+_UNUSABLE = re.compile(r"^(?:fatal )?error: .*(?:\bPCH\b|\bAST file\b|precompiled|\.pch\b)", re.M)
+
+
+def _run_clang(
+    tools: Toolchain, flags: list[str], unit: Path, output: list[str]
+) -> tuple[Completed, Completed]:
+    """Compiles, and prints the syntax tree, both at once. A precompiled shim that clang refuses is
+    built again, once."""
+    for _ in range(2):
+        shim = precompiled_shim(tools, tuple(flags))
+        command = [*tools.clang, *flags, "-include-pch", str(shim), "-I", str(SHIM), str(unit)]
+        with ThreadPoolExecutor(1) as pool:
+            compiling = pool.submit(run_tool, [*command, *output])
+            tree = run_tool([*command, *STRICT_FLAGS])
+            compiled = compiling.result()
+        if not _UNUSABLE.search(compiled.stderr + tree.stderr):
+            return compiled, tree
+        store().discard(shim.parent)
+    raise MachineError(f"the precompiled shim is unusable: {one_line(compiled.stderr)}")
 
 
 def _preprocess(
@@ -197,7 +218,9 @@ def _preprocess(
          "-include", str(SHIM / "macros.h"), *utilities, str(raw), "-o", str(expanded)]
     )  # fmt: skip
     if done.status != 0:
-        message = f"the preprocessor failed: {done.stderr[:300]}"
-        return None, diagnostics(done.stderr, sources) or [Finding("compile", message)]
+        findings = diagnostics(done.stderr, sources)
+        if not findings:
+            raise MachineError(f"the preprocessor failed: {one_line(done.stderr)}")
+        return None, findings
     text = expanded.read_text(encoding="utf-8", errors="replace")
     return text, lint_translated(text, sources)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import os
 import shutil
 import tempfile
@@ -14,38 +16,67 @@ import platformdirs
 
 from ..errors import MachineError
 
-__all__ = ["Store", "folder", "store"]
+__all__ = ["Store", "folder", "intact", "store"]
 
 ABANDONED_SECONDS = 3600
 LIMIT_BYTES = 512 * 1024 * 1024
+MANIFEST = "contents.json"  # of each folder: the digests of its files
 
 
 class Store:
-    """Folders by key. A folder appears whole or not at all (rename); readers take no lock."""
+    """Folders by key. A folder appears whole or not at all (rename); readers take no lock. One that
+    does not hold what was built (a file is missing, cut short or changed) is built again."""
 
     def __init__(self, root: Path, limit: int = LIMIT_BYTES) -> None:
         self.root = root
         self.limit = limit
 
     def get(self, key: str, build: Callable[[Path], None]) -> Path:
-        """The folder of `key`; `build(folder)` fills it first where it is missing."""
+        """The folder of `key`; `build(folder)` fills it first where it is missing or damaged.
+
+        Raises: MachineError where the store cannot be written, and what `build` raises.
+        """
         final = self.root / key[:2] / key
-        if not final.is_dir():
-            final.parent.mkdir(parents=True, exist_ok=True)
-            work = Path(tempfile.mkdtemp(prefix="new-", dir=self.root))
-            try:
-                build(work)
-                try:
-                    work.rename(final)
-                except OSError:
-                    if not final.is_dir():
-                        raise
-            finally:
-                shutil.rmtree(work, ignore_errors=True)
-            self._prune(keep=final)
-        with contextlib.suppress(OSError):
-            os.utime(final)
+        try:
+            if not intact(final):
+                self._make(final, build)
+                self._prune(keep=final)
+            with contextlib.suppress(OSError):
+                os.utime(final)
+        except MachineError:
+            raise
+        except OSError as error:
+            raise MachineError(f"{error.filename or final}: {error.strerror}") from None
         return final
+
+    def discard(self, folder: Path) -> None:
+        """Removes what stands in the place of a folder. Renamed first: a reader never meets a
+        folder that is half gone."""
+        gone = self.root / f"old-{os.getpid()}-{time.monotonic_ns()}-{folder.name}"
+        with contextlib.suppress(FileNotFoundError):
+            folder.rename(gone)
+        if gone.is_dir():
+            shutil.rmtree(gone, ignore_errors=True)
+        else:
+            gone.unlink(missing_ok=True)
+
+    def _make(self, final: Path, build: Callable[[Path], None]) -> None:
+        if final.parent.is_file():
+            self.discard(final.parent)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix="new-", dir=self.root))
+        try:
+            build(work)
+            (work / MANIFEST).write_text(json.dumps(_digests(work)), encoding="ascii")
+            if not intact(final):  # another process may have been faster
+                self.discard(final)
+            try:
+                work.rename(final)
+            except OSError:
+                if not intact(final):
+                    raise
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
 
     def _prune(self, keep: Path) -> None:
         """Removes the folders longest unused until the rest fits, and what a crash left."""
@@ -54,21 +85,35 @@ class Store:
                 if time.time() - left.stat().st_mtime > ABANDONED_SECONDS:
                     shutil.rmtree(left, ignore_errors=True)
         entries = []
-        for folder in self.root.glob("??/*"):
+        for entry in self.root.glob("??/*"):
             with contextlib.suppress(OSError):
-                size = sum(f.stat().st_size for f in folder.rglob("*"))
-                entries.append((folder.stat().st_mtime, size, folder))
+                size = sum(f.stat().st_size for f in entry.rglob("*") if f.name != MANIFEST)
+                entries.append((entry.stat().st_mtime, size, entry))
         total = sum(size for _, size, _ in entries)
-        for _, size, folder in sorted(entries, key=lambda e: e[0]):
+        for _, size, entry in sorted(entries, key=lambda e: e[0]):
             if total <= self.limit:
                 break
-            if folder != keep:
-                # Renamed first: a reader never meets a folder that is half gone.
-                gone = self.root / f"old-{os.getpid()}-{folder.name}"
+            if entry != keep:
                 with contextlib.suppress(OSError):
-                    folder.rename(gone)
-                    shutil.rmtree(gone, ignore_errors=True)
+                    self.discard(entry)
                     total -= size
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != MANIFEST
+    }
+
+
+def intact(folder: Path) -> bool:
+    """Whether a store's folder holds the files that were built, unchanged."""
+    try:
+        listed = json.loads((folder / MANIFEST).read_text(encoding="ascii"))
+        return bool(listed == _digests(folder))
+    except (OSError, ValueError):
+        return False
 
 
 def store(kind: str = "metalhost", limit: int = LIMIT_BYTES) -> Store:

@@ -20,8 +20,6 @@ def diagnostics(output: str, sources: Sources, strict: bool = False) -> list[Fin
     for line in output.splitlines():
         m = _DIAGNOSTIC.match(line)
         if m is None:
-            if line.startswith("error:") and not findings:
-                findings.append(Finding("compile", line[7:]))
             continue
         file, number, level, message = m.group(1), int(m.group(2)), m.group(4), m.group(5)
         if level == "note":

@@ -144,10 +144,13 @@ def _shared_file(size: int) -> IO[bytes]:
 
 def _execute(executable: Path, file: IO[bytes], options: Options) -> tuple[str, Finding | None]:
     """Runs the program: its report, and a finding where it did not end by itself."""
-    process = subprocess.Popen(
-        [str(executable)], stdin=file.fileno(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-        env={},
-    )  # fmt: skip
+    try:
+        process = subprocess.Popen(
+            [str(executable)], stdin=file.fileno(), stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL, env={},
+        )  # fmt: skip
+    except OSError as error:
+        raise MachineError(f"cannot start {executable}: {error.strerror}") from None
     problem = None
     try:
         stdout, _ = process.communicate(timeout=options.time_limit + 5.0)

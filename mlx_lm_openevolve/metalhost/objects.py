@@ -3,18 +3,26 @@ compilation of a kernel."""
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from ..errors import BackendError
+from ..errors import BackendError, MachineError
 from .cache import store
 from .findings import Finding
 from .flops import count_blocks
-from .toolchain import METAL_HEADERS, RUNTIME, SHIM, Toolchain, package_digest, run_tool
+from .toolchain import (
+    METAL_HEADERS,
+    RUNTIME,
+    SHIM,
+    Completed,
+    Toolchain,
+    one_line,
+    package_digest,
+    run_tool,
+)
 
 __all__ = [
     "assemble_counted",
@@ -36,7 +44,6 @@ def _compile(what: str, command: list[str]) -> None:
         raise BackendError(f"{what} does not compile: {done.stderr.strip()[:2000]}")
 
 
-@functools.lru_cache(maxsize=1)
 def header_folder() -> Path:
     """A folder with an empty file for each of Metal's own headers."""
 
@@ -48,7 +55,6 @@ def header_folder() -> Path:
     return _stored(("headers", *METAL_HEADERS), make)
 
 
-@functools.lru_cache(maxsize=32)
 def precompiled_shim(tools: Toolchain, flags: tuple[str, ...]) -> Path:
     """The shim, precompiled for these flags."""
 
@@ -61,7 +67,6 @@ def precompiled_shim(tools: Toolchain, flags: tuple[str, ...]) -> Path:
     return _stored(parts, make) / "metal.pch"
 
 
-@functools.lru_cache(maxsize=4)
 def runtime_object(tools: Toolchain) -> Path:
     """The runtime, compiled."""
     flags = ["-std=c++17", "-O2", "-fno-exceptions", "-fno-rtti", "-fno-stack-protector",
@@ -89,17 +94,23 @@ def assemble_counted(tools: Toolchain, work: Path) -> None:
 def link(tools: Toolchain, work: Path) -> list[Finding]:
     """Links work/kernel; a function that the source only declares is a finding."""
     objects = [str(work / "kernel.o"), str(runtime_object(tools))]
-    output = work / "kernel"
-    if "build-exe" in tools.link:
-        with tempfile.TemporaryDirectory(dir=work) as scratch:
-            files = [f"-femit-bin={output}", "--cache-dir", scratch, "-fno-strip"]
-            done = run_tool([*tools.link, *objects, *files])
-    else:
-        done = run_tool([*tools.link, *objects, "-o", str(output), "-lm"])
+    done = _run_linker(tools, objects, work)
     missing = re.search(r"undefined (?:symbol:|reference to) ([^\n]+)", done.stdout + done.stderr)
     if missing:
         name = missing.group(1).strip(" `'")
         return [Finding("compile", f"'{name}' is declared but nowhere defined")]
-    if done.status != 0 or not output.is_file():
-        raise BackendError(f"linking failed: {done.stderr.strip()[:400]}")
+    if done.status != 0:
+        store().discard(store().root / "zig")  # zig's own cache may be what is damaged
+        done = _run_linker(tools, objects, work)
+    if done.status != 0 or not (work / "kernel").is_file():
+        raise MachineError(f"linking failed: {one_line(done.stdout + done.stderr)}")
     return []
+
+
+def _run_linker(tools: Toolchain, objects: list[str], work: Path) -> Completed:
+    output = str(work / "kernel")
+    if "build-exe" not in tools.link:
+        return run_tool([*tools.link, *objects, "-o", output, "-lm"])
+    with tempfile.TemporaryDirectory(dir=work) as scratch:
+        files = [f"-femit-bin={output}", "--cache-dir", scratch, "-fno-strip"]
+        return run_tool([*tools.link, *objects, *files])

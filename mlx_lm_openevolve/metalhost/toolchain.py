@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
@@ -22,8 +23,10 @@ from .cache import store
 
 __all__ = [
     "METAL_HEADERS",
+    "Completed",
     "Toolchain",
     "compiler_available",
+    "one_line",
     "package_digest",
     "run_tool",
     "toolchain",
@@ -130,7 +133,7 @@ def _version(command: list[str]) -> str:
         done = subprocess.run(
             [*command, "--version"], capture_output=True, text=True, timeout=60, check=False
         )
-    except OSError as error:
+    except (OSError, subprocess.TimeoutExpired) as error:
         raise BackendError(f"cannot run {command[0]}: {error}") from None
     return (done.stdout.splitlines() or ["?"])[0]
 
@@ -157,34 +160,63 @@ class Completed(NamedTuple):
     stderr: str
 
 
-_KILLED = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-_FULL = re.compile(r"No space left on device|File too large|Disk quota exceeded|Read-only file sys")
+TIMEOUT = 120.0  # seconds for a compiler
+# Lines that name no place in a source: a source's own text cannot forge them.
+_NO_PLACE = r"^(?!.*:\d+:\d+: ).*"
+_CANNOT = re.compile(
+    _NO_PLACE + r"(No space left on device|File too large|Disk quota exceeded|Read-only file system"
+    r"|Permission denied|Cannot allocate memory|out of memory)",
+    re.M,
+)
+_CRASHED = re.compile(
+    _NO_PLACE + r"(?:Stack dump:|PLEASE submit a bug report|LLVM ERROR:|Assertion .*failed)", re.M
+)
 
 
-def run_tool(command: Sequence[str], timeout: float = 120.0) -> Completed:
-    """Runs a compiler. Raises MachineError where it failed for reasons that say nothing about the
-    source: it was killed, or the disk is full. What a source is to blame for is kept in the cache;
-    this must not be."""
+def run_tool(command: Sequence[str]) -> Completed:
+    """Runs a compiler. Its verdict on a source ends in status 0, or 1 with a message; whatever else
+    it does (a crash, a signal, a hang, silence, a full disk) raises MachineError: what a source is
+    to blame for is kept in the cache, and this must not be."""
     zig = str(store().root / "zig")  # zig's own caches lie beside ours
+    name = Path(command[0]).name
     try:
-        done = subprocess.run(
+        process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=timeout,
-            check=False,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             env={**os.environ, "ZIG_GLOBAL_CACHE_DIR": zig, "ZIG_LOCAL_CACHE_DIR": zig},
+            start_new_session=True,  # a driver's children are ended with it
         )
-    except subprocess.TimeoutExpired:
-        return Completed(1, "", "error: the compiler took too long\n")
-    stdout, stderr = (text.decode("utf-8", "replace") for text in (done.stdout, done.stderr))
-    if -done.returncode in _KILLED:
-        name = signal.Signals(-done.returncode).name
-        raise MachineError(f"the compiler was ended by {name}: no memory left, or interrupted")
-    full = _FULL.search(stderr) if done.returncode else None
-    if full:
-        raise MachineError(f"the compiler cannot write: {full[0]}")
-    return Completed(done.returncode, stdout, stderr)
+    except OSError as error:
+        raise MachineError(f"cannot start {name}: {error.strerror}") from None
+    try:
+        output = process.communicate(timeout=TIMEOUT)
+    except BaseException as error:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        if isinstance(error, subprocess.TimeoutExpired):
+            raise MachineError(f"{name} took more than {TIMEOUT:g} s") from None
+        raise
+    stdout, stderr = (text.decode("utf-8", "replace") for text in output)
+    status = process.returncode
+    if status < 0:
+        ended = signal.Signals(-status).name if -status in set(signal.Signals) else str(-status)
+        raise MachineError(f"the compiler was ended by {ended}: no memory left, or interrupted")
+    cannot = _CANNOT.search(stderr) if status else None
+    if cannot:
+        raise MachineError(f"the compiler cannot write or work: {cannot[1]}")
+    if status > 1 or (status and _CRASHED.search(stderr)):
+        raise MachineError(f"the compiler crashed with status {status}: {one_line(stderr)}")
+    if status and not (stdout + stderr).strip():
+        raise MachineError(f"the compiler ended with status {status} and said nothing")
+    return Completed(status, stdout, stderr)
+
+
+def one_line(text: str) -> str:
+    """The beginning of a tool's output, without line breaks."""
+    return " ".join(text.split())[:300]
 
 
 @functools.lru_cache(maxsize=1)
