@@ -23,10 +23,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mlx_lm_openevolve import ops
 from mlx_lm_openevolve.errors import OpenEvolveError
 from mlx_lm_openevolve.kernels.kernel import Kernel
 from mlx_lm_openevolve.kernels.registry import Registry
-from mlx_lm_openevolve.ops.attention.workload import Workload
+from mlx_lm_openevolve.ops import Bucket
 
 from . import events, features
 from .candidate import Candidate
@@ -331,6 +332,6 @@ class Archive:
             raise OpenEvolveError(f"{self.folder}: kernel {kernel} is missing or damaged")
         return loaded
 
-    def workload(self, slug: str) -> Workload:
+    def workload(self, slug: str) -> Bucket:
         """The bucket of that slug."""
-        return Workload.parse(slug)
+        return ops.parse(slug).bucket()

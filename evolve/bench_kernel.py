@@ -17,11 +17,11 @@ from rich.console import Console
 from mlx_lm_openevolve import backends
 from mlx_lm_openevolve.cli.inspect import named
 from mlx_lm_openevolve.device import detect
-from mlx_lm_openevolve.errors import UsageError
-from mlx_lm_openevolve.gate import judge as gate
+from mlx_lm_openevolve.errors import GateTimeout, UsageError
+from mlx_lm_openevolve.gate.worker import judge_in_worker
 from mlx_lm_openevolve.kernels.kernel import Kernel
-from mlx_lm_openevolve.kernels.verdict import Verdict, describe
-from mlx_lm_openevolve.ops.attention.workload import Workload
+from mlx_lm_openevolve.kernels.verdict import Poisoned, Verdict, describe
+from mlx_lm_openevolve.ops import Bucket
 
 from . import check, measure
 from .suites import suite
@@ -67,18 +67,18 @@ def passed(rows: list[Row]) -> bool:
     return all(row["correct"] if "modelled" in row else row["status"] == "accepted" for row in rows)
 
 
-def _judge(kernel: Kernel, workload: Workload, backend: str) -> Verdict:
+def _judge(kernel: Kernel, workload: Bucket, backend: str) -> Verdict:
     params = kernel.default_params(workload)
     seconds = 3 * SECONDS if backend == "host" else SECONDS
     try:
-        return gate.judge_in_worker(kernel, params, workload, backend, seconds=seconds)
-    except gate.Poisoned as error:
+        return judge_in_worker(kernel, params, workload, backend, seconds=seconds)
+    except Poisoned as error:
         return error.verdict
-    except gate.GateTimeout as error:
+    except GateTimeout as error:
         raise UsageError(f"{workload.slug}: {error}; leave it out of the suite") from None
 
 
-def _modelled(kernel: Kernel, workload: Workload) -> dict[str, float]:
+def _modelled(kernel: Kernel, workload: Bucket) -> dict[str, float]:
     """Modelled seconds of the kernel and of SDPA, and their ratio."""
     params = kernel.default_params(workload)
     points = check.check(kernel, params, workload, 0).points

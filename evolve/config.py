@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from mlx_lm_openevolve import ops
 from mlx_lm_openevolve.errors import UsageError
-from mlx_lm_openevolve.ops.attention.workload import Workload
+from mlx_lm_openevolve.ops import Bucket
 
 from .record import Record
 
@@ -113,7 +114,7 @@ class Config(Record):
     whether ncu looks at the kernels that a prompt or a report shows."""
 
     backend: str
-    workloads: tuple[Workload, ...]
+    workloads: tuple[Bucket, ...]
     weights: tuple[float, ...]
     proposer: str = "tune"
     suite: str = ""
@@ -141,7 +142,7 @@ class Config(Record):
         search, llm = data["search"], data["llm"]
         models = tuple(map(LanguageModel.from_json, llm["models"]))
         sections = {
-            "workloads": tuple(map(Workload.parse, data["workloads"])),
+            "workloads": tuple(ops.parse(slug).bucket() for slug in data["workloads"]),
             "budget": Budget.from_json(data["budget"]),
             "search": Search.from_json({**search, "targets": tuple(map(tuple, search["targets"]))}),
             "work": Work.from_json(data["work"]),

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import astuple, dataclass
 from typing import Any
 
+from mlx_lm_openevolve import ops
 from mlx_lm_openevolve.kernels.kernel import Kernel
 
 __all__ = ["SPEED_TIERS", "Strategy", "code", "fingerprint", "memory", "strategy", "tier"]
@@ -56,7 +57,7 @@ def fingerprint(kernel: Kernel) -> str:
 @dataclass(frozen=True)
 class Strategy:
     """vector: elements of the widest vector type (1: none). passes: "online", "2-pass" or
-    "3-pass" over the keys. split: whether several launches share the keys. memory: where a GPU was
+    "3-pass" over the length. split: whether there are several launches. memory: where a GPU was
     profiled "streaming", "cached" or "waiting" (see `memory`), else "coalesced", "strided" or
     "random" by counted line efficiency, "" where nothing was counted. matrix: whether simdgroup
     matrices or tensor cores are used."""
@@ -101,7 +102,8 @@ def strategy(
     text = "\n".join(code(source) for source in kernel.sources.values())
     widths = [int(a or b) for a, b in _VECTOR.findall(text)]
     vector = max([1, *widths, *([8] if _WIDE.search(text) else [])])
-    loops = len(re.findall(r"\b(?:for|while)\s*\([^{;]*;[^;]*(?:kv_len|shape\s*\[\s*2\s*\])", text))
+    length = ops.get(kernel.op).search.length
+    loops = len(re.findall(rf"\b(?:for|while)\s*\([^{{;]*;[^;]*(?:{length})", text))
     # The mark of an online softmax is a weight that fades what was summed before.
     online = re.search(r"exp2?\s*\(\s*[\w.\[\]]*(?:max|top|old|prev|m)\w*[\w.\[\]]*\s*-", text)
     passes = "online" if online or loops <= 1 else "2-pass" if loops == 2 else "3-pass"
@@ -114,7 +116,7 @@ def strategy(
     return Strategy(
         vector=vector,
         passes=passes,
-        split=len(kernel.stages) > 1,
+        split=len(kernel.specs) > 1,
         memory=seen,
         matrix="simdgroup_matrix" in text or "mma" in text or "simdgroup_float8x8" in text,
     )

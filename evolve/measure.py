@@ -22,15 +22,14 @@ import filelock
 import mlx.core as mx
 import numpy as np
 
-from mlx_lm_openevolve import backends
+from mlx_lm_openevolve import backends, ops
 from mlx_lm_openevolve.device import Device, detect
 from mlx_lm_openevolve.gate import correctness, timing
-from mlx_lm_openevolve.gate import judge as gate
 from mlx_lm_openevolve.gate.limits import memory_for
-from mlx_lm_openevolve.gate.speed import recheck
+from mlx_lm_openevolve.gate.static_rules import static_rules
 from mlx_lm_openevolve.kernels.kernel import Kernel
-from mlx_lm_openevolve.ops.attention.reference import cases, mask, sdpa
-from mlx_lm_openevolve.ops.attention.workload import Workload
+from mlx_lm_openevolve.ops import Bucket
+from mlx_lm_openevolve.ops.base import Question, TimingInputs
 
 from . import cost_model
 from .evaluation import Measurement, Point, Request
@@ -67,17 +66,16 @@ def gpu(device: Device) -> Iterator[None]:
 class _Setup:
     """All that candidates for one workload share."""
 
-    bench: timing.Bench
-    scale: float
-    sdpa: timing.Arm
-    questions: tuple[correctness.Question, ...]
+    inputs: TimingInputs
+    stock: timing.Arm
+    questions: tuple[Question, ...]
     bandwidth: float
 
 
-_setups: dict[tuple[Workload, str, int], _Setup] = {}
+_setups: dict[tuple[Bucket, str, int], _Setup] = {}
 
 
-def _setup(workload: Workload, backend: str, seed: int) -> _Setup:
+def _setup(workload: Bucket, backend: str, seed: int) -> _Setup:
     """The setup of a workload; those used last are kept while they take a quarter of the GPU."""
     key = (workload, backend, seed)
     known = _setups.pop(key, None)
@@ -90,14 +88,12 @@ def _setup(workload: Workload, backend: str, seed: int) -> _Setup:
     return known
 
 
-def _new_setup(workload: Workload, backend: str, seed: int) -> _Setup:
-    device = detect(backend)
-    top = workload.largest()
-    bench = timing.Bench(top, mask(top, seed), device.cache, memory_for(device), seed)
-    scale = float(np.array(bench.scale)[0])
-    questions = map(correctness.prepare, itertools.islice(cases(workload, seed), _CASES))
-    bandwidth = timing.bandwidth(device.cache)
-    return _Setup(bench, scale, bench.arm(sdpa(top, scale)), tuple(questions), bandwidth)
+def _new_setup(workload: Bucket, backend: str, seed: int) -> _Setup:
+    device, asked = detect(backend), ops.of(workload).questions
+    inputs = asked.timing_inputs(workload.largest(), device.cache, memory_for(device), seed)
+    stock = timing.Arm(inputs, inputs.baseline())
+    questions = tuple(case() for case in itertools.islice(asked.cases(workload, seed), _CASES))
+    return _Setup(inputs, stock, questions, timing.bandwidth(device.cache))
 
 
 def healthy() -> bool:
@@ -108,15 +104,15 @@ def healthy() -> bool:
         return False
 
 
-def baseline(workload: Workload, backend: str, seed: int) -> Baseline:
+def baseline(workload: Bucket, backend: str, seed: int) -> Baseline:
     """SDPA's seconds for a workload, and the floor below which no implementation goes."""
     device = detect(backend)
     with gpu(device):
         setup = _setup(workload, backend, seed)
-        seconds = timing.warm_up((setup.sdpa,), 0.3)
-        samples = [setup.sdpa.seconds(timing.calls_for(seconds)) for _ in range(9)]
+        seconds = timing.warm_up((setup.stock,), 0.3)
+        samples = [setup.stock.seconds(timing.calls_for(seconds)) for _ in range(9)]
         launch = _launch_seconds()
-    bandwidth, exact = setup.bandwidth, setup.bench.workload
+    bandwidth, exact = setup.bandwidth, setup.inputs.workload
     floor, bound = cost_model.floor(exact, bandwidth, _PEAK_TO_BANDWIDTH * bandwidth, launch)
     return Baseline(workload.slug, float(np.median(samples)), floor, bound, bandwidth, launch)
 
@@ -147,8 +143,8 @@ def _launch_seconds() -> float:
 
 def measure(kernel: Kernel, params: dict[str, int], request: Request) -> Measurement:
     """Judge and time a kernel on the request's bucket. Raises what a backend raises."""
-    workload = Workload.parse(request.workload)
-    bad = gate.static_rules(kernel, params, workload)
+    workload = ops.parse(request.workload).bucket()
+    bad = static_rules(kernel, params, workload)
     if bad:
         return Measurement("static", bad, params)
     module = backends.get(request.backend)
@@ -160,18 +156,18 @@ def measure(kernel: Kernel, params: dict[str, int], request: Request) -> Measure
             outcomes.append(calls(question))
             if reason := outcomes[-1].reason:
                 return Measurement("launch" if _RAISED.search(reason) else "wrong", reason, params)
-        bench = setup.bench
-        arm = bench.arm(module.build(kernel, params, bench.workload))
+        inputs = setup.inputs
+        arm = timing.Arm(inputs, module.build(kernel, params, inputs.workload))
         arm.seconds(2)  # compiles
         quick = min(arm.seconds(4) for _ in range(3))
         aborted = 0 < ABORT * request.best < quick
-        call_seconds = timing.warm_up((setup.sdpa, arm), 0.1 * request.seconds)
+        call_seconds = timing.warm_up((setup.stock, arm), 0.1 * request.seconds)
         least = 4 * timing.MIN_BLOCKS * timing.calls_for(call_seconds) * call_seconds * 1.01
         budget = least if aborted else max(least, 0.9 * request.seconds)
-        pair = timing.paired(setup.sdpa, arm, call_seconds, budget, request.seed)
+        pair = timing.paired(setup.stock, arm, call_seconds, budget, request.seed)
         assert pair is not None
         limit = max(question.limits[0] for question in setup.questions)
-        wrong = recheck(arm, bench, setup.scale, limit)
+        wrong = arm.recheck(limit)
     if wrong:
         return Measurement("wrong", wrong, params)
     fault = "a fault of the measurement: "
@@ -181,7 +177,7 @@ def measure(kernel: Kernel, params: dict[str, int], request: Request) -> Measure
         text = f"SDPA took {drift:.2g} times as long as when the run began"
         return Measurement("unsteady", fault + text, params)
     fastest = float(np.median(pair.b))
-    least_possible = bench.bytes / (_ROOFLINE * setup.bandwidth)
+    least_possible = inputs.bytes / (_ROOFLINE * setup.bandwidth)
     if fastest < least_possible:
         text = f"{fastest:.3g} s is below the roofline's {least_possible:.3g} s"
         return Measurement("roofline", fault + text, params)
@@ -203,19 +199,19 @@ def measure(kernel: Kernel, params: dict[str, int], request: Request) -> Measure
 # Without a GPU
 
 
-def modelled_baseline(workload: Workload) -> Baseline:
+def modelled_baseline(workload: Bucket) -> Baseline:
     """As `baseline`, modelled."""
     roof = cost_model.NOMINAL
     floor, bound = cost_model.floor(workload, roof.bandwidth, roof.flops, roof.launch)
-    seconds = cost_model.sdpa_seconds(workload)
+    seconds = cost_model.stock_seconds(workload)
     known = (workload.slug, seconds, floor, bound, roof.bandwidth, roof.launch)
     return Baseline(*known, modelled=True)
 
 
 def modelled(
-    kernel: Kernel, params: Mapping[str, int], workload: Workload, points: Sequence[Point]
+    kernel: Kernel, params: Mapping[str, int], workload: Bucket, points: Sequence[Point]
 ) -> Measurement:
     """As `measure`, from the counters of a host check."""
     seconds = cost_model.kernel_seconds(kernel, params, workload, points)
-    ratio = cost_model.sdpa_seconds(workload) / seconds
+    ratio = cost_model.stock_seconds(workload) / seconds
     return Measurement("", "", dict(params), seconds, ratio, ratio, ratio, modelled=True)

@@ -24,14 +24,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mlx_lm_openevolve import backends
+from mlx_lm_openevolve import backends, ops
 from mlx_lm_openevolve.device import BACKENDS, detect
 from mlx_lm_openevolve.errors import OpenEvolveError, UsageError
 from mlx_lm_openevolve.gate import timing
 from mlx_lm_openevolve.gate.limits import memory_for
 from mlx_lm_openevolve.kernels.kernel import Kernel
-from mlx_lm_openevolve.ops.attention.reference import mask
-from mlx_lm_openevolve.ops.attention.workload import Workload
+from mlx_lm_openevolve.ops import Bucket
 from mlx_lm_openevolve.processes import child_environment, kill_session
 
 from . import events
@@ -85,7 +84,7 @@ def find(root: Path = Path("/")) -> str:
 def profile(
     kernel: Kernel,
     params: Mapping[str, int],
-    workload: Workload,
+    workload: Bucket,
     backend: str = "cuda",
     *,
     seconds: float = _SECONDS,
@@ -239,7 +238,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--launch", action="store_true", help="launch the kernel, nothing else")
     options = parser.parse_intermixed_args(arguments)
     try:
-        kernel, workload = Kernel.load(options.folder), Workload.parse(options.workload)
+        kernel, workload = Kernel.load(options.folder), ops.parse(options.workload).bucket()
         try:
             given = {name: int(value) for name, value in (p.split("=") for p in options.params)}
         except ValueError:
@@ -255,12 +254,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _launch(
-    kernel: Kernel, params: Mapping[str, int], workload: Workload, backend: str, seed: int
+    kernel: Kernel, params: Mapping[str, int], workload: Bucket, backend: str, seed: int
 ) -> None:
     os.dup2(2, 1)  # what a kernel prints cannot pass for ncu's words
     exact = workload.largest()
-    bench = timing.Bench(exact, mask(exact, seed), 0, memory_for(detect(backend)), seed)
-    bench.arm(backends.get(backend).build(kernel, params, exact)).seconds(_WARM + _CALLS)
+    memory = memory_for(detect(backend))
+    inputs = ops.of(exact).questions.timing_inputs(exact, 0, memory, seed)
+    call = backends.get(backend).build(kernel, params, exact)
+    timing.Arm(inputs, call).seconds(_WARM + _CALLS)
 
 
 if __name__ == "__main__":

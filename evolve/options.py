@@ -17,7 +17,7 @@ from .config import PROPOSERS, Budget, Config, LanguageModel, LlmConfig, Search,
 __all__ = ["add_evolve_arguments", "add_report_arguments", "new_config", "profiles"]
 
 _DEFAULT_BUDGET = "10m"
-_SUITES = f"suites: {', '.join(suites.SUITES)}"
+_SUITES = f"suites: {', '.join(suites.suites())}"
 
 
 def add_evolve_arguments(parser: argparse.ArgumentParser) -> None:

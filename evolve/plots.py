@@ -12,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from . import cost_model as model
 from . import features
 from .archive import Archive
 from .evaluation import geomean
@@ -95,17 +94,17 @@ def roofline(archive: Archive, axes: Any) -> None:
     for number, done in archive.done.items():
         for slug, result in done.results.items():
             workload = archive.workload(slug)
-            work = model.flops(workload)
+            work = workload.flops()
             kind = "best" if archive.best.get(slug, ("", None, 0))[2] == number else "valid"
-            points[kind][0].append(work / model.compulsory(workload))
+            points[kind][0].append(work / workload.moved_bytes())
             points[kind][1].append(work / result.seconds / 1e9)
     axes.scatter(*points["valid"], s=10, color=_GREY, label="a candidate")
     axes.scatter(*points["best"], s=28, color=_ORANGE, label="best of a workload")
     sdpa: tuple[list[float], list[float]] = ([], [])
     for slug, base in archive.baseline.items():
         workload = archive.workload(slug)
-        sdpa[0].append(model.flops(workload) / model.compulsory(workload))
-        sdpa[1].append(model.flops(workload) / base.seconds / 1e9)
+        sdpa[0].append(workload.flops() / workload.moved_bytes())
+        sdpa[1].append(workload.flops() / base.seconds / 1e9)
     axes.scatter(*sdpa, s=30, marker="_", color=_RED, label="SDPA")
     width = max((base.bandwidth for base in archive.baseline.values()), default=0.0)
     xs = [x for x in (*points["valid"][0], *points["best"][0], *sdpa[0]) if x > 0]

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mlx_lm_openevolve import ops
 from mlx_lm_openevolve.kernels.kernel import Kernel
 
 from . import features
@@ -28,30 +29,22 @@ __all__ = ["Prompt", "build", "tokens_of"]
 _CHARACTERS = 3.2
 
 RULES = """\
-You write attention kernels in the Metal Shading Language. One kernel is a folder: kernel.json and
-the bodies of its stages. It must be right for every input and faster than MLX's own
-mx.fast.scaled_dot_product_attention ("SDPA") on the workloads below.
+Kernels are written in the Metal Shading Language. One kernel is a folder: kernel.json and the
+bodies of its launches. A launch's `source` file is a body for mx.fast.metal_kernel (no signature;
+ASCII), its `header` file holds functions that stand before it. These arrays are given by name:
 
-A stage's file is a body for mx.fast.metal_kernel (no signature; ASCII). Names are given:
-queries [B,Hq,L,D], keys [B,Hkv,N,D], values [B,Hkv,N,Dv] of type T, strided views: index them by
-queries_strides[0..3] and so on, in elements. The last stride is 1 in nearly every call, but not in
-all: take a fast path where it is 1 and rows are aligned. keys_shape[2] is N, exactly.
-mask [B,Hq,L,N], bool or T (additive), by mask_strides, 0 on broadcast axes; a dummy without a mask.
-sinks [Hq]; scale float32 [1]; outputs of earlier stages by name; the last one is `out`
-[B,Hq,L,Dv], row contiguous. Query row i of L stands at position N - L + i; causal: key j <= it.
-Query head h reads KV head h / (Hq / Hkv). Write every element of an output. A row that sees no key
-is zeros or the mean of V. Small inputs are `constant`: use [], no typed pointers to mask, sinks and
-scale. Attributes such as thread_index_in_simdgroup, simdgroup_index_in_threadgroup,
+{arrays}
+Attributes such as thread_index_in_simdgroup, simdgroup_index_in_threadgroup,
 threadgroup_position_in_grid and thread_position_in_threadgroup are in scope where the text names
 them. A simdgroup has 32 lanes; at most 1024 threads and 32 KiB of threadgroup memory. A barrier or
-simd_* must be reached by all its threads. A stage's `header` file holds functions before the body.
-The same text also runs on NVIDIA through a header: no Metal-only intrinsics beyond simd_*.
+simd_* must be reached by all its threads. Small inputs are `constant`: use [], no typed pointers to
+them. Outputs of earlier launches are given by name; write every element of an output. The same text
+also runs on NVIDIA through a header: no Metal-only intrinsics beyond simd_*.
 
 kernel.json: grid counts threads; grid, threadgroup, shapes, `when` and template values are integer
-expressions over batch, q_heads, kv_heads, group, q_len, kv_len (the bucket's upper end, so never
-template it), head_dim, v_head_dim, dtype, mask, sinks and the params. Params are integers with a
-default (an expression) and a list of values: they are tuned for you afterwards, so put every number
-that might matter into one.
+expressions over {fields} and the params; a length among them is the bucket's upper end, so never
+template it. Params are integers with a default (an expression) and a list of values: they are tuned
+for you afterwards, so put every number that might matter into one.
 
 Answer with a line `NOTE: what you changed and why it should be faster`, and then either edits
 
@@ -74,7 +67,7 @@ bfloat has no implicit conversion from float. Load to float, compute in float, s
     out[at] = T(sum / total);
     sum = fma(float(a[i]), float(b[i]), sum);
 Not: T x = 1.0f (write T(1.0f)); max(T, float); T += float; half and bfloat mixed; simd_sum of a
-bfloat (sum floats). Softmax in float32, in base 2 with fast::exp2 and scale * 1.44269504f.
+bfloat (sum floats).
 """
 
 
@@ -117,7 +110,10 @@ def build(
 def _sections(
     archive: Archive, parent: Kernel, failed: Candidate | None
 ) -> Iterator[tuple[str, str]]:
-    yield "rules", RULES
+    op = ops.get(parent.op)
+    fields = ", ".join(sorted(op.fields))
+    arrays = op.search.rules
+    yield "rules", op.search.task + "\n\n" + RULES.format(arrays=arrays, fields=fields)
     if failed is not None:
         yield "the failure", _failure(archive, failed)
     yield "bfloat16", BFLOAT

@@ -11,10 +11,12 @@ from dataclasses import replace
 
 from mlx_lm_openevolve import backends
 from mlx_lm_openevolve.device import detect
-from mlx_lm_openevolve.errors import OpenEvolveError
-from mlx_lm_openevolve.gate import judge as gate
+from mlx_lm_openevolve.errors import GateTimeout, OpenEvolveError
+from mlx_lm_openevolve.gate.host_check import check_on_host
+from mlx_lm_openevolve.gate.worker import judge_in_worker
 from mlx_lm_openevolve.kernels.kernel import Kernel
 from mlx_lm_openevolve.kernels.registry import Registry
+from mlx_lm_openevolve.kernels.verdict import Poisoned
 
 from .archive import Archive
 from .evaluation import WorkloadResult
@@ -68,17 +70,17 @@ def _one(
     event = Published(slug, kernel.id, params, searched=result.ratio, device=device.slug)
     check = None
     if not kernel.native and not backends.get("host").unavailable():
-        check = gate.check_on_host(kernel, params, workload)
+        check = check_on_host(kernel, params, workload)
         if not check["ok"]:
             return replace(event, reason=f"the host check: {check['reason']}")
     try:
         with gpu(device):
-            verdict = gate.judge_in_worker(
+            verdict = judge_in_worker(
                 kernel, params, workload, backend, seconds=_SECONDS[backend], speed=True
             )
-    except gate.GateTimeout as error:
+    except GateTimeout as error:
         return replace(event, reason=f"pending: {error}")
-    except gate.Poisoned as error:
+    except Poisoned as error:
         verdict = error.verdict
     except OpenEvolveError as error:
         return replace(event, reason=str(error))

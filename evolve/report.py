@@ -269,7 +269,7 @@ def _published(archive: Archive) -> str:
             e.workload,
             e.kernel,
             f"{e.searched:.3f}",
-            f"{e.ratio:.3f} {_interval(e.low, e.high)}" if e.ratio is not None else "-",
+            f"{e.ratio:.3f} [{e.low:.3f}, {e.high:.3f}]" if e.ratio is not None else "-",
             "accepted" if e.accepted else "rejected",
             e.reason,
         ]

@@ -33,13 +33,13 @@ def answer(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _perform(data: dict[str, Any]) -> dict[str, Any]:
-    from mlx_lm_openevolve.ops.attention.workload import Workload
+    from mlx_lm_openevolve import ops
 
     from . import check, measure
     from .evaluation import Request
 
     request = Request.from_json(data)
-    workload = Workload.parse(request.workload)
+    workload = ops.parse(request.workload).bucket()
     if request.op == "baseline":
         return measure.baseline(workload, request.backend, request.seed).to_json()
     if request.op not in ("check", "measure"):

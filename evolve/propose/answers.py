@@ -101,8 +101,8 @@ def _kernel(files: dict[str, str], origin: str) -> Kernel:
         if not isinstance(meta, dict):
             raise KernelError("kernel.json: expected an object")
         meta["origin"] = origin
-        stages = [s for s in meta.get("stages", []) if isinstance(s, dict)]
-        used = {stage.get(key) for stage in stages for key in ("source", "header")}
+        launches = [x for x in meta.get("launches", []) if isinstance(x, dict)]
+        used = {launch.get(key) for launch in launches for key in ("source", "header")}
         return Kernel.from_parts(meta, {name: text for name, text in files.items() if name in used})
     except KernelError as error:
         raise AnswerError(str(error)) from None

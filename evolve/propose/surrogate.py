@@ -15,8 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from mlx_lm_openevolve import ops
 from mlx_lm_openevolve.kernels.kernel import Kernel
-from mlx_lm_openevolve.ops.attention.workload import Workload
+from mlx_lm_openevolve.ops import Bucket
 
 from ..archive import Archive
 
@@ -31,15 +32,13 @@ _NOISE = 0.02  # variance of an observation, in units of the process's own
 _CAUTION = 0.5  # deviations below the mean
 
 
-def place(w: Workload) -> Floats:
-    """A workload as coordinates [9]."""
-    sizes = (w.batch, w.kv_heads, w.group, w.q_len, w.kv_len, w.head_dim)
-    kinds = (w.dtype == "float32", w.mask in ("bool", "additive"), w.sinks)
-    return np.array([*(math.log2(size) / 4 for size in sizes), *map(float, kinds)])
+def place(bucket: Bucket) -> Floats:
+    """A workload as coordinates [n], as many as its family has."""
+    return np.array(ops.of(bucket).search.coordinates(bucket))
 
 
-def point(kernel: Kernel, workload: Workload, params: Mapping[str, int]) -> Floats:
-    """A setting as coordinates [params + 9]: each param by the rank of its value, 2.5 units from
+def point(kernel: Kernel, workload: Bucket, params: Mapping[str, int]) -> Floats:
+    """A setting as coordinates [params + n]: each param by the rank of its value, 2.5 units from
     end to end, and the workload at half weight."""
     ranks = [
         param.values.index(params[param.name]) / max(1, len(param.values) - 1)
@@ -50,7 +49,7 @@ def point(kernel: Kernel, workload: Workload, params: Mapping[str, int]) -> Floa
 
 @dataclass(frozen=True)
 class Observations:
-    """What is known of one kernel: points [n, params + 9], and the log seconds [n] of each over the
+    """What is known of one kernel: points [m, params + n], and the log seconds [m] of each over the
     median of its workload."""
 
     points: Floats

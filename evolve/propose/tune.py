@@ -19,7 +19,7 @@ import numpy as np
 from mlx_lm_openevolve.errors import KernelError
 from mlx_lm_openevolve.kernels.kernel import Kernel
 from mlx_lm_openevolve.kernels.spec import MATH_MODES
-from mlx_lm_openevolve.ops.attention.workload import Workload
+from mlx_lm_openevolve.ops import Bucket
 
 from ..archive import Archive
 from ..candidate import Candidate
@@ -51,12 +51,12 @@ def switches(kernel: Kernel, backend: str) -> list[tuple[str, Kernel]]:
     if backend == "cuda":
         return []
     made = []
-    current = {stage.math_mode for stage in kernel.stages}
+    current = {spec.math_mode for spec in kernel.specs}
     for mode in MATH_MODES:
         if current == {mode}:
             continue
-        stages = [{**stage, "math_mode": mode} for stage in kernel.meta["stages"]]
-        meta = {**kernel.meta, "stages": stages, "origin": f"tuned from {kernel.id}"}
+        launches = [{**spec, "math_mode": mode} for spec in kernel.meta["launches"]]
+        meta = {**kernel.meta, "launches": launches, "origin": f"tuned from {kernel.id}"}
         made.append((f"math_mode {mode}", Kernel.from_parts(meta, kernel.sources)))
     return made
 
@@ -70,7 +70,7 @@ class Tune:
         kernels: Sequence[Kernel],
         *,
         only: str = "",
-        points: Callable[[Kernel, Workload], Sequence[Params]] | None = None,
+        points: Callable[[Kernel, Bucket], Sequence[Params]] | None = None,
     ) -> None:
         self.seeds, self.only, self._points = list(kernels), only, points
 
@@ -120,7 +120,7 @@ class Tune:
         open_ = [slug for slug in archive.slugs if headroom(archive, slug) > bar]
         return sorted(open_, key=gain, reverse=True)
 
-    def _kernels(self, archive: Archive, workload: Workload) -> list[Kernel]:
+    def _kernels(self, archive: Archive, workload: Bucket) -> list[Kernel]:
         """Kernels that may be tuned for a workload: seeds, and those that were correct."""
         measured = [archive.registry.kernel(id) for id in archive.kernel_best]
         known = {k.id: k for k in (*self.seeds, *measured) if k is not None}
@@ -196,7 +196,7 @@ class Tune:
         return rng.choices(list(kernels), [worth(kernel) for kernel in kernels])[0]
 
     def _ranked(
-        self, archive: Archive, kernel: Kernel, workload: Workload, slug: str, rng: random.Random
+        self, archive: Archive, kernel: Kernel, workload: Bucket, slug: str, rng: random.Random
     ) -> list[tuple[Params, str]]:
         """Settings worth trying, the most promising first."""
         pool = self._pool(archive, kernel, workload, slug, rng)
@@ -210,7 +210,7 @@ class Tune:
         return [pool[i] for i in np.argsort(surrogate.scores(points, known), kind="stable")]
 
     def _pool(
-        self, archive: Archive, kernel: Kernel, workload: Workload, slug: str, rng: random.Random
+        self, archive: Archive, kernel: Kernel, workload: Bucket, slug: str, rng: random.Random
     ) -> list[tuple[Params, str]]:
         trials = archive.tried(kernel.id, slug)
         good = sorted(
@@ -253,9 +253,7 @@ class Tune:
         return kept
 
 
-def _nearest(
-    kernel: Kernel, workload: Workload, wanted: Params, points: Sequence[Params]
-) -> Params:
+def _nearest(kernel: Kernel, workload: Bucket, wanted: Params, points: Sequence[Params]) -> Params:
     """The setting of `points` with the most knobs, and then the nearest, as wanted."""
     here = surrogate.point(kernel, workload, wanted)
 
@@ -266,23 +264,23 @@ def _nearest(
     return min(points, key=apart)
 
 
-def launch_key(kernel: Kernel, workload: Workload, params: Mapping[str, int]) -> Any:
+def launch_key(kernel: Kernel, workload: Bucket, params: Mapping[str, int]) -> Any:
     """What params come to in the launches of a workload: equal for settings that differ in name
     alone; None where they cannot be launched."""
     return _launch_key(kernel, workload, tuple(params.items()))
 
 
 @functools.lru_cache(maxsize=1 << 14)
-def _launch_key(kernel: Kernel, workload: Workload, params: tuple[tuple[str, int], ...]) -> Any:
+def _launch_key(kernel: Kernel, workload: Bucket, params: tuple[tuple[str, int], ...]) -> Any:
     try:
         launches = kernel.launches(workload, dict(params))
     except KernelError:
         return None
-    return tuple((x.stage.file, x.template, x.grid, x.threadgroup, x.outputs) for x in launches)
+    return tuple((x.spec.file, x.template, x.grid, x.threadgroup, x.outputs) for x in launches)
 
 
 def _similar(
-    archive: Archive, kernel: Kernel, workload: Workload, slug: str
+    archive: Archive, kernel: Kernel, workload: Bucket, slug: str
 ) -> list[tuple[str, WorkloadResult]]:
     """The kernel's best at the three workloads most like this one."""
     here = surrogate.place(workload)

@@ -56,6 +56,8 @@ def next_pow2(n: int) -> int:
 class Workload(Protocol):
     """What one call asks: a frozen, hashable shape key. Every family has a class of its own."""
 
+    def __hash__(self) -> int: ...
+
     @property
     def op(self) -> str:
         """Name of the family; the first word of the slug."""
@@ -343,9 +345,9 @@ class Questions(ABC, Generic[B, W]):
         """The cases of a bucket; calling one uploads it and computes its reference."""
 
     @abstractmethod
-    def quick(self, bucket: B, longest: int, seed: int) -> Sequence[Question]:
-        """Two questions that show most mistakes; where something grows with a length, and
-        `longest` is longer than the bucket, one more at that length."""
+    def quick(self, small: B, bucket: B, seed: int) -> Sequence[Question]:
+        """Two questions of `small` that show most mistakes; where work grows with a length that
+        `bucket`, which `small` is a proxy of, has more of, one more at a greater length."""
 
     @abstractmethod
     def proxy(self, bucket: B) -> B:

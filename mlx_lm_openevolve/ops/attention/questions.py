@@ -36,14 +36,16 @@ class _AttentionQuestions(Questions[Bucket, Workload]):
         for made in cases(bucket, seed):
             yield lambda made=made: AttentionQuestion(made)  # type: ignore[misc]
 
-    def quick(self, bucket: Bucket, longest: int, seed: int) -> Sequence[Question]:
+    def quick(self, small: Bucket, bucket: Bucket, seed: int) -> Sequence[Question]:
         """Lost, foreign or shifted keys and rows; a softmax without its maximum and padded keys. At
-        the bucket's length, off every tile; the elements of a key apart in the second."""
-        q_len = min(bucket.q_len, bucket.kv_len - 4)
-        exact = bucket.exact(kv_len=max(bucket.kv_len - 3, q_len + 1), q_len=q_len)
+        a length off every tile; the elements of a key apart in the second; the third at up to four
+        times as many keys."""
+        q_len = min(small.q_len, small.kv_len - 4)
+        exact = small.exact(kv_len=max(small.kv_len - 3, q_len + 1), q_len=q_len)
         needles, flat = (case(kind, exact, seed) for kind in ("needles", "flat"))
         made = [AttentionQuestion(needles), AttentionQuestion(replace(flat, columns=True))]
-        if longest > bucket.kv_len:
+        longest = min(4 * small.kv_len, bucket.kv_len)
+        if longest > small.kv_len:
             long = exact.exact(kv_len=longest - 3)
             made.append(AttentionQuestion(case("needles", long, seed)))
         return made

@@ -15,15 +15,10 @@ queries [B,Hq,L,D], keys [B,Hkv,N,D], values [B,Hkv,N,Dv] of type T, strided vie
 queries_strides[0..3] and so on, in elements. The last stride is 1 in nearly every call, but not in
 all: take a fast path where it is 1 and rows are aligned. keys_shape[2] is N, exactly.
 mask [B,Hq,L,N], bool or T (additive), by mask_strides, 0 on broadcast axes; a dummy without a mask.
-sinks [Hq]; scale float32 [1]; outputs of earlier stages by name; the last one is `out`
-[B,Hq,L,Dv], row contiguous. Query row i of L stands at position N - L + i; causal: key j <= it.
-Query head h reads KV head h / (Hq / Hkv). Write every element of an output. A row that sees no key
-is zeros or the mean of V. Small inputs are `constant`: use [], no typed pointers to mask, sinks and
-scale. Attributes such as thread_index_in_simdgroup, simdgroup_index_in_threadgroup,
-threadgroup_position_in_grid and thread_position_in_threadgroup are in scope where the text names
-them. A simdgroup has 32 lanes; at most 1024 threads and 32 KiB of threadgroup memory. A barrier or
-simd_* must be reached by all its threads. A stage's `header` file holds functions before the body.
-The same text also runs on NVIDIA through a header: no Metal-only intrinsics beyond simd_*.
+sinks [Hq]; scale float32 [1]; `out`, the last launch's output, [B,Hq,L,Dv], row contiguous. Query
+row i of L stands at position N - L + i; causal: key j <= it. Query head h reads KV head
+h / (Hq / Hkv). A row that sees no key is zeros or the mean of V. Softmax in float32, in base 2 with
+fast::exp2 and scale * 1.44269504f.
 """
 
 

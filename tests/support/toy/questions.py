@@ -92,8 +92,8 @@ class _ToyQuestions(Questions[Bucket, Workload]):
             w = Workload(rows, bucket.width, bucket.dtype)
             yield lambda w=w, turn=turn: ToyQuestion(w, seed + turn)
 
-    def quick(self, bucket: Bucket, longest: int, seed: int) -> Sequence[Question]:
-        return [ToyQuestion(bucket.largest(), seed + turn) for turn in range(2)]
+    def quick(self, small: Bucket, bucket: Bucket, seed: int) -> Sequence[Question]:
+        return [ToyQuestion(small.largest(), seed + turn) for turn in range(2)]
 
     def proxy(self, bucket: Bucket) -> Bucket:
         return replace(bucket, rows=min(bucket.rows, 8))
