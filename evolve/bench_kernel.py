@@ -15,18 +15,18 @@ from typing import Any
 from rich.console import Console
 
 from mlx_lm_openevolve import backends
-from mlx_lm_openevolve.cli.inspect import named
 from mlx_lm_openevolve.device import detect
 from mlx_lm_openevolve.errors import GateTimeout, UsageError
 from mlx_lm_openevolve.gate.worker import judge_in_worker
 from mlx_lm_openevolve.kernels.kernel import Kernel
+from mlx_lm_openevolve.kernels.lookup import named
 from mlx_lm_openevolve.kernels.verdict import Poisoned, Verdict, describe
 from mlx_lm_openevolve.ops import Bucket
 
 from . import check, measure
 from .suites import suite
 
-__all__ = ["bench_kernel", "passed"]
+__all__ = ["bench_kernel"]
 
 SECONDS = 60.0  # for a workload: time enough for narrow intervals; three times that on the host
 Row = dict[str, Any]
@@ -34,9 +34,10 @@ Row = dict[str, Any]
 
 def bench_kernel(
     options: argparse.Namespace, out: Console, keep: Callable[[list[Row]], None]
-) -> None:
+) -> bool:
     """Judge a kernel on each workload of the suites that it applies to; `keep` is handed all rows
-    whenever there is a new one. A row is a verdict; on the host it has `modelled` too."""
+    whenever there is a new one. A row is a verdict; on the host it has `modelled` too. Returns
+    whether every row is as good as it can be here: accepted, on the host correct."""
     kernel = named(options.kernel)
     backend = options.backend or detect().backend
     backends.require(kernel, backend)
@@ -60,10 +61,6 @@ def bench_kernel(
         keep(rows)
     left = len(asked) - len(workloads)
     out.print(f"{len(workloads)} workloads; {left} more to which the kernel does not apply")
-
-
-def passed(rows: list[Row]) -> bool:
-    """Whether every row is as good as it can be here: accepted, on the host correct."""
     return all(row["correct"] if "modelled" in row else row["status"] == "accepted" for row in rows)
 
 

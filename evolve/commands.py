@@ -15,14 +15,15 @@ from mlx_lm_openevolve import backends
 from mlx_lm_openevolve.device import detect
 from mlx_lm_openevolve.errors import UsageError
 from mlx_lm_openevolve.kernels.kernel import Kernel
-from mlx_lm_openevolve.kernels.registry import Registry, tuned_root, user_root
+from mlx_lm_openevolve.kernels.lookup import registries
+from mlx_lm_openevolve.kernels.registry import Registry, user_root
 
 from . import events, loop, two_machines
 from .archive import Archive
 from .config import seconds_of
 from .evaluator import LocalEvaluator
 from .ncu import Profiler
-from .options import add_evolve_arguments, add_report_arguments, new_config, profiles
+from .options import new_config, profiles
 from .progress import ProgressDisplay
 from .propose import Proposer
 from .propose.llm import LlmProposer
@@ -31,7 +32,7 @@ from .propose.structural import WithTuning, fitting, no_profile
 from .propose.tune import Tune, headroom
 from .publish import publish
 
-__all__ = ["add_evolve_arguments", "add_report_arguments", "evolve", "report"]
+__all__ = ["evolve", "report"]
 
 
 def report(options: argparse.Namespace, out: Console) -> tuple[int, dict[str, Any]]:
@@ -191,10 +192,7 @@ def _seeds(archive: Archive, options: argparse.Namespace) -> list[Kernel]:
     if options.kernels:
         kernels = [Kernel.load(folder) for folder in options.kernels]
     else:
-        known = [
-            *Registry(user_root()).kernels(),
-            *Registry(tuned_root(), writable=False).kernels(),
-        ]
+        known = [kernel for registry in registries() for kernel in registry.kernels()]
         known += [Kernel.load(path) for path in sorted((Path(__file__).parent / "seeds").iterdir())]
         kernels = list({kernel.id: kernel for kernel in known}.values())
     cuda = archive.config.backend == "cuda"

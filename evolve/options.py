@@ -17,15 +17,14 @@ from .config import PROPOSERS, Budget, Config, LanguageModel, LlmConfig, Search,
 __all__ = ["add_evolve_arguments", "add_report_arguments", "new_config", "profiles"]
 
 _DEFAULT_BUDGET = "10m"
-_SUITES = f"suites: {', '.join(suites.suites())}"
 
 
 def add_evolve_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `evolve`."""
-    add = parser.add_argument
+    add, known = parser.add_argument, f"suites: {', '.join(suites.suites())}"
     add("batch", nargs="?", type=Path, metavar="BATCH", help="folder of a batch (see --stage)")
     add("--backend", choices=BACKENDS, help="default: the GPU, else host (times are modelled)")
-    add("--workloads", nargs="+", metavar="SUITE|SLUG", help=f"default decode; {_SUITES}")
+    add("--workloads", nargs="+", metavar="SUITE|SLUG", help=f"default decode; {known}")
     add("--model", metavar="PATH_OR_ID", help="search for what a generation of this model calls")
     add("--proposer", choices=PROPOSERS, help="default tune, which needs nothing")
     add("--budget", metavar="10m", help=f"time; default {_DEFAULT_BUDGET} where nothing is set")

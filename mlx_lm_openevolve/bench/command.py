@@ -40,6 +40,8 @@ PRESETS = {
     "long_generation": (16, 1000),
     "maximum_context_stress_test": (1408, 10000),
 }
+# Options, where to print and what keeps the rows so far -> whether all is well.
+BenchKernel = Callable[[argparse.Namespace, Console, Callable[[list[dict[str, Any]]], None]], bool]
 SHAPES = ("qwen3-0.6b", "qwen3-4b", "llama-3.2-1b", "gemma-3-4b", "gpt-oss-20b", "glm-4.7-flash")
 
 
@@ -70,10 +72,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", metavar="FILE", type=Path, help="write the results as JSON")
 
 
-def run(options: argparse.Namespace, out: Console) -> tuple[int, dict[str, Any]]:
-    """The command. Exit code 0 where nothing is slower than the floor, every case was served by
-    kernels, and the results agree; else 1. With --output the file holds all that is known after
-    each process, the samples of a case that is not through under `unfinished`."""
+def run(
+    options: argparse.Namespace, out: Console, bench_kernel: BenchKernel
+) -> tuple[int, dict[str, Any]]:
+    """The command; `bench_kernel` is what --kernel asks for. Exit code 0 where nothing is slower
+    than the floor, every case was served by kernels, and the results agree; else 1. With --output
+    the file holds all that is known after each process, the samples of a case that is not through
+    under `unfinished`."""
     if os.environ.get("MLX_LM_OPENEVOLVE") == "0":
         raise UsageError("MLX_LM_OPENEVOLVE=0 switches off what is to be measured")
     device = detect(options.backend)
@@ -89,10 +94,7 @@ def run(options: argparse.Namespace, out: Console) -> tuple[int, dict[str, Any]]
             write(options.output, result)
 
     if options.kernel:
-        from ..evolve.bench_kernel import bench_kernel, passed
-
-        bench_kernel(options, out, lambda rows: keep(verdicts=rows))
-        keep(ok=passed(result["verdicts"]))
+        keep(ok=bench_kernel(options, out, lambda rows: keep(verdicts=rows)))
     else:
         asked = tasks(options)
         if device.backend == "host" and not options.any_correct:

@@ -14,9 +14,9 @@ from ..errors import GateTimeout, OpenEvolveError, UsageError
 from ..gate.host_check import check_on_host
 from ..gate.worker import judge_in_worker
 from ..kernels.kernel import Kernel
+from ..kernels.lookup import named
 from ..kernels.verdict import Poisoned, describe
 from ..ops import Bucket
-from .inspect import named
 from .result import Result
 
 __all__ = ["check"]

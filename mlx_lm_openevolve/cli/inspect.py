@@ -23,6 +23,7 @@ from .._version import __version__
 from ..device import BACKENDS, detect, fingerprint, version_of
 from ..errors import RegistryError, UsageError, WorkloadError
 from ..kernels.kernel import Kernel
+from ..kernels.lookup import named, registries
 from ..kernels.registry import VERSION, Registry, tuned_root, user_root
 from ..kernels.verdict import Verdict, describe, gate_version
 from ..ops import Bucket
@@ -30,7 +31,7 @@ from ..runtime.planner import Planner
 from .architectures import Callers, callers
 from .result import Result
 
-__all__ = ["clear", "list_verdicts", "named", "registries", "show", "status", "usage"]
+__all__ = ["clear", "list_verdicts", "show", "status", "usage"]
 
 # What changes how this library behaves, shown by `status` where it is set.
 VARIABLES = (
@@ -39,11 +40,6 @@ VARIABLES = (
     "MLX_LM_OPENEVOLVE_CXX",
     "MLX_LM_OPENEVOLVE_KEEP",
 )
-
-
-def registries() -> list[Registry]:
-    """The user's registry and the shipped one, in the order they are asked."""
-    return [Registry(user_root()), Registry(tuned_root(), writable=False)]
 
 
 def usage(folder: Path) -> int:
@@ -140,7 +136,7 @@ def show(options: argparse.Namespace, out: Console) -> Result:
     try:
         bucket = ops.parse(options.what).bucket()
     except WorkloadError:
-        return _show_kernel(_kernel(options.what), out)
+        return _show_kernel(named(options.what), out)
     here = _here(bucket)
     out.print(bucket.slug, style="bold", markup=False)
     out.print(f"  here     {here['text']}", markup=False)
@@ -169,30 +165,6 @@ def _here(bucket: Bucket) -> dict[str, Any]:
     kernel = plan.kernel.id if plan.kernel else None
     text = f"kernel {kernel}: {reason}" if kernel else f"{ops.of(bucket).stock}: {reason}"
     return {"device": device.slug, "kernel": kernel, "reason": reason, "text": text}
-
-
-def named(what: str) -> Kernel:
-    """The kernel in a folder, or the known one of that id or name. Raises KernelError where the
-    folder holds none, UsageError where nothing bears the name."""
-    if Path(what).exists() or "/" in what:
-        return Kernel.load(what)
-    return _kernel(what)
-
-
-def _kernel(what: str) -> Kernel:
-    """The kernel of that id or name. Raises UsageError."""
-    known = {kernel.id: kernel for registry in registries() for kernel in registry.kernels()}
-    matches = [kernel for kernel in known.values() if what in (kernel.id, kernel.name)]
-    if len(matches) == 1:
-        return matches[0]
-    if matches:
-        ids = ", ".join(kernel.id for kernel in matches)
-        raise UsageError(f"{what} is the name of several kernels; choose from {ids}")
-    names = ", ".join(f"{kernel.id} ({kernel.name})" for kernel in known.values())
-    raise UsageError(
-        f"{what[:80]!r} is neither a stored kernel's id or name nor a workload"
-        + (f"; kernels: {names}" if names else "")
-    )
 
 
 def _show_kernel(kernel: Kernel, out: Console) -> Result:

@@ -26,7 +26,7 @@ from .._version import __version__
 from ..bench import command as bench
 from ..device import BACKENDS
 from ..errors import OpenEvolveError, interrupted
-from ..evolve import commands as evolve  # the core does without it: here the two meet
+from ..evolve import options as evolve_options  # the core does without it: here the two meet
 from . import inspect as inspection
 from . import run
 from .check import check as check_command
@@ -116,13 +116,13 @@ def parser() -> argparse.ArgumentParser:
         add("run", run.run, "Run a command of mlx-lm, or a script, with the patch on.")
     )
     bench.add_arguments(
-        add("bench", bench.run, "Measure a model, stock against patched, in fresh processes.")
+        add("bench", _bench, "Measure a model, stock against patched, in fresh processes.")
     )
 
-    evolve.add_evolve_arguments(
-        add("evolve", evolve.evolve, "Look for better kernels on this machine; resumable.")
+    evolve_options.add_evolve_arguments(
+        add("evolve", _evolve, "Look for better kernels on this machine; resumable.")
     )
-    evolve.add_report_arguments(add("report", evolve.report, "A run of evolve as one HTML page."))
+    evolve_options.add_report_arguments(add("report", _report, "A run of evolve as one HTML page."))
 
     listed = add("list", inspection.list_verdicts, "List the stored verdicts, for every device.")
     listed.add_argument("--device", metavar="SLUG", help="only the verdicts of this device")
@@ -139,6 +139,27 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     # Before the command or after it: what is not given must not undo what was.
     for name, text in (("json", "one JSON object on standard output"), ("verbose", "tracebacks")):
         parser.add_argument(f"--{name}", action="store_true", default=argparse.SUPPRESS, help=text)
+
+
+# Commands whose modules are loaded when they are asked for
+
+
+def _evolve(options: argparse.Namespace, out: Console) -> Result:
+    from ..evolve import commands
+
+    return commands.evolve(options, out)
+
+
+def _report(options: argparse.Namespace, out: Console) -> Result:
+    from ..evolve import commands
+
+    return commands.report(options, out)
+
+
+def _bench(options: argparse.Namespace, out: Console) -> Result:
+    from ..evolve.bench_kernel import bench_kernel
+
+    return bench.run(options, out, bench_kernel)
 
 
 def _import(options: argparse.Namespace, out: Console) -> Result:

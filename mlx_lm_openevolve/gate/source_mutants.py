@@ -143,9 +143,9 @@ def main(argv: list[str]) -> int:
     """Try every source mutant on a kernel of each variant (one of tuned/ that is all Metal, or the
     folders named) and write the outcome entry by entry; what is known of these kernels already is
     kept. Exit code 1 where any mutant survived."""
-    from ..kernels.registry import Registry, tuned_root
+    from ..kernels.lookup import shipped
 
-    tuned = Registry(tuned_root(), writable=False).kernels()
+    tuned = shipped().kernels()
     survived = False
     for op in ops.FAMILIES:
         entries = matrix(op)

@@ -1,22 +1,12 @@
 """A verdict from a process that can be killed, for kernels of unknown origin.
 
-    python -m mlx_lm_openevolve.gate.worker < task.json     one JSON object as the last line
-
-Whatever a kernel prints cannot pass for the answer: standard output is put aside before anything is
-imported.
+judge_in_worker --Task--> python -m mlx_lm_openevolve.gate.worker: judge --> verdict, or why not
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from .. import ops
@@ -25,6 +15,7 @@ from ..errors import BackendError, GateTimeout, MachineError
 from ..kernels.kernel import Kernel
 from ..kernels.verdict import Poisoned, Verdict
 from ..ops import Workload
+from ..processes import Died, Worker, serve
 from .judge import Judgement, judge, verdict_of
 
 __all__ = ["Task", "judge_in_worker"]
@@ -64,28 +55,16 @@ def judge_in_worker(
         dict(kernel.meta), dict(kernel.sources), dict(params), bucket.slug,
         backend, seconds, speed, seed,
     )  # fmt: skip
-    root = str(Path(__file__).resolve().parent.parent.parent)
-    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-    try:
-        done = subprocess.run(
-            [sys.executable, "-m", "mlx_lm_openevolve.gate.worker"],
-            input=json.dumps(asdict(task)),
-            capture_output=True,
-            text=True,
-            timeout=seconds + _STARTUP,
-            # Ctrl-C is ours to handle: a worker that it ended would be blamed on the kernel.
-            start_new_session=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-        )
-        answer = _answer(done.stdout)
-        end = _ended(done)
-    except subprocess.TimeoutExpired:
-        answer, end = None, f"the worker hung and was killed after {seconds + _STARTUP:.3g} s"
-    if answer is None:
-        refused = Judgement(reason=end)
-        raise Poisoned(
-            verdict_of(kernel, params, bucket, detect(backend), refused, seed, worker=end)
-        )
+    with Worker("mlx_lm_openevolve.gate.worker", start_seconds=_STARTUP) as worker:
+        try:
+            answer = worker.ask(asdict(task), seconds)
+        except Died as death:
+            end = f"the kernel ended its worker process: {death.signal}" if death.signal else ""
+            refused = Judgement(reason=end or str(death))
+            device = detect(backend)
+            raise Poisoned(
+                verdict_of(kernel, params, bucket, device, refused, seed, worker=refused.reason)
+            ) from None
     if "timeout" in answer:
         raise GateTimeout(str(answer["timeout"]))
     if "error" in answer:
@@ -95,38 +74,11 @@ def judge_in_worker(
     return Verdict.from_json(answer["verdict"])
 
 
-def _answer(text: str) -> dict[str, Any] | None:
-    """The worker's last line, None where it is no answer."""
-    with contextlib.suppress(ValueError, IndexError):
-        answer = json.loads(text.splitlines()[-1])
-        if isinstance(answer, dict) and answer.keys() & {"verdict", "timeout", "error", "machine"}:
-            return answer
-    return None
-
-
-def _ended(done: subprocess.CompletedProcess[str]) -> str:
-    """How a worker ended that gave no answer."""
-    if done.returncode < 0:
-        with contextlib.suppress(ValueError):
-            name = signal.Signals(-done.returncode).name
-            return f"the kernel ended its worker process: {name}"
-    lines = done.stderr.strip().splitlines()
-    return f"the worker ended with status {done.returncode}: {(lines or ['no message'])[-1][:300]}"
-
-
 # The worker's own side
 
 
-def main() -> None:
-    """Read a task from standard input, judge, and write the answer."""
-    answer_to = os.dup(1)
-    os.dup2(2, 1)
-    task = Task(**json.loads(sys.stdin.read()))
-    with os.fdopen(answer_to, "w") as out:
-        out.write(json.dumps(_judged(task)) + "\n")
-
-
-def _judged(task: Task) -> dict[str, Any]:
+def _answer(request: dict[str, Any]) -> dict[str, Any]:
+    task = Task(**request)
     try:
         verdict = judge(
             Kernel.from_parts(task.meta, task.sources),
@@ -147,4 +99,4 @@ def _judged(task: Task) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    serve(_answer)

@@ -220,7 +220,7 @@ def _prepare(
 ) -> _Session:
     """Check every argument and build what enabling needs; changes nothing."""
     from .. import backends, device, errors
-    from ..kernels import registry
+    from ..kernels import lookup, registry
     from ..kernels.kernel import Kernel
     from . import dispatch, planner
     from .patch import Patch
@@ -252,7 +252,7 @@ def _prepare(
             )
     plans = planner.Planner(
         device.detect(backend),
-        [registry.Registry(root), registry.Registry(registry.tuned_root(), writable=False)],
+        [registry.Registry(root), lookup.shipped()],
         judges=_judges,
         mode=gate,
         require_faster=require_faster,

@@ -20,7 +20,7 @@ from rich.console import Console
 
 from mlx_lm_openevolve import metalhost
 from mlx_lm_openevolve.errors import UsageError
-from mlx_lm_openevolve.evolve import commands, progress, two_machines
+from mlx_lm_openevolve.evolve import commands, options, progress, two_machines
 from mlx_lm_openevolve.evolve.archive import Archive
 from mlx_lm_openevolve.evolve.candidate import Candidate
 from mlx_lm_openevolve.evolve.events import Evaluated
@@ -35,7 +35,7 @@ SLUG = evolve_kernels.DECODE.slug
 
 def parse(*argv: object) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    commands.add_evolve_arguments(parser)
+    options.add_evolve_arguments(parser)
     return parser.parse_args([str(a) for a in argv])
 
 
@@ -69,10 +69,10 @@ def test_a_run_with_tune_needs_no_key_and_no_network(tmp_path: Path, folder: Pat
     assert more["candidates"] == 4
 
     parser = argparse.ArgumentParser()
-    commands.add_report_arguments(parser)
+    options.add_report_arguments(parser)
     pytest.importorskip("matplotlib")
-    options = parser.parse_args([str(out), "--out", str(tmp_path / "page")])
-    code, report = commands.report(options, Console(file=io.StringIO()))
+    asked = parser.parse_args([str(out), "--out", str(tmp_path / "page")])
+    code, report = commands.report(asked, Console(file=io.StringIO()))
     page = (tmp_path / "page" / "report.html").read_text()
     assert code == 0
     assert "modelled from counters" in page
@@ -88,8 +88,8 @@ def test_a_run_with_tune_needs_no_key_and_no_network(tmp_path: Path, folder: Pat
 SCRIPT = (
     "import sys, argparse\n"
     "from rich.console import Console\n"
-    "from mlx_lm_openevolve.evolve import commands\n"
-    "parser = argparse.ArgumentParser(); commands.add_evolve_arguments(parser)\n"
+    "from mlx_lm_openevolve.evolve import commands, options\n"
+    "parser = argparse.ArgumentParser(); options.add_evolve_arguments(parser)\n"
     "commands.evolve(parser.parse_args(sys.argv[1:]), Console())\n"
 )
 

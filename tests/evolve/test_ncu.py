@@ -406,7 +406,7 @@ def test_a_run_ends_with_profiles_of_its_winners(
     monkeypatch.setattr(commands, "_profiler", lambda *rest: Profiler(lambda text: None))
     evolve_kernels.kernel().save(tmp_path / "kernel")
     parser = argparse.ArgumentParser()
-    commands.add_evolve_arguments(parser)
+    options.add_evolve_arguments(parser)
     words = ["--backend", "host", "--workloads", SLUG, "--candidates", "1", "--no-publish"]
     words += ["--kernels", str(tmp_path / "kernel"), "--out", str(tmp_path / "run")]
     commands.evolve(parser.parse_args(words), Console(file=io.StringIO()))

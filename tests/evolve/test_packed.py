@@ -15,7 +15,7 @@ import pytest
 from rich.console import Console
 
 from mlx_lm_openevolve.errors import UsageError
-from mlx_lm_openevolve.evolve import commands, packed
+from mlx_lm_openevolve.evolve import commands, options, packed
 from mlx_lm_openevolve.evolve.archive import Archive
 from mlx_lm_openevolve.evolve.config import Config
 
@@ -26,7 +26,7 @@ RUNS = {"h100-grid": (72, 1), "h100-mailbox": (34, 28), "h100-tune": (116, 7)}
 
 def report(*argv: object) -> tuple[dict[str, object], str]:
     parser = argparse.ArgumentParser()
-    commands.add_report_arguments(parser)
+    options.add_report_arguments(parser)
     out = Console(file=io.StringIO(), record=True, width=200)
     code, result = commands.report(parser.parse_args([str(a) for a in argv]), out)
     assert code == 0
