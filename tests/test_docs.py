@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -23,6 +24,7 @@ from mlx_lm_openevolve.cli import run
 from mlx_lm_openevolve.cli.main import main, parser
 from mlx_lm_openevolve.kernels import expressions, kernel, spec
 from mlx_lm_openevolve.kernels.kernel import Kernel
+from mlx_lm_openevolve.ops import base
 from mlx_lm_openevolve.ops.attention.workload import Workload
 
 DECODE = Workload(1, 8, 2, 1, 128, 64, 64, "bfloat16")
@@ -242,6 +244,35 @@ def test_the_architecture_names_every_part_of_the_package() -> None:
         if path.name.startswith("_") or path.suffix not in ("", ".py"):
             continue
         assert f"`{path.name}/`" in text or f"`{path.name}`" in text, path.name
+
+
+def test_the_architecture_lists_the_folders_in_the_order_of_their_imports() -> None:
+    tree = ast.parse((ROOT / "tests" / "test_package.py").read_text())
+    (floors,) = (
+        ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "FLOORS"
+    )
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    rows = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
+    last = -1
+    for floor in floors:
+        at = [
+            next(i for i, row in enumerate(rows) if f"`{name}/`" in row or f"`{name}.py`" in row)
+            for name in floor
+            if not name.startswith("_")
+        ]
+        assert min(at, default=last + 1) > last, floor
+        last = max(at, default=last)
+
+
+def test_contributing_names_all_that_a_family_must_and_may_say() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    for part in (ops.Op, base.Question, base.Questions, base.SearchSpace, base.TimingInputs):
+        methods = {name for name in vars(part) if not name.startswith("_")}
+        asked = part in (ops.Op, base.Questions, base.SearchSpace)
+        for name in methods | (part.__annotations__.keys() if asked else set()):
+            assert f"`{name}`" in text, f"{part.__name__}.{name}"
 
 
 def test_the_format_names_every_input_field_and_function() -> None:
