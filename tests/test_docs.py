@@ -1,7 +1,8 @@
-"""Every command in the README and in docs/ is run; what cannot run on any machine must parse."""
+"""Every command of the pages runs, or parses where it cannot; what they name and promise is so."""
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -18,9 +19,12 @@ from documentation import PAGES, ROOT, Block, blocks, differs
 from programs import PROGRAM
 from samples import shipped_in_metal, store_correct
 
+from mlx_lm_openevolve import ops
 from mlx_lm_openevolve.cli import run
 from mlx_lm_openevolve.cli.main import main, parser
-from mlx_lm_openevolve.kernels.kernel import INPUTS, Kernel
+from mlx_lm_openevolve.kernels import expressions, kernel, spec
+from mlx_lm_openevolve.kernels.kernel import Kernel
+from mlx_lm_openevolve.ops import base
 from mlx_lm_openevolve.ops.attention.workload import Workload
 
 DECODE = Workload(1, 8, 2, 1, 128, 64, 64, "bfloat16")
@@ -87,7 +91,7 @@ def test_every_command_of_a_page_parses(page: Path) -> None:
             words = shlex.split(text, comments=True)
             while "=" in words[0] and words[0].split("=")[0].isupper():
                 words = words[1:]
-            problem = parse_problem(words[0], words[1:])
+            problem = parse_problem(words[0].removeprefix(".venv/bin/"), words[1:])
             assert not problem, f"{where}: {problem}"
 
 
@@ -107,12 +111,17 @@ def parse_problem(program: str, words: list[str]) -> str:
         asked = {word for word in words if not re.fullmatch(r"[A-Z]+=\w+", word)}
         return "" if asked <= set(targets) else f"targets are {targets}"
     elif program == "python":
+        if words[:2] == ["-m", "pytest"]:
+            files = [word for word in words[2:] if word.startswith("tests")]
+            return ", ".join(file for file in files if not (ROOT / file).exists())
+        if words[:2] in (["-m", "pip"], ["-m", "build"]):
+            return ""
         if words[0] == "-m":
             words = [f"{words[1].replace('.', '/')}.py", *words[2:]]
         text = (ROOT / words[0]).read_text()
         missing = [word for word in words[1:] if word.startswith("--") and f'"{word}"' not in text]
         return f"unknown {missing}" if missing else ""
-    elif program not in ("cp", "sed", "git", "cd"):
+    elif program not in ("cp", "sed", "git", "cd", "pre-commit"):
         return "a program that this test does not know"
     return ""
 
@@ -124,22 +133,56 @@ def test_every_command_within_a_sentence_parses(page: Path) -> None:
         assert not parse_problem(words[0], words[1:]), text
 
 
+def workflow(name: str) -> Any:
+    return yaml.safe_load((ROOT / ".github" / "workflows" / f"{name}.yml").read_text())
+
+
 def test_every_command_of_the_workflows_parses() -> None:
-    for path in (ROOT / ".github" / "workflows").glob("*.yml"):
-        jobs = yaml.safe_load(path.read_text())["jobs"]
-        assert {"linux", "macos"} <= jobs.keys()
-        for job in jobs.values():
-            for step in job["steps"]:
-                words = shlex.split(step.get("run", ""))
-                if not words:
-                    continue
-                program = words[0].removeprefix(".venv/bin/")
-                if words[1:3] == ["-m", "pytest"]:
-                    files = [word for word in words if word.endswith(".py")]
-                    assert files, step
-                    assert all((ROOT / file).exists() for file in files), step
-                elif words[1] != "-c":
-                    assert not parse_problem(program, words[1:]), step
+    jobs = workflow("test")["jobs"]
+    assert {"linux", "macos"} <= jobs.keys()
+    tried = 0
+    for job in [*jobs.values(), *workflow("release")["jobs"].values()]:
+        for step in job["steps"]:
+            words = shlex.split(step.get("run", ""))
+            program = words[0].removeprefix(".venv/bin/") if words else ""
+            # A script of several lines is the shell's own: names of ours stand alone.
+            if program not in ("make", "python", OURS) or words[1] == "-c":
+                continue
+            if words[1:3] == ["-m", "pytest"]:
+                assert any(word.endswith(".py") for word in words), step
+            assert not parse_problem(program, words[1:]), step
+            tried += 1
+    assert tried > 8
+
+
+def test_nothing_is_published_without_a_tag_nor_before_it_was_installed() -> None:
+    release = workflow("release")
+    assert release[True] == {"push": {"tags": ["v*"]}}  # YAML reads the key `on` as a bool
+    jobs = release["jobs"]
+    assert [jobs[name]["needs"] for name in ("install", "pypi", "github")] == [
+        "build", "install", "pypi"
+    ]  # fmt: skip
+    trusted = {name for name, job in jobs.items() if job.get("permissions")}
+    assert trusted == {"pypi", "github"}
+    assert release["permissions"] == {"contents": "read"}
+
+
+def test_the_hooks_run_what_make_runs() -> None:
+    (local,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    lint = (ROOT / "Makefile").read_text().replace("$(BIN)", ".venv/bin").replace("$(SOURCES)", "")
+    lines = [line.strip() for line in lint.splitlines()]
+    for hook in local["hooks"]:
+        assert hook["entry"].removesuffix(" --force-exclude") in lines, hook
+
+
+def test_every_command_that_an_issue_form_asks_for_parses() -> None:
+    for path in (ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"):
+        form = yaml.safe_load(path.read_text())
+        labels = [part["attributes"]["label"] for part in form["body"]]
+        commands = [text for label in labels for text in re.findall(rf"`{OURS} ([^`]+)`", label)]
+        assert commands, path.name
+        for command in commands:
+            assert not parse_problem(OURS, shlex.split(command)), command
 
 
 def test_a_wrong_command_or_output_would_be_noticed() -> None:
@@ -148,6 +191,7 @@ def test_a_wrong_command_or_output_would_be_noticed() -> None:
     assert parse_problem("make", ["nonsense"])
     assert parse_problem("pip", ["install", ".[nonsense]"])
     assert parse_problem("python", ["benchmarks/overhead.py", "--nonsense"])
+    assert parse_problem("python", ["-m", "pytest", "tests/nonsense.py"])
     assert documentation.agrees(("a 1", "...", "b ... c 2.5"), "a 7\nx\ny\nb z c 9.25\n")
     assert not documentation.agrees(("a 1", "b"), "a 1\nx\nb\n")
     assert not documentation.agrees(("...", "rejected: ..."), "accepted: x\n")
@@ -162,23 +206,85 @@ def test_commands_stand_in_console_blocks_and_links_lead_somewhere(page: Path) -
         assert "://" in target or (page.parent / target).exists(), target
 
 
+# What a reader makes by the commands of a page, or has: no file of the repository.
+READERS = {"batch/events.jsonl", "script.py"}
+OTHER_PAGES = [ROOT / "mlx_lm_openevolve" / "metalhost" / "README.md"]
+OTHER_PAGES += [*(ROOT / ".github").rglob("*.md")]
+
+
+@pytest.mark.parametrize("page", [*PAGES, *OTHER_PAGES], ids=lambda page: page.name)
+def test_every_path_that_a_page_names_exists(page: Path) -> None:
+    named = set(documentation.paths(page.read_text())) - READERS
+    missing = [path for path in sorted(named) if not documentation.exists(path, page)]
+    assert missing == []
+
+
+def test_a_path_that_does_not_exist_would_be_noticed() -> None:
+    text = (
+        "`gate/judge.py`, `python benchmarks/nothing.py --x`, `RUN/a.json`, `a.b`, `x / y`, `ops/`"
+    )
+    page = ROOT / "README.md"
+    assert documentation.paths(text) == ["gate/judge.py", "benchmarks/nothing.py", "ops/"]
+    assert documentation.exists("gate/judge.py", page)
+    assert documentation.exists("judge.py", page)
+    assert documentation.exists("ops/", page)
+    for wrong in ("benchmarks/nothing.py", "nothing.py", "gate/judge.py/", "docs/judge.py"):
+        assert not documentation.exists(wrong, page), wrong
+
+
 def test_the_readme_leads_to_every_page() -> None:
     text = (ROOT / "README.md").read_text()
-    for path in (ROOT / "docs").iterdir():
-        assert f"docs/{path.name}" in text, path.name
+    for path in [*(ROOT / "docs").iterdir(), *PAGES[1:4]]:
+        assert f"]({path.relative_to(ROOT)})" in text, path.name
+
+
+def test_the_architecture_names_every_part_of_the_package() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    for path in (ROOT / "mlx_lm_openevolve").iterdir():
+        if path.name.startswith("_") or path.suffix not in ("", ".py"):
+            continue
+        assert f"`{path.name}/`" in text or f"`{path.name}`" in text, path.name
+
+
+def test_the_architecture_lists_the_folders_in_the_order_of_their_imports() -> None:
+    tree = ast.parse((ROOT / "tests" / "test_package.py").read_text())
+    (floors,) = (
+        ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "FLOORS"
+    )
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    rows = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
+    last = -1
+    for floor in floors:
+        at = [
+            next(i for i, row in enumerate(rows) if f"`{name}/`" in row or f"`{name}.py`" in row)
+            for name in floor
+            if not name.startswith("_")
+        ]
+        assert min(at, default=last + 1) > last, floor
+        last = max(at, default=last)
+
+
+def test_contributing_names_all_that_a_family_must_and_may_say() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    for part in (ops.Op, base.Question, base.Questions, base.SearchSpace, base.TimingInputs):
+        methods = {name for name in vars(part) if not name.startswith("_")}
+        asked = part in (ops.Op, base.Questions, base.SearchSpace)
+        for name in methods | (part.__annotations__.keys() if asked else set()):
+            assert f"`{name}`" in text, f"{part.__name__}.{name}"
 
 
 def test_the_format_names_every_input_field_and_function() -> None:
     text = (ROOT / "docs" / "kernel-format.md").read_text()
-    from mlx_lm_openevolve.kernels import expressions
-    from mlx_lm_openevolve.kernels import spec as stage
-
-    for family, names in INPUTS.items():
-        assert f"`{family}`" in text, family
-        for name in names:
+    attention = ops.get("attention")
+    for variant in attention.variants:
+        assert f"`{variant}`" in text, variant
+        for name in attention.inputs(variant):
             assert f"`{name}`" in text, name
-    for name in stage.FIELDS | stage.STAGE_KEYS:
+    for name in attention.fields | spec.LAUNCH_KEYS | kernel._KEYS:
         assert f"`{name}`" in text, name
+    assert f"| `format` | {kernel.FORMAT} |" in text
     for name in expressions._FUNCTIONS:
         assert name in text, name
 

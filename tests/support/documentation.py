@@ -1,4 +1,4 @@
-"""Reads the README and docs/: their commands, the files they show, the JSON they promise.
+"""Reads the README, its like and docs/: their commands, files, JSON, and the paths they name.
 
     $ a command      in a ```console block; what follows up to the next "$ " is expected of its
                      output: a line `...` stands for any lines, `...` within a line for anything,
@@ -16,17 +16,26 @@ A comment before a block says more:
 
 from __future__ import annotations
 
+import functools
 import json
 import re
+import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    *(ROOT / f"{name}.md" for name in ("README", "ARCHITECTURE", "CONTRIBUTING", "CHANGELOG")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 
 _SAYS = re.compile(r"<!-- ([a-z-]+): (.+?) -->")
 _NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e[-+]?\d+)?")
+_PATH = re.compile(
+    r"[\w.-]+(?:/[\w.-]+)*/|(?:[\w.-]+/)*[\w-]*\.(?:py|json|jsonl|md|svg|toml|yml|metal|cu|cpp|h|xz)"
+)
+_PLACEHOLDER = re.compile(r"(?:^|/)[A-Z]+[./]")  # RUN/..., NAME.metal
 
 
 @dataclass(frozen=True)
@@ -97,6 +106,32 @@ def write_files(page: Path, folder: Path) -> None:
             path = folder / block.says["file"]
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(block.text)
+
+
+def paths(text: str) -> list[str]:
+    """The folders (with a slash at the end) and files that a page names between backticks, within
+    commands too; without placeholders such as RUN/answers/0007.md."""
+    prose = re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
+    words = [word for quoted in re.findall(r"`([^`]+)`", prose) for word in quoted.split()]
+    return [word for word in words if _PATH.fullmatch(word) and not _PLACEHOLDER.search(word)]
+
+
+def exists(path: str, page: Path) -> bool:
+    """Whether a path that a page names is there: from the page, the repository or the package. A
+    name without a folder may be that of any file."""
+    folders = (page.parent, ROOT, ROOT / "mlx_lm_openevolve")
+    found = [folder / path for folder in folders if (folder / path).exists()]
+    if path.endswith("/"):
+        return any(target.is_dir() for target in found)
+    return bool(found) or ("/" not in path and path in _file_names())
+
+
+@functools.cache
+def _file_names() -> frozenset[str]:
+    listed = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    return frozenset(name.rpartition("/")[2] for name in listed)
 
 
 def agrees(shown: tuple[str, ...], output: str) -> bool:
