@@ -1,7 +1,7 @@
 """The archive of a run: the fittest kernels, and all that is known of what was tried.
 
     RUN/events.jsonl       the journal; the archive is the replay of its events
-    RUN/v1/kernels/<id>/   the kernels, as in every registry
+    RUN/v2/kernels/<id>/   the kernels, as in every registry
 
 The map of elites is MAP-Elites (Mouret and Clune, Illuminating search spaces by mapping elites,
 arXiv:1504.04909, 2015): a cell for each combination of features, the fittest kernel in each.

@@ -59,4 +59,7 @@ def traced(model: str, prompt_tokens: int = 512, new_tokens: int = 64) -> dict[B
     if not uses:
         raise OpenEvolveError(f"the generation of {model} called nothing that a kernel can serve")
     total = sum(n * w.stored_bytes() for w, n in uses.items())
-    return {w: n * w.stored_bytes() / total for w, n in sorted(uses.items())}
+    return {
+        w: n * w.stored_bytes() / total
+        for w, n in sorted(uses.items(), key=lambda use: use[0].slug)
+    }

@@ -5,7 +5,7 @@ evolve --stage measure BATCH              needs neither clang nor network; BATCH
 evolve --resume RUN --merge EVENTS        takes the results in and goes on
 
 BATCH/batch.json       config, and the candidates that passed with what the host said
-BATCH/v1/kernels/      their kernels
+BATCH/v2/kernels/      their kernels
 BATCH/events.jsonl     baselines and evaluations, appended as they become known
 """
 

@@ -20,16 +20,18 @@ from typing import Any
 import pytest
 from samples import shipped_in_metal, store_correct
 
+from mlx_lm_openevolve import backends, processes
 from mlx_lm_openevolve.cli.main import main
 from mlx_lm_openevolve.device import detect
 from mlx_lm_openevolve.errors import MachineError
-from mlx_lm_openevolve.gate import judge as gate
+from mlx_lm_openevolve.gate.judge import judge
+from mlx_lm_openevolve.gate.worker import judge_in_worker
 from mlx_lm_openevolve.kernels.kernel import Kernel
 from mlx_lm_openevolve.kernels.registry import Registry
-from mlx_lm_openevolve.ops.attention.workload import Workload
-from mlx_lm_openevolve.runtime.planner import Planner
+from mlx_lm_openevolve.ops.attention.workload import Bucket
+from mlx_lm_openevolve.runtime.planner import Judges, Planner
 
-DECODE = Workload(1, 4, 2, 1, 64, 64, 64, "bfloat16")
+DECODE = Bucket(1, 4, 2, 1, 64, 64, 64, "bfloat16")
 SAYS = "mlx-lm-openevolve: "
 # Says when the program's first own line runs: what comes before is Python's own.
 PROGRAM = (
@@ -77,6 +79,14 @@ def is_one_line(done: subprocess.CompletedProcess[str]) -> bool:
     assert done.stderr.splitlines()[-1] == f"{SAYS}interrupted", done.stderr
     assert done.returncode == 130
     return True
+
+
+def planner_of(home: Path, kernel: Kernel) -> Planner:
+    """A planner that gates one kernel on the host."""
+    judges = Judges(judge, judge_in_worker)
+    return Planner(
+        detect("host"), [Registry(home)], judges=lambda: judges, require_faster=False, only=kernel
+    )
 
 
 def children(mark: str) -> list[str]:
@@ -180,8 +190,8 @@ def test_a_registry_is_whole_after_ctrl_c(mark: None, home: Path, kernel: Kernel
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from pathlib import Path\n"
         "from samples import store_correct, shipped_in_metal\n"
-        "from mlx_lm_openevolve.ops.attention.workload import Workload\n"
-        f"w = Workload.parse({DECODE.slug!r})\n"
+        "from mlx_lm_openevolve import ops\n"
+        f"w = ops.parse({DECODE.slug!r}).bucket()\n"
         "k = next(k for k in shipped_in_metal() if k.applies_to(w))\n"
         "while True:\n"
         f"    store_correct(Path({str(home)!r}), k, [w]); print('on', flush=True)\n"
@@ -217,15 +227,15 @@ def test_a_worker_that_ctrl_c_reaches_is_no_fault_of_the_kernel(
 ) -> None:
     """It lives in a session of its own: SIGINT to the group of the one who asked misses it."""
     seen = {}
-    real = subprocess.run
+    real = subprocess.Popen
 
     def watched(*args: Any, **named: Any) -> Any:
         seen.update(named)
         return real(*args, **named)
 
-    monkeypatch.setattr(gate.subprocess, "run", watched)
+    monkeypatch.setattr(processes.subprocess, "Popen", watched)
     params = kernel.default_params(DECODE)
-    assert gate.judge_in_worker(kernel, params, DECODE, "host", seconds=120).correct
+    assert judge_in_worker(kernel, params, DECODE, "host", seconds=120).correct
     assert seen["start_new_session"]
 
 
@@ -240,8 +250,8 @@ def test_an_interrupt_in_disguise_rejects_no_kernel(
         finally:
             raise BufferError("cannot close exported pointers exist")
 
-    monkeypatch.setattr(gate.backends.get("host"), "build", build)
-    planner = Planner(detect("host"), [Registry(home)], require_faster=False, only=kernel)
+    monkeypatch.setattr(backends.get("host"), "build", build)
+    planner = planner_of(home, kernel)
     with pytest.raises(KeyboardInterrupt):
         planner.plan(DECODE)
     assert Registry(home).verdicts("host", DECODE) == []
@@ -282,7 +292,7 @@ def test_evolve_on_a_full_disk_goes_on_when_there_is_room_again(
 def test_a_verdict_that_cannot_be_stored_is_kept_for_the_process(
     home: Path, kernel: Kernel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    planner = Planner(detect("host"), [Registry(home)], require_faster=False, only=kernel)
+    planner = planner_of(home, kernel)
     monkeypatch.setattr(os, "fsync", Full(0))
     plan = planner.plan(DECODE)
     assert "No space left" in caplog.text
@@ -296,11 +306,11 @@ def test_what_the_machine_does_wrong_is_not_held_against_a_kernel(
     def full(*_: object, **__: object) -> None:
         raise MachineError("/cache: No space left on device")
 
-    monkeypatch.setattr(gate.backends.get("host"), "build", full)
+    monkeypatch.setattr(backends.get("host"), "build", full)
     with pytest.raises(MachineError):
-        gate.judge(kernel, kernel.default_params(DECODE), DECODE, "host", seconds=60)
+        judge(kernel, kernel.default_params(DECODE), DECODE, "host", seconds=60)
     # In a user's generation it is a reason for SDPA, and nothing is stored.
-    planner = Planner(detect("host"), [Registry(home)], require_faster=False, only=kernel)
+    planner = planner_of(home, kernel)
     plan = planner.plan(DECODE)
     assert plan.kernel is None
     assert plan.reason == "pending: /cache: No space left on device"

@@ -132,7 +132,8 @@ def describe(verdict: Verdict) -> list[str]:
     errors, times, mutants = verdict.errors, verdict.timing, verdict.mutants
     params = ", ".join(f"{name}={value}" for name, value in verdict.params.items())
     word = "correct" if verdict.correct and not verdict.faster else verdict.status
-    stock = ops.of_slug(verdict.workload).stock
+    of_op = verdict.kind in ("kernel", "rewriting")
+    stock = ops.of_slug(verdict.workload).stock if of_op else "stock"
     lines = [
         f"{verdict.workload}",
         f"  {verdict.kind:8} {verdict.kernel}" + (f" ({params})" if params else ""),

@@ -141,10 +141,10 @@ class Planner:
             if verdicts:
                 return Plan(bucket, f"rejected: {verdicts[0].reason}", verdict=verdicts[0])
             return Plan(bucket, "no kernel applies")
+        if self.mode == "auto" and self.device.backend == "host" and self.require_faster:
+            return Plan(bucket, NEVER_FASTER.format(ops.of(bucket).stock))
         if self.mode != "auto" or self._judges is None:
             return Plan(bucket, "no stored verdict, and gate='stored' makes none")
-        if self.device.backend == "host" and self.require_faster:
-            return Plan(bucket, NEVER_FASTER.format(ops.of(bucket).stock))
         return self._gate(bucket)
 
     def _verdicts(self, bucket: Bucket) -> list[Verdict]:
@@ -176,7 +176,7 @@ class Planner:
         return next((k for k in (r.kernel(id) for r in self.registries) if k is not None), None)
 
     def _applies(self, kernel: Kernel, bucket: Bucket) -> bool:
-        # A stage is written in Metal, which every backend carries, or for one backend alone.
+        # A launch is written in Metal, which every backend carries, or for one backend alone.
         if kernel.native and not kernel.native <= {self.device.backend}:
             return False
         try:

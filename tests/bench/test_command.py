@@ -24,12 +24,13 @@ from mlx_lm_openevolve.bench import command as bench
 from mlx_lm_openevolve.bench import model_configs as shapes
 from mlx_lm_openevolve.bench import worker as bench_worker
 from mlx_lm_openevolve.cli.main import main
+from mlx_lm_openevolve.evolve.bench_kernel import bench_kernel
 from mlx_lm_openevolve.kernels.registry import Registry
-from mlx_lm_openevolve.ops.attention.workload import Workload
+from mlx_lm_openevolve.ops.attention.workload import Bucket
 from mlx_lm_openevolve.runtime.patch import Patch
 
 ROOT = Path(__file__).resolve().parents[2]
-BUCKET = Workload(1, 4, 2, 1, 16, 64, 64, "bfloat16")
+BUCKET = Bucket(1, 4, 2, 1, 16, 64, 64, "bfloat16")
 
 
 def parsed(*words: str) -> argparse.Namespace:
@@ -168,7 +169,7 @@ def test_a_case_on_the_host_end_to_end(
         for batch, mask in ((1, "none"), (2, "bool"))
         for kv_len in (1, 2, 4, 8, 16, 32)
     ]
-    quantised = {"op": "attention_quantized", "kv_bits": 8, "kv_group": 64}
+    quantised = {"kv_bits": 8, "kv_group": 64}
     buckets += [replace(bucket, **quantised) for bucket in buckets if bucket.batch == 1]
     for kernel in shipped_in_metal():
         store_correct(home, kernel, [bucket for bucket in buckets if kernel.applies_to(bucket)])
@@ -259,7 +260,7 @@ def test_an_interrupted_case_leaves_its_samples(
     path = tmp_path / "found.json"
     words = ["--shape", "qwen3-0.6b", "-p", "8", "-g", "4", "--any-correct", "--backend", "host"]
     with pytest.raises(KeyboardInterrupt):
-        bench.run(parsed(*words, "--output", str(path)), Console(quiet=True))
+        bench.run(parsed(*words, "--output", str(path)), Console(quiet=True), bench_kernel)
     found = json.loads(path.read_text())
     assert found["cases"] == []
     assert found["unfinished"]["samples"] == {"stock": [[trial]], "patched": [[trial]]}

@@ -18,9 +18,9 @@ from mlx_lm_openevolve.device import detect, fingerprint
 from mlx_lm_openevolve.kernels.kernel import Kernel
 from mlx_lm_openevolve.kernels.registry import Registry
 from mlx_lm_openevolve.kernels.verdict import Verdict, gate_version
-from mlx_lm_openevolve.ops.attention.workload import Workload
+from mlx_lm_openevolve.ops.attention.workload import Bucket
 
-DECODE = Workload(1, 8, 2, 1, 128, 64, 64, "bfloat16")
+DECODE = Bucket(1, 8, 2, 1, 128, 64, 64, "bfloat16")
 
 
 def told(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
@@ -51,7 +51,7 @@ def verdict(kernel: Kernel, **changes: Any) -> Verdict:
             "ratio": 1.31,
             "low": 1.25,
             "high": 1.4,
-            "kv_len": 128,
+            "on": DECODE.slug,
             "baseline": {"mean": 2e-5},
             "candidate": {"mean": 1.5e-5, "trials": 20},
         },

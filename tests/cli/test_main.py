@@ -13,9 +13,9 @@ from samples import shipped_in_metal
 from mlx_lm_openevolve.cli.main import main
 from mlx_lm_openevolve.kernels.kernel import Kernel
 from mlx_lm_openevolve.kernels.registry import Registry, tuned_root
-from mlx_lm_openevolve.ops.attention.workload import Workload
+from mlx_lm_openevolve.ops.attention.workload import Bucket
 
-DECODE = Workload(1, 8, 2, 1, 128, 64, 64, "bfloat16")
+DECODE = Bucket(1, 8, 2, 1, 128, 64, 64, "bfloat16")
 
 
 def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:

@@ -23,6 +23,7 @@ from mlx_lm_openevolve import errors
 from mlx_lm_openevolve.cli import run
 from mlx_lm_openevolve.cli.main import main
 from mlx_lm_openevolve.ops.attention.workload import Workload
+from mlx_lm_openevolve.runtime import session
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN = [sys.executable, "-m", "mlx_lm_openevolve", "run"]
@@ -296,16 +297,16 @@ def row(hits: int, fallbacks: int, reason: str = "accepted") -> dict[str, Any]:
 def test_reports_add_up() -> None:
     a = {"problem": "", "fallbacks": {"odd": 1}, "workloads": {"w": row(5, 1), "v": row(0, 2, "x")}}
     b = {"problem": "", "fallbacks": {"odd": 2}, "workloads": {"w": row(3, 0)}}
-    found = run.totals([a, b])
+    found = session.totals([a, b])
     assert (found["processes"], found["hits"]) == (2, 8)
     assert found["kernels"] == {"k 0123456789ab": 8}
     assert found["fallbacks"] == {"odd": 3, "x": 2, "the kernel stepped aside": 1}
     assert found["workloads"]["w"]["hits"] == 8
-    assert run.summary(found) == (
+    assert session.summary(found) == (
         "8 attention calls on kernels (k 0123456789ab: 8), 6 attention calls on SDPA"
         " (odd: 3; x: 2; the kernel stepped aside: 1), 2 processes"
     )
-    assert run.summary(run.totals([])) == "no attention call was seen"
+    assert session.summary(session.totals([])) == "no attention call was seen"
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from evolve_kernels import CAUSAL, CHEATS, DECODE, MASKED
 
 from mlx_lm_openevolve import metalhost
 from mlx_lm_openevolve.evolve import check, measure
-from mlx_lm_openevolve.ops.attention.workload import Workload
+from mlx_lm_openevolve.ops.attention.workload import Bucket
 
 pytestmark = pytest.mark.skipif(
     not metalhost.compiler_available()[0], reason="no clang for the host backend"
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.mark.parametrize("workload", [CAUSAL, DECODE, MASKED])
-def test_a_right_kernel_passes_and_is_counted(workload: Workload) -> None:
+def test_a_right_kernel_passes_and_is_counted(workload: Bucket) -> None:
     kernel = evolve_kernels.kernel()
     found = check.check(kernel, {"step": 1}, workload, seed=0)
     assert (found.cause, found.finding, found.host) == ("", "", "")

@@ -33,9 +33,9 @@ from mlx_lm_openevolve.evolve.propose.structural import WithTuning
 from mlx_lm_openevolve.evolve.publish import publish
 from mlx_lm_openevolve.kernels.kernel import Kernel
 from mlx_lm_openevolve.kernels.registry import Registry
-from mlx_lm_openevolve.ops.attention.workload import Workload
+from mlx_lm_openevolve.ops.attention.workload import Bucket
 
-SMALL = Workload(1, 4, 2, 1, 64, 64, 64, "bfloat16")
+SMALL = Bucket(1, 4, 2, 1, 64, 64, 64, "bfloat16")
 _WASTE = """float waste = 0.0f;
 for (int j = 0; j < kv_len; ++j) {
   waste += float(k[j * keys_strides[2] + lane * keys_strides[3]]);

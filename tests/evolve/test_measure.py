@@ -16,12 +16,11 @@ from mlx_lm_openevolve import backends
 from mlx_lm_openevolve.device import detect
 from mlx_lm_openevolve.evolve import cost_model, measure
 from mlx_lm_openevolve.evolve.evaluation import Measurement, Point, Request
-from mlx_lm_openevolve.gate import judge as gate
-from mlx_lm_openevolve.gate import speed, timing
-from mlx_lm_openevolve.ops.attention.reference import sdpa
-from mlx_lm_openevolve.ops.attention.workload import Workload
+from mlx_lm_openevolve.gate import timing
+from mlx_lm_openevolve.ops.attention.reference import sdpa, timing_inputs
+from mlx_lm_openevolve.ops.attention.workload import Bucket
 
-W = Workload(1, 4, 2, 1, 256, 64, 64, "float32")
+W = Bucket(1, 4, 2, 1, 256, 64, 64, "float32")
 
 
 @pytest.fixture
@@ -32,7 +31,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Any], Measur
     monkeypatch.setattr(timing, "bandwidth", lambda cache: 1e15)
 
     def run(
-        make: Any, best: float = 0.0, workload: Workload = W, sdpa_seconds: float = 0.0
+        make: Any, best: float = 0.0, workload: Bucket = W, sdpa_seconds: float = 0.0
     ) -> Measurement:
         module = SimpleNamespace(build=lambda kernel, params, exact: make(exact))
         monkeypatch.setattr(backends, "get", lambda name: module)
@@ -60,7 +59,7 @@ def test_a_candidate_twice_as_slow_as_the_best_is_cut_short(stand_in: Any) -> No
     assert found.trials == 2 * timing.MIN_BLOCKS
 
 
-def remembers(exact: Workload) -> Callable[..., mx.array]:
+def remembers(exact: Bucket) -> Callable[..., mx.array]:
     """A result of another call, handed out again."""
     seen: list[mx.array] = []
 
@@ -72,7 +71,7 @@ def remembers(exact: Workload) -> Callable[..., mx.array]:
     return call
 
 
-def first_then_queries(exact: Workload) -> Callable[..., mx.array]:
+def first_then_queries(exact: Bucket) -> Callable[..., mx.array]:
     """Right while it is examined, the queries once it is timed."""
     count = [0]
 
@@ -104,14 +103,16 @@ def test_cheats_in_a_call_are_wrong(stand_in: Any, make: Any) -> None:
 def test_a_right_result_is_no_fault_where_sdpa_is_wrong(
     stand_in: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(speed, "answer", lambda w, queries, *rest: 2 * sdpa(w)(queries, *rest))
+    monkeypatch.setattr(
+        timing_inputs, "answer", lambda w, queries, *rest: 2 * sdpa(w)(queries, *rest)
+    )
     assert stand_in(sdpa).cause == ""
 
 
 def test_what_was_timed_over_a_quantised_cache_is_checked_again(
     stand_in: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gate, "static_rules", lambda kernel, params, workload: "")
+    monkeypatch.setattr(measure, "static_rules", lambda kernel, params, workload: "")
     packed = replace(W, kv_bits=8, kv_group=64)
     assert stand_in(sdpa, workload=packed).cause == ""
     found = stand_in(first_then_queries, workload=packed)
@@ -134,17 +135,17 @@ def test_the_baseline_has_a_floor_below_it() -> None:
     measure._setups.clear()
     found = measure.baseline(W, "host", 0)
     assert found.floor > 0
-    assert found.seconds > cost_model.compulsory(W) / (10 * found.bandwidth)
+    assert found.seconds > W.moved_bytes() / (10 * found.bandwidth)
     assert found.bound in ("memory", "compute", "launch")
     measure._setups.clear()
 
 
 def test_floors_and_flops() -> None:
-    decode = Workload(1, 32, 8, 1, 4096, 128, 128, "bfloat16")
-    assert cost_model.flops(decode) == 2 * 32 * 4096 * 256
-    assert decode.kv_bytes() < cost_model.compulsory(decode) < 1.01 * decode.kv_bytes()
+    decode = Bucket(1, 32, 8, 1, 4096, 128, 128, "bfloat16")
+    assert decode.flops() == 2 * 32 * 4096 * 256
+    assert decode.stored_bytes() < decode.moved_bytes() < 1.01 * decode.stored_bytes()
     assert cost_model.floor(decode, 1e12, 1e15, 1e-6) == (
-        cost_model.compulsory(decode) / 1e12,
+        decode.moved_bytes() / 1e12,
         "memory",
     )
     assert cost_model.floor(decode, 1e15, 1e18, 1e-6)[1] == "launch"
@@ -153,8 +154,8 @@ def test_floors_and_flops() -> None:
 
 def test_modelled_time_grows_with_the_keys_and_with_what_is_read() -> None:
     kernel = evolve_kernels.kernel()
-    small = Workload(1, 4, 2, 1, 125, 64, 64, "bfloat16")
-    long = Workload(1, 4, 2, 1, 509, 64, 64, "bfloat16")
+    small = Bucket(1, 4, 2, 1, 125, 64, 64, "bfloat16")
+    long = Bucket(1, 4, 2, 1, 509, 64, 64, "bfloat16")
 
     def points(scale: int) -> list[Point]:
         return [
@@ -172,7 +173,7 @@ def test_modelled_time_grows_with_the_keys_and_with_what_is_read() -> None:
         ]
 
     def seconds(kv_len: int, scale: int = 100) -> float:
-        target = Workload(8, 32, 8, 1, kv_len, 64, 64, "bfloat16")
+        target = Bucket(8, 32, 8, 1, kv_len, 64, 64, "bfloat16")
         return measure.modelled(kernel, {"step": 1}, target, points(scale)).seconds
 
     assert seconds(4096) > 1.5 * seconds(2048)

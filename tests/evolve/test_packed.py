@@ -41,7 +41,7 @@ def run(tmp_path: Path) -> Path:
     archive.registry.add(evolve_kernels.kernel())
     archive.close()
     (folder / "report.html").write_text("made anew")
-    (folder / "v1" / "kernels" / ".lock").touch()
+    (folder / "v2" / "kernels" / ".lock").touch()
     return folder
 
 
@@ -76,7 +76,7 @@ def test_a_run_is_packed_without_what_can_be_made_anew(run: Path, tmp_path: Path
         files = {p.relative_to(folder) for p in folder.rglob("*") if p.is_file()}
         assert all((folder / f).read_bytes() == (run / f).read_bytes() for f in files)
     of_run = {p.relative_to(run) for p in run.rglob("*") if p.is_file()}
-    left_out = {Path("report.html"), Path(".lock"), Path("v1/kernels/.lock")}
+    left_out = {Path("report.html"), Path(".lock"), Path("v2/kernels/.lock")}
     assert files == of_run - left_out
     assert Path("report.html") in of_run
     # Any tar reads it.

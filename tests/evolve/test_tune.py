@@ -17,9 +17,9 @@ from mlx_lm_openevolve.evolve.evaluation import Evaluation, WorkloadResult
 from mlx_lm_openevolve.evolve.propose.tune import Tune, headroom, launch_key, switches
 from mlx_lm_openevolve.kernels.kernel import Kernel
 from mlx_lm_openevolve.kernels.registry import Registry, tuned_root
-from mlx_lm_openevolve.ops.attention.workload import Workload
+from mlx_lm_openevolve.ops.attention.workload import Bucket
 
-LARGE = Workload(1, 32, 8, 1, 4096, 128, 128, "bfloat16")
+LARGE = Bucket(1, 32, 8, 1, 4096, 128, 128, "bfloat16")
 
 
 def shipped() -> dict[str, Kernel]:

@@ -115,7 +115,16 @@ def test_evolve_searches_it_without_a_gpu(house: Path, home: Path, tmp_path: Pat
     kernel = str(house / "mlx_lm_openevolve" / "ops" / "toy" / "kernel")
     asked = ["evolve", "--backend", "host", "--workloads", "toys", "--kernels", kernel]
     code, result = command(
-        house, home, *asked, "--candidates", "4", "--jobs", "1", "--out", str(tmp_path / "run")
+        house,
+        home,
+        *asked,
+        "--candidates",
+        "4",
+        "--all",
+        "--jobs",
+        "1",
+        "--out",
+        str(tmp_path / "run"),
     )
     assert "error" not in result, result
     assert code in (0, 1)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from mlx_lm_openevolve.kernels.kernel import Kernel
-from mlx_lm_openevolve.ops.attention.workload import Workload
+from mlx_lm_openevolve.ops.attention.workload import Bucket
 
-CAUSAL = Workload(1, 4, 2, 8, 64, 64, 64, "float32", "causal")
-DECODE = Workload(1, 4, 2, 1, 128, 64, 64, "bfloat16")
-MASKED = Workload(1, 4, 2, 1, 64, 64, 64, "float32", "bool")
+CAUSAL = Bucket(1, 4, 2, 8, 64, 64, 64, "float32", "causal")
+DECODE = Bucket(1, 4, 2, 1, 128, 64, 64, "bfloat16")
+MASKED = Bucket(1, 4, 2, 1, 64, 64, 64, "float32", "bool")
 
 # One simdgroup a query row, a lane every 32nd column.
 BODY = """
@@ -115,7 +115,7 @@ _MASK = """  if (KIND == 2 && !mask[batch * mask_strides[0] + head * mask_stride
 """
 
 # name -> (kernel, workload, the cause it must fail with, words that its finding must hold)
-CHEATS: dict[str, tuple[Kernel, Workload, str, str]] = {
+CHEATS: dict[str, tuple[Kernel, Bucket, str, str]] = {
     "writes nothing": (kernel(edited((_STORE, ""))), CAUSAL, "unwritten", "out"),
     "writes half of the columns": (
         kernel(edited((_STORE, "if (e == 0) " + _STORE))),
