@@ -3,9 +3,9 @@
     python benchmarks/sanitizer.py [--tool memcheck racecheck] [--kernel FOLDER ...] [--output FILE]
 
 Each kernel runs on a few small workloads: enough of them that every launch that CUDA carries runs
-under each kind of mask below, and its results are compared with float64. They are
-launched by torch_launch.py, without MLX, whose own memory the sanitizer cannot follow; each array
-is an allocation of its own. racecheck follows shared memory, memcheck all of it. A kernel that
+over each kind of cache and under each kind of mask below, and its results are compared with
+float64. They are launched by torch_launch.py, without MLX, whose own memory the sanitizer cannot
+follow; each array is an allocation of its own. racecheck follows shared memory, memcheck all of it. A kernel that
 races and one that reads beyond its keys go along, without which silence would prove nothing.
 
 Prints what was found for each, writes it as JSON, and exits with 1 where a kernel is found guilty,
@@ -81,10 +81,10 @@ class Row:
 
 
 def jobs(kernel: Kernel) -> list[Planned]:
-    """Workloads and params that run every launch under every mask, and every way to combine;
-    nothing for a kernel that the CUDA backend does not carry."""
+    """Workloads and params that run every launch over every kind of cache, under every mask and
+    with every way to combine; nothing for a kernel that the CUDA backend does not carry."""
     chosen: list[Planned] = []
-    seen: set[tuple[str, str | int | None]] = set()
+    seen: set[tuple[str, str, str | int | None]] = set()
     values = {param.name: param.values for param in kernel.params}
     for w in map(Workload.parse, WORKLOADS):
         if not kernel.applies_to(w):
@@ -96,7 +96,7 @@ def jobs(kernel: Kernel) -> list[Planned]:
                 continue
             params = {**kernel.default_params(w), **changes}
             files = {launch.spec.file for launch in kernel.launches(w, params)}
-            new = {(file, w.mask) for file in files} | {(file, fused) for file in files}
+            new = {(file, w.variant, how) for file in files for how in (w.mask, fused)}
             if not new <= seen and torch_launch.carried(kernel, params, w):
                 seen |= new
                 chosen.append((kernel, params, w))
