@@ -5,8 +5,9 @@
 Each kernel runs on a few small workloads: enough of them that every launch that CUDA carries runs
 over each kind of cache and under each kind of mask below, and its results are compared with
 float64. They are launched by torch_launch.py, without MLX, whose own memory the sanitizer cannot
-follow; each array is an allocation of its own. racecheck follows shared memory, memcheck all of it. A kernel that
-races and one that reads beyond its keys go along, without which silence would prove nothing.
+follow; each array is an allocation of its own. racecheck follows shared memory, memcheck all of it.
+A kernel that races and one that reads beyond its keys go along, without which silence would prove
+nothing.
 
 Prints what was found for each, writes it as JSON, and exits with 1 where a kernel is found guilty,
 answers wrongly, or a tool lets its culprit go.
