@@ -16,7 +16,7 @@ from rich.console import Console
 
 from mlx_lm_openevolve.bench import command as bench
 from mlx_lm_openevolve.device import detect, fingerprint
-from mlx_lm_openevolve.gate.judge import GATE_VERSION
+from mlx_lm_openevolve.kernels.verdict import gate_version
 
 CASES = ["1x1024", "1x16384", "8x2048", "32x2048"]  # sequences x prompt tokens
 
@@ -33,7 +33,7 @@ def main() -> None:
 
     command = argparse.ArgumentParser()
     bench.add_arguments(command)
-    machine = fingerprint(detect(), GATE_VERSION)
+    machine = fingerprint(detect(), gate_version("attention"))
     result: dict[str, Any] = {"machine": machine, "date": time.strftime("%Y-%m-%d")}
     tasks = []
 

@@ -179,10 +179,10 @@ def main() -> None:
             except (RuntimeError, TypeError) as problem:
                 point["reason"] = str(problem).splitlines()[0]
             report["points"].append(point)
-        fits = w.op == "attention" and w.mask != "additive" and not w.sinks
+        fits = w.variant == "float" and w.mask != "additive" and not w.sinks
         torch_points = [] if args.no_torch or not fits else pytorch(w, sets)
         report["points"] += torch_points
-        floor = w.kv_bytes() / bandwidth * 1e6
+        floor = w.stored_bytes() / bandwidth * 1e6
         beside = "  ".join(f"{p['backend']} {p['us']:.1f}" for p in torch_points if "us" in p)
         print(f"{w.slug}  at copy bandwidth {floor:.1f}  {beside}")
         for point in sorted(rows, key=lambda p: float(p["us"]))[:4]:

@@ -47,7 +47,6 @@ from mlx_kernels import VERSION
 
 from mlx_lm_openevolve import backends
 from mlx_lm_openevolve.errors import OpenEvolveError, UsageError
-from mlx_lm_openevolve.evolve.cost_model import compulsory
 from mlx_lm_openevolve.kernels.kernel import Kernel
 from mlx_lm_openevolve.kernels.registry import Registry, tuned_root
 from mlx_lm_openevolve.metalhost import Counters, Launch, chips, compiler_available, roofline
@@ -93,11 +92,8 @@ GRID = (
     shape(16, 8, 128, 4096, "causal", q_len=8),
     shape(32, 8, 64, 4096, "causal", q_len=8),
     # Quantised caches and the latent of MLA, where a kernel for them is shipped.
-    *(
-        shape(32, 8, 128, 4096, op="attention_quantized", kv_bits=bits, kv_group=64)
-        for bits in (4, 8)
-    ),
-    shape(16, 1, 512, 4096, "additive", op="attention_latent"),
+    *(shape(32, 8, 128, 4096, kv_bits=bits, kv_group=64) for bits in (4, 8)),
+    shape(16, 1, 512, 4096, "additive", latent=True),
     # A chunk of a prompt.
     shape(16, 8, 128, 256, "causal", q_len=64),
 )
@@ -126,7 +122,7 @@ class Row:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, with the figures that the counters give."""
-        needed, moved = compulsory(self.workload), requested(self.counters)
+        needed, moved = self.workload.moved_bytes(), requested(self.counters)
         touched = self.total("read_lines") + self.total("write_lines")
         merged = self.total("read_useful_bytes") + self.total("write_useful_bytes")
         distinct = sum(c.compulsory_read_bytes + c.compulsory_write_bytes for c in self.counters)
@@ -151,7 +147,7 @@ class Row:
             **{name: self.total(name) for name in SUMMED},
         }
         if self.half:
-            apart = needed - compulsory(halved(self.workload))
+            apart = needed - halved(self.workload).moved_bytes()
             found["kv_reads"] = round((moved - requested(self.half)) / apart, 4)
         found["modelled_us"] = {
             chip: [round(1e6 * sum(both), 2) for both in zip(*self.modelled(chip), strict=True)]
@@ -209,7 +205,7 @@ class Arrays:
             sinks=None if x.sinks is None else x.sinks.astype(mx.float32),
         )
         keys = tree_map(cached, x.keys)
-        values = keys if w.op == "attention_latent" else tree_map(cached, x.values)
+        values = keys if w.latent else tree_map(cached, x.values)
         return cls(w, x.queries, keys, values, x.scale, seen, x.sinks, np.array(want))
 
     def verify(self, who: str, got: mx.array) -> None:
@@ -238,7 +234,7 @@ def shipped(
         if not kernel.applies_to(w):
             continue
         params = {**kernel.default_params(w), **changes}
-        if any(launch.stage.language != "metal" for launch in kernel.launches(w, params)):
+        if any(launch.spec.language != "metal" for launch in kernel.launches(w, params)):
             continue
         counted: list[tuple[Counters, ...]] = []
         for arrays in (x, y):
@@ -321,7 +317,7 @@ def measure(
     rows: list[dict[str, Any]] = []
     notes: list[str] = []
     for w in grid:
-        if w.op != "attention" and not any(kernel.applies_to(w) for kernel in kernels):
+        if w.variant != "float" and not any(kernel.applies_to(w) for kernel in kernels):
             notes.append(f"{w.slug}: no kernel for it is shipped, and MLX has none that is fused")
             done()
             continue
@@ -355,7 +351,7 @@ def misses(rows: Sequence[dict[str, Any]]) -> list[str]:
         who = f"{w.slug} {row['implementation']}"
         ratio, needed = row["requested_ratio"], row["compulsory_bytes"]
         if ratio > MOST_BYTES:
-            by_key = 2 * (needed - compulsory(halved(w))) / needed
+            by_key = 2 * (needed - halved(w).moved_bytes()) / needed
             again = (row["kv_reads"] - 1) * by_key
             split = row["between_launches_bytes"] / needed
             found.append(

@@ -23,9 +23,9 @@ import mlx.core as mx
 from mlx_lm.models import base
 from mlx_lm.models.cache import KVCache
 
-from mlx_lm_openevolve import device
+from mlx_lm_openevolve import device, ops
 from mlx_lm_openevolve.kernels.registry import Registry
-from mlx_lm_openevolve.runtime.dispatch import Dispatcher, Route
+from mlx_lm_openevolve.runtime.dispatch import Route, Router
 from mlx_lm_openevolve.runtime.planner import Planner
 
 ROUNDS, CALLS = 301, 200
@@ -75,15 +75,15 @@ def main() -> None:
     for name, original in [("nothing", nothing), ("mlx-lm", base.scaled_dot_product_attention)]:
         # An empty registry: the planner finds no kernel, so that every keyed call falls back.
         empty = [Registry("/nonexistent")]
-        dispatcher = Dispatcher(Planner(device.detect(), empty, mode="stored"))
-        patched = dispatcher.wrap(original)
+        router = Router(ops.get("attention"), Planner(device.detect(), empty, mode="stored"))
+        patched = router.wrap(original)
         rows[f"{name}: no cache"] = added(original, patched, arrays, None)
         rows[f"{name}: falls back"] = added(original, patched, arrays, cache)
-        (key,) = dispatcher.routes
+        (key,) = router.routes
         if original is not nothing:
-            dispatcher.routes[key] = Route(None, "routing alone", sdpa)
+            router.routes[key] = Route(None, "routing alone", sdpa)
             rows[f"{name}: hits"] = added(direct, patched, arrays, cache)
-        dispatcher.off.append(True)
+        router.off.append(True)
         rows[f"{name}: switched off"] = added(original, patched, arrays, cache)
 
     for name, value in rows.items():

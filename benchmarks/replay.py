@@ -21,6 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mlx_lm_openevolve import ops
 from mlx_lm_openevolve.errors import UsageError
 from mlx_lm_openevolve.evolve.archive import Archive
 from mlx_lm_openevolve.evolve.candidate import Candidate
@@ -31,7 +32,7 @@ from mlx_lm_openevolve.evolve.loop import evolve
 from mlx_lm_openevolve.evolve.propose.tune import Tune
 from mlx_lm_openevolve.kernels.kernel import Kernel
 from mlx_lm_openevolve.kernels.registry import Registry, tuned_root
-from mlx_lm_openevolve.ops.attention.workload import Workload
+from mlx_lm_openevolve.ops import Bucket
 
 Point = tuple[str, tuple[tuple[str, int], ...]]  # kernel and params
 MEASURED = Path(__file__).parent / "results" / "h100-param-points.json"
@@ -66,7 +67,7 @@ class Table:
     `kernels`) and params. Raises UsageError where there are none."""
 
     def __init__(
-        self, kernels: Mapping[str, Kernel], points: Mapping[Workload, Mapping[Point, float]]
+        self, kernels: Mapping[str, Kernel], points: Mapping[Bucket, Mapping[Point, float]]
     ) -> None:
         if not points or not all(points.values()):
             raise UsageError("a table without points")
@@ -92,7 +93,7 @@ class Table:
             points = json.loads(path.read_text())["points"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UsageError(f"{path}: no table of points: {error}") from None
-        found: dict[Workload, dict[Point, float]] = {}
+        found: dict[Bucket, dict[Point, float]] = {}
         for point in points:
             kernel, params = kernels.get(point["kernel"]), point["params"]
             if kernel is None or set(params) != {p.name for p in kernel.params}:
@@ -100,11 +101,11 @@ class Table:
             if any(params[p.name] not in p.values for p in kernel.params):
                 continue
             ordered = tuple((p.name, params[p.name]) for p in kernel.params)
-            rows = found.setdefault(Workload.parse(point["workload"]), {})
+            rows = found.setdefault(ops.parse(point["workload"]).bucket(), {})
             rows[point["kernel"], ordered] = point["us"] * 1e-6
         return cls(kernels, found)
 
-    def part(self, workloads: Sequence[Workload]) -> Table:
+    def part(self, workloads: Sequence[Bucket]) -> Table:
         """The table of some of the workloads."""
         names = {kernel.id: name for name, kernel in self.kernels.items()}
         return Table(
@@ -117,14 +118,14 @@ class Table:
 
     def richest(self, points: int) -> Table:
         """The table of the workloads with most points, until there are so many."""
-        kept: list[Workload] = []
+        kept: list[Bucket] = []
         for workload in sorted(self.workloads, key=lambda w: -len(self.part([w]))):
             kept.append(workload)
             if len(self.part(kept)) >= points:
                 break
         return self.part(kept)
 
-    def points(self, kernel: Kernel, workload: Workload) -> list[dict[str, int]]:
+    def points(self, kernel: Kernel, workload: Bucket) -> list[dict[str, int]]:
         """The settings of a kernel that the table holds for a workload."""
         return [dict(params) for id, params in self._seconds[workload.slug] if id == kernel.id]
 

@@ -2,11 +2,12 @@
 
     python benchmarks/sanitizer.py [--tool memcheck racecheck] [--kernel FOLDER ...] [--output FILE]
 
-Each kernel runs on a few small workloads: enough of them that every stage that CUDA carries is
-launched, under each kind of mask below, and its results are compared with float64. They are
-launched by torch_launch.py, without MLX, whose own memory the sanitizer cannot follow; each array
-is an allocation of its own. racecheck follows shared memory, memcheck all of it. A kernel that
-races and one that reads beyond its keys go along, without which silence would prove nothing.
+Each kernel runs on a few small workloads: enough of them that every launch that CUDA carries runs
+over each kind of cache and under each kind of mask below, and its results are compared with
+float64. They are launched by torch_launch.py, without MLX, whose own memory the sanitizer cannot
+follow; each array is an allocation of its own. racecheck follows shared memory, memcheck all of it.
+A kernel that races and one that reads beyond its keys go along, without which silence would prove
+nothing.
 
 Prints what was found for each, writes it as JSON, and exits with 1 where a kernel is found guilty,
 answers wrongly, or a tool lets its culprit go.
@@ -45,13 +46,13 @@ WORKLOADS = [
         if q > 1 or rest != "causal"
     ),
     *(
-        f"attention_quantized-b2-hq8-hkv2-lq{q}-lk201-d128-v128-bfloat16-{mask}-kv{bits}g64"
+        f"attention-b2-hq8-hkv2-lq{q}-lk201-d128-v128-bfloat16-{mask}-kv{bits}g64"
         for q in (1, 8, 64)
         for bits in (4, 8)
         for mask in ("none", "bool", "additive")
     ),
     *(
-        f"attention_latent-b1-hq{heads}-hkv1-lq1-lk201-d512-v512-bfloat16-{mask}"
+        f"attention-b1-hq{heads}-hkv1-lq1-lk201-d512-v512-bfloat16-{mask}-latent"
         for heads in (16, 128)
         for mask in ("additive", "bool")
     ),
@@ -81,10 +82,10 @@ class Row:
 
 
 def jobs(kernel: Kernel) -> list[Planned]:
-    """Workloads and params that launch every stage under every mask, and every way to combine;
-    nothing for a kernel that the CUDA backend does not carry."""
+    """Workloads and params that run every launch over every kind of cache, under every mask and
+    with every way to combine; nothing for a kernel that the CUDA backend does not carry."""
     chosen: list[Planned] = []
-    seen: set[tuple[str, str | int | None]] = set()
+    seen: set[tuple[str, str, str | int | None]] = set()
     values = {param.name: param.values for param in kernel.params}
     for w in map(Workload.parse, WORKLOADS):
         if not kernel.applies_to(w):
@@ -95,8 +96,8 @@ def jobs(kernel: Kernel) -> list[Planned]:
             if any(v not in values.get(n, ()) for n, v in changes.items()):
                 continue
             params = {**kernel.default_params(w), **changes}
-            files = {launch.stage.file for launch in kernel.launches(w, params)}
-            new = {(file, w.mask) for file in files} | {(file, fused) for file in files}
+            files = {launch.spec.file for launch in kernel.launches(w, params)}
+            new = {(file, w.variant, how) for file in files for how in (w.mask, fused)}
             if not new <= seen and torch_launch.carried(kernel, params, w):
                 seen |= new
                 chosen.append((kernel, params, w))

@@ -48,11 +48,10 @@ from rich.table import Table
 from mlx_lm_openevolve.cli.run import command_line
 from mlx_lm_openevolve.device import BACKENDS, detect, fingerprint
 from mlx_lm_openevolve.errors import UsageError
-from mlx_lm_openevolve.gate.judge import GATE_VERSION
 from mlx_lm_openevolve.kernels.registry import Registry, tuned_root
-from mlx_lm_openevolve.kernels.verdict import Verdict
+from mlx_lm_openevolve.kernels.verdict import Verdict, gate_version
 from mlx_lm_openevolve.metalhost.cache import store
-from mlx_lm_openevolve.ops.attention.workload import Workload
+from mlx_lm_openevolve.ops.attention.workload import Bucket
 
 ROOT = Path(__file__).resolve().parent.parent
 ARMS = ("stock", "patched")
@@ -278,11 +277,11 @@ def soak(
 def store_verdicts(home: Path) -> None:
     """Verdicts "correct" on the host for all that the model decodes, so that nothing is gated on
     the way: on the CPU that takes minutes a workload."""
-    stamp = fingerprint(detect("host"), GATE_VERSION)
+    stamp = fingerprint(detect("host"), gate_version(Bucket.op))
     heads = tiny_model.CONFIG["num_attention_heads"], tiny_model.CONFIG["num_key_value_heads"]
     dim = tiny_model.CONFIG["head_dim"]
     buckets = [
-        Workload(1 << b, *heads, 1, 1 << n, dim, dim, "bfloat16", mask)  # type: ignore[arg-type]
+        Bucket(1 << b, *heads, 1, 1 << n, dim, dim, "bfloat16", mask)
         for b in range(6)
         for n in range(12)
         for mask in ("none", "bool")

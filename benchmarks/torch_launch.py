@@ -17,15 +17,16 @@ from typing import Any
 
 import torch
 
+from mlx_lm_openevolve import ops
 from mlx_lm_openevolve.backends import cuda, cuda_modules
 from mlx_lm_openevolve.backends.metal_to_cuda import UnsupportedOnCuda
-from mlx_lm_openevolve.kernels.kernel import INPUTS, Kernel, Launch
+from mlx_lm_openevolve.kernels.kernel import Kernel, Launch
 from mlx_lm_openevolve.kernels.registry import Registry, tuned_root
 from mlx_lm_openevolve.ops.attention.workload import Workload
 
 CACHE_BYTES = 200e6  # larger than the L2 cache: each call then reads device memory
 CUDA_TYPES = {
-    "bool": "bool",
+    "bool_": "bool",
     "uint32": "uint32_t",
     "float32": "float",
     "float16": "__half",
@@ -53,16 +54,15 @@ def kernel_text(
     launch: Launch, w: Workload, made: dict[str, str]
 ) -> tuple[str, tuple[tuple[str, str], ...]]:
     """CUDA source and arguments of a launch; `made` are the dtypes of all launches' outputs."""
-    absent = {} if w.mask in ("bool", "additive") else {"mask": "bool"}
-    if not w.sinks:
-        absent["sinks"] = CUDA_TYPES[w.dtype]
+    op = ops.of(w)
+    absent = {name: CUDA_TYPES[x.dtype] for name, x in op.absent(w).items()}
     header, source = cuda.sources(launch, absent)
-    dtypes = dict.fromkeys(INPUTS[w.op], w.dtype)
-    dtypes |= {"mask": "bool" if w.mask == "bool" else w.dtype, "scale": "float32"} | made
+    dtypes = dict.fromkeys(op.inputs(w.variant), w.dtype)
+    dtypes |= {"mask": "bool_" if w.mask == "bool" else w.dtype, "scale": "float32"} | made
     if w.kv_bits:
         dtypes |= {"keys": "uint32", "values": "uint32"}
     parameters, plan = [], []
-    for name in launch.stage.inputs:
+    for name in launch.spec.inputs:
         if name in absent:
             continue
         parameters.append(f"const {CUDA_TYPES[dtypes[name]]}* {name}")
@@ -82,7 +82,7 @@ def kernel_text(
 
 
 def carried(kernel: Kernel, params: dict[str, int], w: Workload) -> bool:
-    """Whether the CUDA backend carries a kernel's stages."""
+    """Whether the CUDA backend carries a kernel's launches."""
     try:
         texts_of(kernel, params, w)
     except UnsupportedOnCuda:
@@ -165,7 +165,7 @@ class Call:
 def inputs(w: Workload, count: int = 0) -> list[dict[str, Any]]:
     """Arrays by name, one set for each cache (0: as many as do not fit into the GPU's); beyond
     kv_len the caches hold NaN."""
-    count = count or max(2, min(100, math.ceil(CACHE_BYTES / w.kv_bytes())))
+    count = count or max(2, min(100, math.ceil(CACHE_BYTES / w.stored_bytes())))
     dtype = getattr(torch, w.dtype)
     shared: dict[str, Any] = {"scale": torch.tensor([w.head_dim**-0.5], device="cuda")}
     if w.mask == "bool":
@@ -194,7 +194,7 @@ def inputs(w: Workload, count: int = 0) -> list[dict[str, Any]]:
                 buffer = torch.randn((*rows, columns), device="cuda", dtype=dtype)
                 buffer[:, :, w.kv_len :] = math.nan
                 arrays[part] = buffer[:, :, : w.kv_len]
-        if w.op == "attention_latent":
+        if w.latent:
             arrays["values"] = arrays["keys"]
         sets.append(arrays)
     return sets

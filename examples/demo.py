@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,7 @@ def generate(
     return found, margins
 
 
-def workload_table(info: dict[str, Any]) -> Any:
+def workload_table(info: Mapping[str, Any]) -> Any:
     """What each workload ran on, with the verdict's figures."""
     from rich.table import Table
 
@@ -136,7 +137,7 @@ def verdict_text(row: dict[str, Any]) -> str:
     return "\n".join([row["reason"], *(" ".join(line.split()) for line in lines)])
 
 
-def plant(info: dict[str, Any], folder: Path) -> Path:
+def plant(info: Mapping[str, Any], folder: Path) -> Path:
     """A copy of the kernel that just served, with the mistake that a published one had."""
     from mlx_lm_openevolve.kernels.kernel import Kernel
     from mlx_lm_openevolve.kernels.registry import Registry

@@ -101,7 +101,7 @@ def test_the_routes_are_those_of_mlx(
 
 
 def test_a_miss_names_its_causes() -> None:
-    needed = metal_counters.compulsory(DECODE)
+    needed = DECODE.moved_bytes()
     row = {
         "workload": DECODE.slug,
         "implementation": "k",

@@ -7,9 +7,9 @@ import random
 
 from replay import MEASURED, Table, compare, shipped
 
-from mlx_lm_openevolve.ops.attention.workload import Workload
+from mlx_lm_openevolve.ops.attention.workload import Bucket
 
-LARGE = Workload(1, 32, 8, 1, 4096, 128, 128, "bfloat16")
+LARGE = Bucket(1, 32, 8, 1, 4096, 128, 128, "bfloat16")
 
 
 def synthetic(seed: int, size: int = 200) -> Table:

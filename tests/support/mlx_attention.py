@@ -250,7 +250,7 @@ Route = tuple[str, int, int]  # name, blocks, query heads of a simdgroup of the 
 
 def route(w: Workload, letter: str) -> Route | None:
     """What MLX 0.32 runs on a chip, None where it has no fused kernel."""
-    if w.op != "attention":
+    if w.variant != "float":
         return None
     dims = w.head_dim, w.v_head_dim
     if w.q_len > 8:
