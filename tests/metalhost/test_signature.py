@@ -219,3 +219,23 @@ def test_whole_sources_offsets_threadgroup_memory_and_host_names() -> None:
         assert done.ok, messages(done)
         expected = 10 * (8 + (np.arange(32) + 5) % 32)
         assert np.array_equal(np.array(done.outputs[0]), expected)
+
+
+@on_host
+@pytest.mark.parametrize("name", ["plain", "behind", "float_one", "float_two", "scale"])
+def test_host_names_in_every_spelling(name: str) -> None:
+    source = """
+    #include <metal_stdlib>
+    using namespace metal;
+    [[host_name("plain")]] kernel void scale(
+        device float* y [[buffer(0)]], uint i [[thread_position_in_grid]]) { y[i] = 1; }
+    kernel [[host_name("behind")]] void other(
+        device float* y [[buffer(0)]], uint i [[thread_position_in_grid]]) { y[i] = 1; }
+    template <typename T> kernel void fill(
+        device T* y [[buffer(0)]], uint i [[thread_position_in_grid]]) { y[i] = 1; }
+    template [[host_name("float_one")]] kernel void fill<float>(device float*, uint);
+    template [[host_name("float_" "two")]] [[kernel]] decltype(fill<float>) fill<float>;
+    """
+    done = metal_function(source, name)([mx.zeros((32,))], grid=(32, 1, 1), threadgroup=(32, 1, 1))
+    assert done.ok, messages(done)
+    assert done.outputs[0].tolist() == [1.0] * 32
