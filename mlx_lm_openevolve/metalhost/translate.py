@@ -90,13 +90,14 @@ def _direct_initialisers(text: str) -> str:
         if m.start() < at:
             continue
         while True:  # one declarator after another
-            closing = close(text, end, "()")
-            after = text[closing + 1 :].lstrip()[:1] if closing >= 0 else ""
+            # An initialiser is short, and a hostile text is long.
+            closing = close(text, end, "()", within=512)
             inside = text[end + 1 : closing]
             types = (*_SCALARS, *_VECTORS)
             if (
-                after not in (";", ",")
+                closing < 0
                 or not inside.strip()
+                or not re.compile(r"\s*[;,]").match(text, closing + 1)
                 or any(
                     _DECLARES.fullmatch(part) or part.strip() in types for part in split_top(inside)
                 )
