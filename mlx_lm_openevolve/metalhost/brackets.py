@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 
 __all__ = ["blank", "close", "close_angle", "enclosing_braces", "split_top"]
 
@@ -12,10 +13,12 @@ def blank(text: str) -> str:
     return re.sub(r"[^\n]", " ", text)
 
 
-def close(text: str, at: int, pair: str) -> int:
-    """Position of the bracket that closes the one at `at`; -1 without one."""
+def close(text: str, at: int, pair: str, within: int = sys.maxsize) -> int:
+    """Position of the bracket that closes the one at `at`; -1 without one, or where it is further
+    than `within` characters away."""
     depth = 0
-    for m in re.compile(f"[{re.escape(pair)}]").finditer(text, at):
+    end = min(len(text), at + within)
+    for m in re.compile(f"[{re.escape(pair)}]").finditer(text, at, end):
         depth += 1 if m.group() == pair[0] else -1
         if depth == 0:
             return m.start()

@@ -160,16 +160,16 @@ def _compile(
         )
         return [*findings, Finding("compile", message)], None
     unit = work / "kernel.cpp"
-    head = '#include "mlx_utilities.h"\n' if request.utilities else ""
     # A helper that waits is known by its call: calls in two branches are not merged into one.
-    head += "#pragma clang attribute push(__attribute__((nomerge)), apply_to = function)\n"
+    head = "#pragma clang attribute push(__attribute__((nomerge)), apply_to = function)\n"
     tail = f"\n#pragma clang attribute pop\n{entry(call, function)}"
     unit.write_text(f"{head}{text}{tail}", encoding="utf-8")
     flags = compile_flags(tools, request.instrument, request.count, request.math_mode)
     output = ["-S", "-emit-llvm", "-o", f"{work}/kernel.ll"]
     if not request.count:
         output = ["-c", "-o", f"{work}/kernel.o"]
-    compiled, tree = _run_clang(tools, flags, unit, output)
+    header = "mlx_utilities.h" if request.utilities else "metal.h"
+    compiled, tree = _run_clang(tools, flags, header, unit, output)
     findings += diagnostics(compiled.stderr, sources)
     if not any(f.kind == "compile" for f in findings):
         if compiled.status or tree.status:
@@ -185,12 +185,12 @@ _UNUSABLE = re.compile(r"^(?:fatal )?error: .*(?:\bPCH\b|\bAST file\b|precompile
 
 
 def _run_clang(
-    tools: Toolchain, flags: list[str], unit: Path, output: list[str]
+    tools: Toolchain, flags: list[str], header: str, unit: Path, output: list[str]
 ) -> tuple[Completed, Completed]:
     """Compiles, and prints the syntax tree, both at once. A precompiled shim that clang refuses is
     built again, once."""
     for _ in range(2):
-        shim = precompiled_shim(tools, tuple(flags))
+        shim = precompiled_shim(tools, flags, header)
         command = [*tools.clang, *flags, "-include-pch", str(shim), "-I", str(SHIM), str(unit)]
         with ThreadPoolExecutor(1) as pool:
             compiling = pool.submit(run_tool, [*command, *output])

@@ -64,17 +64,24 @@ def read_declarations(text: str, constants: Mapping[int, object]) -> tuple[str, 
     return re.sub(r"\[\[[^\[\]]*\]\]", lambda m: blank(m.group()), text), declared
 
 
+_HOST_NAME = re.compile(r'(template\s*)?\[\[\s*host_name\s*\(\s*((?:"[^"]*"\s*)+)\)\s*\]\]')
+
+
 def _host_names(text: str, declared: Declarations) -> str:
-    pattern = re.compile(r'template\s*\[\[\s*host_name\s*\(\s*((?:"[^"]*"\s*)+)\)\s*\]\]')
-    for m in reversed(list(pattern.finditer(text))):
+    """Of instantiations, which are taken out, and of plain kernels."""
+    for m in reversed(list(_HOST_NAME.finditer(text))):
+        name = "".join(re.findall(r'"([^"]*)"', m.group(2)))
         end = text.find(";", m.end())
         statement = text[m.end() : end]
         k = statement.find("decltype")
-        if k >= 0:
+        function = re.search(r"\bvoid\s+([A-Za-z_]\w*(?:\s*<[^;{}]*?>)?)\s*\(", statement)
+        if m.group(1) and k >= 0:
             closing = close(statement, statement.index("(", k), "()")
-            name = "".join(re.findall(r'"([^"]*)"', m.group(1)))
             declared.host_names[name] = " ".join(statement[closing + 1 :].split())
-        text = text[: m.start()] + blank(text[m.start() : end + 1]) + text[end + 1 :]
+        elif function:
+            declared.host_names[name] = function[1]
+        if m.group(1):
+            text = text[: m.start()] + blank(text[m.start() : end + 1]) + text[end + 1 :]
     return text
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 __all__ = ["Finding", "Place", "excerpt"]
@@ -22,7 +22,7 @@ class Place:
         return f"{self.file}:{self.line}"
 
     def to_dict(self) -> dict[str, Any]:
-        return {"file": self.file, "line": self.line, "text": self.text}
+        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -64,18 +64,8 @@ class Finding:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        return {
-            "kind": self.kind,
-            "message": self.message,
-            "file": self.file,
-            "line": self.line,
-            "text": self.text,
-            "other": None if self.other is None else self.other.to_dict(),
-            "thread": self.thread,
-            "threadgroup": None if self.threadgroup is None else list(self.threadgroup),
-            "fatal": self.fatal,
-            "details": dict(self.details),
-        }
+        group = None if self.threadgroup is None else list(self.threadgroup)
+        return {**asdict(self), "threadgroup": group, "details": dict(self.details)}
 
 
 def excerpt(line: int | None, text: str) -> str:

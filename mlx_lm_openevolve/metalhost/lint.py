@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from .brackets import blank
 from .findings import Finding, Sources, position
 from .toolchain import METAL_HEADERS
 
@@ -24,7 +25,8 @@ _DIRECTIVE = re.compile(
     rf"(?:^|\*/)(?:[ \t]|{_BLOCK})*(?:\#|%:|\?\?=)(?:[ \t]|{_BLOCK})*([^\s/\"<]*)([^\n]*)", re.M
 )
 _PRAGMA = re.compile(
-    r"\s*(?:once|mark\b.*|(?:no)?unroll\b[\s()\w]*|METAL\b[\s:\w]*|STDC\b[\s\w]*"
+    r"\s*(?:once|mark\b.*|(?:no)?unroll\b[\s()\w]*|METAL\b[\s:()\w]*|STDC\b[\s\w]*"
+    r"|clang\s+diagnostic\s+(?:push|pop|(?:ignored|warning|error)\s+\"-W[\w+-]*\")"
     r"|clang\s+(?:loop|fp)\b[\s()\w,]*|GCC\s+unroll\b[\s\w]*)$"
 )
 _PRAGMA_OPERATOR = re.compile(r"\b_Pragma\b\s*(?:\(\s*\"([^\"\\\n]*)\"\s*\))?")
@@ -43,6 +45,13 @@ _FORBIDDEN = (
     (r"(?<!\w)(?:import|module|export)\s+[<\"\w]", "modules are not Metal"),
     (r"\[\[\s*(?:gnu|clang|__gnu__|_Clang|using)\b", "compiler attributes are not Metal"),
 )  # fmt: skip
+
+
+# Attributes that say nothing about what a function does.
+_WORD = r"(?:__)?(?:always_inline|noinline|unused|maybe_unused|const|pure|hot|cold|flatten)(?:__)?"
+_HARMLESS = re.compile(
+    rf"\b__attribute(?:__)?\s*\(\(\s*{_WORD}\s*\)\)|\[\[\s*(?:gnu|clang)\s*::\s*{_WORD}\s*\]\]"
+)
 
 
 def lint_raw(files: Sequence[tuple[str, str]], include_root: str | None) -> list[Finding]:
@@ -138,6 +147,7 @@ def lint_translated(text: str, sources: Sources) -> list[Finding]:
             lambda m: '"' + " " * (len(m.group()) - 2) + '"',
             text[start:end],
         )
+        code = _HARMLESS.sub(lambda m: blank(m.group()), code)
         for spelled, message in _FORBIDDEN:
             hit = re.search(spelled, code)
             if hit:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..errors import BackendError, MachineError
@@ -55,16 +55,16 @@ def header_folder() -> Path:
     return _stored(("headers", *METAL_HEADERS), make)
 
 
-def precompiled_shim(tools: Toolchain, flags: tuple[str, ...]) -> Path:
-    """The shim, precompiled for these flags."""
+def precompiled_shim(tools: Toolchain, flags: Sequence[str], header: str) -> Path:
+    """A header of the shim, precompiled for these flags."""
 
     def make(work: Path) -> None:
-        source = ["-x", "c++-header", "-Xclang", "-fno-pch-timestamp", str(SHIM / "metal.h")]
-        _compile("the shim", [*tools.clang, *flags, *source, "-o", str(work / "metal.pch")])
+        source = ["-x", "c++-header", "-Xclang", "-fno-pch-timestamp", str(SHIM / header)]
+        _compile("the shim", [*tools.clang, *flags, *source, "-o", str(work / "shim.pch")])
 
     # A precompiled header names its sources by path: two installations must not share one.
-    parts = ("pch", str(SHIM.resolve()), package_digest(), tools.identity, *flags)
-    return _stored(parts, make) / "metal.pch"
+    parts = ("pch", str(SHIM.resolve()), header, package_digest(), tools.identity, *flags)
+    return _stored(parts, make) / "shim.pch"
 
 
 def runtime_object(tools: Toolchain) -> Path:

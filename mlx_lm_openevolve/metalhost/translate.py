@@ -30,7 +30,10 @@ def translate(text: str, constants: Mapping[int, object]) -> tuple[str, Declarat
     Raises: TranslationError.
     """
     text, declared = read_declarations(_literals(text), constants)
-    for rewrite in (_array_parameters, _methods, _threadgroup_variables, _vectors):
+    for rewrite in (
+        _pragmas, _array_parameters, _constants, _methods, _threadgroup_variables,
+        _direct_initialisers, _conversions, _vectors,
+    ):  # fmt: skip
         text = rewrite(text)
     return text, declared
 
@@ -43,14 +46,90 @@ def _literals(text: str) -> str:
     return re.sub(r"\((half|bfloat)\)(\d+)f\)", r"(\1)\2.f)", text)
 
 
+def _pragmas(text: str) -> str:
+    """Hints about warnings and fast math: they must not reach the passes that look for defects."""
+    hints = r"^[ \t]*#[ \t]*pragma[ \t]+(?:METAL|clang[ \t]+diagnostic)\b[^\n]*"
+    return re.sub(hints, "", text, flags=re.M)
+
+
 def _array_parameters(text: str) -> str:
     """`constant int x[3]` as a parameter: clang wants the pointer that it stands for."""
     return re.sub(
         r"(?<=[(,])(\s*(?:const\s+)?(?:constant|device|threadgroup)\b[^,;(){}=*&]*?)"
-        r"(\b[A-Za-z_]\w*)\s*\[[^\]]*\](?=\s*[,)])",
-        r"\1* \2",
+        r"(\b[A-Za-z_]\w*)\s*\[[^\]]*\]((?:\s*\[[^\]]*\])*)(?=\s*[,)])",
+        lambda m: f"{m[1]}(*{m[2]}){m[3]}" if m[3] else f"{m[1]}* {m[2]}",
         text,
     )
+
+
+def _constants(text: str) -> str:
+    """An integer in the constant address space is constant: it may be an array's bound."""
+    integer = r"(?:u?(?:int|short|char|long)|bool|size_t|u?int(?:8|16|32|64)_t)"
+    return re.sub(
+        rf"(?<![\w>]\s)(?<!\w)constant\s+({integer}\s+\w+\s*=)", r"constant const \1", text
+    )
+
+
+_DECLARES = re.compile(
+    r"\s*(?:\.\.\.|(?:const|constant|device|threadgroup|thread)\b.*"
+    r"|[A-Za-z_][\w:]*(?:\s*<.*>)?(?:\s+|\s*[*&]+\s*)[A-Za-z_]\w*)\s*",
+    re.S,
+)
+
+
+def _direct_initialisers(text: str) -> str:
+    """`float4 v(a, b, c, d);`: clang's vectors take `float4 v = float4(a, b, c, d);`."""
+    names = "|".join(_VECTORS)
+    head = re.compile(
+        rf"(?<![\w.<:])((?:metal\s*::\s*)?(?:(?:{names})\b|vec\s*<[^<>;(){{}}]*>))"
+        r"\s+(?!operator\b)[A-Za-z_]\w*\s*(?=\()"
+    )
+    out, at = [], 0
+    for m in head.finditer(text):
+        kind, end = m[1], m.end()
+        if m.start() < at:
+            continue
+        while True:  # one declarator after another
+            # An initialiser is short, and a hostile text is long.
+            closing = close(text, end, "()", within=512)
+            inside = text[end + 1 : closing]
+            types = (*_SCALARS, *_VECTORS)
+            if (
+                closing < 0
+                or not inside.strip()
+                or not re.compile(r"\s*[;,]").match(text, closing + 1)
+                or any(
+                    _DECLARES.fullmatch(part) or part.strip() in types for part in split_top(inside)
+                )
+            ):
+                break
+            out += [text[at:end], f"= {kind}"]
+            at = end
+            following = re.compile(r"\s*,\s*[A-Za-z_]\w*\s*(?=\()").match(text, closing + 1)
+            if following is None:
+                break
+            end = following.end()
+    return "".join([*out, text[at:]])
+
+
+def _conversions(text: str) -> str:
+    """Casts between half and bfloat: clang has none, Metal does by way of float."""
+    kind = r"(half|bfloat|float16_t|bfloat16_t)"
+    text = re.sub(rf"\bstatic_cast\s*<\s*{kind}\s*>\s*\(", r"mh::convert<\1>(", text)
+    call = rf"(?<![\w.:<~])(?<!operator ){kind}\s*\((?!\s*[*)])"
+    return _casts(re.sub(call, r"mh::convert<\1>(", text), kind, "mh::Convert")
+
+
+def _casts(text: str, kind: str, class_: str) -> str:
+    """`(kind)x` by way of a class whose ->* converts: it binds as tightly, and takes `x` alone."""
+
+    def cast(m: re.Match[str]) -> str:
+        # Behind a name this is a parameter list: `f(float4)`.
+        before = re.search(r"(\w*)\s*$", m.string[max(0, m.start() - 80) : m.start()])
+        word = before[1] if before else ""
+        return f"{class_}<{m[1]}>()->*" if word in ("", "return", "case", "else") else m[0]
+
+    return re.sub(rf"\(\s*{kind}\s*\)(?=\s*[\w(.\-+~])", cast, text)
 
 
 def _methods(text: str) -> str:
@@ -98,7 +177,7 @@ def _methods(text: str) -> str:
 
 
 _TG = re.compile(
-    r"(?<=[;{}\n>])([ \t]*)((?:alignas\s*\([^()]*\)\s*|static\s+)*)threadgroup\s+"
+    r"(?<=[;{}\n>])([ \t]*)((?:alignas\s*\([^()]*\)\s*|static\s+|volatile\s+)*)threadgroup\s+"
     r"((?:[^;(){}=[]|\[[^;{}\]]*\])*)([;={(])"
 )
 
@@ -119,7 +198,7 @@ def _threadgroup_variables(text: str) -> str:
         if stop != ";":
             return m.group()
         kind = head.group(1)
-        align = prefix.replace("static", "")
+        align = prefix.replace("static", "").replace("volatile", "")
         declarators = [(head.group(2), head.group(3))]
         for part in parts[1:]:
             more = re.match(r"^\s*([A-Za-z_]\w*)\s*((?:\[.*\])?)\s*$", part, re.S)
@@ -165,24 +244,17 @@ def _vectors(text: str) -> str:
         r"mh::make<\1>(",
         text,
     )
-
-    def cast(m: re.Match[str]) -> str:
-        # Behind a name this is a parameter list: `f(float4)`.
-        before = re.search(r"(\w*)\s*$", m.string[max(0, m.start() - 80) : m.start()])
-        word = before[1] if before else ""
-        return f"mh::Cast<{m[1]}>()->*" if word in ("", "return", "case", "else") else m[0]
-
-    text = re.sub(rf"\(\s*({kind})\s*\)(?=\s*[\w(.\-+~])", cast, text)
+    text = _casts(text, f"({kind})", "mh::Cast")
     text = _deducible(text)
     out, at = [], 0
     for m in re.finditer(r"(static_cast\s*<\s*)?(?<!operator )(?:\bmetal\s*::\s*)?\bvec\s*<", text):
         if m.start() < at:
             continue
-        close = close_angle(text, m.end() - 1)
-        if close < 0:
+        closing = close_angle(text, m.end() - 1)
+        if closing < 0:
             continue
-        spelled = "metal::vec<" + text[m.end() : close + 1]
-        rest = close + 1
+        spelled = "metal::vec<" + text[m.end() : closing + 1]
+        rest = closing + 1
         if m.group(1):
             after = re.compile(r"\s*>\s*\(").match(text, rest)
         else:

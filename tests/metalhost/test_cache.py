@@ -78,7 +78,7 @@ def damage_all(home: Path, name: str, damage: Callable[[Path], None]) -> None:
 
 SAMPLE = {
     *("kernel remove", "kernel overwrite", "program.json truncate", "contents.json empty"),
-    *("metal.pch overwrite", "runtime.o truncate", "metal_stdlib remove", "kernel replace_folder"),
+    *("shim.pch overwrite", "runtime.o truncate", "metal_stdlib remove", "kernel replace_folder"),
 }
 
 
@@ -109,7 +109,7 @@ def test_a_damaged_entry_is_built_again(
 
 
 @on_host
-@pytest.mark.parametrize(("name", "damage"), damages("metal.pch", "runtime.o", "metal_stdlib"))
+@pytest.mark.parametrize(("name", "damage"), damages("shim.pch", "runtime.o", "metal_stdlib"))
 def test_a_damaged_part_of_the_compiler_is_built_again(
     name: str, damage: Callable[[Path], None], home: Path
 ) -> None:

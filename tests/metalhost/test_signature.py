@@ -10,6 +10,7 @@ import pytest
 from mlx_kernels import generated
 from probe import launch, messages, on_host
 
+from mlx_lm_openevolve.errors import UsageError
 from mlx_lm_openevolve.metalhost import metal_function, metal_kernel
 from mlx_lm_openevolve.metalhost.signature import _ATTRIBUTES, ArgumentType, generate
 
@@ -219,3 +220,55 @@ def test_whole_sources_offsets_threadgroup_memory_and_host_names() -> None:
         assert done.ok, messages(done)
         expected = 10 * (8 + (np.arange(32) + 5) % 32)
         assert np.array_equal(np.array(done.outputs[0]), expected)
+
+
+@on_host
+@pytest.mark.parametrize("name", ["plain", "behind", "float_one", "float_two", "scale"])
+def test_host_names_in_every_spelling(name: str) -> None:
+    source = """
+    #include <metal_stdlib>
+    using namespace metal;
+    [[host_name("plain")]] kernel void scale(
+        device float* y [[buffer(0)]], uint i [[thread_position_in_grid]]) { y[i] = 1; }
+    kernel [[host_name("behind")]] void other(
+        device float* y [[buffer(0)]], uint i [[thread_position_in_grid]]) { y[i] = 1; }
+    template <typename T> kernel void fill(
+        device T* y [[buffer(0)]], uint i [[thread_position_in_grid]]) { y[i] = 1; }
+    template [[host_name("float_one")]] kernel void fill<float>(device float*, uint);
+    template [[host_name("float_" "two")]] [[kernel]] decltype(fill<float>) fill<float>;
+    """
+    done = metal_function(source, name)([mx.zeros((32,))], grid=(32, 1, 1), threadgroup=(32, 1, 1))
+    assert done.ok, messages(done)
+    assert done.outputs[0].tolist() == [1.0] * 32
+
+
+@on_host
+def test_what_mlx_takes_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
+    """Python's numbers, atomic outputs, a stream, verbose, compile options, all by MLX's names."""
+    kernel = metal_kernel(
+        name="count", input_names=["x", "step", "on"], output_names=["y"],
+        source="if (on) atomic_fetch_add_explicit(&y[thread_position_in_grid.x % 2], "
+        "int(x[0] * step), memory_order_relaxed);",
+        atomic_outputs=True, compile_options={"math_mode": "fast"},
+    )  # fmt: skip
+    assert kernel.math_mode == "fast"
+    call = {"inputs": [mx.full((8,), 2.0), 1.5, True], "output_dtypes": [mx.int32]}
+    done = kernel(
+        **call, grid=(64, 1, 1), threadgroup=(32, 1, 1), output_shapes=[(2,)], init_value=4,
+        verbose=True, stream=mx.gpu,
+    )  # fmt: skip
+    assert done.ok, messages(done)
+    assert done.outputs[0].tolist() == [100, 100]
+    printed = capsys.readouterr().out
+    text = kernel.generated(**call).text
+    assert printed == f"Generated source code for `count`:\n```\n{text}\n```\n"
+    with pytest.raises(UsageError, match="compile_options has no speed"):
+        metal_kernel("k", [], ["y"], "", compile_options={"speed": "high"})
+    with pytest.raises(UsageError, match="complex64"):
+        metal_kernel("k", ["x"], ["y"], "").generated([1j], output_dtypes=[mx.float32])
+
+
+@on_host
+def test_an_output_that_is_not_atomic_takes_no_atomics() -> None:
+    body = "atomic_fetch_add_explicit(&y[0], 1, memory_order_relaxed);"
+    assert {f.kind for f in launch(body, dtype=mx.int32).findings} == {"compile"}

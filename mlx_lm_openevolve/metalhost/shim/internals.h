@@ -16,14 +16,7 @@
   MH_INLINE float __metal_##F(float x, float y, float z, Flag...) {           \
     return metal::F(x, y, z);                                                 \
   }
-MH_INNER1(acos) MH_INNER1(acosh) MH_INNER1(asin) MH_INNER1(asinh) MH_INNER1(atan) MH_INNER1(atanh)
-MH_INNER1(ceil) MH_INNER1(cos) MH_INNER1(cosh) MH_INNER1(cospi) MH_INNER1(exp) MH_INNER1(exp2)
-MH_INNER1(exp10) MH_INNER1(fabs) MH_INNER1(floor) MH_INNER1(fract) MH_INNER1(log) MH_INNER1(log2)
-MH_INNER1(log10) MH_INNER1(rint) MH_INNER1(round) MH_INNER1(rsqrt) MH_INNER1(sin) MH_INNER1(sinh)
-MH_INNER1(sinpi) MH_INNER1(sqrt) MH_INNER1(tan) MH_INNER1(tanh) MH_INNER1(tanpi) MH_INNER1(trunc)
-MH_INNER2(atan2) MH_INNER2(divide) MH_INNER2(fmax) MH_INNER2(fmin) MH_INNER2(fmod)
-MH_INNER2(nextafter) MH_INNER2(pow) MH_INNER2(powr)
-MH_INNER3(fma) MH_INNER3(fmax3) MH_INNER3(fmin3) MH_INNER3(fmedian3)
+MH_UNARY(MH_INNER1) MH_BINARY(MH_INNER2) MH_TERNARY(MH_INNER3)
 #undef MH_INNER1
 #undef MH_INNER2
 #undef MH_INNER3

@@ -50,6 +50,14 @@ MH_INLINE float cospi(float x) {
 }
 }  // namespace mh
 
+// Functions of floats that MLX's headers know by other names and for bfloat too.
+#define MH_UNARY(X)                                                                            \
+  X(acos) X(acosh) X(asin) X(asinh) X(atan) X(atanh) X(ceil) X(cos) X(cosh) X(cospi) X(exp)    \
+  X(exp2) X(exp10) X(fabs) X(floor) X(fract) X(log) X(log2) X(log10) X(rint) X(round) X(rsqrt) \
+  X(sin) X(sinh) X(sinpi) X(sqrt) X(tan) X(tanh) X(tanpi) X(trunc)
+#define MH_BINARY(X) X(atan2) X(divide) X(fmax) X(fmin) X(fmod) X(nextafter) X(pow) X(powr)
+#define MH_TERNARY(X) X(fma) X(fmax3) X(fmin3) X(fmedian3)
+
 namespace metal {
 namespace precise {
 #include "math_functions.h"

@@ -25,16 +25,8 @@ namespace metal {
 #define MH_BFLOAT3(F) \
   MH_INLINE bfloat F(bfloat x, bfloat y, bfloat z) { return bfloat(F(float(x), float(y), float(z))); }
 #define MH_BFLOAT_ALL                                                                          \
-  MH_BFLOAT1(abs) MH_BFLOAT1(acos) MH_BFLOAT1(acosh) MH_BFLOAT1(asin) MH_BFLOAT1(asinh)        \
-  MH_BFLOAT1(atan) MH_BFLOAT1(atanh) MH_BFLOAT1(ceil) MH_BFLOAT1(cos) MH_BFLOAT1(cosh)         \
-  MH_BFLOAT1(cospi) MH_BFLOAT1(exp) MH_BFLOAT1(exp2) MH_BFLOAT1(exp10) MH_BFLOAT1(fabs)        \
-  MH_BFLOAT1(floor) MH_BFLOAT1(fract) MH_BFLOAT1(log) MH_BFLOAT1(log2) MH_BFLOAT1(log10)       \
-  MH_BFLOAT1(rint) MH_BFLOAT1(round) MH_BFLOAT1(rsqrt) MH_BFLOAT1(sin) MH_BFLOAT1(sinh)        \
-  MH_BFLOAT1(sinpi) MH_BFLOAT1(sqrt) MH_BFLOAT1(tan) MH_BFLOAT1(tanh) MH_BFLOAT1(tanpi)        \
-  MH_BFLOAT1(trunc) MH_BFLOAT2(atan2) MH_BFLOAT2(divide) MH_BFLOAT2(fdim) MH_BFLOAT2(fmax)     \
-  MH_BFLOAT2(fmin) MH_BFLOAT2(fmod) MH_BFLOAT2(nextafter)                                      \
-  MH_BFLOAT2(pow) MH_BFLOAT2(powr) MH_BFLOAT3(fma) MH_BFLOAT3(fmax3) MH_BFLOAT3(fmin3)         \
-  MH_BFLOAT3(fmedian3)                                                                         \
+  MH_UNARY(MH_BFLOAT1) MH_BINARY(MH_BFLOAT2) MH_TERNARY(MH_BFLOAT3)                            \
+  MH_BFLOAT1(abs) MH_BFLOAT2(fdim)                                                             \
   MH_INLINE bfloat ldexp(bfloat x, int k) { return bfloat(ldexp(float(x), k)); }               \
   MH_INLINE bfloat frexp(bfloat x, thread int& k) { return bfloat(frexp(float(x), k)); }
 MH_BFLOAT_ALL

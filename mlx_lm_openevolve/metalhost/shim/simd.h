@@ -245,5 +245,6 @@ MH_INLINE bool quad_any(bool x) {
   return mh::collective<uint>("quad_any", x, &mh::reduce<uint, mh::Or, 4>, 4, 0) != 0;
 }
 MH_INLINE bool simd_is_first() { return mh::lane() == 0; }
+MH_INLINE bool quad_is_first() { return mh::lane() % 4 == 0; }
 
 }  // namespace metal

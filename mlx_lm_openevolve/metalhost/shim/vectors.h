@@ -37,13 +37,24 @@ template <class V> MH_INLINE auto element(V v, int i) {
   if constexpr (Shape<V>::size == 1) return v; else return v[i];
 }
 
+// A scalar as another type; half and bfloat meet by way of float.
+template <class To, class From> MH_INLINE constexpr To convert(From x) {
+  if constexpr (__is_same(Plain<From>, half) || __is_same(Plain<From>, bfloat)) return To(float(x));
+  else return To(x);
+}
+template <class To> struct Convert {
+  template <class From> friend MH_INLINE constexpr To operator->*(Convert, From x) {
+    return convert<To>(x);
+  }
+};
+
 template <class V, class A>
 MH_INLINE void append(V& v, int& at, A a) {
   typedef typename Shape<V>::element E;
   if constexpr (Shape<A>::size == 1) {
-    v[at++] = E(a);
+    v[at++] = convert<E>(a);
   } else {
-    for (int i = 0; i < Shape<A>::size; ++i) v[at++] = E(a[i]);
+    for (int i = 0; i < Shape<A>::size; ++i) v[at++] = convert<E>(a[i]);
   }
 }
 
