@@ -10,7 +10,7 @@ asked about a line `PARENT <kernel id>`, and either edits of the parent's files
     new lines
     >>>>>>> REPLACE
 
-or whole files (kernel.json among them where a stage, a knob or a grid changes)
+or whole files (kernel.json among them where a launch, a knob or a grid changes)
 
     FILE split.metal
     ```metal

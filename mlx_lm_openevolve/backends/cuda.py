@@ -1,8 +1,8 @@
-"""Metal stage bodies on NVIDIA GPUs, through mx.fast.cuda_kernel.
+"""Metal bodies on NVIDIA GPUs, through mx.fast.cuda_kernel.
 
-    stage --minify, translate--> CUDA text behind metal_on_cuda.cuh --NVRTC, by MLX--> launches
+    body --minify, translate--> CUDA text behind metal_on_cuda.cuh --NVRTC, by MLX--> launches
 
-A stage may also be written in CUDA (`language: cuda`). What metal_to_cuda refuses makes the kernel
+A launch may also be written in CUDA (`language: cuda`). What metal_to_cuda refuses makes the kernel
 not eligible on this backend. Read off mlx 0.32.4, mlx/backend/cuda/custom_kernel.cpp.
 """
 
@@ -71,7 +71,7 @@ def unavailable() -> str:
 
 def build(kernel: Kernel, params: Mapping[str, int], workload: Workload) -> Call:
     """The kernel as a callable for one exact workload; NVRTC compiles it at its first evaluation
-    and names the stage's file and line in its errors. Raises BackendError.
+    and names the body's file and line in its errors. Raises BackendError.
     """
     reason = unavailable()
     if reason:
@@ -110,10 +110,10 @@ def sources(launch: Launch, absent: Mapping[str, str]) -> tuple[str, str]:
     """(header, source) of a launch as CUDA text, template arguments written into the source.
 
     Inputs in `absent`, name by CUDA type, are not passed: the source declares them, as the 8 zeros
-    that a stage may count on. A mask that is passed may have fewer axes than four, and axes of 1:
+    that a launch may count on. A mask that is passed may have fewer axes than four, and axes of 1:
     the source makes the strides of its broadcast view. Raises UnsupportedOnCuda.
 
-    No stage may set a cluster size: MLX (0.32.4) updates a cached CUDA graph in place as if any
+    No launch may set a cluster size: MLX (0.32.4) updates a cached CUDA graph in place as if any
     two kernels were alike, and a kernel that inherits another's cluster size computes rubbish.
     """
     spec = launch.spec

@@ -2,7 +2,7 @@
 
 MLX compiles a custom kernel anew in every process, behind headers that take NVRTC a second by
 themselves, but before that it looks for the module in the folder where it keeps its own. So the
-same text is compiled here, behind the few declarations that a stage needs, and put there. Nothing
+same text is compiled here, behind the few declarations that a launch needs, and put there. Nothing
 depends on it: whatever is missing or goes wrong, MLX compiles as ever. Read off mlx 0.32.4,
 mlx/backend/cuda/custom_kernel.cpp and jit_module.cpp.
 """

@@ -117,9 +117,9 @@ def _tokens(source: str) -> Iterator[tuple[str, str]]:
 
 
 def translate(source: str, arrays: tuple[str, ...] = ()) -> str:
-    """The CUDA text of a Metal stage body or header, line by line the same.
+    """The CUDA text of a Metal body or header, line by line the same.
 
-    `arrays` names the stage's inputs, whose `X_shape` and `X_strides` are arrays on CUDA and
+    `arrays` names the launch's inputs, whose `X_shape` and `X_strides` are arrays on CUDA and
     pointers on Metal. Raises UnsupportedOnCuda with the line and the reason.
     """
     tokens = [(kind, text) for kind, text in _tokens(source) if kind != "comment"]

@@ -27,8 +27,8 @@ def static_rules(kernel: Kernel, params: Mapping[str, int], bucket: Bucket) -> s
     op = ops.of(bucket)
     for name in sorted(op.required(bucket)):
         if name not in read or not re.search(rf"\b{name}\b", text):
-            return f"no stage reads {name}"
+            return f"no launch reads {name}"
     if "__cluster_dims__" in text:
         # MLX 0.32 updates its CUDA graphs without the cluster's size: other launches go wrong.
-        return "a stage sets __cluster_dims__, which MLX's graphs do not carry"
+        return "a launch sets __cluster_dims__, which MLX's graphs do not carry"
     return op.questions.static_rules(text, bucket)

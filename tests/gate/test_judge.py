@@ -360,7 +360,7 @@ def test_static_rules_name_what_is_missing():
     lost = naive(NAIVE.replace("keys_shape[2]", "queries_shape[2]") + "// keys_shape[2]\n")
     assert "keys_shape[2]" in static_rules(lost, {}, SMALL)
     assert static_rules(naive(NAIVE.replace("scale[0]", "1.0f")), {}, SMALL) == (
-        "no stage reads scale"
+        "no launch reads scale"
     )
 
 

@@ -35,7 +35,7 @@ def test_every_record_is_whole(caplog: pytest.LogCaptureFixture) -> None:
 def test_every_kernel_says_where_it_comes_from_and_carries_its_host_checks() -> None:
     for kernel in TUNED.kernels():
         assert kernel.origin
-        native = any(stage.language != "metal" for stage in kernel.specs)
+        native = any(spec.language != "metal" for spec in kernel.specs)
         checks = TUNED.host_checks(kernel.id)
         assert native or len(checks) > 0
         assert all(check["ok"] for check in checks), [c["reason"] for c in checks]

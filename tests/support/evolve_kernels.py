@@ -178,7 +178,7 @@ CHEATS: dict[str, tuple[Kernel, Bucket, str, str]] = {
         kernel(edited((_MASK, "")), inputs=["queries", "keys", "values", "scale"]),
         MASKED,
         "static",
-        "no stage reads mask",
+        "no launch reads mask",
     ),
     "the mask is read and ignored": (
         kernel(edited(("!mask[", "mask[0] && !mask[0] && mask["))),

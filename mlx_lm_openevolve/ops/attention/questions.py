@@ -88,7 +88,7 @@ class _AttentionQuestions(Questions[Bucket, Workload]):
     def static_rules(self, text: str, bucket: Bucket) -> str:
         """A kernel must read the exact length: a bucket's end is not it."""
         if not re.search(r"\bkeys_shape\s*\[\s*2\s*\]|\blength\s*\[\s*0\s*\]", text):
-            return "the exact KV length is not read: no stage has keys_shape[2]"
+            return "the exact KV length is not read: no launch has keys_shape[2]"
         return ""
 
     def source_mutants(self) -> Sequence[SourceMutant]:
