@@ -114,7 +114,7 @@ def test_a_program_becomes_a_kernel_folder_without_being_run(tmp_path):
 
 def test_the_gate_says_what_is_wrong_with_it(tmp_path):
     kernel = read_program(write(tmp_path, PROGRAM))
-    workload = Workload(1, 4, 2, 8, 64, 64, 64, "float32", "bool")
+    workload = Workload(1, 4, 2, 8, 64, 64, 64, "float32", "bool").bucket()
     assert "keys_shape[2]" in static_rules(kernel, {}, workload)
 
 

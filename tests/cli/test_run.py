@@ -339,7 +339,7 @@ def server(model: Path, proven: None, tmp_path: Path) -> Iterator[tuple[int, Any
 def ask(port: int, i: int) -> dict[str, Any]:
     body = {"prompt": "def main" + " x" * i, "max_tokens": 5 + i, "temperature": 0}
     request = urllib.request.Request(
-        f"http://127.0.0.1:{port}/v2/completions",
+        f"http://127.0.0.1:{port}/v1/completions",
         json.dumps(body).encode(),
         {"Content-Type": "application/json"},
     )

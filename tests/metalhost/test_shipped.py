@@ -13,13 +13,13 @@ from probe import on_host
 from samples import shipped_in_metal
 
 from mlx_lm_openevolve import backends
-from mlx_lm_openevolve.gate import correctness
 from mlx_lm_openevolve.kernels.kernel import Kernel
 from mlx_lm_openevolve.kernels.registry import Registry, tuned_root
 from mlx_lm_openevolve.metalhost import metal_function, metal_kernel
 from mlx_lm_openevolve.metalhost.arrays import METAL_TYPES, as_numpy
 from mlx_lm_openevolve.metalhost.signature import ArgumentType, generate
 from mlx_lm_openevolve.ops.attention.reference import cases
+from mlx_lm_openevolve.ops.attention.reference.question import AttentionQuestion
 from mlx_lm_openevolve.ops.attention.workload import Workload
 
 # Inputs that hold an element a head, a key, a group of keys or a split, and not one a dimension.
@@ -50,13 +50,13 @@ def launches(kernel: Kernel, params: dict[str, int], on: str) -> list[tuple[Any,
 
         return function
 
-    question = correctness.prepare(next(iter(cases(Workload.parse(on), 0))))
+    question = AttentionQuestion(next(iter(cases(Workload.parse(on).bucket(), 0))))
     metal = backends.get("metal")
     with (
         mock.patch.object(mx.fast, "metal_kernel", fake),
         mock.patch.object(metal, "unavailable", return_value=""),
     ):
-        metal.build(kernel, params, question.case.workload)(*question.arguments)
+        metal.build(kernel, params, question.workload)(*question.arguments)
     return asked
 
 
@@ -86,7 +86,7 @@ def sampled(cases: list[Any], count: int) -> list[Any]:
 @on_host
 @pytest.mark.parametrize("size", [4, 64])
 @pytest.mark.parametrize(("kernel", "params", "on"), sampled(shipped(), 3))
-def test_stages_compile_behind_mlxs_own_utilities(
+def test_launches_compile_behind_mlxs_own_utilities(
     kernel: Kernel, params: dict[str, int], on: str, size: int
 ) -> None:
     """Small inputs are in the constant address space, others in device."""

@@ -36,12 +36,13 @@ from mlx.utils import tree_map
 from mlx_lm.generate import maybe_quantize_kv_cache
 from mlx_lm.models import base
 from mlx_lm.models.cache import RotatingKVCache, make_prompt_cache
+from samples import shipped_in_metal
 
 import mlx_lm_openevolve
 from mlx_lm_openevolve.cli.architectures import callers
 from mlx_lm_openevolve.gate import judge as gate
 from mlx_lm_openevolve.kernels.kernel import Kernel
-from mlx_lm_openevolve.kernels.registry import VERSION, Registry, tuned_root
+from mlx_lm_openevolve.kernels.registry import VERSION, Registry
 from mlx_lm_openevolve.ops.attention.workload import Workload
 from mlx_lm_openevolve.runtime.patch import Patch
 
@@ -163,7 +164,7 @@ def _patched(
 def _gate(info: dict[str, Any], root: Path) -> bool:
     """Judge what a shipped kernel applies to and was not judged yet; whether there was any."""
     registry, fresh = Registry(root), False
-    for bucket in map(Workload.parse, info["workloads"]):
+    for bucket in (Workload.parse(slug).bucket() for slug in info["workloads"]):
         for kernel in shipped():
             if not kernel.applies_to(bucket) or info["workloads"][bucket.slug]["kernel"]:
                 continue
@@ -178,9 +179,8 @@ def _gate(info: dict[str, Any], root: Path) -> bool:
 
 @functools.cache
 def shipped() -> list[Kernel]:
-    """The shipped kernels that the host can run: every stage is written in Metal."""
-    kernels = Registry(tuned_root(), writable=False).kernels()
-    return [k for k in kernels if all(stage.language == "metal" for stage in k.specs)]
+    """The shipped kernels that the host can run: every launch is written in Metal."""
+    return shipped_in_metal()
 
 
 def _on_sdpa(info: dict[str, Any]) -> tuple[str, ...]:
@@ -191,9 +191,9 @@ def _on_sdpa(info: dict[str, Any]) -> tuple[str, ...]:
         workload = Workload.parse(slug)
         if workload.q_len > 8 or not row["fallbacks"]:
             continue
-        if workload.op == "attention":
+        if workload.variant == "float":
             raise Disparity(f"{slug} ran on SDPA: {row['reason']}")
-        reasons.append(f"{workload.op}: {row['reason']}")
+        reasons.append(f"{workload.variant}: {row['reason']}")
     return tuple(sorted(set(reasons)))
 
 
