@@ -26,7 +26,7 @@ def test_the_patched_server_serves_two_clients(capsys: pytest.CaptureFixture[str
 
 
 # Two threads at once: a line of the server's own log stands in the middle of a traceback.
-LOG = """127.0.0.1 - - "POST /v2/completions HTTP/1.1" 200 -
+LOG = """127.0.0.1 - - "POST /v1/completions HTTP/1.1" 200 -
 ----------------------------------------
 Exception occurred during processing of request from ('127.0.0.1', 36036)
 Traceback (most recent call last):
