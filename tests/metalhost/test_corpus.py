@@ -22,15 +22,15 @@ on_metal = pytest.mark.skipif(
     not mx.metal.is_available(), reason="needs Apple's Metal compiler: mx.metal is not available"
 )
 REFUSALS = {"compile", "strict", "lint", "sandbox"}  # by which pass of the compiler driver
-SAMPLE = 20  # a folder: the rest runs under `make slow`
+SAMPLE = 20  # of a kind: the rest runs under `make slow`
 
 
 def snippets(kind: str, sample: int = SAMPLE) -> list[object]:
-    """Parameters for one folder; all but a seeded sample are marked slow."""
+    """Parameters for one kind; all but a seeded sample are marked slow."""
     found = corpus.load(kind)
-    kept = random.Random(2026).sample([s.path.stem for s in found], sample)
+    kept = random.Random(2026).sample([s.name for s in found], sample)
     return [
-        pytest.param(s, id=s.path.stem, marks=() if s.path.stem in kept else (pytest.mark.slow,))
+        pytest.param(s, id=s.name, marks=() if s.name in kept else (pytest.mark.slow,))
         for s in found
     ]
 
@@ -77,16 +77,16 @@ def test_the_corpora_are_complete(kind: str, least: int) -> None:
     found = corpus.load(kind)
     assert len(found) >= least
     for s in found:
-        assert s.title, s.path
-        assert (s.header + s.body).strip(), s.path
+        assert s.title, s.name
+        assert (s.header + s.body).strip(), s.name
         if kind == "valid":
-            assert any(a.values is not None for a in s.outputs), f"{s.path}: nothing is expected"
+            assert any(a.values is not None for a in s.outputs), f"{s.name}: nothing is expected"
         if kind == "invalid":
-            assert s.keys["because"], s.path
-            assert s.keys["source"], s.path
-            assert s.marked or s.keys.get("line") == "none", f"{s.path}: no marked line"
+            assert s.keys["because"], s.name
+            assert s.keys["source"], s.name
+            assert s.marked or s.keys.get("line") == "none", f"{s.name}: no marked line"
         if kind == "bugs":
-            assert s.finds, s.path
+            assert s.finds, s.name
 
 
 @on_host
@@ -162,7 +162,7 @@ def test_nothing_is_left_behind(name: str, tmp_path: Path, monkeypatch: pytest.M
     scratch.mkdir()
     monkeypatch.setenv("TMPDIR", str(scratch))
     monkeypatch.setattr(tempfile, "tempdir", None)
-    [snippet] = [s for s in corpus.load("bugs") if s.path.stem == name]
+    [snippet] = [s for s in corpus.load("bugs") if s.name == name]
     launch = run(snippet)
     assert launch.outputs == []
     assert list(scratch.iterdir()) == []
@@ -189,13 +189,13 @@ def test_apple_accepts_and_computes_valid_snippets() -> None:
             continue
         refused, outputs = apple_says(s)
         if refused or s.mismatch(outputs):
-            differences.append(f"{s.path.stem}: {refused or s.mismatch(outputs)}")
+            differences.append(f"{s.name}: {refused or s.mismatch(outputs)}")
     assert not differences, "\n".join(differences)
 
 
 @on_metal
 def test_apple_refuses_invalid_snippets() -> None:
-    accepted = [s.path.stem for s in corpus.load("invalid") if not apple_says(s)[0]]
+    accepted = [s.name for s in corpus.load("invalid") if not apple_says(s)[0]]
     assert not accepted, accepted
 
 
@@ -209,5 +209,5 @@ def test_apple_compiles_planted_bugs() -> None:
             continue
         refused, _ = apple_says(s.returning_at_once())
         if bool(refused) != (verdict == "refused"):
-            differences.append(f"{s.path.stem}: {refused or 'accepted'}")
+            differences.append(f"{s.name}: {refused or 'accepted'}")
     assert not differences, "\n".join(differences)

@@ -1,10 +1,11 @@
 """Reads tests/metalhost/corpus: Metal snippets with what must be said about each.
 
-Three folders: `valid` runs and computes, `invalid` is refused by Apple's compiler, `bugs` compiles
-there and misbehaves. metalhost and, on a Mac, the real compiler are held to the same files.
+Three files: `valid` runs and computes, `invalid` is refused by Apple's compiler, `bugs` compiles
+there and misbehaves. metalhost and, on a Mac, the real compiler are held to the same snippets.
 
-A file is Metal text behind a header of comments:
+A snippet is Metal text behind a header of comments:
 
+    //// NAME                              begins a snippet, and is not of it
     // One sentence that says what the snippet shows.
     // in: NAME DTYPE SHAPE[VIEW] = VALUES    an input; VIEW keeps a slice of it, as in 8x16[:,0:4]
     // out: NAME DTYPE SHAPE = VALUES         an output, with the values expected of it
@@ -27,7 +28,7 @@ A file is Metal text behind a header of comments:
 
 VALUES are numbers and ranges a..b, repeated until the shape is full; inputs without them get a
 fixed pattern. The lines that a finding may name end in `// BUG`. Each part is handed over padded
-with blank lines, so that a line number in a finding is the line in the file.
+with blank lines, so that a line number in a finding is the line in the snippet.
 """
 
 from __future__ import annotations
@@ -74,7 +75,8 @@ class Array:
 
 @dataclass(frozen=True, eq=False)
 class Snippet:
-    path: Path
+    kind: str
+    name: str
     title: str
     header: str
     body: str
@@ -82,10 +84,6 @@ class Snippet:
     outputs: tuple[Array, ...]
     marked: frozenset[int]
     keys: dict[str, str]
-
-    @property
-    def kind(self) -> str:
-        return self.path.parent.name
 
     @property
     def finds(self) -> tuple[str, ...]:
@@ -146,14 +144,16 @@ class Snippet:
 
 
 def load(kind: str) -> list[Snippet]:
-    """All snippets of one folder, by name."""
-    return [_read(path) for path in sorted((ROOT / kind).glob("*.metal"))]
+    """All snippets of a kind, by name."""
+    text = (ROOT / f"{kind}.metal").read_text(encoding="utf-8")
+    parts = re.split(r"^//// (\w+)\n", text, flags=re.MULTILINE)[1:]
+    return [_read(kind, *snippet) for snippet in zip(parts[::2], parts[1::2], strict=True)]
 
 
 def run(snippet: Snippet, metal_kernel: Callable[..., Any], **options: Any) -> Any:
     """Launch through mx.fast.metal_kernel, or metalhost's function of the same signature."""
     kernel = metal_kernel(
-        name=f"corpus_{snippet.path.stem}",
+        name=f"corpus_{snippet.name}",
         input_names=[a.name for a in snippet.inputs],
         output_names=[a.name for a in snippet.outputs],
         source=snippet.body,
@@ -191,10 +191,10 @@ def logical(array: Array) -> np.ndarray[Any, Any]:
 
 
 @functools.cache
-def _read(path: Path) -> Snippet:
+def _read(kind: str, name: str, text: str) -> Snippet:
     parts: dict[str, list[str]] = {"keys": [], "header": [], "body": []}
     title, part = "", "keys"
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = text.rstrip("\n").split("\n")
     keys: dict[str, str] = {}
     arrays: dict[str, list[Array]] = {"in": [], "out": []}
     for number, line in enumerate(lines):
@@ -210,11 +210,12 @@ def _read(path: Path) -> Snippet:
         else:
             part = "body" if part == "keys" else part
             parts[part] += [""] * (number - len(parts[part])) + [line]
-    if path.parent.name == "invalid":  # every one of them reads x and writes y
+    if kind == "invalid":  # every one of them reads x and writes y
         arrays["in"].insert(0, parse_array("x float32 32"))
         arrays["out"].insert(0, parse_array("y float32 32"))
     return Snippet(
-        path=path,
+        kind=kind,
+        name=name,
         title=title,
         header="".join(line + "\n" for line in parts["header"]),
         body="\n".join(parts["body"]),
