@@ -137,10 +137,11 @@ class Registry:
             # Records as they were read: what a newer release wrote into them stays.
             kept = {_key(old): (old, item) for old, item in self._records(device, layout)}
             kept[key] = (verdict, verdict.to_json())
-            raw = {old: held for old, held in self._raw(device, layout).items() if old in kept}
+            before = self._raw(device, layout)
+            raw = {old: held for old, held in before.items() if old in kept and old != key}
             if verdict.raw:
                 raw[key] = _plain(verdict.raw)
-            if raw:  # first: a record without its samples is whole, samples without one are not
+            if raw or before:  # first: a record without its samples is whole, samples without one are not
                 text = json.dumps(raw, separators=(",", ":"), allow_nan=False)
                 data = gzip.compress(text.encode(), mtime=0)
                 write_atomic(folder / f"{layout}.raw.json.gz", data, durable=True)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -9,9 +10,10 @@ import pytest
 from samples import FINGERPRINT, accepted
 
 from mlx_lm_openevolve.errors import RegistryError
+from mlx_lm_openevolve.kernels import registry as registry_module
 from mlx_lm_openevolve.kernels.kernel import Kernel
 from mlx_lm_openevolve.kernels.registry import Registry
-from mlx_lm_openevolve.kernels.verdict import Verdict
+from mlx_lm_openevolve.kernels.verdict import Verdict, describe
 from mlx_lm_openevolve.ops.attention.workload import Workload
 
 WORKLOAD = Workload(1, 8, 2, 1, 1024, 64, 64, "bfloat16")
@@ -166,3 +168,101 @@ def test_clear_removes_a_device_or_everything(tmp_path: Path, copy_first: Kernel
     assert registry.devices() == ["other"]
     registry.clear()
     assert registry.kernels() == []
+
+
+# What format 2 has room for
+
+
+def test_verdicts_of_two_versions_of_mlx_live_side_by_side(tmp_path: Path) -> None:
+    registry = Registry(tmp_path)
+    old, new = (verdict(fingerprint={**FINGERPRINT, "mlx": mlx}) for mlx in ("0.1", "0.2"))
+    registry.publish("host", old)
+    registry.publish("host", replace(new, timing={"ratio": 1.7}))
+    kept = Registry(tmp_path).verdicts("host", WORKLOAD)
+    assert [v.ratio for v in kept if v.counts_for(old.fingerprint)] == [1.5]
+    assert [v.ratio for v in kept if v.counts_for(new.fingerprint)] == [1.7]
+
+
+def rewrite(path: Path, change: Any) -> None:
+    """A record as another release may have written it: changed, under a checksum that holds."""
+    record = json.loads(path.read_text())
+    del record["checksum"]
+    change(record)
+    registry_module._write(path, record)
+
+
+def test_what_a_newer_release_wrote_is_ignored_and_kept(tmp_path: Path) -> None:
+    Registry(tmp_path).publish("host", verdict())
+    path = tmp_path / "v2" / "devices" / "host" / f"{WORKLOAD.bucket().layout}.json"
+    foreign = {"kind": "dream", "of": "sheep"}
+
+    def change(record: Any) -> None:
+        record["epoch"] = 7
+        record["verdicts"][0]["mood"] = "fair"
+        record["verdicts"].append(foreign)
+
+    rewrite(path, change)
+    registry = Registry(tmp_path)
+    assert registry.verdicts("host", WORKLOAD) == [verdict()]
+    registry.publish("host", verdict("00000000000a"))
+    record = json.loads(path.read_text())
+    assert record["epoch"] == 7
+    assert [item.get("mood") for item in record["verdicts"]].count("fair") == 1
+    assert foreign in record["verdicts"]
+    assert not (tmp_path / "v2" / "quarantine").exists()
+
+
+def test_a_kernel_of_a_newer_format_is_left_where_it_is(tmp_path: Path) -> None:
+    folder = tmp_path / "v2" / "kernels" / "0123456789ab"
+    folder.mkdir(parents=True)
+    (folder / "kernel.json").write_text(json.dumps({"format": 3, "name": "later"}))
+    registry = Registry(tmp_path)
+    assert registry.kernel("0123456789ab") is None
+    assert registry.kernels() == []
+    assert folder.is_dir()
+    assert not (tmp_path / "v2" / "quarantine").exists()
+
+
+@pytest.mark.parametrize("kind", ["step", "settings"])
+def test_verdicts_may_be_about_a_step_or_about_settings(tmp_path: Path, kind: str) -> None:
+    made = replace(verdict("graph of layers"), kind=kind, workload="qwen3-0.6b decode", params={})
+    registry = Registry(tmp_path)
+    registry.publish("host", made)
+    registry.publish("host", verdict())
+    assert Registry(tmp_path).about("host", kind) == [made]
+    assert registry.workloads("host") == [WORKLOAD.bucket()]
+    assert "graph of layers" in "\n".join(describe(made))
+
+
+def test_a_rewriting_stands_beside_kernels(tmp_path: Path) -> None:
+    made = verdict("two products and a softmax", kind="rewriting", params={}, timing={"ratio": 9.0})
+    registry = Registry(tmp_path)
+    registry.publish("host", verdict())
+    registry.publish("host", made)
+    assert Registry(tmp_path).verdicts("host", WORKLOAD) == [made, verdict()]
+
+
+def test_raw_samples_lie_beside_their_verdict_and_go_with_it(tmp_path: Path) -> None:
+    registry = Registry(tmp_path)
+    first, other = verdict(raw={"top": [1.0, 2.0]}), verdict("00000000000a", raw={"top": [3.0]})
+    registry.publish("host", first)
+    registry.publish("host", other)
+    again = Registry(tmp_path)
+    (stored,) = [v for v in again.verdicts("host", WORKLOAD) if v.kernel == first.kernel]
+    assert stored.raw == {}
+    assert again.raw("host", stored) == {"top": [1.0, 2.0]}
+    registry.publish("host", replace(first, raw={}, timing={"ratio": 1.1}))
+    assert again.raw("host", first) == {}
+    assert again.raw("host", other) == {"top": [3.0]}
+    path = tmp_path / "v2" / "devices" / "host" / f"{WORKLOAD.bucket().layout}.raw.json.gz"
+    path.write_bytes(b"no gzip")
+    assert again.raw("host", other) == {}
+    assert len(again.verdicts("host", WORKLOAD)) == 2
+
+
+def test_a_verdict_may_be_correct_and_not_yet_timed(tmp_path: Path) -> None:
+    made = verdict(faster=None, asked=3, timing={})
+    registry = Registry(tmp_path)
+    registry.publish("host", made)
+    (stored,) = registry.verdicts("host", WORKLOAD)
+    assert (stored.faster, stored.asked, stored.accepted) == (None, 3, False)
