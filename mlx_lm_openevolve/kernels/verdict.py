@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -129,7 +130,6 @@ class Poisoned(OpenEvolveError):
 
 def describe(verdict: Verdict) -> list[str]:
     """A verdict in a few lines for a person."""
-    errors, times, mutants = verdict.errors, verdict.timing, verdict.mutants
     params = ", ".join(f"{name}={value}" for name, value in verdict.params.items())
     word = "correct" if verdict.correct and not verdict.faster else verdict.status
     of_op = verdict.kind in ("kernel", "rewriting")
@@ -139,25 +139,38 @@ def describe(verdict: Verdict) -> list[str]:
         f"  {verdict.kind:8} {verdict.kernel}" + (f" ({params})" if params else ""),
         f"  verdict  {word}: {verdict.reason}",
     ]
-    if mutants:
-        lines.append(
-            f"  mutants  {mutants['killed']} of {mutants['of']} killed, "
-            f"and {mutants['source']['killed']} of the source"
-        )
-    if errors:
-        own = errors["stock"]
-        lines.append(
-            f"  error    max {errors['max_difference']:.3g} "
-            f"({stock} {own['max_difference']:.3g}), "
-            f"average {errors['avg_difference']:.3g} ({stock} {own['avg_difference']:.3g}), "
-            f"margin {errors['margin']:.0%}"
-        )
-    for name, timed in (("speed", times), ("sealed", times.get("sealed", {}))):
-        if timed:
-            a, b = timed["baseline"], timed["candidate"]
-            lines.append(
-                f"  {name:8} {timed['ratio']:.3f} [{timed['low']:.3f}, {timed['high']:.3f}], "
-                f"{b['mean'] * 1e6:.1f} us against {a['mean'] * 1e6:.1f} us, "
-                f"{b['trials']} trials, on {timed['on']}"
-            )
+    evidence: tuple[tuple[str, Callable[[Any], str], Any], ...] = (
+        ("mutants", _mutants, verdict.mutants),
+        ("error", lambda errors: _errors(errors, stock), verdict.errors),
+        ("speed", _timing, verdict.timing),
+        ("sealed", _timing, verdict.timing.get("sealed")),
+    )
+    for name, words, found in evidence:
+        # Evidence of another release, or of another kind of verdict, may be of another form.
+        with contextlib.suppress(KeyError, TypeError, ValueError):
+            if found:
+                lines.append(f"  {name:8} {words(found)}")
     return lines
+
+
+def _mutants(mutants: Mapping[str, Any]) -> str:
+    killed = f"{mutants['killed']} of {mutants['of']} killed"
+    return f"{killed}, and {mutants['source']['killed']} of the source"
+
+
+def _errors(errors: Mapping[str, Any], stock: str) -> str:
+    own = errors["stock"]
+    return (
+        f"max {errors['max_difference']:.3g} ({stock} {own['max_difference']:.3g}), "
+        f"average {errors['avg_difference']:.3g} ({stock} {own['avg_difference']:.3g}), "
+        f"margin {errors['margin']:.0%}"
+    )
+
+
+def _timing(timed: Mapping[str, Any]) -> str:
+    a, b = timed["baseline"], timed["candidate"]
+    return (
+        f"{timed['ratio']:.3f} [{timed['low']:.3f}, {timed['high']:.3f}], "
+        f"{b['mean'] * 1e6:.1f} us against {a['mean'] * 1e6:.1f} us, "
+        f"{b['trials']} trials, on {timed['on']}"
+    )
