@@ -141,9 +141,8 @@ class Registry:
             raw = {old: held for old, held in before.items() if old in kept and old != key}
             if verdict.raw:
                 raw[key] = _plain(verdict.raw)
-            if (
-                raw or before
-            ):  # first: a record without its samples is whole, samples without one are not
+            if raw or before:
+                # First: a record without its samples is whole, samples without one are not.
                 text = json.dumps(raw, separators=(",", ":"), allow_nan=False)
                 data = gzip.compress(text.encode(), mtime=0)
                 write_atomic(folder / f"{layout}.raw.json.gz", data, durable=True)
