@@ -3,7 +3,7 @@
     static rules -> mutants (can this gate say no here?) -> correctness -> speed -> Verdict
 
 `judge` works in this process, within a time and memory budget and without a trace in the caller's
-random state, peak memory or streams. See worker.py for the same in a process that can be killed,
+random state or streams. See worker.py for the same in a process that can be killed,
 and host_check.py for a kernel under metalhost's sanitizer.
 """
 

@@ -44,22 +44,14 @@ def memory_for(device: Device) -> int:
 
 @contextlib.contextmanager
 def undisturbed() -> Iterator[None]:
-    """Leave no trace: the caller's stream is idle before anything starts; afterwards the reported
-    peak memory is what it was, and MLX's cache of freed buffers holds none of the gate's."""
+    """A guest's manners: the caller's stream is idle before anything starts; afterwards MLX's cache
+    of freed buffers holds none of the gate's. The reported peak memory counts what the gate took:
+    a peak cannot be set, only reached, and that would take the memory once more."""
     mx.synchronize()
-    peak, cached = mx.get_peak_memory(), mx.get_cache_memory()
+    cached = mx.get_cache_memory()
     try:
         yield
     finally:
         mx.synchronize()
-        if mx.get_peak_memory() > peak:
-            # A peak cannot be set, only reached: so much was allocated before, so it is again.
-            mx.reset_peak_memory()
-            for _ in range(3):  # what is freed late counts as active at first
-                missing = peak - mx.get_active_memory()
-                if mx.get_peak_memory() >= peak or missing <= 0:
-                    break
-                mx.eval(mx.zeros((missing,), mx.uint8))
-                mx.synchronize()
         if mx.get_cache_memory() > cached + (64 << 20):
             mx.clear_cache()

@@ -316,10 +316,7 @@ def test_no_memory_no_verdict(monkeypatch):
 
 
 def test_the_caller_is_undisturbed():
-    held = mx.zeros((8 << 20,), mx.uint8)
-    mx.eval(held)
-    del held
-    peak, active = mx.get_peak_memory(), mx.get_active_memory()
+    active = mx.get_active_memory()
     mx.random.seed(3)
     want = mx.random.uniform(shape=(8,)).tolist()
     mx.random.seed(3)
@@ -327,21 +324,25 @@ def test_the_caller_is_undisturbed():
         judged(sdpa, replace(SMALL, kv_len=4096, batch=4, q_len=1, mask="none"), seconds=30)
     assert mx.random.uniform(shape=(8,)).tolist() == want
     assert mx.get_active_memory() - active < 1 << 20
-    assert abs(mx.get_peak_memory() - peak) < 64 << 10
 
 
-def test_an_error_of_the_gate_leaves_the_peak_as_it_was():
-    mx.eval(mx.zeros((4 << 20,), mx.uint8))
-    peak = mx.get_peak_memory()
+def test_a_reported_peak_is_never_reached_for_its_own_sake(monkeypatch):
+    """Allocating the peak of before anew took gigabytes; above 2 GiB a shape overflowed."""
+    peaks = itertools.chain([3 << 30], itertools.repeat(7 << 29))  # before, and ever after
+    monkeypatch.setattr(mx, "get_peak_memory", lambda: next(peaks))
+    cached = mx.get_cache_memory()
 
     def fail():
         with limits.undisturbed():
-            mx.eval(mx.zeros((peak + (4 << 20),), mx.uint8))
+            mx.eval(mx.zeros((96 << 20,), mx.uint8))
             raise ZeroDivisionError
 
+    mx.reset_peak_memory()
     with pytest.raises(ZeroDivisionError):
         fail()
-    assert abs(mx.get_peak_memory() - peak) < 64 << 10
+    monkeypatch.undo()
+    assert mx.get_peak_memory() < 1 << 30
+    assert mx.get_cache_memory() <= cached + (64 << 20)
 
 
 def test_memory_is_a_small_share(monkeypatch):
