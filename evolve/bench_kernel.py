@@ -14,7 +14,7 @@ from typing import Any
 
 from rich.console import Console
 
-from mlx_lm_openevolve import backends
+from mlx_lm_openevolve import backends, ops
 from mlx_lm_openevolve.device import detect
 from mlx_lm_openevolve.errors import GateTimeout, UsageError
 from mlx_lm_openevolve.gate.worker import judge_in_worker
@@ -41,7 +41,9 @@ def bench_kernel(
     kernel = named(options.kernel)
     backend = options.backend or detect().backend
     backends.require(kernel, backend)
-    asked = suite(options.suite or ["decode"])[:: 3 if options.subset else 1]
+    asked = suite(options.suite or [ops.get(kernel.op).search.default_suite])[
+        :: 3 if options.subset else 1
+    ]
     workloads = [workload for workload in asked if kernel.applies_to(workload)]
     if not workloads:
         raise UsageError(f"kernel {kernel.id} applies to none of the suite's workloads")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
-from mlx_lm_openevolve import backends
+from mlx_lm_openevolve import backends, ops
 from mlx_lm_openevolve.device import BACKENDS, detect
 from mlx_lm_openevolve.errors import UsageError
 from mlx_lm_openevolve.hub import check_model
+from mlx_lm_openevolve.kernels.kernel import Kernel
 
 from . import suites
 from .config import PROPOSERS, Budget, Config, LanguageModel, LlmConfig, Search, Work, seconds_of
@@ -92,7 +94,7 @@ def new_config(options: argparse.Namespace) -> Config:
         check_model("--model", options.model)
         uses, names = suites.traced(options.model), [options.model]
     else:
-        names = options.workloads or ["decode"]
+        names = options.workloads or [_default_suite(options.kernels)]
         chosen = suites.suite(names)
         uses = dict.fromkeys(chosen, 1 / len(chosen))
     return Config(
@@ -129,3 +131,9 @@ def _target(text: str) -> tuple[float, float]:
     except ValueError:
         raise UsageError(f"--target {text!r}: write SPEEDUP:SHARE, such as 1.2:0.8") from None
     return speedup, share
+
+
+def _default_suite(kernels: Sequence[Path] | None) -> str:
+    """That of the named kernels' family, else of the first."""
+    op = Kernel.load(kernels[0]).op if kernels else ops.FAMILIES[0]
+    return ops.get(op).search.default_suite

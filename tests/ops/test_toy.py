@@ -113,7 +113,7 @@ def test_check_tells_right_from_wrong(house: Path, home: Path, tmp_path: Path) -
 
 def test_evolve_searches_it_without_a_gpu(house: Path, home: Path, tmp_path: Path) -> None:
     kernel = str(house / "mlx_lm_openevolve" / "ops" / "toy" / "kernel")
-    asked = ["--workloads", "toys", "--kernels", kernel, "--candidates", "4", "--all"]
+    asked = ["--kernels", kernel, "--candidates", "4", "--all"]
     asked += ["--backend", "host", "--jobs", "1", "--out", str(tmp_path / "run")]
     code, result = command(house, home, "evolve", *asked)
     assert "error" not in result, result
