@@ -16,10 +16,8 @@ from __future__ import annotations
 
 import contextlib
 import gzip
-import hashlib
 import json
 import logging
-import math
 import os
 import re
 import shutil
@@ -36,6 +34,7 @@ from .. import ops
 from ..errors import KernelError, NewerFormatError, RegistryError, WorkloadError
 from ..files import write_atomic
 from ..ops import Bucket, Workload
+from . import records
 from .kernel import KERNEL_ID, Kernel
 from .verdict import KINDS, Verdict, binding
 
@@ -44,7 +43,6 @@ __all__ = ["Registry", "tuned_root", "user_root"]
 log = logging.getLogger("mlx_lm_openevolve")
 
 VERSION = "v2"
-MAX_RECORD_BYTES = 8 << 20
 MAX_RAW_BYTES = 64 << 20
 LOCK_SECONDS = 10.0
 _DEVICE = re.compile(r"[a-z0-9][a-z0-9-]{0,79}")
@@ -140,7 +138,7 @@ class Registry:
             before = self._raw(device, layout)
             raw = {old: held for old, held in before.items() if old in kept and old != key}
             if verdict.raw:
-                raw[key] = _plain(verdict.raw)
+                raw[key] = records.plain(verdict.raw)
             if raw or before:
                 # First: a record without its samples is whole, samples without one are not.
                 text = json.dumps(raw, separators=(",", ":"), allow_nan=False)
@@ -150,7 +148,7 @@ class Registry:
             record = self._read(folder / f"{layout}.json") or {"verdicts": []}
             foreign = [item for item in record["verdicts"] if _foreign(item)]
             record["verdicts"] = [*(item for _, item in ordered), *foreign]
-            _write(folder / f"{layout}.json", record)
+            records.write(folder / f"{layout}.json", record)
 
     def raw(self, device: str, verdict: Verdict) -> dict[str, Any]:
         """The raw samples and cases of a verdict; {} where there are none."""
@@ -166,13 +164,13 @@ class Registry:
             return []
         try:
             items = [item for item in record["verdicts"] if not _foreign(item)]
-            records = [(Verdict.from_json(item), item) for item in items]
-            if any(_layout(verdict) != layout for verdict, _ in records):
+            read = [(Verdict.from_json(item), item) for item in items]
+            if any(_layout(verdict) != layout for verdict, _ in read):
                 raise ValueError("a verdict of another layout")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             self._quarantine(path, str(error))
             return []
-        return records
+        return read
 
     def _raw(self, device: str, layout: str) -> dict[str, Any]:
         """The raw samples of a layout; {} where they are absent or damaged: verdicts do without."""
@@ -214,7 +212,7 @@ class Registry:
         """Remember that a kernel must not run on this device again."""
         with self._writing(_device_folder(device)) as folder:
             known = self.poisoned(device)
-            _write(folder / "poison.json", {"kernels": {**known, kernel: reason}})
+            records.write(folder / "poison.json", {"kernels": {**known, kernel: reason}})
 
     # Workloads for which the gate's time at first use was too short
 
@@ -233,7 +231,7 @@ class Registry:
             record = self._read(folder / "timeouts.json") or {}
             count = self.timeouts(device, workload, stamp) + 1
             record[workload.bucket().slug] = {"fingerprint": binding(stamp), "count": count}
-            _write(folder / "timeouts.json", record)
+            records.write(folder / "timeouts.json", record)
 
     # Host checks: they belong to the kernel and travel with it, outside its hash
 
@@ -256,7 +254,7 @@ class Registry:
                 if (old.get("params"), old.get("workload"))
                 != (check.get("params"), check.get("workload"))
             ]
-            _write(folder / id / "host.json", {"checks": [*kept, dict(check)]})
+            records.write(folder / id / "host.json", {"checks": [*kept, dict(check)]})
 
     # One gate at a time
 
@@ -298,22 +296,12 @@ class Registry:
     def _read(self, path: Path) -> dict[str, Any] | None:
         """A record whose checksum holds; None where there is none or it was moved aside."""
         try:
-            with path.open("rb") as file:
-                data = file.read(MAX_RECORD_BYTES + 1)
+            return records.read(path)
         except OSError:
             return None
-        try:
-            if len(data) > MAX_RECORD_BYTES:
-                raise ValueError("too long")
-            record = json.loads(data)
-            if not isinstance(record, dict):
-                raise ValueError("not an object")
-            if record.pop("checksum", None) != _checksum(record):
-                raise ValueError("the checksum does not match")
-        except (ValueError, RecursionError, TypeError) as error:
+        except ValueError as error:
             self._quarantine(path, str(error))
             return None
-        return record
 
     def _quarantine(self, path: Path, reason: str) -> None:
         if path in self._damaged:
@@ -367,22 +355,6 @@ def _names(folder: Path) -> list[str]:
         return []
 
 
-def _checksum(record: Mapping[str, Any]) -> str:
-    text = json.dumps(record, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _plain(value: Any) -> Any:
-    """`value` as JSON can hold it: numbers that are not finite become text."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value
-
-
 def _layout(verdict: Verdict) -> str:
     """Name of the file that a verdict lies in. Raises WorkloadError."""
     if verdict.kind not in ("kernel", "rewriting"):
@@ -401,17 +373,4 @@ def _foreign(item: Any) -> bool:
 def _key(verdict: Verdict) -> str:
     """What a verdict is about, and on which versions: equal for one that replaces another."""
     about = [verdict.kind, verdict.kernel, sorted(verdict.params.items()), verdict.workload]
-    return _checksum({"about": about, "binding": binding(verdict.fingerprint)})[:16]
-
-
-def _write(path: Path, record: Mapping[str, Any]) -> None:
-    """Replace a record; what is a list in it has a line for each item."""
-    record = _plain(record)
-    fields = []
-    for key, value in {**record, "checksum": _checksum(record)}.items():
-        if isinstance(value, list):
-            lines = ",\n  ".join(json.dumps(item) for item in value)
-            fields.append(f"{json.dumps(key)}: [\n  {lines}\n ]")
-        else:
-            fields.append(f"{json.dumps(key)}: {json.dumps(value)}")
-    write_atomic(path, ("{\n " + ",\n ".join(fields) + "\n}\n").encode(), durable=True)
+    return records.checksum({"about": about, "binding": binding(verdict.fingerprint)})[:16]

@@ -10,7 +10,7 @@ import pytest
 from samples import FINGERPRINT, accepted
 
 from mlx_lm_openevolve.errors import RegistryError
-from mlx_lm_openevolve.kernels import registry as registry_module
+from mlx_lm_openevolve.kernels import records
 from mlx_lm_openevolve.kernels.kernel import Kernel
 from mlx_lm_openevolve.kernels.registry import Registry
 from mlx_lm_openevolve.kernels.verdict import Verdict, describe
@@ -188,7 +188,7 @@ def rewrite(path: Path, change: Any) -> None:
     record = json.loads(path.read_text())
     del record["checksum"]
     change(record)
-    registry_module._write(path, record)
+    records.write(path, record)
 
 
 def test_what_a_newer_release_wrote_is_ignored_and_kept(tmp_path: Path) -> None:

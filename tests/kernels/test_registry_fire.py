@@ -242,12 +242,12 @@ def bombard(home: Path, records: int, seal: bool) -> None:
 
 
 def resealed(data: bytes) -> bytes:
-    from mlx_lm_openevolve.kernels.registry import _checksum
+    from mlx_lm_openevolve.kernels.records import checksum
 
     try:
         record = json.loads(data)
         record.pop("checksum", None)
-        return json.dumps({**record, "checksum": _checksum(record)}).encode()
+        return json.dumps({**record, "checksum": checksum(record)}).encode()
     except (ValueError, AttributeError, TypeError, RecursionError):
         return data
 
