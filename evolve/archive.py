@@ -332,6 +332,11 @@ class Archive:
             raise OpenEvolveError(f"{self.folder}: kernel {kernel} is missing or damaged")
         return loaded
 
+    @property
+    def stock(self) -> str:
+        """What the run's kernels are compared with, for people."""
+        return ops.of_slug(self.slugs[0]).stock
+
     def workload(self, slug: str) -> Bucket:
         """The bucket of that slug."""
         return ops.parse(slug).bucket()

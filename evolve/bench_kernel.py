@@ -55,11 +55,9 @@ def bench_kernel(
         rows.append(verdict.to_json())
         if backend == "host" and verdict.correct:
             rows[-1]["modelled"] = modelled = _modelled(kernel, workload)
-            out.print(
-                f"  modelled {modelled['ratio']:.2f}x of SDPA on a nominal GPU, from counters:"
-                " not measured",
-                markup=False,
-            )
+            stock = ops.of(workload).stock
+            times = f"modelled {modelled['ratio']:.2f}x of {stock} on a nominal GPU"
+            out.print(f"  {times}, from counters: not measured", markup=False)
         keep(rows)
     left = len(asked) - len(workloads)
     out.print(f"{len(workloads)} workloads; {left} more to which the kernel does not apply")

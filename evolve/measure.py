@@ -174,7 +174,7 @@ def measure(kernel: Kernel, params: dict[str, int], request: Request) -> Measure
     usual = float(np.median(pair.a))
     drift = usual / (request.sdpa_seconds or usual)
     if not 1 / _DRIFT < drift < _DRIFT:
-        text = f"SDPA took {drift:.2g} times as long as when the run began"
+        text = f"{ops.of(workload).stock} took {drift:.2g} times as long as when the run began"
         return Measurement("unsteady", fault + text, params)
     fastest = float(np.median(pair.b))
     least_possible = inputs.bytes / (_ROOFLINE * setup.bandwidth)

@@ -61,7 +61,7 @@ def trajectory(archive: Archive, axes: Any) -> None:
     )
     axes.axhline(1, color="black", linewidth=0.8)
     axes.set_xlabel("candidate")
-    axes.set_ylabel("speed-up over SDPA" + _modelled(archive))
+    axes.set_ylabel(f"speed-up over {archive.stock}" + _modelled(archive))
     axes.set_title("Best so far")
     axes.legend(fontsize=8)
 
@@ -83,7 +83,7 @@ def workloads(archive: Archive, axes: Any) -> None:
     axes.axvline(1, color="black", linewidth=0.8)
     for i, result in enumerate(ratios):
         axes.text(result.high, i, f" {result.ratio:.2f}", va="center", fontsize=8)
-    axes.set_xlabel("speed-up over SDPA" + _modelled(archive))
+    axes.set_xlabel(f"speed-up over {archive.stock}" + _modelled(archive))
     axes.set_title("Best kernel of each workload")
 
 
@@ -105,7 +105,7 @@ def roofline(archive: Archive, axes: Any) -> None:
         workload = archive.workload(slug)
         sdpa[0].append(workload.flops() / workload.moved_bytes())
         sdpa[1].append(workload.flops() / base.seconds / 1e9)
-    axes.scatter(*sdpa, s=30, marker="_", color=_RED, label="SDPA")
+    axes.scatter(*sdpa, s=30, marker="_", color=_RED, label=archive.stock)
     width = max((base.bandwidth for base in archive.baseline.values()), default=0.0)
     xs = [x for x in (*points["valid"][0], *points["best"][0], *sdpa[0]) if x > 0]
     if width and xs:

@@ -87,7 +87,9 @@ def picture(archive: Archive, rate: float) -> RenderableType:
         spent["tokens"] / budget.tokens if budget.tokens else 0.0,
         spent["money"] / budget.money if budget.money else 0.0,
     )
-    table = Table("workload", "SDPA us", "floor us", "best us", "speed-up", "kernel", box=None)
+    table = Table(
+        "workload", f"{archive.stock} us", "floor us", "best us", "speed-up", "kernel", box=None
+    )
     for slug in archive.slugs:
         base, best = archive.baseline.get(slug), archive.best.get(slug)
         row = [slug.removeprefix("attention-")]

@@ -161,8 +161,9 @@ def _workloads(archive: Archive, parent: Kernel) -> str:
     ratio, low, high = archive.fitness()
     lines = [
         f"## Workloads on {device}; times in microseconds{modelled}",
-        f"The run's best so far: {ratio:.3f}x [{low:.3f}, {high:.3f}] of SDPA's speed.",
-        "workload | use | SDPA | floor | bound by | best (kernel) | parent | for 1.0x it needs",
+        f"The run's best so far: {ratio:.3f}x [{low:.3f}, {high:.3f}] of {archive.stock}'s speed.",
+        f"workload | use | {archive.stock} | floor | bound by | best (kernel) | parent "
+        "| for 1.0x it needs",
     ]
     for slug in archive.slugs:
         base = archive.baseline.get(slug)

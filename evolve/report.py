@@ -153,8 +153,8 @@ def _about(archive: Archive) -> str:
     device = archive.device.get("name") or config.backend
     return (
         f"Proposer {config.proposer}, backend {config.backend} on {device}, suite "
-        f"{config.suite or 'named workloads'}, seed {config.seed}. Speed-up is SDPA's time over "
-        "the kernel's; intervals are those of paired timing."
+        f"{config.suite or 'named workloads'}, seed {config.seed}. Speed-up is "
+        f"{archive.stock}'s time over the kernel's; intervals are those of paired timing."
         + (f" No GPU profiles: {archive.unprofiled}." if archive.unprofiled else "")
     )
 
@@ -200,7 +200,15 @@ def _workloads(archive: Archive) -> str:
         params = " ".join(f"{k}={v}" for k, v in r.params.items())
         row = [slug, kernel, f"#{number}", f"{r.spread:.1%}", f"{r.margin:.0%}", params]
         kernels.append([*row, describe(r.profile)])
-    head = ["workload", "weight", "bound by", "floor us", "SDPA us", "best us", "speed-up"]
+    head = [
+        "workload",
+        "weight",
+        "bound by",
+        "floor us",
+        f"{archive.stock} us",
+        "best us",
+        "speed-up",
+    ]
     text = _table([*head, "interval"], times)
     if not kernels:
         return text

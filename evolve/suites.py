@@ -15,12 +15,13 @@ __all__ = ["suite", "suites", "traced"]
 
 
 def suites() -> dict[str, tuple[Bucket, ...]]:
-    """The suites of all families by name."""
-    return {
-        name: buckets
-        for family in ops.FAMILIES
-        for name, buckets in ops.get(family).search.suites.items()
-    }
+    """The suites of all families by name; where two families share one, the later family's is
+    FAMILY/NAME."""
+    known: dict[str, tuple[Bucket, ...]] = {}
+    for family in ops.FAMILIES:
+        for name, buckets in ops.get(family).search.suites.items():
+            known[f"{family}/{name}" if name in known else name] = buckets
+    return known
 
 
 def suite(names: Sequence[str]) -> tuple[Bucket, ...]:

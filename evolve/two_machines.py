@@ -111,7 +111,7 @@ def measure_stage(batch: Path, say: Callable[[str], None], backend: str | None =
         with LocalEvaluator(archive, host=False) as evaluator:
             for base in evaluator.baselines(archive):
                 archive.add(base)
-                times = f"SDPA {base.seconds * 1e6:.1f} us, floor {base.floor * 1e6:.1f}"
+                times = f"{archive.stock} {base.seconds * 1e6:.1f} us, floor {base.floor * 1e6:.1f}"
                 say(f"{base.workload}: {times}")
             for candidate, checks in entries:
                 if candidate.number in archive.done:

@@ -153,6 +153,8 @@ def try_mutants(
     asked = ops.of(workload).questions
     mutants = asked.mutants(workload)
     survivors = []
+    if not mutants:
+        survivors.append("everything: not one mutant applies")
     if passes(asked.correct.build, questions).reason:
         survivors.append(f"nothing, not even a {asked.correct.name} implementation")
     for mutant in mutants:

@@ -65,6 +65,27 @@ def kernel_id(meta: Mapping[str, Any], sources: Mapping[str, str]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+def content(folder: Path | str) -> tuple[dict[str, Any], dict[str, str]]:
+    """What kernel.json of a folder says, and the sources that it names. Raises KernelError, of its
+    kind NewerFormatError where a newer release wrote it."""
+    path = Path(folder) / "kernel.json"
+    meta = _json_object(path)
+    number = meta.get("format")
+    if type(number) is int and number > FORMAT:
+        raise NewerFormatError(f"{path}: format {number} is of a newer release")
+    sources: dict[str, str] = {}
+    launches = meta.get("launches")
+    for launch in launches if isinstance(launches, list) else []:
+        for field in ("source", "header"):
+            name = launch.get(field) if isinstance(launch, dict) else None
+            if name is None and field == "header":
+                continue
+            if not isinstance(name, str) or not SOURCE_NAME.fullmatch(name):
+                raise KernelError(f"{path}: launches: {field} is {name!r}, expected NAME.metal")
+            sources[name] = _text(path.with_name(name), MAX_SOURCE_BYTES)
+    return meta, sources
+
+
 @dataclass(frozen=True, eq=False)
 class Kernel:
     """A kernel as data. `load` reads a folder, `from_parts` takes its content, `save` writes it."""
@@ -84,20 +105,8 @@ class Kernel:
     @classmethod
     def load(cls, folder: Path | str) -> Kernel:
         """Read a kernel folder. Raises KernelError naming the file and the field."""
-        folder = Path(folder)
-        path = folder / "kernel.json"
-        meta = _json_object(path)
-        sources: dict[str, str] = {}
-        launches = meta.get("launches")
-        for launch in launches if isinstance(launches, list) else []:
-            for field in ("source", "header"):
-                name = launch.get(field) if isinstance(launch, dict) else None
-                if name is None and field == "header":
-                    continue
-                if not isinstance(name, str) or not SOURCE_NAME.fullmatch(name):
-                    raise KernelError(f"{path}: launches: {field} is {name!r}, expected NAME.metal")
-                sources[name] = _text(folder / name, MAX_SOURCE_BYTES)
-        return cls.from_parts(meta, sources, str(path))
+        meta, sources = content(folder)
+        return cls.from_parts(meta, sources, str(Path(folder) / "kernel.json"))
 
     @classmethod
     def from_parts(

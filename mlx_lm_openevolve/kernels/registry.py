@@ -9,7 +9,7 @@
 A layout (Bucket.layout) is what the calls of one model have in common: a process reads one file.
 
 Readers take no lock and never raise: what does not parse, or does not match its hash, is moved
-aside, logged once, and the call runs on SDPA. Writers hold a file lock and replace whole files.
+aside, logged once, and the call runs on MLX's own. Writers hold a file lock and replace whole files.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from ..errors import KernelError, NewerFormatError, RegistryError, WorkloadError
 from ..files import write_atomic
 from ..ops import Bucket, Workload
 from . import records
-from .kernel import KERNEL_ID, Kernel
-from .verdict import KINDS, Verdict, binding
+from .kernel import KERNEL_ID, Kernel, content, kernel_id
+from .verdict import Verdict, binding
 
 __all__ = ["Registry", "tuned_root", "user_root"]
 
@@ -45,6 +45,7 @@ log = logging.getLogger("mlx_lm_openevolve")
 VERSION = "v2"
 MAX_RAW_BYTES = 64 << 20
 LOCK_SECONDS = 10.0
+Read = tuple[Verdict, dict[str, Any]]  # a verdict, and the record as it was read
 _DEVICE = re.compile(r"[a-z0-9][a-z0-9-]{0,79}")
 
 
@@ -83,13 +84,18 @@ class Registry:
         if not KERNEL_ID.fullmatch(id) or not folder.is_dir():
             return None
         try:
-            kernel = Kernel.load(folder)
-            if kernel.id != id:
-                raise KernelError(f"{folder}: content does not match its id ({kernel.id})")
+            meta, sources = content(folder)
+            if (found := kernel_id(meta, sources)) != id:
+                raise KernelError(f"{folder}: content does not match its id ({found})")
         except NewerFormatError:
             return None
         except KernelError as error:
             self._quarantine(folder, str(error))
+            return None
+        try:
+            kernel = Kernel.from_parts(meta, sources, str(folder / "kernel.json"))
+        except KernelError as error:  # it is whole: another release can read it
+            log.info("%s", error)
             return None
         self._kernels[id] = kernel
         return kernel
@@ -133,10 +139,11 @@ class Registry:
         layout, key = _layout(verdict), _key(verdict)
         with self._writing(_device_folder(device)) as folder:
             # Records as they were read: what a newer release wrote into them stays.
-            kept = {_key(old): (old, item) for old, item in self._records(device, layout)}
+            read, foreign, more = self._file(folder / f"{layout}.json", layout)
+            kept = {_key(old): (old, item) for old, item in read}
             kept[key] = (verdict, verdict.to_json())
             before = self._raw(device, layout)
-            raw = {old: held for old, held in before.items() if old in kept and old != key}
+            raw = {old: held for old, held in before.items() if old != key}
             if verdict.raw:
                 raw[key] = records.plain(verdict.raw)
             if raw or before:
@@ -145,10 +152,8 @@ class Registry:
                 data = gzip.compress(text.encode(), mtime=0)
                 write_atomic(folder / f"{layout}.raw.json.gz", data, durable=True)
             ordered = sorted(kept.values(), key=lambda x: (x[0].workload, [-n for n in x[0].rank]))
-            record = self._read(folder / f"{layout}.json") or {"verdicts": []}
-            foreign = [item for item in record["verdicts"] if _foreign(item)]
-            record["verdicts"] = [*(item for _, item in ordered), *foreign]
-            records.write(folder / f"{layout}.json", record)
+            items = [*(item for _, item in ordered), *foreign]
+            records.write(folder / f"{layout}.json", {**more, "verdicts": items})
 
     def raw(self, device: str, verdict: Verdict) -> dict[str, Any]:
         """The raw samples and cases of a verdict; {} where there are none."""
@@ -158,19 +163,29 @@ class Registry:
         """All verdicts of a layout, each with its record as it was read."""
         if not _DEVICE.fullmatch(device):
             return []
-        path = self._base / "devices" / device / f"{layout}.json"
+        return self._file(self._base / "devices" / device / f"{layout}.json", layout)[0]
+
+    def _file(self, path: Path, layout: str) -> tuple[list[Read], list[Any], dict[str, Any]]:
+        """(verdicts, items that this release cannot read, other fields) of a layout's file."""
         record = self._read(path)
         if record is None:
-            return []
-        try:
-            items = [item for item in record["verdicts"] if not _foreign(item)]
-            read = [(Verdict.from_json(item), item) for item in items]
-            if any(_layout(verdict) != layout for verdict, _ in read):
-                raise ValueError("a verdict of another layout")
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            self._quarantine(path, str(error))
-            return []
-        return read
+            return [], [], {}
+        items = record.pop("verdicts", None)
+        if not isinstance(items, list):
+            self._quarantine(path, "no list of verdicts")
+            return [], [], {}
+        read: list[Read] = []
+        foreign: list[Any] = []
+        for item in items:  # each for itself: the checksum holds, so another release wrote it
+            try:
+                verdict = Verdict.from_json(item)
+                if _layout(verdict) != layout:
+                    raise ValueError("a verdict of another layout")
+                read.append((verdict, item))
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
+                log.info("%s: a verdict is left out: %s", path, error)
+                foreign.append(item)
+        return read, foreign, record
 
     def _raw(self, device: str, layout: str) -> dict[str, Any]:
         """The raw samples of a layout; {} where they are absent or damaged: verdicts do without."""
@@ -219,10 +234,7 @@ class Registry:
     def timeouts(self, device: str, workload: Workload, stamp: Mapping[str, Any]) -> int:
         """How many processes gated a workload's bucket in vain under a fingerprint."""
         record = self._read(self._base / "devices" / device / "timeouts.json")
-        known = record.get(workload.bucket().slug) if record else None
-        if not isinstance(known, dict) or known.get("fingerprint") != binding(stamp):
-            return 0
-        count = known.get("count")
+        count = record.get(_timeout_key(workload, stamp)) if record else None
         return count if isinstance(count, int) else 0
 
     def timed_out(self, device: str, workload: Workload, stamp: Mapping[str, Any]) -> None:
@@ -230,7 +242,7 @@ class Registry:
         with self._writing(_device_folder(device)) as folder:
             record = self._read(folder / "timeouts.json") or {}
             count = self.timeouts(device, workload, stamp) + 1
-            record[workload.bucket().slug] = {"fingerprint": binding(stamp), "count": count}
+            record[_timeout_key(workload, stamp)] = count
             records.write(folder / "timeouts.json", record)
 
     # Host checks: they belong to the kernel and travel with it, outside its hash
@@ -308,7 +320,7 @@ class Registry:
             return
         self._damaged.add(path)
         done = "moved aside" if self.writable else "not used"
-        log.warning("%s is damaged (%s): %s, attention runs on SDPA", path, reason[:200], done)
+        log.warning("%s is damaged (%s): %s, calls run on MLX's own", path, reason[:200], done)
         if not self.writable:
             return
         with contextlib.suppress(OSError):
@@ -355,6 +367,11 @@ def _names(folder: Path) -> list[str]:
         return []
 
 
+def _timeout_key(workload: Workload, stamp: Mapping[str, Any]) -> str:
+    versions = records.checksum(binding(stamp))[:16]
+    return f"{workload.bucket().slug} {versions}"
+
+
 def _layout(verdict: Verdict) -> str:
     """Name of the file that a verdict lies in. Raises WorkloadError."""
     if verdict.kind not in ("kernel", "rewriting"):
@@ -363,11 +380,6 @@ def _layout(verdict: Verdict) -> str:
     if bucket.slug != verdict.workload:
         raise WorkloadError(f"{verdict.workload} is no bucket")
     return bucket.layout
-
-
-def _foreign(item: Any) -> bool:
-    """Whether a record is of a kind that only a newer release knows."""
-    return isinstance(item, dict) and item.get("kind", KINDS[0]) not in KINDS
 
 
 def _key(verdict: Verdict) -> str:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, cast
 
 from .. import ops
 from ..errors import OpenEvolveError
+from . import records
 from .kernel import KERNEL_ID
 
 __all__ = ["GATE_VERSION", "KINDS", "Poisoned", "Verdict", "binding", "describe", "gate_version"]
@@ -39,8 +40,8 @@ class Verdict:
     kernel: the kernel's id, or for another kind (see KINDS) the name of what was judged.
     workload: slug of the bucket.  correct, faster: kept apart; faster is None where speed was not
     measured yet.  status: "accepted" where both hold.  timing["ratio"]: the original's time over
-    the kernel's.  fingerprint: of device.fingerprint.  asked: how often it was judged, where noise
-    rejected it before.  raw: samples in seconds and the single cases, stored compressed beside the
+    the kernel's.  fingerprint: of device.fingerprint.  asked: how often it was judged; 1 until what
+    noise rejected is judged again.  raw: samples in seconds and the single cases, stored compressed beside the
     record.
     """
 
@@ -84,9 +85,9 @@ class Verdict:
         return binding(self.fingerprint) == binding(fingerprint)
 
     def to_json(self) -> dict[str, Any]:
-        """The short record, without `raw`."""
+        """The short record, without `raw`, as JSON can hold it: what is not finite is text."""
         record = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "raw"}
-        return {**record, "status": self.status}
+        return {**cast(dict[str, Any], records.plain(record)), "status": self.status}
 
     @classmethod
     def from_json(cls, record: Any) -> Verdict:
@@ -161,9 +162,9 @@ def _mutants(mutants: Mapping[str, Any]) -> str:
 def _errors(errors: Mapping[str, Any], stock: str) -> str:
     own = errors["stock"]
     return (
-        f"max {errors['max_difference']:.3g} ({stock} {own['max_difference']:.3g}), "
-        f"average {errors['avg_difference']:.3g} ({stock} {own['avg_difference']:.3g}), "
-        f"margin {errors['margin']:.0%}"
+        f"max {float(errors['max_difference']):.3g} ({stock} {own['max_difference']:.3g}), "
+        f"average {float(errors['avg_difference']):.3g} ({stock} {own['avg_difference']:.3g}), "
+        f"margin {float(errors['margin']):.0%}"
     )
 
 

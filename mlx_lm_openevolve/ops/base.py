@@ -13,7 +13,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar, cast
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -125,7 +125,8 @@ B = TypeVar("B", bound=Bucket)
 
 @dataclass(frozen=True)
 class PatchPoint:
-    """A function of mlx or mlx-lm that a family replaces: by identity, wherever it is held."""
+    """A module's function, of mlx or mlx-lm, that a family replaces: by identity, wherever a module
+    holds it."""
 
     module: str
     name: str
@@ -153,7 +154,7 @@ class Router(Protocol):
     """What a replacement function asks: see runtime/dispatch.py."""
 
     routes: dict[Any, Any]
-    off: list[bool]
+    off: list[str]
 
     def route(self, key: Any, described: Workload | str, arrays: Sequence[Any]) -> Route:
         """The route of a call that is new under `key`; `arrays` are evaluated before anything is
@@ -228,8 +229,11 @@ class Op(ABC, Generic[B, W]):
                     route.hits += 1
                     return out
                 route.fallbacks += 1
-            except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+            except Exception as error:  # what the original makes of it is the caller's to see
                 router.refuse(f"{type(error).__name__} before the call")
+                return original(*args, **kwargs)
+            if route.substitute is not None:
+                return route.substitute(*arguments)
             return original(*args, **kwargs)
 
         return replacement
@@ -254,8 +258,20 @@ class Op(ABC, Generic[B, W]):
 
     def differentiable(self, workload: W, call: Call) -> Call:
         """`call` with the derivative of the original, for backends whose kernels would otherwise
-        be differentiated as if they were constants."""
-        return call
+        be differentiated as if they were constants. Without one of its own a family's kernels have
+        none: to ask for it raises ValueError, as it does of MLX's own custom kernels."""
+        import mlx.core as mx
+
+        @mx.custom_function
+        def served(*arguments: Any) -> mx.array:
+            return call(*arguments)
+
+        @served.vjp
+        def refused(*_: Any) -> Any:
+            raise ValueError(f"a kernel of {self.name} has no derivative")
+
+        made: Any = served
+        return cast(Call, made)
 
     # What only the gate and the search need
 

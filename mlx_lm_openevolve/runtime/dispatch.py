@@ -29,6 +29,7 @@ __all__ = ["Dispatcher", "Route", "Router"]
 log = logging.getLogger("mlx_lm_openevolve")
 
 MAX_ROUTES = 4096
+OFF = "switched off"  # in Planner.off
 
 
 class Route:
@@ -45,14 +46,14 @@ class Route:
 
 class Router:
     """Routes the calls of one family. Thread-safe: routes are made under one lock and only ever
-    added. `off` is not empty once switched off; it is read on every call."""
+    added. `off` is the planner's: it is read on every call."""
 
     def __init__(self, op: Op[Any, Any], planner: Planner) -> None:
         self.op, self.planner = op, planner
         self.routes: dict[Any, Route] = {}  # by the exact shapes of a call: short-lived
         self.launches: dict[Workload, Route] = {}  # by what launches see of a workload
         self.refused: dict[str, Route] = {}  # by the reason why no workload describes the call
-        self.off: list[bool] = []
+        self.off = planner.off
         self._lock = threading.RLock()
 
     def wrap(self, original: Callable[..., Any]) -> Callable[..., Any]:
@@ -130,8 +131,11 @@ class Dispatcher:
     def switch(self, on: bool) -> None:
         """Let calls through to kernels, or, where another library holds our replacement, past
         them."""
-        for router in self.routers:
-            router.off[:] = [] if on else [True]
+        if on:
+            while OFF in self.planner.off:
+                self.planner.off.remove(OFF)
+        else:
+            self.planner.off.append(OFF)
 
     def info(self) -> dict[str, WorkloadInfo]:
         """What each workload seen so far runs on: bucket slug -> plan, hits, fallbacks."""

@@ -122,15 +122,18 @@ def summary(report: Mapping[str, Any]) -> str:
     """`totals` in one line for a person."""
     if report["problems"]:
         return "mlx-lm stays as it is: " + "; ".join(report["problems"])
+    seen = sorted({slug.partition("-")[0] for slug in report["workloads"]}) or ["attention"]
+    what = " and ".join(seen)
     if not report["kernels"] and not report["fallbacks"]:
-        return "no attention call was seen"
+        return f"no {what} call was seen"
+    stock = " and ".join(ops.get(name).stock for name in seen)
     parts = []
     for calls, where, names in (
         (report["hits"], "kernels", report["kernels"]),
-        (sum(report["fallbacks"].values()), "SDPA", report["fallbacks"]),
+        (sum(report["fallbacks"].values()), stock, report["fallbacks"]),
     ):
         detail = "; ".join(f"{name}: {count}" for name, count in names.items())
-        parts.append(f"{calls} attention calls on {where}" + (f" ({detail})" if detail else ""))
+        parts.append(f"{calls} {what} calls on {where}" + (f" ({detail})" if detail else ""))
     if report["processes"] > 1:
         parts.append(f"{report['processes']} processes")
     return ", ".join(parts)

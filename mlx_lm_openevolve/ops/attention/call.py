@@ -57,7 +57,7 @@ def wrap(original: Callable[..., Any], router: Router) -> Callable[..., Any]:
             )
             route = routes[key]
         except KeyError:
-            described = describe(queries, keys, values, cache, scale, mask, sinks)
+            described = _described(queries, keys, values, cache, scale, mask, sinks)
             route = router.route(key, described, (queries, keys, values))
         except AttributeError:  # a quantised cache holds tuples of arrays
             return packed(queries, keys, values, cache, scale, mask, sinks)
@@ -101,7 +101,7 @@ def _wrap_quantised(
             return original(queries, keys, values, cache, scale, mask, sinks)
         route = router.routes.get(key)
         if route is None:
-            described = describe(queries, keys, values, cache, scale, mask, sinks)
+            described = _described(queries, keys, values, cache, scale, mask, sinks)
             route = router.route(key, described, (queries, keys, values))
         try:
             if route.call is not None:
@@ -140,6 +140,14 @@ def arguments(
     return queries, keys, values, _scale(scale), mask, sinks
 
 
+def _described(*call: Any) -> Workload | str:
+    """`describe`, whatever a call holds: what the original makes of it is the caller's to see."""
+    try:
+        return describe(*call)
+    except Exception as error:
+        return f"{type(error).__name__} where the call is read"
+
+
 class _Floats(NamedTuple):
     """What a quantised array stands for."""
 
@@ -166,9 +174,7 @@ def describe(
     if queries.ndim != 4:
         return "queries have not four axes"
     bits, group, latent = 0, 0, False
-    if keys is values and keys.shape[1] == 1:  # multi-head latent attention
-        latent = True
-    elif not isinstance(keys, mx.array):
+    if not isinstance(keys, mx.array):
         layout = quantized.layout(queries.shape[3], keys, values)
         if isinstance(layout, str):
             return layout
@@ -180,6 +186,8 @@ def describe(
             _Floats((*packed[0].shape[:3], width), packed[1].dtype)
             for packed, width in ((keys, queries.shape[3]), (values, v_head_dim))
         )
+    elif keys is values and keys.shape[1] == 1:  # multi-head latent attention
+        latent = True
     if not queries.dtype == keys.dtype == values.dtype:
         return "queries, keys and values differ in dtype"
     if sinks is not None and (sinks.dtype != queries.dtype or sinks.shape != queries.shape[1:2]):
