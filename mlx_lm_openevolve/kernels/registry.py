@@ -9,7 +9,8 @@
 A layout (Bucket.layout) is what the calls of one model have in common: a process reads one file.
 
 Readers take no lock and never raise: what does not parse, or does not match its hash, is moved
-aside, logged once, and the call runs on MLX's own. Writers hold a file lock and replace whole files.
+aside and logged once, and calls run on MLX's own. Writers hold a file lock and replace whole
+files.
 """
 
 from __future__ import annotations

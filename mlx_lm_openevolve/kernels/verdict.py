@@ -40,9 +40,9 @@ class Verdict:
     kernel: the kernel's id, or for another kind (see KINDS) the name of what was judged.
     workload: slug of the bucket.  correct, faster: kept apart; faster is None where speed was not
     measured yet.  status: "accepted" where both hold.  timing["ratio"]: the original's time over
-    the kernel's.  fingerprint: of device.fingerprint.  asked: how often it was judged; 1 until what
-    noise rejected is judged again.  raw: samples in seconds and the single cases, stored compressed beside the
-    record.
+    the kernel's.  fingerprint: of device.fingerprint.  asked: how often it was judged; 1 until
+    what noise rejected is judged again.  raw: samples in seconds and the single cases, stored
+    compressed beside the record.
     """
 
     kernel: str

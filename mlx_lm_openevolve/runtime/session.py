@@ -120,6 +120,8 @@ def totals(reports: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 
 def summary(report: Mapping[str, Any]) -> str:
     """`totals` in one line for a person."""
+    from .. import ops
+
     if report["problems"]:
         return "mlx-lm stays as it is: " + "; ".join(report["problems"])
     seen = sorted({slug.partition("-")[0] for slug in report["workloads"]}) or ["attention"]

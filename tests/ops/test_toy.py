@@ -87,10 +87,15 @@ def test_a_call_is_gated_served_and_counted(house: Path, home: Path) -> None:
         **row["verdict"]["mutants"], "killed": 5, "of": 5, "survivors": []
     }  # fmt: skip
     assert info["fallbacks"] == {"not rows with a scale and a shift": 1}
+    # The gate's baseline is the replaced function: nothing waited for itself, nothing else ran.
+    assert not info["workloads"].keys() - {"toy-r8-w64-float32"}
     code, listed = command(house, home, "list")
     assert code == 0
     assert [v["workload"] for v in listed["verdicts"]] == ["toy-r8-w64-float32"]
     assert command(house, home, "show", "toy-r8-w64-float32")[0] == 0
+    assert command(house, home, "status")[0] == 0
+    code, benched = command(house, home, "bench", "--kernel", kernel, "--backend", "host")
+    assert (code, len(benched["verdicts"])) == (0, 2)
 
 
 def test_check_tells_right_from_wrong(house: Path, home: Path, tmp_path: Path) -> None:

@@ -8,11 +8,8 @@ import mlx.core as mx
 import numpy as np
 
 from ..base import Call, Question, Questions, TimingInputs
+from . import target
 from .workload import Bucket, Workload
-
-
-def stock(x: mx.array, scale: mx.array, shift: mx.array) -> mx.array:
-    return x * scale + shift
 
 
 @dataclass(frozen=True)
@@ -49,7 +46,7 @@ class ToyQuestion(Question):
         exact = [np.array(a.astype(mx.float32)).astype(np.float64) for a in self.arguments]
         self.want = exact[0] * exact[1] + exact[2]
         self.size = np.abs(exact[0] * exact[1]) + np.abs(exact[2])
-        self.own = self.error(np.array(stock(x, scale, shift).astype(mx.float32)))
+        self.own = self.error(np.array(target.affine(x, scale, shift).astype(mx.float32)))
         eps = float(mx.finfo(dtype).eps)
         self.limits = (4 * max(self.own[0], eps), 4 * max(self.own[1], eps))
         self._before = [np.array(a.astype(mx.float32)) for a in self.arguments]
@@ -74,16 +71,16 @@ class ToyTimingInputs(TimingInputs):
         return mx.clip(out, -4, 4)
 
     def baseline(self) -> Call:
-        return stock
+        return target.affine  # looked up now: it is the replaced function itself
 
     def recheck(self, at: int, first: mx.array, out: mx.array, limit: float) -> str:
-        want = stock(first, *self.rest[at])
+        want = target.affine(first, *self.rest[at])
         return "" if mx.allclose(out, want, atol=limit).item() else "a timed result is wrong"
 
 
 class _ToyQuestions(Questions[Bucket, Workload]):
     unit = "|x scale| + |shift|"
-    correct = ToyMutant("correct", stock)
+    correct = ToyMutant("correct", lambda *given: target.affine(*given))
     usual = (Bucket(8, 64, "float32"), Bucket(8, 64, "bfloat16"))
 
     def cases(self, bucket: Bucket, seed: int) -> Iterator[Callable[[], Question]]:
