@@ -230,3 +230,12 @@ def test_unknown_commands_end_with_code_2(capsys: pytest.CaptureFixture[str]) ->
     with pytest.raises(SystemExit) as ended:
         main(["nonsense"])
     assert ended.value.code == 2
+
+
+@pytest.mark.parametrize("seconds", ["nan", "0", "-1"])
+def test_check_refuses_a_time_that_is_none(
+    seconds: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kernel = str(next(iter((tuned_root() / "v2" / "kernels").iterdir())))
+    assert main(["check", kernel, "--seconds", seconds]) == 2
+    assert "--seconds" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import json
 import logging
 from dataclasses import replace
@@ -7,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from samples import FINGERPRINT, accepted
+from samples import COPY_FIRST, FINGERPRINT, accepted, kernel_meta
 
 from mlx_lm_openevolve.errors import RegistryError
 from mlx_lm_openevolve.kernels import records
-from mlx_lm_openevolve.kernels.kernel import Kernel
+from mlx_lm_openevolve.kernels.kernel import Kernel, kernel_id
 from mlx_lm_openevolve.kernels.registry import Registry
 from mlx_lm_openevolve.kernels.verdict import Verdict, describe
 from mlx_lm_openevolve.ops.attention.workload import Workload
@@ -266,3 +267,70 @@ def test_a_verdict_may_be_correct_and_not_yet_timed(tmp_path: Path) -> None:
     registry.publish("host", made)
     (stored,) = registry.verdicts("host", WORKLOAD)
     assert (stored.faster, stored.asked, stored.accepted) == (None, 3, False)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"op": "linear"}, {"variants": ["float", "paged"]}, {"colour": "red"}]
+)
+def test_a_whole_kernel_that_only_another_release_reads_stays(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    meta, sources = kernel_meta(**changes), {"copy.metal": COPY_FIRST}
+    folder = tmp_path / "v2" / "kernels" / kernel_id(meta, sources)
+    folder.mkdir(parents=True)
+    (folder / "kernel.json").write_text(json.dumps(meta))
+    (folder / "copy.metal").write_text(COPY_FIRST)
+    assert Registry(tmp_path).kernels() == []
+    assert (folder / "copy.metal").exists()
+    assert not (tmp_path / "v2" / "quarantine").exists()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"workload": verdict().workload + "-paged"},
+        {"reason": None},
+        {"params": {"threads": "many"}},
+        {"status": "undecided"},
+        {"kernel": "0" * 64},
+        {"kind": "fusion"},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_one_verdict_that_cannot_be_read_costs_no_other(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    Registry(tmp_path).publish("host", verdict(raw={"top": [1.0]}))
+    path = tmp_path / "v2" / "devices" / "host" / f"{WORKLOAD.bucket().layout}.json"
+    odd = {**verdict("00000000000b").to_json(), **changes}
+    rewrite(path, lambda record: record["verdicts"].append(odd))
+    raw = path.with_name(path.name.replace(".json", ".raw.json.gz"))
+    held = json.loads(gzip.decompress(raw.read_bytes()))
+    raw.write_bytes(gzip.compress(json.dumps({**held, "of-the-odd-one": {"top": [2.0]}}).encode()))
+    registry = Registry(tmp_path)
+    assert registry.verdicts("host", WORKLOAD) == [verdict()]
+    registry.publish("host", verdict("00000000000a"))
+    assert odd in json.loads(path.read_text())["verdicts"]
+    kept = json.loads(gzip.decompress(raw.read_bytes()))
+    assert kept["of-the-odd-one"] == {"top": [2.0]}
+    assert registry.raw("host", verdict()) == {"top": [1.0]}
+    assert not (tmp_path / "v2" / "quarantine").exists()
+
+
+def test_timeouts_of_two_versions_are_counted_apart(tmp_path: Path) -> None:
+    registry = Registry(tmp_path)
+    stamps = [{**FINGERPRINT, "mlx": mlx} for mlx in ("0.1", "0.2")]
+    for stamp in stamps * 3:
+        registry.timed_out("host", WORKLOAD, stamp)
+    assert [registry.timeouts("host", WORKLOAD, stamp) for stamp in stamps] == [3, 3]
+
+
+def test_what_is_no_list_of_verdicts_is_no_reason_to_fail(tmp_path: Path) -> None:
+    registry = Registry(tmp_path)
+    registry.publish("host", verdict())
+    path = tmp_path / "v2" / "devices" / "host" / f"{WORKLOAD.bucket().layout}.json"
+    for _ in range(2):  # what was damaged once may be damaged again
+        rewrite(path, lambda record: record.update(verdicts=5))
+        assert registry.verdicts("host", WORKLOAD) == []
+        registry.publish("host", verdict())
+        assert registry.verdicts("host", WORKLOAD) == [verdict()]

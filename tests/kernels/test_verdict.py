@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 from samples import FINGERPRINT, accepted
 
+from mlx_lm_openevolve.kernels.registry import Registry
 from mlx_lm_openevolve.kernels.verdict import Verdict, describe
 from mlx_lm_openevolve.ops.attention.workload import Workload
 
@@ -63,3 +66,14 @@ def test_a_verdict_is_told_in_a_few_lines() -> None:
     timed = "1.500 [1.400, 1.600], 20.0 us against 20.0 us, 40 trials"
     assert f"{timed}, on {WORKLOAD.exact(kv_len=700).slug}" in text
     assert "correct: fine" in "\n".join(describe(verdict(faster=False, reason="fine", timing={})))
+
+
+def test_an_error_that_is_no_number_is_described_and_is_json(tmp_path: Path) -> None:
+    own = {"max_difference": 1e-3, "avg_difference": 1e-4}
+    errors = {"max_difference": math.inf, "avg_difference": math.inf, "margin": 0, "stock": own}
+    made = accepted(WORKLOAD, correct=False, faster=False, reason="not a number", errors=errors)
+    Registry(tmp_path).publish("host", made)
+    (stored,) = Registry(tmp_path).verdicts("host", WORKLOAD)
+    for verdict in (made, stored):
+        assert "max inf" in "\n".join(describe(verdict))
+        assert json.loads(json.dumps(verdict.to_json(), allow_nan=False))

@@ -177,3 +177,15 @@ def test_a_model_generates_with_a_quantised_cache(
     assert served
     assert all(f"kv{bits}g32" in slug for slug in served)
     assert off(found[0], want[0]) < 0.02
+
+
+def test_one_tuple_for_keys_and_values_is_read_as_two(proven: Kernel) -> None:
+    arguments = call()
+    arguments["values"] = arguments["keys"]
+    want = exact(arguments)
+    enable()
+    try:
+        out = base.scaled_dot_product_attention(**fresh(arguments))
+    finally:
+        mlx_lm_openevolve.disable_optimizations()
+    assert off(out, want) < 1e-2
