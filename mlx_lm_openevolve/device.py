@@ -139,7 +139,8 @@ def detect(backend: str | None = None) -> Device:
 
 def fingerprint(device: Device, gate: str, *, evidence: bool = True) -> dict[str, Any]:
     """What a verdict must share with this process to count: chip, architecture, minor version of
-    mlx, version of the gate. With `evidence` under `also` what it need not."""
+    mlx, version of the gate, on Metal also the major version of macOS, which brings the compiler
+    and the driver. With `evidence` under `also` what it need not."""
     mlx = version_of("mlx")
     must = {
         "device": device.slug,
@@ -147,6 +148,8 @@ def fingerprint(device: Device, gate: str, *, evidence: bool = True) -> dict[str
         "mlx": ".".join(mlx.split(".")[:2]),
         "gate": gate,
     }
+    if device.backend == "metal":
+        must["macos"] = _macos()
     if not evidence:
         return must
     return {
@@ -159,6 +162,15 @@ def fingerprint(device: Device, gate: str, *, evidence: bool = True) -> dict[str
             "driver": _driver(device.backend),
         },
     }
+
+
+@functools.cache
+def _macos() -> str:
+    """Major version of macOS, such as "15"; "" elsewhere."""
+    try:
+        return platform.mac_ver()[0].split(".")[0]
+    except Exception:  # it parses a file of the system's
+        return ""
 
 
 @functools.cache

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import platform
 import subprocess
 import time
 from pathlib import Path
@@ -137,6 +138,19 @@ def test_a_slug_is_always_a_safe_name(name: str) -> None:
     slug = device.slugify(name)
     assert 0 < len(slug) <= 80
     assert set(slug) <= set("abcdefghijklmnopqrstuvwxyz0123456789-")
+
+
+def test_the_fingerprint_on_metal_alone_holds_the_major_version_of_macos(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    metal = device.Device("metal", "apple-m3-max-40", "Apple M3 Max", "applegpu_g15s")
+    for version, major in [("15.6.1", "15"), ("26.0", "26"), ("", "")]:
+        device._macos.cache_clear()
+        monkeypatch.setattr(platform, "mac_ver", lambda v=version: (v, ("", "", ""), "arm64"))
+        assert device.fingerprint(metal, "2.1", evidence=False)["macos"] == major
+    device._macos.cache_clear()
+    for other in ("cuda", "host"):
+        assert "macos" not in device.fingerprint(device.Device(other, "x", "x", "x"), "2.1")
 
 
 def test_the_fingerprint_keeps_patch_versions_apart() -> None:
