@@ -43,20 +43,24 @@ def slugify(text: str) -> str:
 
 
 def version_of(package: str) -> str:
-    """Installed version of `package`, "" where it is not installed."""
+    """Installed version of `package`, "" where it is not installed or its metadata do not say."""
     try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
+        version: Any = metadata.version(package)  # None where the metadata lack it
+    except Exception:  # not installed, or metadata that cannot be read: which error depends on how
         return ""
+    return version if isinstance(version, str) else ""
 
 
-def _command(*argv: str) -> str:
-    """Standard output of a short system command, "" where it fails for any reason."""
+def _command(*argv: str, seconds: float = 2) -> str:
+    """Standard output of a short system command, "" where it fails or takes longer. Bytes that are
+    no UTF-8 become replacement characters."""
     try:
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=10, check=True)
+        done = subprocess.run(
+            argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=seconds, check=True
+        )
     except (OSError, subprocess.SubprocessError):
         return ""
-    return done.stdout.strip()
+    return done.stdout.decode("utf-8", "replace").strip()
 
 
 def _info(device: Any) -> dict[str, Any]:
@@ -66,20 +70,35 @@ def _info(device: Any) -> dict[str, Any]:
         return {}
 
 
+def _text(info: dict[str, Any], key: str) -> str:
+    value = info.get(key)
+    return value if isinstance(value, str) else ""
+
+
+def _bytes(info: dict[str, Any], key: str) -> int:
+    """A size, 0 where `info` has none or no number."""
+    try:
+        return max(0, int(info.get(key) or 0))
+    except (TypeError, ValueError, OverflowError):
+        return 0
+
+
 def _apple() -> Device:
     info = _info(mx.gpu)
-    name = _command("sysctl", "-n", "machdep.cpu.brand_string") or str(info.get("device_name", ""))
+    name = _command("sysctl", "-n", "machdep.cpu.brand_string") or _text(info, "device_name")
     # An M3 Max is sold with 30 and with 40 GPU cores; only the I/O registry tells them apart.
-    count = re.search(r'"gpu-core-count"\s*=\s*(\d+)', _command("ioreg", "-rc", "AGXAccelerator"))
+    # One level of it (-d1): what lies below the accelerator grows with the programs that use it.
+    registry = _command("ioreg", "-rd1", "-c", "AGXAccelerator")
+    count = re.search(r'"gpu-core-count"\s*=\s*([0-9]{1,6})\b', registry)
     cores = int(count.group(1)) if count else 0
     slug = slugify(name or "apple") + (f"-{cores}" if cores else "")
     return Device(
         backend="metal",
         slug=slug,
         name=name or "Apple GPU",
-        architecture=str(info.get("architecture", "")) or os.environ.get("MLX_METAL_GPU_ARCH", ""),
+        architecture=_text(info, "architecture") or os.environ.get("MLX_METAL_GPU_ARCH", ""),
         cores=cores,
-        memory=int(info.get("memory_size", 0) or 0),
+        memory=_bytes(info, "memory_size"),
         # The system-level cache of Apple's chips is at most 96 MB (M-Ultra); Apple publishes none.
         cache=96 << 20,
     )
@@ -87,13 +106,13 @@ def _apple() -> Device:
 
 def _nvidia() -> Device:
     info = _info(mx.gpu)
-    name = str(info.get("device_name", "")) or "NVIDIA GPU"
+    name = _text(info, "device_name") or "NVIDIA GPU"
     return Device(
         backend="cuda",
         slug=slugify(name),
         name=name,
-        architecture=str(info.get("architecture", "")),
-        memory=int(info.get("total_memory", 0) or 0),
+        architecture=_text(info, "architecture"),
+        memory=_bytes(info, "total_memory"),
         cache=128 << 20,  # more than the L2 of any NVIDIA chip up to Blackwell (126 MB)
     )
 
@@ -120,7 +139,8 @@ def detect(backend: str | None = None) -> Device:
 
 def fingerprint(device: Device, gate: str, *, evidence: bool = True) -> dict[str, Any]:
     """What a verdict must share with this process to count: chip, architecture, minor version of
-    mlx, version of the gate. With `evidence` under `also` what it need not."""
+    mlx, version of the gate, on Metal also the major version of macOS, which brings the compiler
+    and the driver. With `evidence` under `also` what it need not."""
     mlx = version_of("mlx")
     must = {
         "device": device.slug,
@@ -128,6 +148,8 @@ def fingerprint(device: Device, gate: str, *, evidence: bool = True) -> dict[str
         "mlx": ".".join(mlx.split(".")[:2]),
         "gate": gate,
     }
+    if device.backend == "metal":
+        must["macos"] = _macos()
     if not evidence:
         return must
     return {
@@ -143,8 +165,19 @@ def fingerprint(device: Device, gate: str, *, evidence: bool = True) -> dict[str
 
 
 @functools.cache
+def _macos() -> str:
+    """Major version of macOS, such as "15"; "" elsewhere."""
+    try:
+        return platform.mac_ver()[0].split(".")[0]
+    except Exception:  # it parses a file of the system's
+        return ""
+
+
+@functools.cache
 def _driver(backend: str) -> str:
     if backend != "cuda":
         return ""
-    lines = _command("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    # It may first have to load the driver. Only evidence has this, so no start of a program waits.
+    query = ("--query-gpu=driver_version", "--format=csv,noheader")
+    lines = _command("nvidia-smi", *query, seconds=10)
     return lines.splitlines()[0] if lines else ""

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import platform
 import subprocess
+import time
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -22,7 +25,7 @@ def apple(monkeypatch: pytest.MonkeyPatch, commands: dict[str, str], info: Any) 
     def run(argv: Any, **_: Any) -> Any:
         if argv[0] not in commands:
             raise FileNotFoundError(argv[0])
-        return subprocess.CompletedProcess(argv, 0, commands[argv[0]], "")
+        return subprocess.CompletedProcess(argv, 0, commands[argv[0]].encode(), b"")
 
     monkeypatch.setattr(subprocess, "run", run)
     monkeypatch.setattr(mx, "device_info", info)
@@ -69,11 +72,85 @@ def test_an_odd_environment_gives_unknown_facts_and_no_error(
     assert device.detect("cuda").slug == "nvidia-gpu"
 
 
+def programs(folder: Path, monkeypatch: pytest.MonkeyPatch, **scripts: str) -> None:
+    """Real programs, alone on PATH: each a shell script."""
+    for name, script in scripts.items():
+        path = folder / name
+        path.write_text(f"#!/bin/sh\n{script}\n")
+        path.chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder))
+
+
+def test_programs_that_print_any_bytes_are_read_as_far_as_they_go(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    count = r"""printf '\377\376 "gpu-core-count" = 40\n\200'"""
+    # The whole tree below the accelerator takes long and may name other counts.
+    ioreg = f'case "$*" in "-rd1 -c AGXAccelerator") {count};; *) exit 1;; esac'
+    sysctl, smi = r"printf 'Apple M3 Max \303\n'", r"printf '580.1\377\n580.2\n'"
+    programs(tmp_path, monkeypatch, ioreg=ioreg, sysctl=sysctl, **{"nvidia-smi": smi})
+    found = device.detect("metal")
+    assert (found.slug, found.cores) == ("apple-m3-max-40", 40)
+    device._driver.cache_clear()
+    assert device._driver("cuda") == "580.1\ufffd"
+    device._driver.cache_clear()
+
+
+def test_no_start_waits_for_a_slow_program(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    slow = "exec /bin/sleep 20"
+    programs(tmp_path, monkeypatch, ioreg=slow, sysctl=slow)
+    start = time.monotonic()
+    found = device.detect("metal")
+    assert time.monotonic() - start < 8
+    assert found.cores == 0
+
+
+@pytest.mark.parametrize("size", ["8 GB", b"\xff", float("inf"), float("nan"), [], -1, None])
+def test_odd_facts_of_a_chip_are_unknown(monkeypatch: pytest.MonkeyPatch, size: Any) -> None:
+    info: dict[str, Any] = {"memory_size": size, "total_memory": size}
+    if not isinstance(size, str):
+        info |= {"device_name": size, "architecture": size}
+    huge = '"gpu-core-count" = ' + "9" * 5000
+    found = apple(monkeypatch, {"ioreg": huge}, lambda _: info)
+    assert (found.slug, found.cores, found.memory) == ("apple", 0, 0)
+    found = device.detect("cuda")
+    assert (found.slug, found.architecture, found.memory) == ("nvidia-gpu", "", 0)
+
+
+@pytest.mark.parametrize(
+    "version", [None, KeyError("Version"), UnicodeDecodeError("x", b"", 0, 1, "")]
+)
+def test_a_package_with_odd_metadata_has_no_version(
+    monkeypatch: pytest.MonkeyPatch, version: Any
+) -> None:
+    def odd(_: str) -> Any:
+        if isinstance(version, Exception):
+            raise version
+        return version
+
+    monkeypatch.setattr(device.metadata, "version", odd)
+    assert device.version_of("mlx") == ""
+    assert device.fingerprint(device.detect("host"), "2.1")["mlx"] == ""
+
+
 @pytest.mark.parametrize("name", ["", "///", "\u00e9\u00e9", "a" * 500, "../../x"])
 def test_a_slug_is_always_a_safe_name(name: str) -> None:
     slug = device.slugify(name)
     assert 0 < len(slug) <= 80
     assert set(slug) <= set("abcdefghijklmnopqrstuvwxyz0123456789-")
+
+
+def test_the_fingerprint_on_metal_alone_holds_the_major_version_of_macos(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    metal = device.Device("metal", "apple-m3-max-40", "Apple M3 Max", "applegpu_g15s")
+    for version, major in [("15.6.1", "15"), ("26.0", "26"), ("", "")]:
+        device._macos.cache_clear()
+        monkeypatch.setattr(platform, "mac_ver", lambda v=version: (v, ("", "", ""), "arm64"))
+        assert device.fingerprint(metal, "2.1", evidence=False)["macos"] == major
+    device._macos.cache_clear()
+    for other in ("cuda", "host"):
+        assert "macos" not in device.fingerprint(device.Device(other, "x", "x", "x"), "2.1")
 
 
 def test_the_fingerprint_keeps_patch_versions_apart() -> None:

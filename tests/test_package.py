@@ -15,6 +15,7 @@ import mlx.core as mx
 import pytest
 
 import mlx_lm_openevolve
+from mlx_lm_openevolve.runtime import api
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "mlx_lm_openevolve"
@@ -250,6 +251,18 @@ def test_importing_the_package_is_light() -> None:
 
 def test_the_version_is_told_once() -> None:
     assert f'version = "{mlx_lm_openevolve.__version__}"' in (ROOT / "pyproject.toml").read_text()
+
+
+def test_pip_installs_what_the_versions_checked_allow() -> None:
+    text = (ROOT / "pyproject.toml").read_text()
+
+    def bound(versions: dict[str, tuple[int, int]], package: str) -> str:
+        return ">=" + ".".join(map(str, versions[package]))
+
+    assert f"\"mlx{bound(api.SUPPORTED_ON_MACOS, 'mlx')}; platform_system == 'Darwin'\"" in text
+    assert f'"mlx-lm{bound(api.SUPPORTED, "mlx-lm")}"' in text
+    for extra in ("cpu", "cuda12", "cuda13"):
+        assert f'{extra} = ["mlx[{extra}]{bound(api.SUPPORTED, "mlx")}"]' in text
 
 
 def test_public_names_exist() -> None:

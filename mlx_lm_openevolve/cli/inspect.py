@@ -122,7 +122,10 @@ def _stored(device: str | None = None) -> list[tuple[Registry, str, Verdict]]:
 def _stale(verdict: Verdict) -> str:
     """Why a verdict counts no longer on its own device, "" where it does."""
     current = fingerprint(detect(), gate_version(ops.of_slug(verdict.workload).name))
-    for key in ("mlx", "gate"):
+    keys = ["mlx", "gate"]
+    if "macos" in current and "macos" in verdict.fingerprint:  # both are Metal's
+        keys.append("macos")
+    for key in keys:
         if verdict.fingerprint.get(key) != current[key]:
             return f"made by {key} {verdict.fingerprint.get(key)}, now {current[key]}"
     return ""

@@ -29,8 +29,12 @@ def gate_version(op: str) -> str:
 
 
 def binding(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a fingerprint (see device.fingerprint) must match for a verdict to count."""
-    return {key: fingerprint.get(key) for key in ("device", "architecture", "mlx", "gate")}
+    """What of a fingerprint (see device.fingerprint) must match for a verdict to count. The version
+    of macOS is in those of Metal alone, and so in what they bind to."""
+    bound = {key: fingerprint.get(key) for key in ("device", "architecture", "mlx", "gate")}
+    if "macos" in fingerprint:
+        bound["macos"] = fingerprint["macos"]
+    return bound
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,8 @@ class Verdict:
         return self.accepted, self.correct, self.ratio
 
     def counts_for(self, fingerprint: Mapping[str, Any]) -> bool:
-        """Whether this verdict was made on such a device, by this gate and version of mlx."""
+        """Whether this verdict was made on such a device, by this gate, version of mlx and, on
+        Metal, of macOS."""
         return binding(self.fingerprint) == binding(fingerprint)
 
     def to_json(self) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import contextlib
 import importlib
 import logging
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,7 +32,10 @@ __all__ = [
     "optimizations",
 ]
 
+# The oldest releases. A Mac needs a newer MLX: before 0.32 its metal_kernel takes no
+# compile_options, which every kernel sets, and an error on the GPU ends the process.
 SUPPORTED = {"mlx": (0, 31), "mlx-lm": (0, 31)}
+SUPPORTED_ON_MACOS = {**SUPPORTED, "mlx": (0, 32)}
 
 log = logging.getLogger("mlx_lm_openevolve")
 
@@ -280,7 +284,8 @@ def _check_versions() -> None:
     from ..device import version_of
     from ..errors import UnsupportedVersionError
 
-    for package, oldest in SUPPORTED.items():
+    on_macos = sys.platform == "darwin"
+    for package, oldest in (SUPPORTED_ON_MACOS if on_macos else SUPPORTED).items():
         wanted = ".".join(map(str, oldest))
         version = version_of(package)
         if not version:
@@ -289,4 +294,10 @@ def _check_versions() -> None:
             )
         numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
         if numbers < oldest:
-            raise UnsupportedVersionError(f"{package} {version} is older than {wanted}")
+            why = ""
+            if oldest != SUPPORTED[package]:
+                why = (
+                    ", which macOS needs: before it metal_kernel takes no compile options, and an "
+                    "error on the GPU ends the process"
+                )
+            raise UnsupportedVersionError(f"{package} {version} is older than {wanted}{why}")

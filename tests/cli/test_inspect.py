@@ -14,7 +14,7 @@ from samples import shipped_in_metal, store_correct
 
 from mlx_lm_openevolve.cli import inspect as inspection
 from mlx_lm_openevolve.cli.main import main
-from mlx_lm_openevolve.device import detect, fingerprint
+from mlx_lm_openevolve.device import Device, detect, fingerprint
 from mlx_lm_openevolve.kernels.kernel import Kernel
 from mlx_lm_openevolve.kernels.registry import Registry
 from mlx_lm_openevolve.kernels.verdict import Verdict, gate_version
@@ -88,6 +88,28 @@ def test_a_verdict_of_another_version_is_told_to_be_stale(
     (row,) = found(capsys, "list", "--device", "host")["verdicts"]
     assert row["stale"] == f"made by gate 0.1, now {gate_version('attention')}"
     assert "gated again at first use" in told(capsys, "show", DECODE.slug)
+
+
+def test_a_verdict_of_another_macos_is_told_to_be_stale(
+    capsys: pytest.CaptureFixture[str],
+    home: Path,
+    kernel: Kernel,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    chip = Device("metal", "apple-m3-max-40", "Apple M3 Max", "applegpu_g15s")
+    current = fingerprint(chip, gate_version("attention"))
+    Registry(home).publish(chip.slug, verdict(kernel, fingerprint={**current, "macos": "1"}))
+
+    def stale() -> Any:
+        return [row["stale"] for row in found(capsys, "list", "--device", chip.slug)["verdicts"]]
+
+    assert stale() == [""]  # seen from another backend, which has no such version
+    monkeypatch.setattr(inspection, "detect", lambda: chip)
+    assert stale() == [f"made by macos 1, now {current['macos']}"]
+    # A verdict of another backend is not stale for the lack of it.
+    Registry(home).publish("host", verdict(kernel))
+    (row,) = found(capsys, "list", "--device", "host")["verdicts"]
+    assert row["stale"] == ""
 
 
 def test_show_of_a_workload_says_what_it_runs_on_here_and_why(

@@ -10,6 +10,7 @@ from typing import Any
 import evolve_kernels
 import pytest
 
+from mlx_lm_openevolve import metalhost
 from mlx_lm_openevolve.errors import MachineError
 from mlx_lm_openevolve.evolve import measure
 from mlx_lm_openevolve.evolve.archive import Archive
@@ -63,6 +64,33 @@ def test_one_failed_check_is_the_end_and_none_at_all_is_one_too(archive: Archive
         nothing = evaluator.measure(archive, candidate(), {})
     assert (done.cause, done.finding, done.check) == ("race", f"{SLUGS[1]}: why", 0.75)
     assert nothing.cause == "static"
+
+
+@pytest.mark.skipif(not metalhost.compiler_available()[0], reason="no clang for the host backend")
+@pytest.mark.parametrize("backend", ["metal", "host"])
+def test_params_above_metals_threadgroup_memory_are_never_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str
+) -> None:
+    kernel = evolve_kernels.kernel(evolve_kernels.THREADGROUP_MEMORY)
+    config = Config(backend, (evolve_kernels.DECODE,), (1.0,))
+    archive = Archive.create(tmp_path / "run", config, {})
+    archive.registry.add(kernel)
+    measured: list[int] = []
+
+    def measure_it(self: Any, archive: Any, candidate: Candidate, *_: Any) -> Measurement:
+        measured.append(candidate.number)
+        return Measurement("", "", {"step": 1}, 1e-5, 1.5, 1.5, 1.5)
+
+    monkeypatch.setattr(LocalEvaluator, "_measure", measure_it)
+    batch = [
+        Candidate(step, "tune", kernel.id, SLUGS[:1], params={"step": step}) for step in (1, 2)
+    ]
+    with LocalEvaluator(archive) as evaluator:
+        done = dict(evaluator.run(archive, batch))
+    archive.close()
+    assert (done[1].cause, measured) == ("", [1])
+    assert done[2].cause == "threadgroup-memory"
+    assert "32784 bytes of threadgroup memory" in done[2].finding
 
 
 def test_a_fault_of_the_machine_is_no_candidates(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from mlx_lm_openevolve.device import Device, fingerprint
 from mlx_lm_openevolve.gate.speed import FASTER
 from mlx_lm_openevolve.kernels.registry import Registry, tuned_root
 from mlx_lm_openevolve.kernels.verdict import Verdict, gate_version
@@ -44,6 +45,14 @@ def test_every_kernel_says_where_it_comes_from_and_carries_its_host_checks() -> 
 def test_every_verdict_stands_on_evidence() -> None:
     for device, workload, verdict in VERDICTS:
         check_evidence(device, workload, verdict)
+
+
+def test_every_verdict_counts_on_the_chip_and_mlx_that_it_was_made_on() -> None:
+    assert VERDICTS
+    for slug, _, verdict in VERDICTS:
+        chip = Device("cuda", slug, slug, verdict.fingerprint["architecture"])
+        stamp = fingerprint(chip, gate_version("attention"))
+        assert verdict.counts_for({**stamp, "mlx": verdict.fingerprint["mlx"]})
 
 
 def check_evidence(device: str, workload: Workload, verdict: Verdict) -> None:

@@ -11,7 +11,7 @@ import pytest
 from samples import FINGERPRINT, accepted
 
 from mlx_lm_openevolve.kernels.registry import Registry
-from mlx_lm_openevolve.kernels.verdict import Verdict, describe
+from mlx_lm_openevolve.kernels.verdict import Verdict, binding, describe
 from mlx_lm_openevolve.ops.attention.workload import Workload
 
 WORKLOAD = Workload(1, 8, 2, 1, 1024, 64, 64, "bfloat16")
@@ -25,6 +25,16 @@ def test_a_verdict_counts_only_for_its_fingerprint() -> None:
     assert verdict().counts_for({**FINGERPRINT, "also": {"driver": "other"}})
     for key, value in [("device", "x"), ("architecture", "x"), ("mlx", "0.33"), ("gate", "2.0")]:
         assert not verdict().counts_for({**FINGERPRINT, key: value})
+
+
+def test_on_metal_a_verdict_counts_only_for_its_major_version_of_macos() -> None:
+    metal = {**FINGERPRINT, "macos": "15"}
+    assert verdict(fingerprint=metal).counts_for(dict(metal))
+    assert not verdict(fingerprint=metal).counts_for({**metal, "macos": "26"})
+    # One that was made before the version was kept says nothing of the compiler it met.
+    assert not verdict().counts_for(metal)
+    # What other backends store, and how it is keyed, is as it was.
+    assert set(binding(FINGERPRINT)) == {"device", "architecture", "mlx", "gate"}
 
 
 @pytest.mark.parametrize(

@@ -324,6 +324,26 @@ def test_old_packages_are_named_with_what_is_needed(monkeypatch: pytest.MonkeyPa
         enable()
 
 
+def test_macos_needs_the_mlx_whose_gpu_errors_can_be_caught(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from mlx_lm_openevolve import device
+    from mlx_lm_openevolve.runtime import api
+
+    versions = {"mlx": "0.31.2", "mlx-lm": "0.31.0"}
+    monkeypatch.setattr(device, "version_of", versions.__getitem__)
+    monkeypatch.setattr(sys, "platform", "linux")
+    api._check_versions()
+    monkeypatch.setattr(sys, "platform", "darwin")
+    says = r"^mlx 0\.31\.2 is older than 0\.32, which macOS needs: .*an error on the GPU ends"
+    with pytest.raises(errors.UnsupportedVersionError, match=says) as raised:
+        enable()
+    assert "\n" not in str(raised.value)
+    assert not mlx_lm_openevolve.get_optimization_info()["enabled"]
+    versions["mlx"] = "0.32.0"
+    api._check_versions()
+
+
 def test_a_corrupt_registry_is_moved_aside_and_sdpa_serves(home: Path, proven: Kernel) -> None:
     for path in (home / "v2" / "devices" / "host").glob("*.json"):
         path.write_text("{")

@@ -106,6 +106,16 @@ def edited(*edits: tuple[str, str]) -> str:
     return body
 
 
+# Right, with 32768 bytes of threadgroup memory at STEP 1, Metal's limit, and 16 more at STEP 2.
+THREADGROUP_MEMORY = edited(
+    (
+        "float sum = 0.0f;",
+        """threadgroup float zeros[8188 + 4 * STEP];
+zeros[lane] = 0.0f;
+float sum = zeros[lane];""",
+    )
+)
+
 _STORE = "out[((batch * HEADS + head) * L + row) * D + lane + 32 * e] = T(result);"
 _WEIGHT = "const float weight = exp(score - next);"
 _MASK = """  if (KIND == 2 && !mask[batch * mask_strides[0] + head * mask_strides[1]
