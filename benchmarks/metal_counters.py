@@ -49,7 +49,7 @@ from mlx_lm_openevolve import backends
 from mlx_lm_openevolve.errors import OpenEvolveError, UsageError
 from mlx_lm_openevolve.kernels.kernel import Kernel
 from mlx_lm_openevolve.kernels.registry import Registry, tuned_root
-from mlx_lm_openevolve.metalhost import Counters, Launch, chips, compiler_available, roofline
+from mlx_lm_openevolve.metalhost import Counters, LaunchResult, chips, compiler_available, roofline
 from mlx_lm_openevolve.ops.attention.reference import case, floats, mask
 from mlx_lm_openevolve.ops.attention.workload import Workload
 
@@ -238,7 +238,7 @@ def shipped(
             continue
         counted: list[tuple[Counters, ...]] = []
         for arrays in (x, y):
-            launches: list[Launch] = []
+            launches: list[LaunchResult] = []
             call = host.build(kernel, params, arrays.workload, launches=launches)
             out = call(arrays.queries, arrays.keys, arrays.values, arrays.scale, arrays.mask,
                        arrays.sinks)  # fmt: skip
@@ -247,7 +247,7 @@ def shipped(
         yield Row(w, kernel.name, kernel.id, params, tuple(mlx_attention.CHIPS), *counted)
 
 
-def counters_of(who: str, launches: Sequence[Launch | None]) -> tuple[Counters, ...]:
+def counters_of(who: str, launches: Sequence[LaunchResult | None]) -> tuple[Counters, ...]:
     found = []
     for launch in launches:
         assert launch is not None, f"{who} was not launched"
@@ -290,7 +290,7 @@ def own(x: Arrays) -> Iterator[Row]:
     )
     options: dict[str, Any] = {"count": True, "sanitize": False, "time_limit": 120.0}
     for (name, blocks, grouped), names in routes.items():
-        launches: Sequence[Launch | None]
+        launches: Sequence[LaunchResult | None]
         if name == "sdpa_vector":
             launches = [mlx_attention.sdpa_vector(shape, call, **options)]
         elif name == "steel_attention":

@@ -22,7 +22,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlx_lm_openevolve.metalhost import Launch, compiler_available, metal_kernel
+from mlx_lm_openevolve.metalhost import LaunchResult, compiler_available, metal_kernel
 
 Q_HEADS, KV_HEADS, KEYS, DIM = 16, 8, 4096, 128
 # One simdgroup takes every 32nd key, a lane four components; the parts meet in threadgroup memory.
@@ -77,7 +77,7 @@ class Decode:
         self.inputs.append(mx.array([DIM**-0.5], mx.float32))
         mx.eval(self.inputs)
 
-    def __call__(self, note: str = "", **options: Any) -> Launch:
+    def __call__(self, note: str = "", **options: Any) -> LaunchResult:
         kernel = metal_kernel(
             "decode", ["queries", "keys", "values", "scale"], ["out"], f"// {note}\n{DECODE}",
             ensure_row_contiguous=False,

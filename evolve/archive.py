@@ -292,7 +292,7 @@ class Archive:
 
     def _key(self, candidate: Candidate) -> str:
         kernel = self.registry.kernel(candidate.kernel)
-        text = features.fingerprint(kernel) if kernel is not None else candidate.kernel
+        text = features.digest(kernel) if kernel is not None else candidate.kernel
         return json.dumps([text, candidate.params and dict(candidate.params), candidate.workloads])
 
     def elites(self, island: int | None = None) -> list[str]:

@@ -53,7 +53,7 @@ def check(kernel: Kernel, params: Mapping[str, int], bucket: Bucket, seed: int) 
         points = []
         for question in (questions[0], *questions[2:]):
             exact = question.workload
-            launches: list[metalhost.Launch] = []
+            launches: list[metalhost.LaunchResult] = []
             call = host.build(kernel, params, exact, sanitize=True, launches=launches, seed=seed)
             try:
                 call(*question.arguments)

@@ -12,7 +12,7 @@ from typing import Any
 from mlx_lm_openevolve import ops
 from mlx_lm_openevolve.kernels.kernel import Kernel
 from mlx_lm_openevolve.ops import Bucket, Workload
-from mlx_lm_openevolve.ops.base import Chip
+from mlx_lm_openevolve.ops.base import NominalChip
 
 from .evaluation import Point
 
@@ -27,7 +27,7 @@ __all__ = [
 
 
 # Of the size of a laptop's larger GPU; only ratios of modelled times are ever used.
-NOMINAL = Chip(400e9, 1600e9, 14e12, 1.3e9, 4e-6, 40, 1024)
+NOMINAL = NominalChip(400e9, 1600e9, 14e12, 1.3e9, 4e-6, 40, 1024)
 
 
 def floor(w: Workload, bandwidth: float, peak: float, launch: float) -> tuple[float, str]:
@@ -41,7 +41,7 @@ def bound(bounds: Mapping[str, float]) -> str:
     return max(bounds, key=lambda name: bounds[name])
 
 
-def _seconds(lines: float, moved: float, work: float, threads: int, chip: Chip) -> float:
+def _seconds(lines: float, moved: float, work: float, threads: int, chip: NominalChip) -> float:
     # A core that lacks threads to hide latency runs at a share of its rates.
     filled = min(1.0, threads / (chip.cores * chip.threads))
     share = 0.1 + 0.9 * filled
@@ -53,7 +53,7 @@ def kernel_seconds(
     params: Mapping[str, int],
     workload: Bucket,
     points: Sequence[Point],
-    chip: Chip = NOMINAL,
+    chip: NominalChip = NOMINAL,
 ) -> float:
     """Modelled seconds of one call at a bucket's upper end, from counters of small workloads, which
     grow as the family says (SearchSpace.growth)."""
@@ -99,7 +99,7 @@ def traffic(counters: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def stock_seconds(bucket: Bucket, chip: Chip = NOMINAL) -> float:
+def stock_seconds(bucket: Bucket, chip: NominalChip = NOMINAL) -> float:
     """Modelled seconds of the original."""
     launches, requested, moved, threads = ops.of(bucket).search.stock_traffic(bucket)
     return launches * chip.launch + _seconds(requested, moved, bucket.flops(), threads, chip)

@@ -18,7 +18,7 @@ from typing import Any
 from mlx_lm_openevolve import ops
 from mlx_lm_openevolve.kernels.kernel import Kernel
 
-__all__ = ["SPEED_TIERS", "Strategy", "code", "fingerprint", "memory", "strategy", "tier"]
+__all__ = ["SPEED_TIERS", "Strategy", "code", "digest", "memory", "strategy", "tier"]
 
 # Upper ends of the tiers; the last tier is open.
 SPEED_TIERS = (0.5, 0.9, 1.0, 1.1, 1.3, 1.7, 2.5)
@@ -46,7 +46,7 @@ def code(source: str) -> str:
     return "\n".join(line for line in lines if line)
 
 
-def fingerprint(kernel: Kernel) -> str:
+def digest(kernel: Kernel) -> str:
     """Equal for kernels that differ in comments, blanks, name or origin alone."""
     meta = {k: v for k, v in kernel.meta.items() if k not in ("name", "origin", "description")}
     sources = {name: code(source) for name, source in kernel.sources.items()}

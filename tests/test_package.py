@@ -113,6 +113,19 @@ def test_what_serves_calls_loads_neither_gate_nor_search() -> None:
     assert not above | asked
 
 
+def test_two_classes_never_share_a_name() -> None:
+    """But for a family's own Workload, Bucket and Mutant, and what serves the protocols of Op."""
+    places: dict[str, list[str]] = {}
+    for name, path in sources().items():
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places.setdefault(node.name, []).append(name)
+    shared = {name: where for name, where in places.items() if len(where) > 1}
+    for name in ("Workload", "Bucket", "Mutant", "Route", "Router"):
+        assert "ops.base" in shared.pop(name)
+    assert not shared
+
+
 def test_no_imports_run_in_a_circle() -> None:
     remaining = graph()
     while free := [name for name, targets in remaining.items() if not targets & set(remaining)]:

@@ -23,7 +23,7 @@ from mlx_lm_openevolve.kernels.kernel import Kernel
 from ..archive import Archive
 from ..candidate import Candidate
 from .answers import AnswerError, apply, from_folder, note_of, parent_of
-from .structural import ProfileParent, Question, Structural, no_profile
+from .structural import ModelQuestion, ProfileParent, Structural, no_profile
 
 __all__ = ["Mailbox"]
 
@@ -86,7 +86,7 @@ class Mailbox(Structural):
                 settled.append(path)
         return settled
 
-    def _read(self, archive: Archive, path: Path, question: Question) -> Candidate:
+    def _read(self, archive: Archive, path: Path, question: ModelQuestion) -> Candidate:
         """The candidate that an answer comes to."""
         origin = f"run {archive.folder.name} candidate {question.number}"
         note, error, kernel = "", "", None

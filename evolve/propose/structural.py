@@ -20,8 +20,8 @@ from ..candidate import Candidate
 from .tune import Tune
 
 __all__ = [
+    "ModelQuestion",
     "ProfileParent",
-    "Question",
     "Structural",
     "WithTuning",
     "choose_parent",
@@ -85,7 +85,7 @@ def to_repair(archive: Archive, proposer: str) -> Candidate | None:
 
 
 @dataclass(frozen=True)
-class Question:
+class ModelQuestion:
     """What is asked for a candidate: a child of `parent`, or where `failed` is one its repair."""
 
     number: int
@@ -107,7 +107,7 @@ class Structural:
         """Up to `count` new kernels."""
         raise NotImplementedError
 
-    def question(self, archive: Archive, context: int = 0) -> Question:
+    def question(self, archive: Archive, context: int = 0) -> ModelQuestion:
         """What to ask next; `context` is what the model takes, in tokens (0: no limit)."""
         number = archive.next_number()
         failed = to_repair(archive, self.name)
@@ -118,12 +118,12 @@ class Structural:
             parent, island = kernel or self._seeds[0], failed.island
         self._profile(archive, parent)
         asked = prompt.build(archive, parent, failed=failed, context=context)
-        return Question(number, parent, island, failed, asked.text)
+        return ModelQuestion(number, parent, island, failed, asked.text)
 
     def candidate(
         self,
         archive: Archive,
-        question: Question,
+        question: ModelQuestion,
         kernel: Kernel | None,
         note: str,
         cause: str,

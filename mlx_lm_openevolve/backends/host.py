@@ -33,7 +33,7 @@ def build(
     workload: Workload,
     *,
     sanitize: bool = False,
-    launches: list[metalhost.Launch] | None = None,
+    launches: list[metalhost.LaunchResult] | None = None,
     seed: int = 0,
 ) -> Call:
     """The kernel as a callable for one exact workload.
@@ -57,7 +57,7 @@ def _make(
     name: str,
     names: list[str],
     sanitize: bool,
-    launches: list[metalhost.Launch] | None,
+    launches: list[metalhost.LaunchResult] | None,
     seed: int,
 ) -> Run:
     spec = launch.spec

@@ -64,14 +64,14 @@ def processes(task: Mapping[str, Any], blocks: int) -> Iterator[tuple[str, dict[
         yield arm, ask(task, arm)
 
 
-def judge(
+def concluded(
     name: str, task: Mapping[str, Any], rows: Rows, logits: Mapping[str, Any], hits: int
 ) -> dict[str, Any]:
-    """A case as it is reported: the task, what `compare` says, logits, routes (workloads with what
+    """A case as it is reported: the task, what `compared` says, logits, routes (workloads with what
     served them), hits (calls that kernels served), withdrawn, problems and ok. Raises
     OpenEvolveError where a slower case's verdicts cannot be withdrawn."""
     info = rows["patched"][-1]["info"]
-    case = {**task, "name": name, **compare(rows), "logits": logits, "routes": info["workloads"]}
+    case = {**task, "name": name, **compared(rows), "logits": logits, "routes": info["workloads"]}
     case |= {"hits": hits, "withdrawn": []}
     # A plain cache is another task, with fewer operations a step: it sets no floor.
     alike = case["stock_kv_bits"] == task["kv_bits"]
@@ -112,7 +112,7 @@ def samples(rows: Rows) -> dict[str, list[Any]]:
     return {arm: [row["trials"] for row in rows[arm]] for arm in rows}
 
 
-def compare(rows: Rows) -> dict[str, Any]:
+def compared(rows: Rows) -> dict[str, Any]:
     """The blocks of both arms as averages, ratios (patched over stock), the interval of the
     generation's ratio, and the greedy tokens that are equal from the first on."""
 

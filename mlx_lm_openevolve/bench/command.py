@@ -209,7 +209,7 @@ def run_case(
         bar.update(todo, description="comparing logits")
         logits = cases.ask(task, "logits")
     served = totals([{"problem": "", **row["info"]} for row in rows["patched"]])
-    case = cases.judge(name, task, rows, logits, served["hits"])
+    case = cases.concluded(name, task, rows, logits, served["hits"])
     for text in report(case):
         out.print(text, markup=False)
     out.print(f"Served: {summary({**served, 'processes': 1})}", markup=False)

@@ -82,7 +82,7 @@ def _on_host(
     text = "no finding, right on every case" if record["ok"] else record["reason"]
     out.print(f"host check of {record['on']}: ", end="", markup=False)
     out.print(text, markup=False, style=colour)
-    launches: list[metalhost.Launch] = []
+    launches: list[metalhost.LaunchResult] = []
     question = next(ops.of(bucket).questions.cases(bucket, 0))()
     call = host.build(kernel, params, question.workload, sanitize=True, launches=launches)
     with contextlib.suppress(OpenEvolveError):  # the launches say why

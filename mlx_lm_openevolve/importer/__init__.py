@@ -16,7 +16,7 @@ from typing import Any
 from ..errors import KernelError
 from ..kernels.kernel import FORMAT, Kernel
 from .launches import Launched
-from .reader import MASK_KINDS, Program, read, scan
+from .reader import MASK_KINDS, EvolvedProgram, read, scan
 from .values import Array, Number, Scalar, Unreadable, why
 
 __all__ = ["import_program", "read_program"]
@@ -70,7 +70,7 @@ def read_program(program: Path | str) -> Kernel:
     return Kernel.from_parts(meta, sources, str(path))
 
 
-def _parts(program: Program, kind: str, name: str) -> tuple[dict[str, Any], dict[str, str]]:
+def _parts(program: EvolvedProgram, kind: str, name: str) -> tuple[dict[str, Any], dict[str, str]]:
     """kernel.json (its `applies` without the mask) and the sources, for one kind of mask."""
     result, launches = read(program, kind)
     last = launches[-1]

@@ -16,7 +16,7 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 @dataclass(frozen=True)
 class MadeKernel:
-    """What mx.fast.metal_kernel was told."""
+    """What mx.fast.metal_kernel was given."""
 
     name: str
     inputs: tuple[str, ...]

@@ -16,7 +16,7 @@ from .expressions import Expressions
 from .launches import Launched, launches_kernel, makes_kernel
 from .values import Array, Dtype, Number, Scale, Unknown, Unreadable, code_of, truth_of
 
-__all__ = ["MASK_KINDS", "Program", "read", "scan"]
+__all__ = ["MASK_KINDS", "EvolvedProgram", "read", "scan"]
 
 MASK_KINDS = ("none", "causal", "bool", "additive")
 
@@ -38,7 +38,7 @@ _SHAPES = {
 
 
 @dataclass(frozen=True)
-class Program:
+class EvolvedProgram:
     """The parts of a program that are followed: the module's assignments, its constructors, and
     the function that launches."""
 
@@ -47,7 +47,7 @@ class Program:
     entry: ast.FunctionDef
 
 
-def scan(tree: ast.Module) -> Program:
+def scan(tree: ast.Module) -> EvolvedProgram:
     """Find the parts of a program. Raises Unreadable where no kernel is made or launched."""
     functions: dict[ast.AST, ast.AST | None] = {}  # each with the one that it stands in
     launching: set[ast.AST] = set()
@@ -75,14 +75,14 @@ def scan(tree: ast.Module) -> Program:
     if entry is None:
         line = getattr(made, "lineno", 0)
         raise Unreadable("no function launches the kernel with inputs=...", line)
-    return Program(
+    return EvolvedProgram(
         [node for node in tree.body if isinstance(node, ast.Assign | ast.AnnAssign)],
         [function for function in plain if function.name == "__init__"],
         entry,
     )
 
 
-def read(program: Program, mask: str) -> tuple[str, list[Launched]]:
+def read(program: EvolvedProgram, mask: str) -> tuple[str, list[Launched]]:
     """The output that the function returns for one kind of mask, of the last launch, and what it
     launches. Raises Unreadable."""
     statements = _Statements()

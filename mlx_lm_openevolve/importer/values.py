@@ -80,7 +80,7 @@ class Scalar:
 @dataclass(frozen=True)
 class Unknown:
     """A value that is not followed, and why. With a node, {code} and {line} in the reason are its
-    own; they are looked up only where the reason is told, since code can be long."""
+    own; they are looked up only where the reason is shown, since code can be long."""
 
     reason: str
     node: ast.expr | None = None

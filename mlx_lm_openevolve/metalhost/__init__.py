@@ -16,14 +16,14 @@ from .counters import Chip, Counters, Roofline, chips, roofline
 from .findings import Finding, Place
 from .function import MetalFunction, metal_function
 from .kernel import MetalKernel, check_source, metal_kernel
-from .launch import Launch
+from .launch import LaunchResult
 from .toolchain import compiler_available
 
 __all__ = [
     "Chip",
     "Counters",
     "Finding",
-    "Launch",
+    "LaunchResult",
     "MetalFunction",
     "MetalKernel",
     "Place",

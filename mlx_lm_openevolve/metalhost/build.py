@@ -26,11 +26,11 @@ from .strict import STRICT_FLAGS, strict_findings, strict_warnings
 from .toolchain import SHIM, Completed, Toolchain, one_line, package_digest, run_tool, toolchain
 from .translate import translate
 
-__all__ = ["Program", "Request", "build"]
+__all__ = ["BuildRequest", "Program", "build"]
 
 
 @dataclass(frozen=True)
-class Request:
+class BuildRequest:
     """What to build. `files` are the texts by the names that findings show; `text` holds #line
     markers that name them. `function` is `name` or `name<args>`, or a host name."""
 
@@ -78,7 +78,7 @@ def _root_digest(root: str | None) -> str:
     return h.hexdigest()
 
 
-def build(request: Request) -> Program:
+def build(request: BuildRequest) -> Program:
     """Builds `request`, or takes it from the cache. Defects of the source are findings."""
     start = time.perf_counter()
     tools = toolchain()
@@ -90,7 +90,7 @@ def build(request: Request) -> Program:
 
 
 @functools.lru_cache(maxsize=512)
-def _built(request: Request, tools: Toolchain) -> Program:
+def _built(request: BuildRequest, tools: Toolchain) -> Program:
     sources = Sources(dict(request.files))
     refusals = lint_raw(request.files, request.include_root)
     if refusals:
@@ -117,7 +117,7 @@ def _function(data: dict[str, Any] | None) -> KernelFunction | None:
     return KernelFunction(data["name"], tuple(Parameter(**p) for p in data["parameters"]))
 
 
-def _build(request: Request, tools: Toolchain, sources: Sources, work: Path) -> None:
+def _build(request: BuildRequest, tools: Toolchain, sources: Sources, work: Path) -> None:
     """Fills a folder of the cache: program.json, and without findings the program `kernel`."""
     findings, function = _compile(request, tools, sources, work)
     if not findings:
@@ -140,7 +140,7 @@ def _build(request: Request, tools: Toolchain, sources: Sources, work: Path) -> 
 
 
 def _compile(
-    request: Request, tools: Toolchain, sources: Sources, work: Path
+    request: BuildRequest, tools: Toolchain, sources: Sources, work: Path
 ) -> tuple[list[Finding], KernelFunction | None]:
     """From source to work/kernel.o (or kernel.ll, to count): findings, and the kernel to start."""
     text, findings = _preprocess(request, tools, sources, work)
@@ -203,7 +203,7 @@ def _run_clang(
 
 
 def _preprocess(
-    request: Request, tools: Toolchain, sources: Sources, work: Path
+    request: BuildRequest, tools: Toolchain, sources: Sources, work: Path
 ) -> tuple[str | None, list[Finding]]:
     """The preprocessed text and what the rules on it say, or the errors that leave none."""
     raw, expanded = work / "kernel.metal", work / "kernel.ii"

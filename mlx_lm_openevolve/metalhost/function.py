@@ -12,10 +12,10 @@ import numpy as np
 from ..errors import UsageError
 from .arguments import Argument
 from .arrays import as_numpy
-from .build import Program, Request, build
+from .build import BuildRequest, Program, build
 from .findings import Finding
 from .flags import MATH
-from .launch import Launch, Options, Size, dim3, run
+from .launch import LaunchResult, Options, Size, dim3, run
 from .signature import template_arguments
 
 __all__ = ["MetalFunction", "metal_function"]
@@ -48,7 +48,7 @@ def metal_function(
     values = [
         v if isinstance(v, str) else template_arguments([("", v)])[1][0] for v in template_args
     ]
-    request = Request(
+    request = BuildRequest(
         f'#line 1 "{file}"\n{source}\n',
         name + (f"<{', '.join(values)}>" if values else ""),
         ((file, source),),
@@ -63,7 +63,7 @@ def metal_function(
 class MetalFunction:
     """One function of a Metal source; made by `metal_function`."""
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: BuildRequest) -> None:
         self.request = request
 
     def compile(self, sanitize: bool = True) -> tuple[Finding, ...]:
@@ -87,7 +87,7 @@ class MetalFunction:
         count: bool = False,
         time_limit: float = 20.0,
         memory_limit: int = 2 << 30,
-    ) -> Launch:
+    ) -> LaunchResult:
         """Runs it. `args[i]` goes to [[buffer(i)]]: an array, bytes, (array, byte offset), or None
         for a buffer that is not bound. Give the grid in threads, or `threadgroups`.
 

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from ..errors import UsageError
 from .arguments import Argument
 from .arrays import METAL_TYPES, as_numpy, dtype_name, filled, metal_type
-from .build import Program, Request, build
+from .build import BuildRequest, Program, build
 from .findings import Finding
 from .flags import MATH
-from .launch import Launch, Options, Size, check_threadgroup, dim3, run
+from .launch import LaunchResult, Options, Size, check_threadgroup, dim3, run
 from .lint import lint_raw
 from .signature import ArgumentType, Source, generate, mentions
 
@@ -91,13 +91,13 @@ class MetalKernel:
         count: bool = False,
         time_limit: float = 20.0,
         memory_limit: int = 2 << 30,
-    ) -> Launch:
+    ) -> LaunchResult:
         """Compiles the kernel, or takes it from the cache, and runs it. Findings never raise.
 
         inputs: arrays of MLX or NumPy, or Python's numbers, which MLX makes arrays of rank 0.
         grid, threadgroup: (x, y, z) in threads. verbose: print the generated source.
         stream: of no meaning here. seed: of the schedule, 0 is the plain order.
-        sanitize: check every access. count: fill `Launch.counters`.
+        sanitize: check every access. count: fill `LaunchResult.counters`.
         time_limit: seconds of run time. memory_limit: bytes of the launch's arrays.
 
         Raises: UsageError, BackendError where no clang is at hand, MachineError.
@@ -170,7 +170,7 @@ class MetalKernel:
 
     def _build(self, source: Source, instrument: bool, count: bool = False) -> Program:
         files = (f"{self.name}.header", self.name)
-        request = Request(
+        request = BuildRequest(
             source.marked(*files), source.function,
             ((files[1], self.source), (files[0], self.header)),
             math_mode=self.math_mode, instrument=instrument, count=count, utilities=True,

@@ -21,7 +21,7 @@ from .counters import Counters
 from .findings import Finding
 from .report import read_findings
 
-__all__ = ["Launch", "Options", "Size", "check_threadgroup", "dim3", "run"]
+__all__ = ["LaunchResult", "Options", "Size", "check_threadgroup", "dim3", "run"]
 
 _MAGIC = 0x31304C4154454D48
 MAX_THREADS = 1024
@@ -42,7 +42,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Launch:
+class LaunchResult:
     """The result of one launch.
 
     outputs: the output arrays, [] after a fatal finding.
@@ -74,7 +74,7 @@ class Launch:
         }
 
 
-def run(program: Program, arguments: Mapping[int, Argument], options: Options) -> Launch:
+def run(program: Program, arguments: Mapping[int, Argument], options: Options) -> LaunchResult:
     """Launches `program`, where it was built. Findings never raise."""
     start = time.perf_counter()
     layout = Layout(arguments, mark_gaps=options.sanitize)
@@ -107,7 +107,7 @@ def run(program: Program, arguments: Mapping[int, Argument], options: Options) -
                     findings += (problem,)
         counters = Counters.parse(report) if options.count else None
     seconds = time.perf_counter() - start
-    return Launch(outputs, findings, counters, program.compile_seconds, seconds)
+    return LaunchResult(outputs, findings, counters, program.compile_seconds, seconds)
 
 
 def _header(options: Options, layout: Layout) -> bytes:

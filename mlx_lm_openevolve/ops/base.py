@@ -27,8 +27,8 @@ __all__ = [
     "Absent",
     "Bucket",
     "Call",
-    "Chip",
     "Mutant",
+    "NominalChip",
     "Op",
     "PatchPoint",
     "Question",
@@ -420,7 +420,7 @@ class Questions(ABC, Generic[B, W]):
 
 
 @dataclass(frozen=True)
-class Chip:
+class NominalChip:
     """A chip in seven numbers: bytes a second from memory and from its cache, flops and cycles a
     second, seconds of a launch, cores, and threads that fill a core."""
 

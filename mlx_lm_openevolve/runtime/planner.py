@@ -25,7 +25,7 @@ from ..kernels.registry import Registry
 from ..kernels.verdict import Poisoned, Verdict, gate_version
 from ..ops import Bucket
 
-__all__ = ["BUDGETS", "GATE_MODES", "Budget", "Judges", "Plan", "Planner"]
+__all__ = ["BUDGETS", "GATE_MODES", "GateBudget", "Judges", "Plan", "Planner"]
 
 log = logging.getLogger("mlx_lm_openevolve")
 
@@ -45,7 +45,7 @@ class Judges(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Budget:
+class GateBudget:
     """Seconds that gating may take of a user's process: for one workload, and in all."""
 
     workload: float
@@ -54,7 +54,7 @@ class Budget:
 
 # On a GPU gating is a guest in someone's generation. The host backend is for checking: there the
 # gate is the purpose, and a kernel runs a thousand times slower.
-BUDGETS = {"metal": Budget(2, 3), "cuda": Budget(2, 3), "host": Budget(120, 600)}
+BUDGETS = {"metal": GateBudget(2, 3), "cuda": GateBudget(2, 3), "host": GateBudget(120, 600)}
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class Planner:
         self._stamps: dict[str, dict[str, Any]] = {}  # by family
         self._lock = threading.RLock()
         self._spent = 0.0
-        self._refused = self._told = False
+        self._refused = self._warned = False
 
     def stamp(self, bucket: Bucket) -> dict[str, Any]:
         """What a verdict on a bucket must share with this process to count."""
@@ -123,8 +123,8 @@ class Planner:
                 self.plans[bucket] = plan
                 if plan.kernel is None:
                     # A person sees what the gate refused just now, once; the rest is for a log.
-                    seen = self._refused and not self._told
-                    self._told = self._told or seen
+                    seen = self._refused and not self._warned
+                    self._warned = self._warned or seen
                     log.log(
                         logging.WARNING if seen else logging.INFO,
                         "%s runs on %s: %s (`mlx-lm-openevolve evolve` looks for a kernel)",
@@ -212,7 +212,7 @@ class Planner:
         )
         here = {v.kernel for v in winners if v.fingerprint.get("device") == self.device.slug}
         proposals = [(v.kernel, dict(v.params)) for v in winners]
-        # Stages written for this backend first: they suit it best.
+        # Launches written for this backend first: they suit it best.
         for id, kernel in sorted(kernels.items(), key=lambda item: not item[1].native):
             try:
                 proposals.append((id, kernel.default_params(bucket)))

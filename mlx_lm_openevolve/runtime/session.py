@@ -124,7 +124,8 @@ def summary(report: Mapping[str, Any]) -> str:
 
     if report["problems"]:
         return "mlx-lm stays as it is: " + "; ".join(report["problems"])
-    seen = sorted({slug.partition("-")[0] for slug in report["workloads"]}) or ["attention"]
+    slugs = {slug.partition("-")[0] for slug in report["workloads"]}
+    seen = [name for name in ops.FAMILIES if name in slugs] or ops.FAMILIES[:1]
     what = " and ".join(seen)
     if not report["kernels"] and not report["fallbacks"]:
         return f"no {what} call was seen"

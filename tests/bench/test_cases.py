@@ -30,7 +30,7 @@ def test_a_blocks_ratio_is_that_of_its_means_and_drift_cancels() -> None:
     for speed in (90.0, 60.0, 40.0):
         rows["stock"] += [arm([speed - 2], [1, 2, 3, 4]), arm([speed + 2], [1, 2, 3, 4])]
         rows["patched"] += [arm([1.5 * speed], [1, 2, 9, 4], 2.0)] * 2
-    found = cases.compare(rows)
+    found = cases.compared(rows)
     assert found["blocks"] == pytest.approx([1.5, 1.5, 1.5])
     assert (found["ratio"], found["low"], found["high"]) == pytest.approx((1.5, 1.5, 1.5))
     assert found["prompt_ratio"] == pytest.approx(1.5)
@@ -43,7 +43,7 @@ def test_the_interval_spans_the_blocks_that_disagree() -> None:
         "stock": [arm([100.0], [1])] * 6,
         "patched": [arm([r], [1]) for r in (90.0, 90.0, 100.0, 100.0, 130.0, 130.0)],
     }
-    found = cases.compare(rows)
+    found = cases.compared(rows)
     assert (found["low"], found["ratio"], found["high"]) == pytest.approx((0.9, 1.0, 1.3))
 
 

@@ -18,7 +18,7 @@ from probe import launch, messages, on_host
 from mlx_lm_openevolve import metalhost
 from mlx_lm_openevolve.errors import BackendError, UsageError
 from mlx_lm_openevolve.metalhost import compiler_available, metal_kernel
-from mlx_lm_openevolve.metalhost.build import Request, _build
+from mlx_lm_openevolve.metalhost.build import BuildRequest, _build
 from mlx_lm_openevolve.metalhost.cache import Store
 from mlx_lm_openevolve.metalhost.findings import Sources
 from mlx_lm_openevolve.metalhost.signature import generate
@@ -208,7 +208,7 @@ def test_a_kernel_builds_for_a_mac(
     mac = _toolchain.__wrapped__(None)
     body = "y[thread_position_in_grid.x] = 1;\ny[0] = simd_sum(1.0f);"
     source = generate("probe", body, "", [], [("y", "float")])
-    request = Request(
+    request = BuildRequest(
         source.marked("header", "probe"), source.function, (("probe", body),), utilities=True,
         count=count,
     )  # fmt: skip

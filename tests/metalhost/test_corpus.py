@@ -14,7 +14,7 @@ import mlx.core as mx
 import mlx_kernels
 import pytest
 
-from mlx_lm_openevolve.metalhost import Finding, Launch, compiler_available, metal_kernel
+from mlx_lm_openevolve.metalhost import Finding, LaunchResult, compiler_available, metal_kernel
 
 HOST, HOST_DESCRIPTION = compiler_available()
 on_host = pytest.mark.skipif(not HOST, reason=f"no compiler for metalhost: {HOST_DESCRIPTION}")
@@ -39,10 +39,10 @@ def text(findings: Iterable[Finding]) -> str:
     return "\n".join(str(f) for f in findings)
 
 
-def run(snippet: corpus.Snippet) -> Launch:
+def run(snippet: corpus.Snippet) -> LaunchResult:
     options = {"time_limit": 2.0} if "time-limit" in snippet.finds else {}
     if "kernel" not in snippet.keys:
-        launch: Launch = corpus.run(snippet, metal_kernel, **options)
+        launch: LaunchResult = corpus.run(snippet, metal_kernel, **options)
         return launch
     outputs = [mlx_kernels.Out(a.shape, a.mx_dtype) for a in snippet.outputs]
     return mlx_kernels.launch(
@@ -61,8 +61,8 @@ def lines_of(finding: Finding) -> set[int]:
     return {line for line in lines if line is not None}
 
 
-def one_element(kernel: Any) -> Launch:
-    launch: Launch = kernel(
+def one_element(kernel: Any) -> LaunchResult:
+    launch: LaunchResult = kernel(
         inputs=[mx.ones(8)],
         grid=(1, 1, 1),
         threadgroup=(1, 1, 1),

@@ -22,7 +22,7 @@ from mlx_attention import (
 )
 from mlx_kernels import Out, launch
 
-from mlx_lm_openevolve.metalhost import Launch, compiler_available
+from mlx_lm_openevolve.metalhost import LaunchResult, compiler_available
 
 HOST, HOST_DESCRIPTION = compiler_available()
 pytestmark = pytest.mark.skipif(not HOST, reason=f"no compiler for metalhost: {HOST_DESCRIPTION}")
@@ -87,7 +87,7 @@ def wide(a: mx.array) -> Any:
     )
 
 
-def assert_right(done: Launch, expected: Floats, tolerance: float, output: int = 0) -> None:
+def assert_right(done: LaunchResult, expected: Floats, tolerance: float, output: int = 0) -> None:
     assert done.ok, "\n".join(str(f) for f in done.findings)
     got = wide(done.outputs[output])
     error = np.abs(got - expected).max() / np.abs(expected).max()
@@ -174,7 +174,7 @@ def row_threads(width: int, looped: bool) -> int:
     return 1024 if looped else -(-width // (4 * 32)) * 32
 
 
-def softmax(x: mx.array, precise: bool, source: str | None = None) -> Launch:
+def softmax(x: mx.array, precise: bool, source: str | None = None) -> LaunchResult:
     rows, width = x.shape
     looped = width > 4096
     t = DTYPES[str(x.dtype).removeprefix("mlx.core.")]
@@ -223,7 +223,7 @@ def test_logsumexp_matches_float64(dtype: str, width: int) -> None:
     assert_right(done, np.log(np.exp(wide(x)).sum(-1)), TOLERANCE[dtype])
 
 
-def rms_norm(x: mx.array, w: mx.array, source: str | None = None) -> Launch:
+def rms_norm(x: mx.array, w: mx.array, source: str | None = None) -> LaunchResult:
     rows, width = x.shape
     looped = width > 4096
     t = DTYPES[str(x.dtype).removeprefix("mlx.core.")]
@@ -270,7 +270,7 @@ def gemv_buffers(mat: mx.array, vec: mx.array, n_in: int, n_out: int) -> dict[in
 
 def gemv(
     dtype: str, n_in: int, n_out: int, transposed: bool, source: str | None = None
-) -> tuple[Launch, Floats]:
+) -> tuple[LaunchResult, Floats]:
     """The choice of blocks is that of gemv_axbpy in mlx/backend/metal/matmul.cpp."""
     bm, bn, sm, sn, tm, tn = 1, 1, 1, 32, 4, 4
     if transposed:

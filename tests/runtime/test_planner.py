@@ -28,7 +28,7 @@ from mlx_lm_openevolve.runtime.planner import (
     NEVER_FASTER,
     PENDING,
     UNDECIDED,
-    Budget,
+    GateBudget,
     Judges,
 )
 from mlx_lm_openevolve.runtime.planner import Planner as PlannerWithoutGate
@@ -308,7 +308,7 @@ def test_what_the_budget_does_not_reach_is_pending_and_stored_nowhere(
         return make_verdict(kernel)
 
     judge = Judge(slow).install(monkeypatch)
-    monkeypatch.setitem(BUDGETS, "metal", Budget(1.0, 0.05))
+    monkeypatch.setitem(BUDGETS, "metal", GateBudget(1.0, 0.05))
     planner = Planner(CHIP, [user, tuned])
     assert planner.plan(BUCKET).kernel is not None
     late = planner.plan(replace(BUCKET, kv_len=4096))
@@ -356,7 +356,7 @@ def test_what_is_left_of_a_spent_budget_counts_for_nothing(
         raise GateTimeout("2 s")
 
     Judge(timeout).install(monkeypatch)
-    monkeypatch.setitem(BUDGETS, "metal", Budget(1.0, 1.05))
+    monkeypatch.setitem(BUDGETS, "metal", GateBudget(1.0, 1.05))
     planner = Planner(CHIP, [user, tuned])
     longer = replace(BUCKET, kv_len=4096)
     assert [planner.plan(w).reason for w in (BUCKET, longer)] == [PENDING, PENDING]

@@ -14,7 +14,7 @@ import mlx_kernels as mlx
 import numpy as np
 from mlx_kernels import Out, launch
 
-from mlx_lm_openevolve.metalhost import Launch
+from mlx_lm_openevolve.metalhost import LaunchResult
 from mlx_lm_openevolve.metalhost.arrays import as_numpy
 from mlx_lm_openevolve.ops.attention.workload import Workload
 
@@ -111,7 +111,7 @@ def mask_buffers(case: Case, c: Call, first: int) -> dict[int, Any]:
     return found
 
 
-def sdpa_vector(case: Case, c: Call, source: str | None = None, **options: Any) -> Launch:
+def sdpa_vector(case: Case, c: Call, source: str | None = None, **options: Any) -> LaunchResult:
     t = DTYPES[case.dtype]
     buffers: dict[int, Any] = {
         0: c.q,
@@ -147,7 +147,7 @@ def sdpa_two_pass(
     source: str | None = None,
     grouped: int = 0,
     **options: Any,
-) -> tuple[Launch, Launch | None]:
+) -> tuple[LaunchResult, LaunchResult | None]:
     """Both passes; `grouped` is the HPT of sdpa_vector_2pass_1_gqa. No second after a finding."""
     t, d, dv = DTYPES[case.dtype], case.head_dim, case.v_head_dim
     rows = case.batch, case.q_heads, case.q_len
@@ -199,7 +199,7 @@ def steel_source(body: str | None = None) -> str:
 
 def steel_attention(
     case: Case, c: Call, source: str | None = None, wn: int = 1, **options: Any
-) -> Launch:
+) -> LaunchResult:
     t, d = DTYPES[case.dtype], case.head_dim
     bq, bk = 32, 32 if d < 128 else 16
     has_mask = c.mask is not None

@@ -29,7 +29,7 @@ import platformdirs
 import pytest
 from filelock import FileLock
 
-from mlx_lm_openevolve.metalhost import Launch, metal_function
+from mlx_lm_openevolve.metalhost import LaunchResult, metal_function
 
 VERSION = version("mlx")
 CACHE = platformdirs.user_cache_path("mlx-lm-openevolve") / f"mlx-metal-{VERSION}"
@@ -100,7 +100,7 @@ def launch(
     threadgroup: tuple[int, int, int],
     constants: Mapping[int, bool | int] | None = None,
     **options: Any,
-) -> Launch:
+) -> LaunchResult:
     """Runs `kernel`, as `name<arguments>`, with `buffers` by index; MLX's headers are found."""
     plain = source.replace("\N{COPYRIGHT SIGN}", "(c)")  # sources here are ASCII
     function = metal_function(

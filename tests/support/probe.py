@@ -8,7 +8,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from mlx_lm_openevolve.metalhost import Finding, Launch, compiler_available, metal_kernel
+from mlx_lm_openevolve.metalhost import Finding, LaunchResult, compiler_available, metal_kernel
 
 AVAILABLE, COMPILER = compiler_available()
 on_host = pytest.mark.skipif(not AVAILABLE, reason=f"no compiler for metalhost: {COMPILER}")
@@ -27,7 +27,7 @@ def launch(
     template: list[tuple[str, Any]] | None = None,
     math_mode: str = "safe",
     **options: Any,
-) -> Launch:
+) -> LaunchResult:
     """One output `y` of `n` elements; inputs are named a, b, c."""
     inputs = inputs or []
     kernel = metal_kernel(
@@ -45,12 +45,12 @@ def launch(
     )
 
 
-def messages(done: Launch) -> str:
+def messages(done: LaunchResult) -> str:
     """All findings as text."""
     return "\n".join(str(f) for f in done.findings)
 
 
-def only(done: Launch, kind: str) -> Finding:
+def only(done: LaunchResult, kind: str) -> Finding:
     """The one finding, of this kind."""
     assert [f.kind for f in done.findings] == [kind], messages(done)
     return done.findings[0]

@@ -11,10 +11,10 @@ from ..base import Absent, Call, Op, PatchPoint, Questions, Router, SearchSpace
 from . import call, signature
 from .workload import FIELDS, VARIANTS, Bucket, Workload
 
-__all__ = ["OP", "Attention"]
+__all__ = ["OP", "AttentionOp"]
 
 
-class Attention(Op[Bucket, Workload]):
+class AttentionOp(Op[Bucket, Workload]):
     """mlx_lm.models.base.scaled_dot_product_attention."""
 
     name = "attention"
@@ -74,4 +74,4 @@ class Attention(Op[Bucket, Workload]):
         return SEARCH
 
 
-OP = Attention()
+OP = AttentionOp()
