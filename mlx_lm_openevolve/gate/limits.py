@@ -51,7 +51,14 @@ def undisturbed() -> Iterator[None]:
     cached = mx.get_cache_memory()
     try:
         yield
-    finally:
-        mx.synchronize()
-        if mx.get_cache_memory() > cached + (64 << 20):
-            mx.clear_cache()
+    except BaseException:
+        with contextlib.suppress(RuntimeError):  # after a fault of the GPU nothing works: which it
+            _leave(cached)  # was, the first error says
+        raise
+    _leave(cached)
+
+
+def _leave(cached: int) -> None:
+    mx.synchronize()
+    if mx.get_cache_memory() > cached + (64 << 20):
+        mx.clear_cache()
