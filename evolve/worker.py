@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from mlx_lm_openevolve.errors import GpuTimeout
 from mlx_lm_openevolve.processes import serve
 
 __all__ = ["answer", "main"]
@@ -16,6 +15,8 @@ __all__ = ["answer", "main"]
 def answer(data: dict[str, Any]) -> dict[str, Any]:
     """The answer to a Request, both as plain data: a HostCheck, a Measurement or a Baseline, or the
     cause and finding of what was raised. "ended": this process has lost its device."""
+    from mlx_lm_openevolve.backends.trouble import GpuTimeout
+
     from .evaluation import MACHINE, TIMEOUT
 
     try:

@@ -8,7 +8,6 @@
     |-- RegistryError             a registry cannot be written (reading quarantines instead)
     |-- BackendError              a backend is absent here, or cannot carry a kernel
     `-- MachineError              a full disk, a tool that was killed, a GPU without memory
-        `-- GpuTimeout            a GPU, or its driver, ended what ran for its time
 
 A call of attention never raises any of these: it runs on MLX's SDPA instead.
 """
@@ -17,7 +16,6 @@ from __future__ import annotations
 
 __all__ = [
     "BackendError",
-    "GpuTimeout",
     "KernelError",
     "MachineError",
     "OpenEvolveError",
@@ -64,11 +62,6 @@ class BackendError(OpenEvolveError, RuntimeError):
 class MachineError(OpenEvolveError, OSError):
     """The machine failed, no kernel: a full disk, a folder without access, a tool that was killed,
     a GPU without memory. That says nothing about the kernel at hand."""
-
-
-class GpuTimeout(MachineError):
-    """A GPU or its driver ended what ran for its time: it was busy, or the kernel does not end. A
-    kernel's fault only where that happens to it again in a process of its own."""
 
 
 def interrupted(error: BaseException | None) -> bool:

@@ -23,9 +23,15 @@ import contextlib
 import re
 from collections.abc import Iterator
 
-from ..errors import GpuTimeout, MachineError
+from ..errors import MachineError
 
-__all__ = ["machines", "trouble"]
+__all__ = ["GpuTimeout", "machines", "trouble"]
+
+
+class GpuTimeout(MachineError):
+    """A GPU or its driver ended what ran for its time: it was busy, or the kernel does not end. A
+    kernel's fault only where that happens to it again in a process of its own."""
+
 
 _METAL = r"\[METAL\] Command buffer execution failed: "
 _CUDA = r"\w+(?:\(.*\))? failed: "
@@ -50,7 +56,7 @@ _MACHINE = (
     r"(?:ImpactingInteractivity|SubmissionsIgnored|InnocentVictim|BackgroundExecutionNotPermitted)\b",
     _METAL + r"(?:Impacting Interactivity|Discarded \(victim of|Ignored \(for causing prior)",
     # The compiler's service was lost.
-    r"\[metal::Device\] Unable to (?:build|load) [^\n]*\n[^\n]*\bXPC_ERROR_CONNECTION_\w+",
+    r"\[metal::Device\] Unable to (?:build|load) [^\n]*\n[A-Z][A-Za-z ]*\bXPC_ERROR_CONNECTION_\w+",
     r"\[metal::Device\] (?:Failed to make new command queue|Unable to create new command buffer)",
     # The device or its driver was lost, or taken.
     _CUDA + r"(?:no CUDA-capable device is detected"

@@ -11,8 +11,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from .. import ops
+from ..backends.trouble import GpuTimeout
 from ..device import detect
-from ..errors import BackendError, GateTimeout, GpuTimeout, MachineError
+from ..errors import BackendError, GateTimeout, MachineError
 from ..kernels.kernel import Kernel
 from ..kernels.verdict import Poisoned, Verdict
 from ..ops import Workload
