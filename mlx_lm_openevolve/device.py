@@ -13,7 +13,7 @@ from typing import Any
 
 import mlx.core as mx
 
-__all__ = ["BACKENDS", "Device", "detect", "fingerprint", "version_of"]
+__all__ = ["BACKENDS", "Device", "detect", "fingerprint", "version_of", "working_set"]
 
 BACKENDS = ("metal", "cuda", "host")
 
@@ -64,6 +64,12 @@ def _info(device: Any) -> dict[str, Any]:
         return dict(mx.device_info(device))
     except Exception:  # MLX raises what its driver raises; every reader below copes with {}
         return {}
+
+
+def working_set() -> int:
+    """Bytes that the GPU's driver says may be in use at once; 0 where it says nothing."""
+    size = _info(mx.gpu).get("max_recommended_working_set_size", 0)
+    return size if isinstance(size, int) else 0
 
 
 def _apple() -> Device:

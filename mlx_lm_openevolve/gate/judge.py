@@ -54,10 +54,12 @@ def judge(
     seconds: float,
     speed: bool = True,
     seed: int = 0,
+    elsewhere: int = 0,
 ) -> Verdict:
     """The verdict on a kernel for a workload's bucket, in this process.
 
-    speed=False leaves the speed step out: such a verdict says nothing of it. Raises GateTimeout
+    speed=False leaves the speed step out: such a verdict says nothing of it. elsewhere: bytes of
+    the device that the process which asked has in use. Raises GateTimeout
     where `seconds` do not suffice, BackendError where the backend cannot run here at all, and
     MachineError where the machine is to blame.
     """
@@ -79,6 +81,7 @@ def judge(
             speed=speed and backend != "host",
             label=f"{kernel.id} {sorted(params.items())}",
             buffers=lambda exact: _intermediates(kernel, params, exact),
+            elsewhere=elsewhere,
         )
         if judgement.correct and backend == "host":
             reason = "the host backend proves correctness, it is never faster"
@@ -142,13 +145,17 @@ def judge_calls(
     speed: bool = True,
     label: str = "",
     buffers: Callable[[Workload], Buffers] = lambda exact: (),
+    elsewhere: int = 0,
 ) -> Judgement:
     """Mutants, correctness and speed for whatever `build` makes of exact workloads of a bucket.
 
     `label` names the contender: the sealed workload is drawn from it. Raises GateTimeout and
     MachineError.
     """
-    memory, needed = memory_for(device), 3 * bucket.stored_bytes()
+    memory = memory_for(device, elsewhere)
+    # Inputs, their negatives or another set of them, the answers and what fills freed buffers; and
+    # what the original, which goes through the same questions, takes for itself.
+    needed = 3 * bucket.moved_bytes() + bucket.scratch_bytes()
     if needed > memory:
         raise GateTimeout(f"{bucket.slug}: needs {needed >> 20} MiB, {memory >> 20} MiB are free")
     judged = Judgement()

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import mlx.core as mx
+
 from .. import ops
 from ..backends.trouble import GpuTimeout
 from ..device import detect
@@ -38,6 +40,7 @@ class Task:
     seconds: float
     speed: bool
     seed: int
+    elsewhere: int
 
 
 def judge_in_worker(
@@ -62,7 +65,7 @@ def judge_in_worker(
 
     task = Task(
         dict(kernel.meta), dict(kernel.sources), dict(params), bucket.slug,
-        backend, seconds, speed, seed,
+        backend, seconds, speed, seed, mx.get_active_memory(),
     )  # fmt: skip
     try:
         answer = _ask(task)
@@ -105,6 +108,7 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
             seconds=task.seconds,
             speed=task.speed,
             seed=task.seed,
+            elsewhere=task.elsewhere,
         )
     except GateTimeout as error:
         return {"timeout": str(error)}
