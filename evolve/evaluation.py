@@ -19,6 +19,7 @@ from mlx_lm_openevolve.kernels.kernel import Kernel
 from .record import Record
 
 MACHINE = "machine"  # the cause of what is no candidate's fault: the run ends, and can go on later
+TIMEOUT = "timeout"  # the GPU ended it for its time: asked once more, then it is "hang"
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,15 @@ from mlx_lm_openevolve.processes import Worker
 from . import events, measure
 from .archive import Archive
 from .candidate import Candidate
-from .evaluation import MACHINE, Evaluation, HostCheck, Measurement, Request, WorkloadResult
+from .evaluation import (
+    MACHINE,
+    TIMEOUT,
+    Evaluation,
+    HostCheck,
+    Measurement,
+    Request,
+    WorkloadResult,
+)
 from .pool import WORKER, Pool, answer_of
 
 __all__ = ["LocalEvaluator"]
@@ -137,7 +145,12 @@ class LocalEvaluator:
             seconds=archive.config.work.measure_seconds,
             sdpa_seconds=baseline.seconds if baseline is not None else 0.0,
         )
-        measured = Measurement.from_json(answer_of(self._gpu, request.to_json(), self._seconds))
+        for _ in range(2):  # where the machine was busy, a fresh worker has better luck
+            measured = Measurement.from_json(answer_of(self._gpu, request.to_json(), self._seconds))
+            if measured.cause != TIMEOUT:
+                break
+        else:
+            measured = replace(measured, cause="hang")
         _refuse_machine(archive, measured)
         return measured
 

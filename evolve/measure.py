@@ -23,6 +23,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_lm_openevolve import backends, ops
+from mlx_lm_openevolve.backends.trouble import machines
 from mlx_lm_openevolve.device import Device, detect
 from mlx_lm_openevolve.gate import correctness, timing
 from mlx_lm_openevolve.gate.limits import memory_for
@@ -57,9 +58,17 @@ def gpu(device: Device) -> Iterator[None]:
     with filelock.FileLock(path, timeout=_LOCK_SECONDS, mode=0o666):
         try:
             yield
-        finally:  # what MLX keeps of long chains' results would be missing to the next owner
-            mx.synchronize()
-            mx.clear_cache()
+        except BaseException:
+            with contextlib.suppress(RuntimeError):  # after a fault nothing works: the first counts
+                _leave()
+            raise
+        _leave()
+
+
+def _leave() -> None:
+    """What MLX keeps of long chains' results would be missing to the next owner."""
+    mx.synchronize()
+    mx.clear_cache()
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,13 +151,14 @@ def _launch_seconds() -> float:
 
 
 def measure(kernel: Kernel, params: dict[str, int], request: Request) -> Measurement:
-    """Judge and time a kernel on the request's bucket. Raises what a backend raises."""
+    """Judge and time a kernel on the request's bucket. Raises what a backend raises, and
+    MachineError where the machine is to blame."""
     workload = ops.parse(request.workload).bucket()
     bad = static_rules(kernel, params, workload)
     if bad:
         return Measurement("static", bad, params)
     module = backends.get(request.backend)
-    with gpu(detect(request.backend)):
+    with machines(), gpu(detect(request.backend)):
         setup = _setup(workload, request.backend, request.seed)
         calls = correctness.Calls(lambda exact: module.build(kernel, params, exact))
         outcomes = []

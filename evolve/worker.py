@@ -15,11 +15,15 @@ __all__ = ["answer", "main"]
 def answer(data: dict[str, Any]) -> dict[str, Any]:
     """The answer to a Request, both as plain data: a HostCheck, a Measurement or a Baseline, or the
     cause and finding of what was raised. "ended": this process has lost its device."""
-    from .evaluation import MACHINE
+    from mlx_lm_openevolve.backends.trouble import GpuTimeout
+
+    from .evaluation import MACHINE, TIMEOUT
 
     try:
         result = _perform(data)
-    except OSError as error:  # a full disk: no candidate's fault
+    except GpuTimeout as error:
+        result = {"cause": TIMEOUT, "finding": str(error), "ended": True}
+    except OSError as error:  # a full disk, a full GPU: no candidate's fault
         result = {"cause": MACHINE, "finding": error.strerror or str(error)}
     except Exception as error:  # a candidate's fault or ours: it is this candidate that failed
         text = (str(error).strip() or "no message").splitlines()[0][:500]
@@ -28,7 +32,8 @@ def answer(data: dict[str, Any]) -> dict[str, Any]:
         from . import measure
 
         if not measure.healthy():  # what came next would be blamed for it
-            result = {**result, "cause": "crash", "ended": True}
+            known = result["cause"] in (MACHINE, TIMEOUT)
+            result = {**result, "cause": result["cause"] if known else "crash", "ended": True}
     return result
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import mlx.core as mx
 
-__all__ = ["BACKENDS", "Device", "detect", "fingerprint", "version_of"]
+__all__ = ["BACKENDS", "Device", "detect", "fingerprint", "version_of", "working_set"]
 
 BACKENDS = ("metal", "cuda", "host")
 
@@ -81,6 +81,11 @@ def _bytes(info: dict[str, Any], key: str) -> int:
         return max(0, int(info.get(key) or 0))
     except (TypeError, ValueError, OverflowError):
         return 0
+
+
+def working_set() -> int:
+    """Bytes that the GPU's driver says may be in use at once; 0 where it says nothing."""
+    return _bytes(_info(mx.gpu), "max_recommended_working_set_size")
 
 
 def _apple() -> Device:

@@ -7,7 +7,7 @@
     |-- KernelError               a kernel folder is malformed
     |-- RegistryError             a registry cannot be written (reading quarantines instead)
     |-- BackendError              a backend is absent here, or cannot carry a kernel
-    `-- MachineError              a full disk, a folder without access, a tool that was killed
+    `-- MachineError              a full disk, a tool that was killed, a GPU without memory
 
 A call of attention never raises any of these: it runs on MLX's SDPA instead.
 """
@@ -60,8 +60,8 @@ class BackendError(OpenEvolveError, RuntimeError):
 
 
 class MachineError(OpenEvolveError, OSError):
-    """The machine failed, no kernel: a full disk, a folder without access, a tool that was killed.
-    That says nothing about the kernel at hand."""
+    """The machine failed, no kernel: a full disk, a folder without access, a tool that was killed,
+    a GPU without memory. That says nothing about the kernel at hand."""
 
 
 def interrupted(error: BaseException | None) -> bool:

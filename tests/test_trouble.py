@@ -6,6 +6,7 @@ of a model that cannot be found is in test_hub.py, and of standard output in tes
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -14,22 +15,28 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
+from mlx_messages import KERNELS, MACHINES, TIMEOUTS
 from samples import shipped_in_metal, store_correct
 
-from mlx_lm_openevolve import backends, processes
+from mlx_lm_openevolve import backends, ops, processes
 from mlx_lm_openevolve.cli.main import main
 from mlx_lm_openevolve.device import detect
 from mlx_lm_openevolve.errors import MachineError
+from mlx_lm_openevolve.gate import judge as gate_judge
+from mlx_lm_openevolve.gate import worker as gate_worker
 from mlx_lm_openevolve.gate.judge import judge
+from mlx_lm_openevolve.gate.limits import Clock
 from mlx_lm_openevolve.gate.worker import judge_in_worker
 from mlx_lm_openevolve.kernels.kernel import Kernel
 from mlx_lm_openevolve.kernels.registry import Registry
+from mlx_lm_openevolve.kernels.verdict import Poisoned
 from mlx_lm_openevolve.ops.attention.workload import Bucket
-from mlx_lm_openevolve.runtime.planner import Judges, Planner
+from mlx_lm_openevolve.runtime.planner import FAILED, MAX_TIMEOUTS, Judges, Planner
 
 DECODE = Bucket(1, 4, 2, 1, 64, 64, 64, "bfloat16")
 SAYS = "mlx-lm-openevolve: "
@@ -315,6 +322,119 @@ def test_what_the_machine_does_wrong_is_not_held_against_a_kernel(
     assert plan.kernel is None
     assert plan.reason == "pending: /cache: No space left on device"
     assert Registry(home).verdicts("host", DECODE) == []
+
+
+# What MLX says of the machine
+
+
+def raising(text: str, calls: list[str]) -> Any:
+    def build(*_: object, **__: object) -> None:
+        calls.append(text)
+        raise RuntimeError(text)
+
+    return build
+
+
+@pytest.mark.parametrize("text", [*MACHINES, *TIMEOUTS])
+def test_trouble_of_the_machine_is_pending_and_not_tried_for_ever(
+    text: str, home: Path, kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line, asked = " ".join(text.split()), []  # type: ignore[var-annotated]
+    with monkeypatch.context() as patched:
+        patched.setattr(backends.get("host"), "build", raising(text, asked))
+        plans = [planner_of(home, kernel).plan(DECODE) for _ in range(MAX_TIMEOUTS + 2)]
+    assert all(plan.kernel is None for plan in plans)
+    tried, left = plans[:MAX_TIMEOUTS], plans[MAX_TIMEOUTS:]
+    assert [plan.reason for plan in tried] == [f"pending: {line}"] * MAX_TIMEOUTS
+    assert [plan.reason for plan in left] == [FAILED.format(MAX_TIMEOUTS, line)] * 2
+    assert len(asked) == MAX_TIMEOUTS
+    assert Registry(home).verdicts("host", DECODE) == []
+    assert Registry(home).poisoned("host") == {}
+
+
+def test_the_kernel_is_served_once_the_machine_is_well_again(
+    home: Path, kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(backends.get("host"), "build", raising(MACHINES[0], []))
+        assert planner_of(home, kernel).plan(DECODE).kernel is None
+    assert planner_of(home, kernel).plan(DECODE).kernel == kernel
+
+
+@pytest.mark.parametrize("text", KERNELS)
+def test_what_a_kernel_does_by_itself_is_a_stored_rejection(
+    text: str, home: Path, kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(backends.get("host"), "build", raising(text, asked))
+    plans = [planner_of(home, kernel).plan(DECODE) for _ in range(2)]
+    first = text.splitlines()[0]
+    for plan in plans:
+        assert plan.kernel is None
+        assert plan.reason.startswith("rejected: ")
+        assert first in plan.reason
+    assert len(asked) == 1
+    (verdict,) = Registry(home).verdicts("host", DECODE)
+    assert not verdict.correct
+
+
+@pytest.mark.parametrize("at", ["compare", "try_mutants"])
+def test_trouble_while_timing_or_with_a_mutant_is_no_rejection(
+    at: str, home: Path, kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mutant that found no memory was not seen to be wrong."""
+    monkeypatch.setattr(gate_judge, "_trials", {})
+    if at == "compare":
+        monkeypatch.setattr(gate_judge, "compare", raising(MACHINES[0], []))
+    else:
+        family = type(ops.of(DECODE).questions.correct)
+        monkeypatch.setattr(family, "build", raising(MACHINES[0], []))
+    clock, device = Clock(120), detect("host")
+    params = kernel.default_params(DECODE)
+    with pytest.raises(MachineError, match="Insufficient Memory"):
+        gate_judge.judge_calls(
+            lambda exact: backends.get("host").build(kernel, params, exact), DECODE, device, clock
+        )
+
+
+def test_a_fault_that_ends_the_device_leaves_the_rejection_standing(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After an illegal access nothing works, the synchronisation at the end neither."""
+
+    @contextlib.contextmanager
+    def dead() -> Iterator[None]:
+        yield
+        raise RuntimeError(MACHINES[2])
+
+    monkeypatch.setattr(gate_judge, "undisturbed", dead)
+    monkeypatch.setattr(backends.get("host"), "build", raising(KERNELS[0], []))
+    verdict = judge(kernel, kernel.default_params(DECODE), DECODE, "host", seconds=60)
+    assert "PageFault" in verdict.reason
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_gpus_timeout_is_the_kernels_when_it_comes_twice(
+    times: int, kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late = {"gpu_timeout": TIMEOUTS[0]}
+    answers = [late] * times + [{"machine": "full"}]
+    monkeypatch.setattr(gate_worker, "_ask", lambda task: answers.pop(0))
+    raised = Poisoned if times == 2 else MachineError
+    with pytest.raises(raised) as caught:
+        judge_in_worker(kernel, kernel.default_params(DECODE), DECODE, "host", seconds=60)
+    assert ("Timeout Error" in str(caught.value)) == (times == 2)
+
+
+def test_a_worker_says_that_the_gpu_ended_it(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backends.get("host"), "build", raising(TIMEOUTS[0], []))
+    params = kernel.default_params(DECODE)
+    task = gate_worker.Task(
+        dict(kernel.meta), dict(kernel.sources), params, DECODE.slug, "host", 60, False, 0, 0
+    )
+    assert gate_worker._answer(asdict(task)) == {"gpu_timeout": TIMEOUTS[0]}
 
 
 # A compiler that is missing, killed or cannot write

@@ -15,6 +15,7 @@ import mlx.core as mx
 import numpy as np
 
 from .. import ops
+from ..backends.trouble import machines
 from ..errors import interrupted
 from ..ops import Workload
 from ..ops.base import Call, Question
@@ -103,13 +104,15 @@ class Calls:
         self._calls: dict[Workload, Call] = {}
 
     def __call__(self, question: Question, buffers: Buffers = ()) -> Outcome:
-        """Put one question; what building or calling raises is the outcome, but for OSError."""
+        """Put one question; what building or calling raises is the outcome, but for OSError.
+        Raises MachineError where the machine is to blame."""
         w = question.workload
         try:
-            if w not in self._calls:
-                self._calls[w] = self._build(w)
-            return _examine(self._calls[w], question, buffers)
-        except OSError:  # a full disk is no kernel's fault
+            with machines():
+                if w not in self._calls:
+                    self._calls[w] = self._build(w)
+                return _examine(self._calls[w], question, buffers)
+        except OSError:  # a full disk or a full GPU is no kernel's fault
             raise
         except Exception as error:
             if interrupted(error):  # nor is Ctrl-C

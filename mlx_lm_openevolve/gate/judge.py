@@ -16,6 +16,7 @@ from typing import Any
 import mlx.core as mx
 
 from .. import backends, ops
+from ..backends.trouble import machines
 from ..device import Device, detect, fingerprint
 from ..errors import BackendError, GateTimeout, KernelError
 from ..kernels.kernel import Kernel
@@ -53,11 +54,14 @@ def judge(
     seconds: float,
     speed: bool = True,
     seed: int = 0,
+    elsewhere: int = 0,
 ) -> Verdict:
     """The verdict on a kernel for a workload's bucket, in this process.
 
-    speed=False leaves the speed step out: such a verdict says nothing of it. Raises GateTimeout
-    where `seconds` do not suffice, and BackendError where the backend cannot run here at all.
+    speed=False leaves the speed step out: such a verdict says nothing of it. elsewhere: bytes of
+    the device that the process which asked has in use. Raises GateTimeout
+    where `seconds` do not suffice, BackendError where the backend cannot run here at all, and
+    MachineError where the machine is to blame.
     """
     clock = Clock(seconds)
     module = backends.get(backend)
@@ -77,6 +81,7 @@ def judge(
             speed=speed and backend != "host",
             label=f"{kernel.id} {sorted(params.items())}",
             buffers=lambda exact: _intermediates(kernel, params, exact),
+            elsewhere=elsewhere,
         )
         if judgement.correct and backend == "host":
             reason = "the host backend proves correctness, it is never faster"
@@ -140,32 +145,59 @@ def judge_calls(
     speed: bool = True,
     label: str = "",
     buffers: Callable[[Workload], Buffers] = lambda exact: (),
+    elsewhere: int = 0,
 ) -> Judgement:
     """Mutants, correctness and speed for whatever `build` makes of exact workloads of a bucket.
 
-    `label` names the contender: the sealed workload is drawn from it. Raises GateTimeout.
+    `label` names the contender: the sealed workload is drawn from it. Raises GateTimeout and
+    MachineError.
     """
-    memory, needed = memory_for(device), 3 * bucket.stored_bytes()
+    memory = memory_for(device, elsewhere)
+    # Inputs, their negatives or another set of them, the answers and what fills freed buffers; and
+    # what the original, which goes through the same questions, takes for itself.
+    needed = 3 * bucket.moved_bytes() + bucket.scratch_bytes()
     if needed > memory:
         raise GateTimeout(f"{bucket.slug}: needs {needed >> 20} MiB, {memory >> 20} MiB are free")
-    with undisturbed():
-        mutants, reason = _mutants(bucket, seed, clock)
-        if reason:
-            return Judgement(reason=reason, mutants=mutants)
-        outcome, errors, cases, limit = _correct(build, bucket, clock, seed, buffers)
-        raw: dict[str, Any] = {"cases": cases}
-        judged = Judgement(
-            not outcome.reason, False, outcome.reason, errors, mutants=mutants, raw=raw
-        )
-        if outcome.reason:
-            return judged
-        if not speed:
-            return replace(judged, faster=None, reason="correct; speed was not measured")
-        timed = compare(build, bucket, device, clock, seed, label, memory, limit)
-        raw = {**raw, "samples": timed.samples}
-        return replace(
-            judged, faster=timed.faster, reason=timed.reason, timing=timed.timing, raw=raw
-        )
+    judged = Judgement()
+    with machines():
+        try:
+            with undisturbed():
+                judged, limit = _proven(build, bucket, clock, seed, buffers)
+                if not judged.correct:
+                    return judged
+                if not speed:
+                    return replace(judged, faster=None, reason="correct; speed was not measured")
+                timed = compare(build, bucket, device, clock, seed, label, memory, limit)
+                return replace(
+                    judged,
+                    faster=timed.faster,
+                    reason=timed.reason,
+                    timing=timed.timing,
+                    raw={**judged.raw, "samples": timed.samples},
+                )
+        except RuntimeError:
+            # After a kernel's fault the device serves nobody in this process: the verdict stands.
+            if judged.reason:
+                return judged
+            raise
+
+
+def _proven(
+    build: Build,
+    bucket: Bucket,
+    clock: Clock,
+    seed: int,
+    buffers: Callable[[Workload], Buffers],
+) -> tuple[Judgement, float]:
+    """Mutants and correctness: (judgement, with a reason where it is a rejection; largest error
+    that any question allowed)."""
+    mutants, reason = _mutants(bucket, seed, clock)
+    if reason:
+        return Judgement(reason=reason, mutants=mutants), 0.0
+    outcome, errors, cases, limit = _correct(build, bucket, clock, seed, buffers)
+    raw = {"cases": cases}
+    correct = not outcome.reason
+    return Judgement(correct, False, outcome.reason, errors, mutants=mutants, raw=raw), limit
 
 
 _trials: dict[tuple[Bucket, int], MutantTrial] = {}

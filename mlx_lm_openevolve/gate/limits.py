@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import mlx.core as mx
 
-from ..device import Device
+from ..device import Device, working_set
 from ..errors import GateTimeout
 
 __all__ = ["Clock", "memory_for", "undisturbed"]
@@ -35,11 +35,17 @@ class Clock:
             raise GateTimeout(f"{step or 'the gate'}: {self.seconds:.3g} s do not suffice")
 
 
-def memory_for(device: Device) -> int:
-    """Bytes that the gate may take on a device."""
+def memory_for(device: Device, elsewhere: int = 0) -> int:
+    """Bytes that the gate may take on a device: an eighth of its memory, and half of what is free.
+
+    Where memory is shared with the rest of the machine (Metal) only the driver's recommended
+    working set counts. elsewhere: bytes in use by the process that asked this one.
+    """
     if not device.memory:
         return _HOST_MEMORY
-    return max(0, min(device.memory // 8, (device.memory - mx.get_active_memory()) // 2))
+    usable = min(device.memory, working_set() or device.memory)
+    free = usable - mx.get_active_memory() - elsewhere
+    return max(0, min(device.memory // 8, free // 2))
 
 
 @contextlib.contextmanager
@@ -51,7 +57,14 @@ def undisturbed() -> Iterator[None]:
     cached = mx.get_cache_memory()
     try:
         yield
-    finally:
-        mx.synchronize()
-        if mx.get_cache_memory() > cached + (64 << 20):
-            mx.clear_cache()
+    except BaseException:
+        with contextlib.suppress(RuntimeError):  # after a fault of the GPU nothing works: which it
+            _leave(cached)  # was, the first error says
+        raise
+    _leave(cached)
+
+
+def _leave(cached: int) -> None:
+    mx.synchronize()
+    if mx.get_cache_memory() > cached + (64 << 20):
+        mx.clear_cache()

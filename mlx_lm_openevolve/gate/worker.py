@@ -5,11 +5,15 @@ judge_in_worker --Task--> python -m mlx_lm_openevolve.gate.worker: judge --> ver
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import mlx.core as mx
+
 from .. import ops
+from ..backends.trouble import GpuTimeout
 from ..device import detect
 from ..errors import BackendError, GateTimeout, MachineError
 from ..kernels.kernel import Kernel
@@ -36,6 +40,7 @@ class Task:
     seconds: float
     speed: bool
     seed: int
+    elsewhere: int
 
 
 def judge_in_worker(
@@ -49,22 +54,31 @@ def judge_in_worker(
     seed: int = 0,
 ) -> Verdict:
     """As `judge`, in a process of its own. Raises Poisoned, with the rejection, where the kernel
-    crashed or hung it, and MachineError where the machine is to blame."""
-    bucket = workload.bucket()
+    crashed or hung it, or was ended for its time by the GPU in two of them, and MachineError where
+    the machine is to blame."""
+    bucket, start = workload.bucket(), time.monotonic()
+
+    def poisoned(reason: str) -> Poisoned:
+        refused = Judgement(reason=reason)
+        device = detect(backend)
+        return Poisoned(verdict_of(kernel, params, bucket, device, refused, seed, worker=reason))
+
     task = Task(
         dict(kernel.meta), dict(kernel.sources), dict(params), bucket.slug,
-        backend, seconds, speed, seed,
+        backend, seconds, speed, seed, mx.get_active_memory(),
     )  # fmt: skip
-    with Worker("mlx_lm_openevolve.gate.worker", start_seconds=_STARTUP) as worker:
-        try:
-            answer = worker.ask(asdict(task), seconds)
-        except Died as death:
-            end = f"the kernel ended its worker process: {death.signal}" if death.signal else ""
-            refused = Judgement(reason=end or str(death))
-            device = detect(backend)
-            raise Poisoned(
-                verdict_of(kernel, params, bucket, device, refused, seed, worker=refused.reason)
-            ) from None
+    try:
+        answer = _ask(task)
+        late, left = answer.get("gpu_timeout"), seconds - (time.monotonic() - start)
+        if late and left > 0:  # the machine may have been busy: once more, in a fresh process
+            answer = _ask(replace(task, seconds=left))
+            if "gpu_timeout" in answer:
+                raise poisoned(f"the GPU ended the kernel for its time, twice: {late}")
+    except Died as death:
+        end = f"the kernel ended its worker process: {death.signal}" if death.signal else ""
+        raise poisoned(end or str(death)) from None
+    if "gpu_timeout" in answer:
+        raise GpuTimeout(str(answer["gpu_timeout"]))
     if "timeout" in answer:
         raise GateTimeout(str(answer["timeout"]))
     if "error" in answer:
@@ -72,6 +86,12 @@ def judge_in_worker(
     if "machine" in answer:
         raise MachineError(str(answer["machine"]))
     return Verdict.from_json(answer["verdict"])
+
+
+def _ask(task: Task) -> dict[str, Any]:
+    """A fresh worker's answer. Raises Died."""
+    with Worker("mlx_lm_openevolve.gate.worker", start_seconds=_STARTUP) as worker:
+        return worker.ask(asdict(task), task.seconds)
 
 
 # The worker's own side
@@ -88,9 +108,12 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
             seconds=task.seconds,
             speed=task.speed,
             seed=task.seed,
+            elsewhere=task.elsewhere,
         )
     except GateTimeout as error:
         return {"timeout": str(error)}
+    except GpuTimeout as error:
+        return {"gpu_timeout": str(error)}
     except OSError as error:
         return {"machine": error.strerror or str(error)}
     except Exception as error:  # no fault of the kernel's: what it raises is in its verdict

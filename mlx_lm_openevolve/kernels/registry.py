@@ -4,7 +4,7 @@
     <root>/v2/devices/<device>/<layout>.json        {"verdicts": [a line each], "checksum": ...}
     <root>/v2/devices/<device>/<layout>.raw.json.gz  their raw samples: {key of a verdict: raw}
     <root>/v2/devices/<device>/poison.json          kernels that ended a worker process there
-    <root>/v2/devices/<device>/timeouts.json        workloads that first use has no time to gate
+    <root>/v2/devices/<device>/timeouts.json        workloads that were gated in vain at first use
 
 A layout (Bucket.layout) is what the calls of one model have in common: a process reads one file.
 
@@ -230,20 +230,35 @@ class Registry:
             known = self.poisoned(device)
             records.write(folder / "poison.json", {"kernels": {**known, kernel: reason}})
 
-    # Workloads for which the gate's time at first use was too short
+    # Workloads that the gate did not decide at first use: no time, or trouble of the machine
 
     def timeouts(self, device: str, workload: Workload, stamp: Mapping[str, Any]) -> int:
         """How many processes gated a workload's bucket in vain under a fingerprint."""
-        record = self._read(self._base / "devices" / device / "timeouts.json")
-        count = record.get(_timeout_key(workload, stamp)) if record else None
+        count = self._in_vain(device, workload, stamp).get("count")
         return count if isinstance(count, int) else 0
 
-    def timed_out(self, device: str, workload: Workload, stamp: Mapping[str, Any]) -> None:
-        """Count one more."""
+    def trouble(self, device: str, workload: Workload, stamp: Mapping[str, Any]) -> str:
+        """What the machine said in the last of them, "" where time was too short."""
+        return str(self._in_vain(device, workload, stamp).get("trouble", ""))
+
+    def _in_vain(
+        self, device: str, workload: Workload, stamp: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
+        record = self._read(self._base / "devices" / device / "timeouts.json")
+        known = record.get(_timeout_key(workload, stamp)) if record else None
+        return known if isinstance(known, dict) else {}
+
+    def timed_out(
+        self, device: str, workload: Workload, stamp: Mapping[str, Any], trouble: str = ""
+    ) -> None:
+        """Count one more; `trouble` says what the machine said, where it was not the time."""
         with self._writing(_device_folder(device)) as folder:
             record = self._read(folder / "timeouts.json") or {}
             count = self.timeouts(device, workload, stamp) + 1
-            record[_timeout_key(workload, stamp)] = count
+            entry: dict[str, Any] = {"count": count}
+            if trouble:
+                entry["trouble"] = trouble
+            record[_timeout_key(workload, stamp)] = entry
             records.write(folder / "timeouts.json", record)
 
     # Host checks: they belong to the kernel and travel with it, outside its hash

@@ -100,6 +100,10 @@ class Workload(Protocol):
         """Bytes that any implementation must read or write in one call."""
         ...
 
+    def scratch_bytes(self) -> int:
+        """Bytes that the original takes in one call beside its inputs and its result."""
+        ...
+
     def flops(self) -> float:
         """Multiplications and additions of one call."""
         ...

@@ -34,6 +34,7 @@ MAX_CANDIDATES = 4
 PENDING = "pending: the gate's time in this process is spent"
 MAX_TIMEOUTS = 3
 UNDECIDED = "undecided: the gate's time at first use is too short for it; `evolve` takes longer"
+FAILED = "undecided: {} processes could not gate it ({}); `evolve` tries again"
 NEVER_FASTER = "no GPU here: on the CPU no kernel is faster than {}"
 
 
@@ -230,9 +231,11 @@ class Planner:
         seconds = min(self.budget.workload, self.budget.process - self._spent)
         if seconds <= 0:
             return Plan(bucket, PENDING)
-        # Time that was too short again and again would be lost in every process to come.
-        if self.user.timeouts(self.device.slug, bucket, self.stamp(bucket)) >= MAX_TIMEOUTS:
-            return Plan(bucket, UNDECIDED)
+        # What was tried again and again would cost its time in every process to come.
+        about = self.device.slug, bucket, self.stamp(bucket)
+        if self.user.timeouts(*about) >= MAX_TIMEOUTS:
+            said = self.user.trouble(*about)
+            return Plan(bucket, FAILED.format(MAX_TIMEOUTS, said) if said else UNDECIDED)
         try:
             with self.user.gating(self.device.slug, bucket, seconds) as ours:
                 # Another process may have judged while this one waited.
@@ -253,10 +256,12 @@ class Planner:
                     self._publish(candidate.kernel, verdict)
                 if candidates and not made and seconds == self.budget.workload:
                     with contextlib.suppress(RegistryError):
-                        self.user.timed_out(self.device.slug, bucket, self.stamp(bucket))
-        except Exception as error:  # a full disk, say: nothing was decided
+                        self.user.timed_out(*about)
+        except Exception as error:  # a full disk or a full GPU, say: nothing was decided
             if interrupted(error):
                 raise KeyboardInterrupt from None
+            with contextlib.suppress(OSError):
+                self.user.timed_out(*about, trouble=str(error) or type(error).__name__)
             stock = ops.of(bucket).stock
             log.warning("%s was not gated: %s; it runs on %s", bucket.slug, error, stock)
             return Plan(bucket, f"pending: {error}")

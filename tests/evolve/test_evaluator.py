@@ -12,6 +12,7 @@ import pytest
 
 from mlx_lm_openevolve import metalhost
 from mlx_lm_openevolve.errors import MachineError
+from mlx_lm_openevolve.evolve import evaluator as evaluator_module
 from mlx_lm_openevolve.evolve import measure
 from mlx_lm_openevolve.evolve.archive import Archive
 from mlx_lm_openevolve.evolve.candidate import Candidate
@@ -102,3 +103,17 @@ def test_a_fault_of_the_machine_is_no_candidates(
         with pytest.raises(MachineError, match=r"No space left on device; .* --resume"):
             list(evaluator.run(archive, [candidate()]))
     assert archive.done == {}
+
+
+@pytest.mark.parametrize(
+    ("causes", "ends"), [(["timeout", "timeout"], "hang"), (["timeout", "wrong"], "wrong")]
+)
+def test_what_the_gpu_ends_for_its_time_is_asked_once_more(
+    causes: list[str], ends: str, archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = [{"cause": cause, "finding": "why"} for cause in causes]
+    monkeypatch.setattr(evaluator_module, "answer_of", lambda *_: answers.pop(0))
+    with LocalEvaluator(archive) as evaluator:
+        evaluator._backend = "cuda"
+        done = evaluator.measure(archive, candidate(), {SLUGS[0]: HostCheck()})
+    assert (done.cause, answers) == (ends, [])

@@ -12,8 +12,14 @@ from pathlib import Path
 
 import evolve_kernels
 import pytest
+from mlx_messages import MACHINES
+from samples import shipped_in_metal
 
-from mlx_lm_openevolve.evolve.evaluation import Request
+from mlx_lm_openevolve.backends.trouble import GpuTimeout
+from mlx_lm_openevolve.errors import MachineError
+from mlx_lm_openevolve.evolve import measure
+from mlx_lm_openevolve.evolve import worker as worker_module
+from mlx_lm_openevolve.evolve.evaluation import MACHINE, TIMEOUT, Request
 from mlx_lm_openevolve.evolve.pool import WORKER, Pool
 from mlx_lm_openevolve.processes import Died, Worker
 
@@ -133,3 +139,30 @@ def test_a_worker_whose_device_is_lost_is_not_asked_again(one: Worker) -> None:
     one._rest = b'{"cause": "crash", "ended": true}\n'
     assert one.ask(CHECK, 60) == {"cause": "crash"}
     assert one._process is None
+
+
+@pytest.mark.parametrize(
+    ("raised", "cause"),
+    [(MachineError("full"), MACHINE), (GpuTimeout("late"), TIMEOUT), (ValueError("x"), "crash")],
+)
+def test_the_machines_trouble_stays_its_own_when_the_device_is_lost_too(
+    raised: Exception, cause: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def perform(request: dict[str, object]) -> None:
+        raise raised
+
+    monkeypatch.setattr(worker_module, "_perform", perform)
+    monkeypatch.setattr(measure, "healthy", lambda: False)
+    answer = worker_module.answer({"op": "measure"})
+    assert (answer["cause"], answer["ended"]) == (cause, True)
+
+
+def test_measuring_calls_a_full_gpu_the_machines(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise RuntimeError(MACHINES[0])
+
+    monkeypatch.setattr(measure, "_setup", full)
+    kernel = next(k for k in shipped_in_metal() if k.applies_to(evolve_kernels.DECODE))
+    request = Request("measure", evolve_kernels.DECODE.slug, 0, kernel, None, "host")
+    answer = worker_module.answer(request.to_json())
+    assert (answer["cause"], "Insufficient Memory" in answer["finding"]) == (MACHINE, True)

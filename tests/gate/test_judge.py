@@ -310,7 +310,7 @@ def test_no_time_no_verdict():
 
 
 def test_no_memory_no_verdict(monkeypatch):
-    monkeypatch.setattr(gate, "memory_for", lambda device: 1 << 10)
+    monkeypatch.setattr(gate, "memory_for", lambda device, elsewhere: 1 << 10)
     with pytest.raises(GateTimeout, match="MiB"):
         judged(sdpa)
 
@@ -351,6 +351,45 @@ def test_memory_is_a_small_share(monkeypatch):
     assert 0 < limits.memory_for(chip) <= 8 << 30
     monkeypatch.setattr(mx, "get_active_memory", lambda: 63 << 30)
     assert limits.memory_for(chip) == 1 << 29
+
+
+GIB = 1 << 30
+PREFILL = Bucket(1, 32, 8, 2048, 8192, 256, 256, "bfloat16", "causal")
+
+
+@pytest.mark.parametrize(
+    ("memory", "working", "in_use", "allowed"),
+    [
+        (8, 5.33, 5, 0.165),  # a Mac with 8 GB that holds a model of 5
+        (8, 5.33, 6, 0),
+        (16, 10.67, 5, 2),
+        (64, 48, 40, 4),
+        (80, 0, 8, 10),  # CUDA names no working set
+    ],
+)
+@pytest.mark.parametrize("here", [True, False])
+def test_memory_is_what_the_driver_recommends_less_what_is_in_use(
+    here, memory, working, in_use, allowed, monkeypatch
+):
+    monkeypatch.setattr(limits, "working_set", lambda: int(working * GIB))
+    monkeypatch.setattr(mx, "get_active_memory", lambda: in_use * GIB if here else 0)
+    chip = replace(HOST, memory=memory * GIB)
+    got = limits.memory_for(chip, 0 if here else in_use * GIB)
+    assert got / GIB == pytest.approx(allowed, abs=1e-6)
+
+
+def test_scores_that_do_not_fit_a_small_mac_are_never_written(monkeypatch):
+    """1.5 GB for the baseline of a prefill that MLX has no fused kernel for."""
+    monkeypatch.setattr(limits, "working_set", lambda: int(5.33 * GIB))
+    chip = replace(HOST, memory=8 * GIB)
+
+    def ask(bucket):
+        gate.judge_calls(sdpa, bucket, chip, limits.Clock(0), elsewhere=5 * GIB)
+
+    with pytest.raises(GateTimeout, match=r"needs 1\d{3} MiB, 168 MiB are free"):
+        ask(PREFILL)
+    with pytest.raises(GateTimeout, match="do not suffice"):  # of time: memory is no matter
+        ask(replace(PREFILL, q_len=1, mask="none", head_dim=128, v_head_dim=128))
 
 
 # Kernels

@@ -169,6 +169,29 @@ class _Shape:
             + mask
         )
 
+    @property
+    def fused(self) -> bool:
+        """Whether MLX's own attention keeps its scores out of memory: `use_fallback` in
+        mlx/backend/metal/scaled_dot_product_attention.cpp, by the shapes that every version
+        takes. mlx-lm's, on a quantised cache, never does."""
+        if self.kv_bits or self.head_dim != self.v_head_dim:
+            return False
+        if self.q_len > 8:
+            return self.head_dim in (64, 80, 128)
+        rows = self.q_len * self.group
+        return rows <= 32 and self.q_len <= self.kv_len and self.head_dim in (64, 96, 128, 256)
+
+    def scratch_bytes(self) -> int:
+        """The scores, once and what masks and the copies of small operands add to them. On a
+        quantised cache they are computed in float32 too, from all keys and values as floats."""
+        if self.fused:
+            return 0
+        scores = self.rows * self.kv_len
+        if not self.kv_bits:
+            return scores * self.element_bytes * 3 // 2
+        width = self.head_dim + self.v_head_dim
+        return 4 * (scores * 3 // 2 + 2 * self.batch * self.kv_heads * self.kv_len * width)
+
     def flops(self) -> float:
         """Two products; half of them where the mask is causal."""
         seen = 0.5 if self.mask == "causal" and self.q_len * 2 > self.kv_len else 1.0

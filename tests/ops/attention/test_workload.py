@@ -4,10 +4,12 @@ import random
 from dataclasses import replace
 from typing import Any
 
+import mlx.core as mx
 import pytest
 
 from mlx_lm_openevolve.errors import WorkloadError
 from mlx_lm_openevolve.ops import DTYPES, next_pow2
+from mlx_lm_openevolve.ops.attention.reference import case, mass, sdpa
 from mlx_lm_openevolve.ops.attention.workload import MASKS, Workload
 
 DECODE = Workload(1, 32, 8, 1, 4000, 128, 128, "bfloat16")
@@ -111,3 +113,40 @@ def test_stored_bytes_counts_keys_and_values_once() -> None:
 def test_fields_must_fit_each_other(wrong: dict[str, Any]) -> None:
     with pytest.raises(WorkloadError, match="workload: "):
         replace(DECODE, **wrong)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"head_dim": 256, "v_head_dim": 256},
+        {"head_dim": 192, "v_head_dim": 128},
+        {"kv_bits": 8, "kv_group": 64},
+        {"head_dim": 256, "v_head_dim": 256, "dtype": "float32"},
+    ],
+    ids=str,
+)
+def test_scratch_bytes_hold_what_the_original_takes(changes: dict[str, Any]) -> None:
+    """Measured on the CPU, where MLX's attention is never fused."""
+    shape = Workload(1, 8, 2, 256, 2048, 128, 128, "bfloat16", "causal")
+    w = replace(shape, **changes)
+    asked = case("flat", w, 0)
+    x = asked.upload()
+    arguments = (x.queries, x.keys, x.values, asked.scale, x.mask, x.sinks)
+    for call in (sdpa(w), lambda *given: mass(w, *given)):
+        mx.eval(x.queries, x.keys, x.values)
+        mx.synchronize()
+        before = mx.get_active_memory()
+        mx.reset_peak_memory()
+        out = call(*arguments)
+        mx.eval(out)
+        took = mx.get_peak_memory() - before - out.nbytes
+        assert w.scratch_bytes() / 3 < took <= w.scratch_bytes()
+
+
+def test_fused_attention_takes_no_scratch() -> None:
+    prefill = Workload(1, 32, 8, 2048, 8192, 128, 128, "bfloat16", "causal")
+    assert prefill.scratch_bytes() == 0
+    wide = replace(prefill, head_dim=256, v_head_dim=256)
+    assert wide.scratch_bytes() >= 32 * 2048 * 8192 * 2
+    assert replace(wide, q_len=1, mask="none").scratch_bytes() == 0
+    assert replace(prefill, q_len=8, q_heads=64).scratch_bytes() > 0  # 64 rows share a KV head

@@ -45,6 +45,9 @@ class _Shape:
     def moved_bytes(self) -> int:
         return self.stored_bytes() * (1 + self.rows)
 
+    def scratch_bytes(self) -> int:
+        return self.rows * self.stored_bytes() // 2  # x * scale
+
     def flops(self) -> float:
         return 2.0 * self.rows * self.width
 

@@ -1,0 +1,45 @@
+"""What MLX says when a call fails: its own prefixes, and the words of Metal and CUDA."""
+
+_METAL = "[METAL] Command buffer execution failed: "
+_BUILD = "[metal::Device] Unable to build metal library from source\n"
+
+MACHINES = [
+    _METAL + "Insufficient Memory (00000008:kIOGPUCommandBufferCallbackErrorOutOfMemory)",
+    _METAL + "Impacting Interactivity "
+    "(0000000e:kIOGPUCommandBufferCallbackErrorImpactingInteractivity)",
+    _METAL + "Ignored (for causing prior/excessive GPU errors) "
+    "(00000004:kIOGPUCommandBufferCallbackErrorSubmissionsIgnored)",
+    _METAL + "Discarded (victim of GPU error/recovery) "
+    "(00000005:kIOGPUCommandBufferCallbackErrorInnocentVictim)",
+    "[metal::malloc] Resource limit (499000) exceeded.",
+    "[malloc] Unable to allocate 1073741824 bytes.",
+    "[malloc_or_wait] Unable to allocate 1073741824 bytes.",
+    _BUILD + "Compiler encountered XPC_ERROR_CONNECTION_INTERRUPTED (is the OS shutting down?)",
+    "[metal::Device] Unable to load kernel custom_kernel_a\n"
+    "Compilation failed with XPC_ERROR_CONNECTION_INTERRUPTED on 3 try",
+    "cudaMallocManaged failed: out of memory.",
+    "cudaMallocAsync(&data, size, stream) failed: out of memory",
+    "cudaGraphInstantiate(&exec, graph, nullptr, nullptr, 0) failed: out of memory",
+    "cudaSetDevice(0) failed: CUDA-capable device(s) is/are busy or unavailable",
+    "cudaGetDeviceCount(&count) failed: no CUDA-capable device is detected",
+    "cudaStreamSynchronize(stream) failed: uncorrectable ECC error encountered",
+    "cudaFree(data) failed: driver shutting down",
+]
+
+TIMEOUTS = [
+    _METAL + "Caused GPU Timeout Error (00000002:kIOGPUCommandBufferCallbackErrorTimeout)",
+    _METAL + "Caused GPU Hang Error (00000003:kIOGPUCommandBufferCallbackErrorHang)",
+    "cudaStreamSynchronize(stream) failed: the launch timed out and was terminated",
+]
+
+KERNELS = [
+    _METAL + "Caused GPU Address Fault Error (0000000b:kIOGPUCommandBufferCallbackErrorPageFault)",
+    _BUILD + "program_source:7:3: error: use of undeclared identifier 'x'",
+    "[metal::Device] Unable to load kernel a\nCompiler encountered an internal error",
+    "cudaStreamSynchronize(stream) failed: an illegal memory access was encountered",
+    "cudaStreamSynchronize(stream) failed: misaligned address",
+    "cudaStreamSynchronize(stream) failed: unspecified launch failure",
+    "cudaGraphLaunch(exec, stream) failed: too many resources requested for launch",
+    "Failed to compile kernel: a.cu(3): error: identifier 'x' is undefined",
+    "[metal::malloc] Attempting to allocate 99 bytes which is greater than the maximum",
+]
