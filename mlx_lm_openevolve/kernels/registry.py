@@ -70,6 +70,7 @@ class Registry:
         self._base = self.root / VERSION
         self._kernels: dict[str, Kernel] = {}
         self._damaged: set[Path] = set()
+        self._files: dict[Path, tuple[Any, tuple[list[Read], list[Any], dict[str, Any]]]] = {}
 
     def __repr__(self) -> str:
         return f"Registry({str(self.root)!r})"
@@ -167,7 +168,19 @@ class Registry:
         return self._file(self._base / "devices" / device / f"{layout}.json", layout)[0]
 
     def _file(self, path: Path, layout: str) -> tuple[list[Read], list[Any], dict[str, Any]]:
-        """(verdicts, items that this release cannot read, other fields) of a layout's file."""
+        """(verdicts, items that this release cannot read, other fields) of a layout's file. What
+        was read is kept until the file is another: a model asks for bucket after bucket of it."""
+        try:
+            now = path.stat()
+        except OSError:
+            return [], [], {}
+        state = now.st_ino, now.st_size, now.st_mtime_ns
+        known = self._files.get(path)
+        if known is None or known[0] != state:
+            known = self._files[path] = state, self._parsed(path, layout)
+        return known[1]
+
+    def _parsed(self, path: Path, layout: str) -> tuple[list[Read], list[Any], dict[str, Any]]:
         record = self._read(path)
         if record is None:
             return [], [], {}
@@ -319,6 +332,7 @@ class Registry:
         except OSError as error:
             raise RegistryError(f"{target}: {error.strerror or error}") from None
         self._kernels.clear()
+        self._files.clear()
         return removed
 
     def _read(self, path: Path) -> dict[str, Any] | None:

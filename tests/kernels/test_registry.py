@@ -334,3 +334,18 @@ def test_what_is_no_list_of_verdicts_is_no_reason_to_fail(tmp_path: Path) -> Non
         assert registry.verdicts("host", WORKLOAD) == []
         registry.publish("host", verdict())
         assert registry.verdicts("host", WORKLOAD) == [verdict()]
+
+
+def test_a_file_is_read_once_until_another_process_has_written_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Registry(tmp_path).publish("host", verdict())
+    read: list[Path] = []
+    real = records.read
+    monkeypatch.setattr(records, "read", lambda path: read.append(path) or real(path))
+    registry = Registry(tmp_path)
+    for kv_len in (1024, 512, 2048, 1024):  # buckets of one layout
+        registry.verdicts("host", replace(WORKLOAD, kv_len=kv_len))
+    assert len(read) == 1
+    Registry(tmp_path).publish("host", verdict("00000000000a"))
+    assert len(registry.verdicts("host", WORKLOAD)) == 2
