@@ -24,7 +24,7 @@ from mlx_lm_openevolve.kernels.verdict import Poisoned, Verdict, describe
 from mlx_lm_openevolve.ops import Bucket
 
 from . import check, measure
-from .suites import suite
+from .suites import default_suite, suite
 
 __all__ = ["bench_kernel"]
 
@@ -41,9 +41,7 @@ def bench_kernel(
     kernel = named(options.kernel)
     backend = options.backend or detect().backend
     backends.require(kernel, backend)
-    asked = suite(options.suite or [ops.get(kernel.op).search.default_suite])[
-        :: 3 if options.subset else 1
-    ]
+    asked = suite(options.suite or [default_suite(kernel.op)])[:: 3 if options.subset else 1]
     workloads = [workload for workload in asked if kernel.applies_to(workload)]
     if not workloads:
         raise UsageError(f"kernel {kernel.id} applies to none of the suite's workloads")

@@ -94,7 +94,7 @@ def new_config(options: argparse.Namespace) -> Config:
         check_model("--model", options.model)
         uses, names = suites.traced(options.model), [options.model]
     else:
-        names = options.workloads or [_default_suite(options.kernels)]
+        names = options.workloads or [suites.default_suite(_op(options.kernels))]
         chosen = suites.suite(names)
         uses = dict.fromkeys(chosen, 1 / len(chosen))
     return Config(
@@ -133,7 +133,6 @@ def _target(text: str) -> tuple[float, float]:
     return speedup, share
 
 
-def _default_suite(kernels: Sequence[Path] | None) -> str:
-    """That of the named kernels' family, else of the first."""
-    op = Kernel.load(kernels[0]).op if kernels else ops.FAMILIES[0]
-    return ops.get(op).search.default_suite
+def _op(kernels: Sequence[Path] | None) -> str:
+    """The family of the named kernels, else the first."""
+    return Kernel.load(kernels[0]).op if kernels else ops.FAMILIES[0]

@@ -11,7 +11,7 @@ from mlx_lm_openevolve.errors import OpenEvolveError, UsageError, WorkloadError
 from mlx_lm_openevolve.ops import Bucket
 from mlx_lm_openevolve.processes import Died, Worker, child_environment
 
-__all__ = ["suite", "suites", "traced"]
+__all__ = ["default_suite", "suite", "suites", "traced"]
 
 
 def suites() -> dict[str, tuple[Bucket, ...]]:
@@ -22,6 +22,13 @@ def suites() -> dict[str, tuple[Bucket, ...]]:
         for name, buckets in ops.get(family).search.suites.items():
             known[f"{family}/{name}" if name in known else name] = buckets
     return known
+
+
+def default_suite(op: str) -> str:
+    """The name, as `suites` has it, of what a search for that family's kernels begins with."""
+    name = ops.get(op).search.default_suite
+    known = suites()
+    return f"{op}/{name}" if f"{op}/{name}" in known else name
 
 
 def suite(names: Sequence[str]) -> tuple[Bucket, ...]:

@@ -87,19 +87,23 @@ class Registry:
             return None
         try:
             meta, sources = content(folder)
-            if (found := kernel_id(meta, sources)) != id:
-                raise KernelError(f"{folder}: content does not match its id ({found})")
         except NewerFormatError:
             return None
         except KernelError as error:
             self._quarantine(folder, str(error))
             return None
+        kernel = None
         try:
             kernel = Kernel.from_parts(meta, sources, str(folder / "kernel.json"))
-        except KernelError as error:  # it is whole: another release can read it
+            found = kernel.id
+        except KernelError as error:  # where it is whole, another release can read it
             log.info("%s", error)
+            found = kernel_id(meta, sources)
+        if found != id:
+            self._quarantine(folder, f"{folder}: content does not match its id ({found})")
             return None
-        self._kernels[id] = kernel
+        if kernel is not None:
+            self._kernels[id] = kernel
         return kernel
 
     def kernels(self) -> list[Kernel]:

@@ -7,8 +7,8 @@ from .workload import Bucket, Workload
 
 
 class _ToySearch(SearchSpace[Bucket, Workload]):
-    suites = {"toys": (Bucket(8, 64, "float32"), Bucket(16, 64, "float32"))}  # noqa: RUF012
-    default_suite = "toys"
+    suites = {"decode": (Bucket(8, 64, "float32"), Bucket(16, 64, "float32"))}  # noqa: RUF012
+    default_suite = "decode"
     task = "You write kernels that multiply and add."
     rules = "x [rows, width], scale [width], shift [width]; out [rows, width].\n"
     length = r"rows"
