@@ -7,6 +7,7 @@ that failed is handed back once, with the exact finding.
 from __future__ import annotations
 
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -95,7 +96,7 @@ class ModelQuestion:
     text: str
 
 
-class Structural:
+class Structural(ABC):
     """A proposer of new source; `name` stands in its candidates."""
 
     name: ClassVar[str]
@@ -103,9 +104,9 @@ class Structural:
     def __init__(self, seeds: Sequence[Kernel], profile: ProfileParent = no_profile) -> None:
         self._seeds, self._profile = list(seeds), profile
 
+    @abstractmethod
     def propose(self, archive: Archive, count: int) -> list[Candidate]:
         """Up to `count` new kernels."""
-        raise NotImplementedError
 
     def question(self, archive: Archive, context: int = 0) -> ModelQuestion:
         """What to ask next; `context` is what the model takes, in tokens (0: no limit)."""

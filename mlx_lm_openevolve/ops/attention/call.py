@@ -144,7 +144,7 @@ def _described(*call: Any) -> Workload | str:
     """`describe`, whatever a call holds: what the original makes of it is the caller's to see."""
     try:
         return describe(*call)
-    except Exception as error:
+    except Exception as error:  # arguments may be of any kind: the original is called with them
         return f"{type(error).__name__} where the call is read"
 
 
