@@ -17,10 +17,10 @@ from mlx_lm_openevolve.errors import UsageError
 from mlx_lm_openevolve.kernels.kernel import Kernel
 from mlx_lm_openevolve.kernels.lookup import registries
 from mlx_lm_openevolve.kernels.registry import Registry, user_root
+from mlx_lm_openevolve.units import seconds_of
 
 from . import events, loop, two_machines
 from .archive import Archive
-from .config import seconds_of
 from .evaluator import LocalEvaluator
 from .ncu import Profiler
 from .options import new_config, profiles

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -21,19 +20,9 @@ __all__ = [
     "LlmConfig",
     "Search",
     "Work",
-    "seconds_of",
 ]
 
 PROPOSERS = ("tune", "llm", "mailbox")
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)([smh]?)")
-
-
-def seconds_of(text: str) -> float:
-    """Seconds of a duration such as 90, 90s, 10m or 2h. Raises UsageError."""
-    match = _DURATION.fullmatch(text.strip())
-    if match is None or float(match[1]) <= 0:
-        raise UsageError(f"{text!r} is no duration; write 90s, 10m or 2h")
-    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
 
 
 @dataclass(frozen=True)

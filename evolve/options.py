@@ -12,9 +12,10 @@ from mlx_lm_openevolve.device import BACKENDS, detect
 from mlx_lm_openevolve.errors import UsageError
 from mlx_lm_openevolve.hub import check_model
 from mlx_lm_openevolve.kernels.kernel import Kernel
+from mlx_lm_openevolve.units import seconds_of
 
 from . import suites
-from .config import PROPOSERS, Budget, Config, LanguageModel, LlmConfig, Search, Work, seconds_of
+from .config import PROPOSERS, Budget, Config, LanguageModel, LlmConfig, Search, Work
 
 __all__ = ["add_evolve_arguments", "add_report_arguments", "new_config", "profiles"]
 

@@ -22,12 +22,13 @@ PACKAGE = ROOT / "mlx_lm_openevolve"
 
 # Folders and files at the top of the package, lowest first: each may import what stands below it.
 FLOORS = [
-    ["_version", "errors", "device", "hub", "processes", "files", "intervals"],
+    ["_version", "errors", "device", "hub", "processes", "files", "intervals", "units"],
     ["ops"],
     ["kernels", "metalhost"],
     ["backends", "importer"],
     ["gate"],
     ["runtime", "bench", "__init__"],
+    ["tune"],
     ["cli", "evolve"],
     ["__main__"],
 ]

@@ -133,9 +133,10 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 
 
-def build(shape: str) -> Any:
+def build(shape: str, *, lazy: bool = False) -> Any:
     """mlx-lm's model of that shape with random bfloat16 weights, always the same ones; experts in
-    four bits (mxfp4), as gpt-oss is published."""
+    four bits (mxfp4), as gpt-oss is published. lazy: the weights take no memory until they are
+    evaluated."""
     config = SHAPES[shape]
     module = import_module(f"mlx_lm.models.{config['model_type']}")
     mx.random.seed(0)
@@ -151,5 +152,6 @@ def build(shape: str) -> Any:
                 ("experts" in path or "switch_mlp" in path) and hasattr(layer, "to_quantized")
             ),
         )
-    mx.eval(model.parameters())
+    if not lazy:
+        mx.eval(model.parameters())
     return model

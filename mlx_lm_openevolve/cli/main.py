@@ -1,6 +1,6 @@
 """The command line.
 
-    mlx-lm-openevolve run | bench | evolve | report | check | import | list
+    mlx-lm-openevolve run | tune | bench | evolve | report | check | import | list
                       | show | status | clear
 
 Exit codes: 0 done; 1 rejected or not faster; 2 not done (a wrong argument, or something that this
@@ -27,6 +27,7 @@ from ..bench import command as bench
 from ..device import BACKENDS
 from ..errors import OpenEvolveError, interrupted
 from ..evolve import options as evolve_options  # the core does without it: here the two meet
+from ..tune import options as tune_options
 from . import inspect as inspection
 from . import run
 from .check import check as check_command
@@ -119,6 +120,9 @@ def parser() -> argparse.ArgumentParser:
         add("bench", _bench, "Measure a model, stock against patched, in fresh processes.")
     )
 
+    tune_options.add_arguments(
+        add("tune", _tune, "Decide what a model's calls run on, on this chip, in minutes.")
+    )
     evolve_options.add_evolve_arguments(
         add("evolve", _evolve, "Look for better kernels on this machine; resumable.")
     )
@@ -160,6 +164,12 @@ def _bench(options: argparse.Namespace, out: Console) -> Result:
     from ..evolve.bench_kernel import bench_kernel
 
     return bench.run(options, out, bench_kernel)
+
+
+def _tune(options: argparse.Namespace, out: Console) -> Result:
+    from ..tune import command
+
+    return command.run(options, out)
 
 
 def _import(options: argparse.Namespace, out: Console) -> Result:

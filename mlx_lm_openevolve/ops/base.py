@@ -122,6 +122,10 @@ class Bucket(Workload, Protocol):
         """The largest workload of the range."""
         ...
 
+    def neighbours(self) -> Sequence[Bucket]:
+        """The same calls at the next shorter and longer lengths: what wins there is tried first."""
+        ...
+
 
 W = TypeVar("W", bound=Workload)
 B = TypeVar("B", bound=Bucket)

@@ -25,7 +25,7 @@ from ..kernels.registry import Registry
 from ..kernels.verdict import Poisoned, Verdict, gate_version
 from ..ops import Bucket
 
-__all__ = ["BUDGETS", "GATE_MODES", "GateBudget", "Judges", "Plan", "Planner"]
+__all__ = ["BUDGETS", "GATE_MODES", "Contender", "GateBudget", "Judges", "Plan", "Planner"]
 
 log = logging.getLogger("mlx_lm_openevolve")
 
@@ -69,7 +69,9 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class _Candidate:
+class Contender:
+    """A kernel with params that may be judged."""
+
     kernel: Kernel
     params: dict[str, int]
     trusted: bool  # shipped, or accepted on this device before: may be gated in this process
@@ -136,11 +138,11 @@ class Planner:
             return plan
 
     def _plan(self, bucket: Bucket) -> Plan:
-        verdicts = self._verdicts(bucket)
+        verdicts = self.verdicts(bucket)
         best = self._best(bucket, verdicts)
         if best is not None:
             return best
-        candidates = self._candidates(bucket, verdicts)
+        candidates = self.candidates(bucket)
         if not candidates:
             if verdicts:
                 return Plan(bucket, f"rejected: {verdicts[0].reason}", verdict=verdicts[0])
@@ -151,7 +153,11 @@ class Planner:
             return Plan(bucket, "no stored verdict, and gate='stored' makes none")
         return self._gate(bucket)
 
-    def _verdicts(self, bucket: Bucket) -> list[Verdict]:
+    def stored(self, bucket: Bucket) -> Plan | None:
+        """The plan that the stored verdicts give; None where none of them is accepted."""
+        return self._best(bucket, self.verdicts(bucket))
+
+    def verdicts(self, bucket: Bucket) -> list[Verdict]:
         """Verdicts that count here, one for each (kernel, params), the user's own first."""
         verdicts: dict[Any, Verdict] = {}
         stamp = self.stamp(bucket)
@@ -162,19 +168,24 @@ class Planner:
                     verdicts.setdefault(key, verdict)
         return sorted(verdicts.values(), key=lambda v: v.rank, reverse=True)
 
+    def serves(self, verdict: Verdict) -> bool:
+        """Whether a verdict lets its kernel serve."""
+        return verdict.accepted or (verdict.correct and not self.require_faster)
+
     def _best(self, bucket: Bucket, verdicts: Sequence[Verdict]) -> Plan | None:
         for verdict in verdicts:
-            if not (verdict.accepted or (verdict.correct and not self.require_faster)):
+            if not self.serves(verdict):
                 continue
             if self.only is not None and verdict.kernel != self.only.id:
                 continue
-            kernel = self._kernel(verdict.kernel)
+            kernel = self.kernel(verdict.kernel)
             if kernel is not None and self._applies(kernel, bucket):
                 reason = "accepted" if verdict.accepted else "correct; faster was not asked for"
                 return Plan(bucket, reason, kernel, verdict)
         return None
 
-    def _kernel(self, id: str) -> Kernel | None:
+    def kernel(self, id: str) -> Kernel | None:
+        """The kernel of that id, where a registry has it whole."""
         if self.only is not None and self.only.id == id:
             return self.only
         return next((k for k in (r.kernel(id) for r in self.registries) if k is not None), None)
@@ -188,9 +199,10 @@ class Planner:
         except KernelError:
             return False
 
-    def _candidates(self, bucket: Bucket, verdicts: Sequence[Verdict]) -> list[_Candidate]:
+    def candidates(self, bucket: Bucket) -> list[Contender]:
         """Kernels that apply and were not judged here yet, most promising first: with the params
-        that won elsewhere, or here under another version, and then with their defaults."""
+        that won elsewhere, or here under another version; that won at neighbouring lengths here;
+        and then with their defaults."""
         shipped = {k.id: k for r in self.registries if not r.writable for k in r.kernels()}
         own = {k.id: k for r in self.registries if r.writable for k in r.kernels()}
         kernels = {**own, **shipped} if self.only is None else {self.only.id: self.only}
@@ -212,6 +224,8 @@ class Planner:
             reverse=True,
         )
         here = {v.kernel for v in winners if v.fingerprint.get("device") == self.device.slug}
+        near = [v for other in bucket.neighbours() for v in self.verdicts(other)]
+        winners += [v for v in near if v.accepted and v.kernel in kernels]
         proposals = [(v.kernel, dict(v.params)) for v in winners]
         # Launches written for this backend first: they suit it best.
         for id, kernel in sorted(kernels.items(), key=lambda item: not item[1].native):
@@ -219,12 +233,12 @@ class Planner:
                 proposals.append((id, kernel.default_params(bucket)))
             except KernelError as error:
                 log.warning("%s", error)
-        judged = [(v.kernel, dict(v.params)) for v in verdicts]
-        candidates: list[_Candidate] = []
+        judged = [(v.kernel, dict(v.params)) for v in self.verdicts(bucket)]
+        candidates: list[Contender] = []
         for i, (id, params) in enumerate(proposals):
             if (id, params) not in judged and (id, params) not in proposals[:i]:
-                candidates.append(_Candidate(kernels[id], params, id in shipped or id in here))
-        return candidates[:MAX_CANDIDATES]
+                candidates.append(Contender(kernels[id], params, id in shipped or id in here))
+        return candidates
 
     def _gate(self, bucket: Bucket) -> Plan:
         start = time.monotonic()
@@ -239,21 +253,20 @@ class Planner:
         try:
             with self.user.gating(self.device.slug, bucket, seconds) as ours:
                 # Another process may have judged while this one waited.
-                verdicts = self._verdicts(bucket)
+                verdicts = self.verdicts(bucket)
                 best = self._best(bucket, verdicts)
                 if best is not None:
                     return best
                 if not ours:
                     return Plan(bucket, "pending: another process is gating it")
-                candidates = self._candidates(bucket, verdicts)
+                candidates = self.candidates(bucket)[:MAX_CANDIDATES]
                 made: list[Verdict] = []
                 for candidate in candidates:
                     left = seconds - (time.monotonic() - start)
-                    verdict = self._judge(candidate, bucket, left) if left > 0 else None
-                    if verdict is None:
+                    try:
+                        made.append(self.judge(candidate, bucket, left))
+                    except GateTimeout:
                         break
-                    made.append(verdict)
-                    self._publish(candidate.kernel, verdict)
                 if candidates and not made and seconds == self.budget.workload:
                     with contextlib.suppress(RegistryError):
                         self.user.timed_out(*about)
@@ -276,27 +289,31 @@ class Planner:
         self._refused = True
         return Plan(bucket, f"rejected: {worst.reason}", verdict=worst)
 
-    def _judge(self, candidate: _Candidate, bucket: Bucket, seconds: float) -> Verdict | None:
+    def judge(self, candidate: Contender, bucket: Bucket, seconds: float) -> Verdict:
+        """The gate's verdict on a candidate, which is stored. Raises GateTimeout where `seconds`
+        do not suffice, and MachineError."""
         # On the host a kernel always runs in a process of its own: metalhost sees to that.
         alone = candidate.trusted or self.device.backend == "host"
+        if seconds <= 0:
+            raise GateTimeout(f"{bucket.slug}: no time is left")
         assert self._judges is not None
         judges = self._judges()
         judge = judges.here if alone else judges.in_worker
         self.off.append("gate")
         try:
-            return judge(
+            verdict = judge(
                 candidate.kernel, candidate.params, bucket, self.device.backend, seconds=seconds
             )
-        except GateTimeout:
-            return None
         except Poisoned as error:
             try:
                 self.user.poison(self.device.slug, candidate.kernel.id, str(error))
             except RegistryError as problem:
                 log.warning("%s", problem)
-            return error.verdict
+            verdict = error.verdict
         finally:
             self.off.remove("gate")
+        self._publish(candidate.kernel, verdict)
+        return verdict
 
     def _publish(self, kernel: Kernel, verdict: Verdict) -> None:
         try:

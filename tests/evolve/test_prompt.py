@@ -19,13 +19,13 @@ from mlx_lm_openevolve.evolve.config import (
     LanguageModel,
     LlmConfig,
     Search,
-    seconds_of,
 )
 from mlx_lm_openevolve.evolve.evaluation import Evaluation, WorkloadResult
 from mlx_lm_openevolve.evolve.propose.answers import AnswerError, apply, note_of, parent_of
 from mlx_lm_openevolve.evolve.propose.structural import choose_parent
 from mlx_lm_openevolve.kernels.kernel import Kernel
 from mlx_lm_openevolve.kernels.registry import Registry, tuned_root
+from mlx_lm_openevolve.units import seconds_of
 
 SLUG = evolve_kernels.DECODE.slug
 COUNTERS = {

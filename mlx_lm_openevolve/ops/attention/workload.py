@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
 from ...errors import WorkloadError
@@ -236,3 +236,8 @@ class Bucket(_Shape):
     def largest(self) -> Workload:
         """The largest workload of the range: it has no more queries than keys."""
         return self.exact(q_len=min(self.q_len, self.kv_len))
+
+    def neighbours(self) -> list[Bucket]:
+        """Half and twice the keys."""
+        lengths = {max(1, self.kv_len // 2), 2 * self.kv_len} - {self.kv_len}
+        return [replace(self, kv_len=n) for n in sorted(lengths)]

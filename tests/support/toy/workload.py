@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
 from ...errors import WorkloadError
@@ -69,3 +69,6 @@ class Bucket(_Shape):
 
     def largest(self) -> Workload:
         return Workload(**self._plain())
+
+    def neighbours(self) -> list[Bucket]:
+        return [replace(self, rows=2 * self.rows)]

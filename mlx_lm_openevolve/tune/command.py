@@ -1,0 +1,188 @@
+"""`mlx-lm-openevolve tune`: proven kernels for the models of this machine, on its chip.
+
+    model -> every workload it will meet -> the known kernels on each, most valuable first
+          -> params that nobody tried, where time is left -> your registry
+
+Here is what is printed; the options are in options.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import mlx_lm
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from rich.text import Text
+
+from .. import ops
+from ..bench.command import SHAPES, write
+from ..bench.model_configs import build
+from ..device import Device, detect
+from ..errors import BackendError, UsageError
+from ..gate.judge import judge
+from ..gate.worker import judge_in_worker
+from ..hub import check_model
+from ..kernels.lookup import registries
+from ..runtime.planner import Judges, Planner
+from ..units import seconds_of, tokens_of
+from . import decide as deciding
+from . import params, report
+from .decide import ACCEPTED, LEFT, REJECTED, UNSERVED, Row
+from .options import batches_of
+from .workloads import Use, workloads
+
+__all__ = ["run"]
+
+# Without --model: the layouts that most downloads of mlx-lm's models have.
+USUAL = ("qwen3-0.6b", "qwen3-4b", "llama-3.2-1b")
+
+
+def run(options: argparse.Namespace, out: Console) -> tuple[int, dict[str, Any]]:
+    """The command. Exit code 0: what is not decided when the budget ends is for the next run."""
+    context, budget = tokens_of(options.context), seconds_of(options.budget)
+    batches = batches_of(options.batch)
+    device = detect(options.backend)
+    if device.backend == "host" and options.backend is None:
+        raise BackendError(
+            "MLX has no GPU here, and on the CPU no kernel is faster; to see which are right:"
+            " --backend host"
+        )
+    end = time.monotonic() + budget
+    uses = met(options, context, batches)
+    judges = Judges(judge, judge_in_worker)
+    planner = Planner(
+        device, registries(), judges=lambda: judges, require_faster=device.backend != "host"
+    )
+    rows: dict[Use, Row] = {}
+    for use in uses:
+        if row := deciding.stored(planner, use):
+            rows[use] = row
+    todo = [use for use in uses if use not in rows]
+    out.print(
+        f"{device.name} ({device.backend}): {len(uses)} workloads up to {context} tokens,"
+        f" {len(todo)} of them to decide",
+        markup=False,
+    )
+    for line in report.conditions(device):
+        out.print(line, markup=False)
+    measured = None
+    try:
+        with Progress(console=out, transient=True) as bar:
+            for row in tuned(planner, todo, end, bar):
+                rows[row.use] = row
+            if options.report:
+                measured = _bench(options, device, bar)
+    finally:  # whoever stops keeps what there is
+        known = [rows.get(use, Row(use, LEFT, "the budget was spent")) for use in uses]
+        out.print(table(known, planner))
+        out.print(summary(known, options), markup=False)
+        asked = {"context": context, "batches": batches, "budget": budget, "shape": options.shape}
+        result = report.record(device, known, asked, measured)
+        if options.report:
+            write(options.report, result)
+    return 0, result
+
+
+def met(options: argparse.Namespace, context: int, batches: Sequence[int]) -> list[Use]:
+    """What the models that were named will ask."""
+    if options.model or options.shape:
+        names = [[options.model or options.shape, *filter(None, [options.draft])]]
+    elif options.draft:
+        raise UsageError("--draft speculates for a --model or a --shape")
+    else:
+        names = [[name] for name in USUAL]
+    for option in ("model", "draft"):
+        name = getattr(options, option)
+        if name and name not in SHAPES:
+            check_model(f"--{option}", name)
+    found: dict[Any, float] = {}
+    for pair in names:
+        for use in workloads(list(map(load, pair)), context, batches, options.kv_bits or 0):
+            found[use.bucket] = found.get(use.bucket, 0.0) + use.calls
+    return [Use(bucket, calls) for bucket, calls in found.items()]
+
+
+def load(name: str) -> Any:
+    """A model whose weights stay where they are: only its shapes are asked for."""
+    if name in SHAPES:
+        return build(name, lazy=True)
+    try:
+        return mlx_lm.load(name, lazy=True)[0]
+    except Exception as error:
+        raise UsageError(f"{name}: {type(error).__name__}: {error}") from None
+
+
+def tuned(planner: Planner, todo: Sequence[Use], end: float, bar: Progress) -> Iterator[Row]:
+    """Decide what is not, the most valuable first; then, where time is left, look for better
+    params in that order. Yields a row for each as soon as it is known, and again where it is
+    better."""
+    task = bar.add_task("measuring what there is to win", total=2 * len(todo))
+    worth: dict[Use, float] = {}
+    for use in todo:
+        try:
+            # The host backend's times are modelled: there calls count alone.
+            on_gpu = planner.device.backend != "host"
+            worth[use] = deciding.worth(use, planner.device) if on_gpu else use.calls
+        except MemoryError as error:
+            yield Row(use, LEFT, str(error))
+        bar.update(task, advance=1)
+    order = sorted(worth, key=worth.__getitem__, reverse=True)
+    decided: list[Row] = []
+    for row in deciding.decide(planner, order, end):
+        decided.append(row)
+        yield row
+        bar.update(task, advance=1, description=f"{row.state} {row.bucket.slug}")
+    if planner.device.backend == "host":
+        return
+    open_ = [row for row in decided if row.new and row.verdict and row.verdict.correct]
+    for at, row in enumerate(open_):
+        left = end - time.monotonic()
+        if left < deciding.LEAST:
+            return
+        bar.update(task, description=f"params of {row.bucket.slug}")
+        better = params.better(planner, row, time.monotonic() + left / (len(open_) - at))
+        if better is not None:
+            yield better
+
+
+def table(rows: Sequence[Row], planner: Planner) -> Table:
+    """What each workload runs on, and why."""
+    made = Table(box=None, pad_edge=False)
+    for heading in ("workload", "runs on", "ratio", ""):
+        made.add_column(heading, overflow="fold")
+    for row in rows:
+        verdict, kernel, ratio = row.verdict, ops.of(row.bucket).stock, ""
+        if verdict and row.state == ACCEPTED:
+            known = planner.kernel(verdict.kernel)
+            kernel = known.name if known else verdict.kernel
+        if verdict and verdict.ratio:
+            low, high = (verdict.timing.get(end, math.nan) for end in ("low", "high"))
+            ratio = f"{verdict.ratio:.2f} [{low:.2f}, {high:.2f}]"
+        made.add_row(row.bucket.slug, kernel, ratio, Text(row.reason))
+    return made
+
+
+def summary(rows: Sequence[Row], options: argparse.Namespace) -> str:
+    """Counts, and how to go on where something is left."""
+    counts = Counter(row.state for row in rows)
+    text = ", ".join(f"{counts[state]} {state}" for state in (ACCEPTED, REJECTED, UNSERVED, LEFT))
+    if counts[LEFT]:
+        text += "; the same command goes on with what is left"
+    return text
+
+
+def _bench(options: argparse.Namespace, device: Device, bar: Progress) -> dict[str, Any] | None:
+    shape = options.shape or ("" if options.model else USUAL[0])
+    task = bar.add_task("tokens a second, stock and tuned", total=4 * report.BLOCKS)
+
+    def step(arm: str) -> None:
+        bar.update(task, advance=1)
+
+    return report.measured(options.model or "", shape, device, step)

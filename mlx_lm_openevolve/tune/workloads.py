@@ -1,0 +1,142 @@
+"""Which workloads a model will meet: it is traced, and nothing is computed.
+
+MLX is lazy: a model that is called and never evaluated costs its graph alone, no memory and no
+time, whatever the length. So the code that will generate says itself which shapes its calls have.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from typing import Any
+
+import mlx.core as mx
+from mlx_lm.generate import maybe_quantize_kv_cache
+from mlx_lm.models.cache import make_prompt_cache
+
+from .. import ops
+from ..errors import UsageError, interrupted
+from ..ops import Bucket, Op, Workload
+from ..ops.base import Call
+from ..runtime.dispatch import Route
+from ..runtime.patch import Patch
+
+__all__ = ["SHORTEST", "Use", "workloads"]
+
+SHORTEST = 32  # a chat's first prompt is longer; what is shorter is over in a few tokens
+# Of mlx-lm's commands: tokens of a prompt that are read at once, alone and with a draft model, and
+# what a step of speculation verifies.
+PREFILL, PREFILL_SPECULATING, VERIFY = 2048, 512, 4
+KV_GROUP = 64
+
+
+@dataclass(frozen=True)
+class Use:
+    """A bucket that a model meets: its calls for a token that is read or made there."""
+
+    bucket: Bucket
+    calls: float
+
+
+class _Recorder:
+    """Where a dispatcher stands at run time: it counts every call and serves none."""
+
+    def __init__(self, calls: Counter[Bucket]) -> None:
+        self.routes: dict[Any, Any] = {}  # stays empty: every call is new
+        self.off: list[str] = []
+        self.tokens = 1
+        self._calls = calls
+
+    def route(self, key: Any, described: Workload | str, arrays: Sequence[Any]) -> Route:
+        if not isinstance(described, str):
+            self._calls[described.bucket()] += 1 / self.tokens  # type: ignore[assignment]
+        return Route(None, "")
+
+    def refuse(self, reason: str) -> None:
+        pass
+
+
+def workloads(
+    models: Sequence[Any], context: int, batches: Sequence[int] = (1,), kv_bits: int = 0
+) -> list[Use]:
+    """The buckets that generation with a model meets, every length from SHORTEST to `context`:
+    decode steps, the chunks of a prompt, and with a second model, the draft, steps of verifying.
+
+    models: of mlx-lm, the draft second; they may be lazy. batches: numbers of sequences. kv_bits:
+    of a quantised cache (in groups of 64), beside the plain one that mlx-lm begins with; 0 for
+    none. Raises UsageError where a model cannot be called so.
+    """
+    calls: Counter[Bucket] = Counter()
+    speculating = len(models) > 1
+    for batch in batches:
+        alone = batch == 1
+        for bits in {0, kv_bits if alone else 0}:
+            for i, model in enumerate(models if alone else models[:1]):
+                verified = VERIFY if speculating and alone and i == 0 else 0
+                chunk = PREFILL_SPECULATING if speculating and alone else PREFILL
+                _trace(model, context, batch, bits, verified, chunk, calls)
+    return [Use(bucket, count) for bucket, count in calls.items()]
+
+
+def _trace(
+    model: Any,
+    context: int,
+    batch: int,
+    bits: int,
+    verified: int,
+    chunk: int,
+    calls: Counter[Bucket],
+) -> None:
+    recorders = [(op, _Recorder(calls)) for op in map(ops.get, ops.FAMILIES)]
+    patches = [
+        Patch(import_module(point.module), point.name, partial(_wrapped, op, recorder))
+        for op, recorder in recorders
+        for point in op.patch_points
+    ]
+    try:
+        for patch in patches:
+            patch.install()
+        caches = [make_prompt_cache(model) for _ in range(batch)]
+        cache = (
+            caches[0] if batch == 1 else [c[0].merge(list(c)) for c in zip(*caches, strict=True)]
+        )
+        for n in _steps(context, verified, chunk):
+            for _, recorder in recorders:
+                recorder.tokens = n
+            model(mx.zeros((batch, n), mx.int32), cache=cache)
+            maybe_quantize_kv_cache(cache, 0, KV_GROUP, bits or None)
+    except Exception as error:
+        if interrupted(error):
+            raise KeyboardInterrupt from None
+        with_ = f" with {batch} sequences" if batch > 1 else f" with --kv-bits {bits}" * bool(bits)
+        raise UsageError(
+            f"mlx-lm cannot run this model{with_}: {type(error).__name__}: {error}"
+        ) from None
+    finally:
+        for patch in patches:
+            patch.restore()
+
+
+def _wrapped(op: Op[Any, Any], recorder: _Recorder, original: Call) -> Call:
+    return op.wrap(original, recorder)
+
+
+def _steps(context: int, verified: int, chunk: int) -> Iterator[int]:
+    """Numbers of tokens to feed one after another, so that the upper end of every bucket up to
+    `context` is met by a step of `verified` tokens and by one of a single token."""
+    last = [n for n in (verified, 1) if n]
+    at, end = 0, min(SHORTEST, context)
+    while True:
+        prompt = end - sum(last) - at
+        while prompt > 0:
+            n = min(chunk, prompt)
+            yield n
+            prompt -= n
+        yield from last
+        at = end
+        if end == context:
+            return
+        end = min(2 * end, context)
