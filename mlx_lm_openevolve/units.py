@@ -8,8 +8,8 @@ from .errors import UsageError
 
 __all__ = ["seconds_of", "tokens_of"]
 
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smh]?)")
-_TOKENS = re.compile(r"(\d{1,9})\s*(k?)", re.IGNORECASE)
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smh]?)", re.ASCII)
+_TOKENS = re.compile(r"(\d{1,9})\s*(k?)", re.ASCII | re.IGNORECASE)
 
 
 def seconds_of(text: str) -> float:

@@ -34,7 +34,7 @@ from ..runtime.planner import Judges, Planner
 from ..units import seconds_of, tokens_of
 from . import decide as deciding
 from . import params, report
-from .decide import ACCEPTED, LEFT, REJECTED, UNSERVED, Row
+from .decide import LEFT, REJECTED, SERVED, UNSERVED, Row
 from .options import batches_of
 from .workloads import Use, workloads
 
@@ -159,7 +159,7 @@ def table(rows: Sequence[Row], planner: Planner) -> Table:
         made.add_column(heading, overflow="fold")
     for row in rows:
         verdict, kernel, ratio = row.verdict, ops.of(row.bucket).stock, ""
-        if verdict and row.state == ACCEPTED:
+        if verdict and row.state == SERVED:
             known = planner.kernel(verdict.kernel)
             kernel = known.name if known else verdict.kernel
         if verdict and verdict.ratio:
@@ -172,7 +172,7 @@ def table(rows: Sequence[Row], planner: Planner) -> Table:
 def summary(rows: Sequence[Row], options: argparse.Namespace) -> str:
     """Counts, and how to go on where something is left."""
     counts = Counter(row.state for row in rows)
-    text = ", ".join(f"{counts[state]} {state}" for state in (ACCEPTED, REJECTED, UNSERVED, LEFT))
+    text = ", ".join(f"{counts[state]} {state}" for state in (SERVED, REJECTED, UNSERVED, LEFT))
     if counts[LEFT]:
         text += "; the same command goes on with what is left"
     return text

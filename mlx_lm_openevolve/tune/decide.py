@@ -22,13 +22,14 @@ from ..ops import Bucket
 from ..runtime.planner import Planner
 from .workloads import Use
 
-__all__ = ["ACCEPTED", "LEAST", "LEFT", "REJECTED", "UNSERVED", "Row", "decide", "stored", "worth"]
+__all__ = ["LEAST", "LEFT", "REJECTED", "SERVED", "UNSERVED", "Row", "decide", "stored", "worth"]
 
-ACCEPTED, REJECTED = "accepted", "rejected"
-UNSERVED = "unserved"  # no kernel applies
+SERVED, REJECTED = "served", "rejected"
+UNSERVED = "without a kernel"  # none applies
 LEFT = "left"  # no time, no memory or trouble of the machine: the next run tries it
-# Seconds for one verdict: the more, the narrower its interval.
-LEAST, _MOST = 3.0, 10.0
+# Seconds for one verdict: the more, the narrower its interval. On the host a kernel runs a thousand
+# times slower.
+LEAST, _MOST, _MOST_ON_HOST = 3.0, 10.0, 120.0
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def stored(planner: Planner, use: Use) -> Row | None:
     """What is decided already; None where a kernel is to be judged."""
     plan = planner.stored(use.bucket)
     if plan is not None:
-        return Row(use, ACCEPTED, plan.reason, plan.verdict)
+        return Row(use, SERVED, plan.reason, plan.verdict)
     if planner.candidates(use.bucket):
         return None
     verdicts = planner.verdicts(use.bucket)
@@ -76,9 +77,10 @@ def worth(use: Use, device: Device, seed: int = 0) -> float:
 def decide(planner: Planner, uses: Sequence[Use], end: float) -> Iterator[Row]:
     """Judge the candidates of every use, in this order, until one is accepted, and until `end`
     (time.monotonic). Yields a row for each."""
+    most = _MOST_ON_HOST if planner.device.backend == "host" else _MOST
     for at, use in enumerate(uses):
         left = end - time.monotonic()
-        seconds = min(max(left / (len(uses) - at), LEAST), _MOST)
+        seconds = min(max(left / (len(uses) - at), LEAST), most)
         yield _decide(planner, use, seconds, end)
 
 
@@ -92,7 +94,7 @@ def _decide(planner: Planner, use: Use, seconds: float, end: float) -> Row:
         except (GateTimeout, MachineError) as error:
             return Row(use, LEFT, str(error), _best(made), bool(made))
         if planner.serves(made[-1]):
-            return Row(use, ACCEPTED, made[-1].reason, made[-1], True)
+            return Row(use, SERVED, made[-1].reason, made[-1], True)
     best = _best([*made, *planner.verdicts(use.bucket)])
     return Row(use, REJECTED, best.reason if best else "no kernel applies", best, bool(made))
 

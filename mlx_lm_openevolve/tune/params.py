@@ -15,7 +15,7 @@ from ..gate.static_rules import static_rules
 from ..kernels.kernel import Kernel
 from ..ops import Bucket
 from ..runtime.planner import Contender, Planner
-from .decide import ACCEPTED, LEAST, Row
+from .decide import LEAST, SERVED, Row
 
 __all__ = ["better", "fastest", "settings"]
 
@@ -61,7 +61,7 @@ def better(planner: Planner, row: Row, end: float) -> Row | None:
         return None
     if not planner.serves(verdict) or verdict.rank <= known.rank:
         return None
-    return Row(row.use, ACCEPTED, verdict.reason, verdict, new=True)
+    return Row(row.use, SERVED, verdict.reason, verdict, new=True)
 
 
 def fastest(planner: Planner, known: Contender, bucket: Bucket, end: float) -> Contender | None:

@@ -30,6 +30,10 @@ SHORTEST = 32  # a chat's first prompt is longer; what is shorter is over in a f
 # Of mlx-lm's commands: tokens of a prompt that are read at once, alone and with a draft model, and
 # what a step of speculation verifies.
 PREFILL, PREFILL_SPECULATING, VERIFY = 2048, 512, 4
+# Last chunks of a later prompt in a conversation, which may have any length: one for each range.
+SHORT_CHUNKS = (20, 5)
+TURN = 256  # tokens of a turn of a conversation: what is asked once a turn counts so little
+ONE = 2  # the steps of one token that are traced at each length
 KV_GROUP = 64
 
 
@@ -99,15 +103,15 @@ def _trace(
     try:
         for patch in patches:
             patch.install()
-        caches = [make_prompt_cache(model) for _ in range(batch)]
-        cache = (
-            caches[0] if batch == 1 else [c[0].merge(list(c)) for c in zip(*caches, strict=True)]
-        )
-        for n in _steps(context, verified, chunk):
-            for _, recorder in recorders:
-                recorder.tokens = n
-            model(mx.zeros((batch, n), mx.int32), cache=cache)
-            maybe_quantize_kv_cache(cache, 0, KV_GROUP, bits or None)
+        for prompt in _generations(context, verified, chunk):
+            caches = [make_prompt_cache(model) for _ in range(batch)]
+            merged = zip(*caches, strict=True)
+            cache = caches[0] if batch == 1 else [same[0].merge(list(same)) for same in merged]
+            for n in prompt:
+                for _, recorder in recorders:
+                    recorder.tokens = ONE if n == 1 else n if n == verified else max(n, TURN)
+                model(mx.zeros((batch, n), mx.int32), cache=cache)
+                maybe_quantize_kv_cache(cache, 0, KV_GROUP, bits or None)
     except Exception as error:
         if interrupted(error):
             raise KeyboardInterrupt from None
@@ -124,19 +128,27 @@ def _wrapped(op: Op[Any, Any], recorder: _Recorder, original: Call) -> Call:
     return op.wrap(original, recorder)
 
 
-def _steps(context: int, verified: int, chunk: int) -> Iterator[int]:
-    """Numbers of tokens to feed one after another, so that the upper end of every bucket up to
-    `context` is met by a step of `verified` tokens and by one of a single token."""
-    last = [n for n in (verified, 1) if n]
-    at, end = 0, min(SHORTEST, context)
-    while True:
-        prompt = end - sum(last) - at
-        while prompt > 0:
-            n = min(chunk, prompt)
-            yield n
-            prompt -= n
+def _generations(context: int, verified: int, chunk: int) -> Iterator[Iterator[int]]:
+    """What to feed, numbers of tokens one after another, to a few fresh caches, so that the upper
+    end of every bucket up to `context` is met in every way that generation meets it."""
+    ends = [min(SHORTEST, context)]
+    while ends[-1] < context:
+        ends.append(min(2 * ends[-1], context))
+    for end in ends:  # a prompt that is read at once
+        if end <= chunk:
+            yield iter([end])
+    yield _conversation(ends, verified, chunk)
+
+
+def _conversation(ends: Sequence[int], verified: int, chunk: int) -> Iterator[int]:
+    """Up to each end: whole chunks, then short ones, a step of `verified` tokens, and two of one:
+    a cache that slides is asked otherwise right after a prompt than later."""
+    at = 0
+    for end in ends:
+        last = [n for n in (*SHORT_CHUNKS, verified, *[1] * ONE) if n]
+        while sum(last) > end - at:
+            del last[0]
+        for start in range(at, end - sum(last), chunk):
+            yield min(chunk, end - sum(last) - start)
         yield from last
         at = end
-        if end == context:
-            return
-        end = min(2 * end, context)

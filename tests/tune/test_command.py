@@ -1,0 +1,213 @@
+"""`tune`: the whole flow under the host backend, where kernels are judged right, never faster."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import mlx_lm_openevolve
+from mlx_lm_openevolve.cli.main import main
+from mlx_lm_openevolve.device import detect
+from mlx_lm_openevolve.errors import GateTimeout
+from mlx_lm_openevolve.gate.judge import judge
+from mlx_lm_openevolve.kernels.lookup import registries
+from mlx_lm_openevolve.ops.attention.workload import Bucket
+from mlx_lm_openevolve.runtime.planner import Contender, Judges, Planner
+from mlx_lm_openevolve.tune import command, decide, params, report
+from mlx_lm_openevolve.tune.workloads import Use
+
+BUCKET = Bucket(1, 4, 2, 1, 32, 64, 64, "bfloat16")
+
+
+def tune(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, dict[str, Any], str]:
+    code = main(["tune", "--backend", "host", "--json", *words])
+    told = capsys.readouterr()
+    return code, json.loads(told.out.splitlines()[-1]), told.err
+
+
+def planner(judges: Judges | None = None) -> Planner:
+    made = Judges(judge, judge) if judges is None else judges
+    return Planner(detect("host"), registries(), judges=lambda: made, require_faster=False)
+
+
+def test_a_model_is_tuned_once_and_then_served(
+    tiny_folder: Path, tiny_model: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ("--model", str(tiny_folder), "--context", "48")
+    code, result, text = tune(capsys, *asked)
+    assert code == 0
+    rows = {row["workload"]: row for row in result["workloads"]}
+    decode = [slug for slug in rows if "-lq1-" in slug]
+    assert {rows[slug]["state"] for slug in decode} == {"served"}
+    assert all(rows[slug]["verdict"]["correct"] for slug in decode)
+    assert "0 left" in text
+    # What is stored is not judged again, here or in a process that serves.
+    code, again, text = tune(capsys, *asked)
+    assert ", 0 of them to decide" in text
+    states = [(row["workload"], row["state"]) for row in result["workloads"]]
+    assert [(row["workload"], row["state"]) for row in again["workloads"]] == states
+    with mlx_lm_openevolve.optimizations(backend="host", gate="stored", require_faster=False):
+        import mlx.core as mx
+        from mlx_lm import load
+        from mlx_lm.generate import generate_step
+
+        model = load(str(tiny_folder))[0]
+        for _ in generate_step(mx.arange(33), model, max_tokens=8):
+            pass
+        info = mlx_lm_openevolve.get_optimization_info()["workloads"]
+    served = {slug: row["hits"] for slug, row in info.items() if "-lq1-" in slug}
+    assert served
+    assert all(served.values())
+
+
+def test_whoever_stops_keeps_what_there_is(
+    tiny_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ("--model", str(tiny_folder), "--context", "32")
+    calls = []
+
+    def twice(*args: Any, **kwargs: Any) -> Any:
+        calls.append(args)
+        if len(calls) > 1:
+            raise KeyboardInterrupt
+        return judge(*args, **kwargs)
+
+    monkeypatch.setattr(command, "judge", twice)
+    code = main(["tune", "--backend", "host", *asked])
+    told = capsys.readouterr()
+    assert code == 130
+    assert "interrupted" in told.err
+    assert "1 served" in told.out
+    assert "the same command goes on with what is left" in told.out
+    monkeypatch.undo()
+
+
+def test_a_budget_that_is_spent_says_how_to_go_on(
+    tiny_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, result, text = tune(
+        capsys, "--model", str(tiny_folder), "--context", "32", "--budget", "1s"
+    )
+    assert code == 0
+    assert "goes on with what is left" in text
+    assert {row["reason"] for row in result["workloads"]} == {"the budget was spent"}
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--context", "x"], "is no number of tokens"),
+        (["--budget", "x"], "is no duration"),
+        (["--batch", "0"], "1 to 4096 sequences"),
+        (["--batch", "1,"], "write numbers of sequences"),
+        (["--model", "/nowhere"], "no such folder"),
+        (["--draft", "qwen3-0.6b"], "speculates for a --model"),
+    ],
+)
+def test_a_wrong_option_is_one_line(
+    words: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["tune", "--backend", "host", *words]) == 2
+    told = capsys.readouterr()
+    assert says in told.err
+    assert told.err.count("\n") == 1
+    assert not told.out
+
+
+def test_without_a_gpu_it_says_what_it_can_do(capsys: pytest.CaptureFixture[str]) -> None:
+    if detect().backend != "host":
+        pytest.skip("this machine has a GPU")
+    assert main(["tune"]) == 2
+    assert "--backend host" in capsys.readouterr().err
+
+
+def test_what_the_gate_has_no_time_for_is_left() -> None:
+    def late(*args: Any, **kwargs: Any) -> Any:
+        raise GateTimeout("3 s do not suffice")
+
+    asked = planner(Judges(late, late))
+    [row] = decide.decide(asked, [Use(BUCKET, 2.0)], time.monotonic() + 60)
+    assert (row.state, row.reason, row.new) == (decide.LEFT, "3 s do not suffice", False)
+
+
+def test_what_stock_loses_is_weighed_by_calls() -> None:
+    one, two = (decide.worth(Use(BUCKET, calls), detect("host")) for calls in (1.0, 1000.0))
+    assert 0 <= one < two < math.inf
+
+
+def test_settings_are_drawn_near_first_and_may_be_launched() -> None:
+    kernel = next(k for r in registries() for k in r.kernels() if k.name == "gqa_decode")
+    first = kernel.default_params(BUCKET)
+    drawn = list(params.settings(kernel, BUCKET, first, 0))
+    assert drawn == list(params.settings(kernel, BUCKET, first, 0))
+    assert first not in drawn
+    assert len({tuple(p.items()) for p in drawn}) == len(drawn)
+    apart = [sum(p[name] != first[name] for name in first) for p in drawn]
+    near = next((i for i, n in enumerate(apart) if n != 1), len(apart))
+    assert near > 1
+    assert set(apart[:near]) == {1}
+    for setting in drawn[:8]:
+        kernel.launches(BUCKET.largest(), setting)
+
+
+def test_the_clock_finds_a_setting_that_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = planner()
+    kernel = next(k for r in registries() for k in r.kernels() if k.name == "gqa_decode")
+    first = kernel.default_params(BUCKET)
+    good = next(params.settings(kernel, BUCKET, first, 0))
+    tried: list[dict[str, int]] = []
+
+    class Arm:
+        def __init__(self, inputs: Any, setting: Any) -> None:
+            self.seconds_ = 0.5 if setting == good else 1.0
+
+        def seconds(self, calls: int) -> float:
+            return self.seconds_
+
+    class Backend:
+        @staticmethod
+        def build(kernel: Any, setting: dict[str, int], exact: Any) -> dict[str, int]:
+            tried.append(setting)
+            return setting
+
+    monkeypatch.setattr(params.timing, "Arm", Arm)
+    monkeypatch.setattr(params.backends, "get", lambda name: Backend)
+    found = params.fastest(asked, Contender(kernel, first, True), BUCKET, time.monotonic() + 5)
+    assert found is not None
+    assert dict(found.params) == good
+    assert len(tried) > 2
+
+
+def test_a_report_says_what_changes_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "power", lambda: "battery")
+    assert any("battery" in line for line in report.conditions(detect("host")))
+    monkeypatch.setattr(report, "power", lambda: "mains")
+    assert not any("battery" in line for line in report.conditions(detect("host")))
+
+
+def test_a_report_holds_chip_verdicts_and_tokens_a_second(
+    tiny_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(report, "PROMPT", 8)
+    monkeypatch.setattr(report, "GENERATED", 4)
+    monkeypatch.setattr(report, "BLOCKS", 1)
+    file = tmp_path / "report.json"
+    code, _, _ = tune(capsys, "--model", str(tiny_folder), "--context", "32", "--report", str(file))
+    written = json.loads(file.read_text())
+    assert code == 0
+    assert written["machine"]["device"]
+    assert written["date"]
+    assert written["bench"]["ratio"] > 0
+    assert set(written["bench"]["averages"]) == {
+        "stock",
+        "patched",
+    }
+    assert any(row["verdict"] and row["verdict"]["correct"] for row in written["workloads"])

@@ -1,0 +1,83 @@
+"""What a model will meet, traced: the very calls that a generation makes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from mlx_lm.generate import BatchGenerator, generate_step, speculative_generate_step
+from mlx_lm.models import base
+
+import mlx_lm_openevolve
+from mlx_lm_openevolve.bench import model_configs
+from mlx_lm_openevolve.errors import UsageError
+from mlx_lm_openevolve.tune.workloads import SHORTEST, workloads
+
+
+def asked() -> set[str]:
+    """Slugs of the workloads that were met since, of at least SHORTEST keys."""
+    slugs = mlx_lm_openevolve.get_optimization_info()["workloads"]
+    return {slug for slug in slugs if int(slug.split("-lk")[1].split("-")[0]) >= SHORTEST}
+
+
+@pytest.mark.parametrize("kv_bits", [None, 4])
+def test_a_generation_meets_what_was_traced(tiny_model: Any, kv_bits: int | None) -> None:
+    uses = workloads([tiny_model], 128, kv_bits=kv_bits or 0)
+    kv: dict[str, Any] = {}
+    if kv_bits:
+        kv = {"kv_bits": kv_bits, "kv_group_size": 64, "quantized_kv_start": 0}
+    with mlx_lm_openevolve.optimizations(backend="host", gate="stored"):
+        for length in (35, 70):
+            for _ in generate_step(mx.arange(length), tiny_model, max_tokens=128 - length, **kv):
+                pass
+        assert asked() <= {use.bucket.slug for use in uses}
+        decode = {slug for slug in asked() if "-lq1-" in slug}
+    traced = {use.bucket.slug for use in uses if "-lq1-" in use.bucket.slug}
+    cache = "-kv4g64" if kv_bits else "-none"
+    assert decode == {s for s in traced if s.endswith(cache) and "-lk32-" not in s}
+
+
+def test_speculation_and_batches_meet_what_was_traced(tiny_model: Any) -> None:
+    uses = {u.bucket.slug for u in workloads([tiny_model, tiny_model], 128, batches=(1, 2))}
+    with mlx_lm_openevolve.optimizations(backend="host", gate="stored"):
+        for _ in speculative_generate_step(
+            mx.arange(40), tiny_model, tiny_model, num_draft_tokens=3, max_tokens=60
+        ):
+            pass
+        generator = BatchGenerator(tiny_model)
+        generator.insert([[1] * 40, [2] * 50], [40, 40])
+        while generator.next_generated():
+            pass
+        generator.close()
+        # A draft model is one or two tokens behind: its steps are those of verifying, or of one.
+        assert asked() <= uses
+    assert any("-b2-" in slug and slug.endswith("-bool") for slug in uses)
+    assert any("-lq8-" in slug for slug in uses)
+
+
+@pytest.mark.parametrize("shape", model_configs.SHAPES)
+def test_a_trace_computes_nothing_and_leaves_mlx_lm_as_it_was(shape: str) -> None:
+    original = base.scaled_dot_product_attention
+    mx.clear_cache()
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    uses = workloads([model_configs.build(shape, lazy=True)], 1 << 15, batches=(1, 8))
+    assert base.scaled_dot_product_attention is original
+    assert mx.get_peak_memory() - before < 8 << 20  # its smallest layer would be more
+    layers = model_configs.SHAPES[shape]["num_hidden_layers"]
+    ends = [1 << n for n in range(5, 16)]
+    for batch in (1, 8):
+        for end in ends:
+            found = [
+                u for u in uses if f"-b{batch}-" in u.bucket.slug and f"-lk{end}-" in u.bucket.slug
+            ]
+            assert any("-lq1-" in u.bucket.slug for u in found), (batch, end)
+    full = max(u.calls for u in uses if "-lk32768-" in u.bucket.slug and "-lq1-" in u.bucket.slug)
+    assert full <= layers
+
+
+def test_what_mlx_lm_cannot_run_is_said_in_one_line() -> None:
+    model = model_configs.build("gemma-3-4b", lazy=True)
+    with pytest.raises(UsageError, match="--kv-bits 4: NotImplementedError: Rotating"):
+        workloads([model], 64, kv_bits=4)
