@@ -16,7 +16,7 @@ EXTRA ?= $(shell if [ "$$(uname -s)" = Darwin ]; then echo host; \
 	if [ -z "$$v" ]; then echo host,cpu; elif [ "$$v" -ge 13 ]; then echo host,cuda13; \
 	else echo host,cuda12; fi; fi)
 
-.PHONY: demo test lint types tests slow parity tune bench clean
+.PHONY: demo test lint types tests slow parity verdicts bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/python examples/demo.py
@@ -41,9 +41,9 @@ parity: $(VENV)/installed
 	$(BIN)/python tests/support/parity.py
 
 # Judge the shipped kernels on this GPU over the workloads that tuned/ ships verdicts for:
-#   make tune DEVICE=cuda OUT=folder
+#   make verdicts DEVICE=cuda OUT=folder
 OUT ?= build/tuned
-tune: $(VENV)/installed
+verdicts: $(VENV)/installed
 	$(BIN)/python benchmarks/gate_grid.py $(if $(DEVICE),--backend $(DEVICE)) --output $(OUT)
 
 bench: $(VENV)/installed

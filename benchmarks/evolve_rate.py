@@ -1,4 +1,4 @@
-"""How fast the search is: candidates a minute of `tune` on the host backend.
+"""How fast the search is: candidates a minute of `params` on the host backend.
 
     python benchmarks/evolve_rate.py [--candidates 60] [--jobs 2]
 
@@ -19,12 +19,12 @@ from mlx_lm_openevolve.evolve import loop, suites
 from mlx_lm_openevolve.evolve.archive import Archive
 from mlx_lm_openevolve.evolve.config import Budget, Config, Search, Work
 from mlx_lm_openevolve.evolve.evaluator import LocalEvaluator
-from mlx_lm_openevolve.evolve.propose.tune import Tune
+from mlx_lm_openevolve.evolve.propose.params import ParamsProposer
 from mlx_lm_openevolve.kernels.registry import Registry, tuned_root
 
 
 def rate(candidates: int, jobs: int) -> dict[str, float]:
-    """A `tune` run over the suites decode and batch on the host backend."""
+    """A `params` run over the suites decode and batch on the host backend."""
     workloads = suites.suite(["decode", "batch"])
     config = Config(
         backend="host",
@@ -41,7 +41,7 @@ def rate(candidates: int, jobs: int) -> dict[str, float]:
         archive = Archive.create(Path(folder) / "run", config, {})
         start = time.monotonic()
         with LocalEvaluator(archive) as evaluator:
-            loop.evolve(archive, Tune(kernels), evaluator, lambda archive: None)
+            loop.evolve(archive, ParamsProposer(kernels), evaluator, lambda archive: None)
         minutes = (time.monotonic() - start) / 60
         archive.close()
     return {

@@ -1,4 +1,4 @@
-"""Judge the shipped kernels over a grid of workloads on this GPU: `make tune`.
+"""Judge the shipped kernels over a grid of workloads on this GPU: `make verdicts`.
 
     python benchmarks/gate_grid.py --output DIR [--minutes 9] [--workloads decode batch SLUG ...]
 

@@ -1,9 +1,9 @@
-"""The proposer `tune` beside random search, over points that were measured once on a GPU.
+"""The proposer `params` beside random search, over points that were measured once on a GPU.
 
     python benchmarks/replay.py [--table FILE] [--points 200] [--candidates 40] [--seeds 10]
 
 A table holds times of one or more kernels by workload and params. The same loop, archive and
-proposer run over it, so that what `tune` needs to come close to the best of the table, which is
+proposer run over it, so that what `params` needs to come close to the best of the table, which is
 known, can be counted in candidates. Needs no GPU. A table is a JSON file:
 
     {"points": [{"workload": slug, "kernel": "gqa_decode", "params": {...}, "us": 12.3}, ...]}
@@ -29,7 +29,7 @@ from mlx_lm_openevolve.evolve.config import Budget, Config, Search
 from mlx_lm_openevolve.evolve.evaluation import Evaluation, WorkloadResult
 from mlx_lm_openevolve.evolve.events import Baseline
 from mlx_lm_openevolve.evolve.loop import evolve
-from mlx_lm_openevolve.evolve.propose.tune import Tune
+from mlx_lm_openevolve.evolve.propose.params import ParamsProposer
 from mlx_lm_openevolve.kernels.kernel import Kernel
 from mlx_lm_openevolve.kernels.registry import Registry, tuned_root
 from mlx_lm_openevolve.ops import Bucket
@@ -149,8 +149,8 @@ class Table:
 
     # Searches
 
-    def tune(self, candidates: int, seed: int) -> tuple[float, ...]:
-        """The distance to the best after each candidate of the loop with `tune`."""
+    def params(self, candidates: int, seed: int) -> tuple[float, ...]:
+        """The distance to the best after each candidate of the loop with `params`."""
         config = Config(
             backend="host",
             workloads=self.workloads,
@@ -162,7 +162,7 @@ class Table:
         with tempfile.TemporaryDirectory() as folder:
             archive = Archive.create(Path(folder) / "run", config, {})
             kernels = list(self.kernels.values())
-            evolve(archive, Tune(kernels, points=self.points), self, lambda archive: None)
+            evolve(archive, ParamsProposer(kernels, points=self.points), self, lambda archive: None)
             found = [
                 (slug, result.seconds)
                 for number in sorted(archive.done)
@@ -188,9 +188,9 @@ class Table:
 
 
 def compare(table: Table, candidates: int = 40, seeds: int = 10) -> dict[str, Outcome]:
-    """`tune` beside random search over the same table, for some seeds."""
+    """`params` beside random search over the same table, for some seeds."""
     return {
-        "tune": Outcome(tuple(table.tune(candidates, seed) for seed in range(seeds))),
+        "params": Outcome(tuple(table.params(candidates, seed) for seed in range(seeds))),
         "random": Outcome(tuple(table.random(candidates, seed) for seed in range(seeds))),
     }
 

@@ -3,7 +3,7 @@
     propose -> check (host) -> check (GPU) -> measure -> archive -> publish
 
 loop        the whole search on one page
-propose/    what to try next: tune (numbers; surrogate), llm and mailbox (source; structural)
+propose/    what to try next: params (numbers; surrogate), llm and mailbox (source; structural)
 evaluator   runs candidates in workers (pool, worker): check on the host, measure on the GPU
 archive     what was tried and the fittest kernels: the replay of the journal's events
 publish     the winners before the gate, and into the registry

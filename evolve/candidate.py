@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .record import Record
 
-__all__ = ["Candidate"]
+__all__ = ["RENAMED", "Candidate"]
+
+RENAMED = {"tune": "params"}  # what runs of 0.1 call a proposer
 
 
 @dataclass(frozen=True)
@@ -33,3 +35,9 @@ class Candidate(Record):
     repairs: int = 0
     island: int = 0
     cost: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Candidate:
+        """What `to_json` wrote. Raises TypeError where a field is missing."""
+        made = super().from_json(data)
+        return replace(made, proposer=RENAMED.get(made.proposer, made.proposer))

@@ -28,8 +28,8 @@ from .progress import ProgressDisplay
 from .propose import Proposer
 from .propose.llm import LlmProposer
 from .propose.mailbox import Mailbox
-from .propose.structural import WithTuning, fitting, no_profile
-from .propose.tune import Tune, headroom
+from .propose.params import ParamsProposer, headroom
+from .propose.structural import WithParams, fitting, no_profile
 from .publish import publish
 
 __all__ = ["evolve", "report"]
@@ -221,8 +221,8 @@ def _proposer(
     profiler: Profiler | None,
 ) -> Proposer:
     profile = profiler or no_profile
-    if archive.config.proposer == "tune":
-        return Tune(seeds)
+    if archive.config.proposer == "params":
+        return ParamsProposer(seeds)
     if archive.config.proposer == "mailbox":
-        return WithTuning(Mailbox(seeds, seconds_of(options.wait), display.say, profile), seeds)
-    return WithTuning(LlmProposer(seeds, profile), seeds)
+        return WithParams(Mailbox(seeds, seconds_of(options.wait), display.say, profile), seeds)
+    return WithParams(LlmProposer(seeds, profile), seeds)

@@ -10,6 +10,7 @@ from mlx_lm_openevolve import ops
 from mlx_lm_openevolve.errors import UsageError
 from mlx_lm_openevolve.ops import Bucket
 
+from .candidate import RENAMED
 from .record import Record
 
 __all__ = [
@@ -22,7 +23,7 @@ __all__ = [
     "Work",
 ]
 
-PROPOSERS = ("tune", "llm", "mailbox")
+PROPOSERS = ("params", "llm", "mailbox")
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ class Config(Record):
     backend: str
     workloads: tuple[Bucket, ...]
     weights: tuple[float, ...]
-    proposer: str = "tune"
+    proposer: str = "params"
     suite: str = ""
     seed: int = 0
     profile: bool = False
@@ -137,4 +138,6 @@ class Config(Record):
             "work": Work.from_json(data["work"]),
             "llm": LlmConfig.from_json({**llm, "models": models}),
         }
+        proposer = data.get("proposer", "")
+        sections["proposer"] = RENAMED.get(proposer, proposer or cls.proposer)
         return super().from_json({**data, **sections})

@@ -19,7 +19,7 @@ from .archive import MAX_DEATHS, Archive
 from .candidate import Candidate
 from .evaluation import Evaluation
 from .propose import Proposer
-from .propose.tune import headroom
+from .propose.params import headroom
 
 __all__ = ["Evaluator", "evolve", "propose", "refused", "why_stop"]
 

@@ -29,7 +29,7 @@ def add_evolve_arguments(parser: argparse.ArgumentParser) -> None:
     add("--backend", choices=BACKENDS, help="default: the GPU, else host (times are modelled)")
     add("--workloads", nargs="+", metavar="SUITE|SLUG", help=f"default decode; {known}")
     add("--model", metavar="PATH_OR_ID", help="search for what a generation of this model calls")
-    add("--proposer", choices=PROPOSERS, help="default tune, which needs nothing")
+    add("--proposer", choices=PROPOSERS, help="default params, which needs nothing")
     add("--budget", metavar="10m", help=f"time; default {_DEFAULT_BUDGET} where nothing is set")
     add("--candidates", type=int, default=0, metavar="N")
     add("--tokens", type=int, default=0, metavar="N", help="tokens that llm may spend")
@@ -82,7 +82,7 @@ def new_config(options: argparse.Namespace) -> Config:
     budget = Budget(
         options.candidates, seconds_of(text) if text else 0.0, options.tokens, options.money
     )
-    proposer = options.proposer or "tune"
+    proposer = options.proposer or "params"
     jobs = options.jobs or min(4, os.cpu_count() or 1)
     targets = tuple(_target(text) for text in options.target)
     llm = LlmConfig(
@@ -105,7 +105,7 @@ def new_config(options: argparse.Namespace) -> Config:
         proposer=proposer,
         suite=" ".join(names),
         seed=options.seed,
-        profile=profiles(options.profile, backend, proposer != "tune"),
+        profile=profiles(options.profile, backend, proposer != "params"),
         budget=budget,
         search=Search(
             explore=-1.0 if options.explore is None else options.explore,

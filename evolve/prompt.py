@@ -127,13 +127,13 @@ def _sections(
     for title, kernel in _others(archive, parent):
         yield f"kernel {kernel.id}", _kernel(archive, kernel, title)
     for candidate in reversed(list(archive.candidates.values())):
-        if candidate not in lineage and candidate.parent and candidate.proposer != "tune":
+        if candidate not in lineage and candidate.parent and candidate.proposer != "params":
             diff = _diff(archive, candidate)
             if diff:
                 yield f"change #{candidate.number}", diff
     for number in sorted(archive.done, reverse=True):
         done = archive.done[number]
-        if done.cause and archive.candidates[number].proposer != "tune":
+        if done.cause and archive.candidates[number].proposer != "params":
             note = archive.candidates[number].note
             yield (
                 f"failure #{number}",

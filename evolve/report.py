@@ -54,7 +54,7 @@ def _new_sources(archive: Archive) -> tuple[int, int]:
     done = [
         archive.done[n]
         for n, c in archive.candidates.items()
-        if n in archive.done and c.proposer not in ("tune", "seed")
+        if n in archive.done and c.proposer not in ("params", "seed")
     ]
     return sum(not d.cause for d in done), len(done)
 

@@ -1,5 +1,5 @@
-"""The proposer `tune`: turns the numeric knobs of kernels and their structural switches; no model,
-no network.
+"""The proposer `params`: turns the numeric knobs of kernels and their structural switches, without
+a model and without a network.
 
 For one workload at a time, the one with the most to win: first every kernel's defaults, then
 neighbours of the best settings (one knob moved), children of two good ones, what won at similar
@@ -26,7 +26,7 @@ from ..candidate import Candidate
 from ..evaluation import WorkloadResult
 from . import surrogate
 
-__all__ = ["Tune", "headroom", "launch_key", "switches"]
+__all__ = ["ParamsProposer", "headroom", "launch_key", "switches"]
 
 Params = dict[str, int]
 _POOL = 160
@@ -61,7 +61,7 @@ def switches(kernel: Kernel, backend: str) -> list[tuple[str, Kernel]]:
     return made
 
 
-class Tune:
+class ParamsProposer:
     """The proposer of knobs. `kernels` are the seeds; `only` limits it to one kernel; `points`
     lists the settings of a kernel where not all may be tried."""
 
@@ -93,7 +93,7 @@ class Tune:
                 made.append(
                     Candidate(
                         number=number,
-                        proposer="tune",
+                        proposer="params",
                         kernel=kernel.id,
                         workloads=(slug,),
                         params=params,

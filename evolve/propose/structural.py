@@ -1,6 +1,6 @@
 """What proposers of new source share: parents, repair turns, and knobs in between.
 
-After every structural proposal that works `tune` turns its numeric knobs for a while; a proposal
+After every structural proposal that works `params` turns its numeric knobs for a while; a proposal
 that failed is handed back once, with the exact finding.
 """
 
@@ -18,13 +18,13 @@ from mlx_lm_openevolve.kernels.kernel import Kernel
 from .. import prompt
 from ..archive import Archive
 from ..candidate import Candidate
-from .tune import Tune
+from .params import ParamsProposer
 
 __all__ = [
     "ModelQuestion",
     "ProfileParent",
     "Structural",
-    "WithTuning",
+    "WithParams",
     "choose_parent",
     "fitting",
     "no_profile",
@@ -150,8 +150,8 @@ class Structural(ABC):
         )
 
 
-class WithTuning:
-    """A structural proposer, with some turns of `tune` after each of its kernels that works."""
+class WithParams:
+    """A structural proposer, with some turns of `params` after each of its kernels that works."""
 
     def __init__(self, structural: Structural, seeds: Sequence[Kernel]) -> None:
         self._structural, self._seeds = structural, list(seeds)
@@ -171,18 +171,18 @@ class WithTuning:
                     )
                 ]
         for kernel, room in self._untuned(archive):
-            made = Tune([kernel], only=kernel.id).propose(archive, min(room, count))
+            made = ParamsProposer([kernel], only=kernel.id).propose(archive, min(room, count))
             if made:
                 return made
         return self._structural.propose(archive, count)
 
     @staticmethod
     def _untuned(archive: Archive) -> Iterator[tuple[Kernel, int]]:
-        """Structural proposals that work and have turns of `tune` left, with how many."""
-        turns = [c.kernel for c in archive.candidates.values() if c.proposer == "tune"]
+        """Structural proposals that work and have turns of `params` left, with how many."""
+        turns = [c.kernel for c in archive.candidates.values() if c.proposer == "params"]
         for number, candidate in archive.candidates.items():
             done = archive.done.get(number)
-            if candidate.proposer in ("tune", "seed") or done is None or done.cause:
+            if candidate.proposer in ("params", "seed") or done is None or done.cause:
                 continue
             room = archive.config.search.tune_after - turns.count(candidate.kernel)
             kernel = archive.registry.kernel(candidate.kernel) if room > 0 else None

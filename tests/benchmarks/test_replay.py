@@ -1,4 +1,4 @@
-"""benchmarks/replay.py: `tune` over tables of points in place of a GPU, measured and synthetic."""
+"""benchmarks/replay.py: `params` over tables of points in place of a GPU, measured and synthetic."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def test_the_measured_points_are_searched_well_within_40_candidates() -> None:
     table = Table.read(MEASURED, shipped()).richest(200)
     assert len(table) >= 200
     found = compare(table, candidates=40, seeds=10)
-    assert found["tune"].after(40) <= 1.05
-    assert found["tune"].after(40) < found["random"].after(40)
+    assert found["params"].after(40) <= 1.05
+    assert found["params"].after(40) < found["random"].after(40)
 
 
 def test_a_synthetic_table_is_searched_well_within_40_candidates() -> None:
     found = compare(synthetic(1), candidates=40, seeds=10)
-    assert found["tune"].after(40) <= 1.05
-    assert found["tune"].after(20) < found["random"].after(20)
+    assert found["params"].after(40) <= 1.05
+    assert found["params"].after(20) < found["random"].after(20)

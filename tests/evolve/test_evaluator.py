@@ -84,7 +84,7 @@ def test_params_above_metals_threadgroup_memory_are_never_measured(
 
     monkeypatch.setattr(LocalEvaluator, "_measure", measure_it)
     batch = [
-        Candidate(step, "tune", kernel.id, SLUGS[:1], params={"step": step}) for step in (1, 2)
+        Candidate(step, "params", kernel.id, SLUGS[:1], params={"step": step}) for step in (1, 2)
     ]
     with LocalEvaluator(archive) as evaluator:
         done = dict(evaluator.run(archive, batch))

@@ -29,7 +29,7 @@ from mlx_lm_openevolve.evolve.evaluation import Evaluation
 from mlx_lm_openevolve.evolve.evaluator import LocalEvaluator
 from mlx_lm_openevolve.evolve.prompt import effect
 from mlx_lm_openevolve.evolve.propose.llm import LlmProposer
-from mlx_lm_openevolve.evolve.propose.structural import WithTuning
+from mlx_lm_openevolve.evolve.propose.structural import WithParams
 from mlx_lm_openevolve.evolve.publish import publish
 from mlx_lm_openevolve.kernels.kernel import Kernel
 from mlx_lm_openevolve.kernels.registry import Registry
@@ -191,7 +191,7 @@ def create(tmp_path: Path, *, candidates: int, budget: Budget | None = None, **l
 def ask(archive: Archive, seeds: list[Kernel], bench: Any = None) -> tuple[str, list[float]]:
     """Run to the end; why it stopped, and the pauses that were made."""
     pauses: list[float] = []
-    proposer = WithTuning(LlmProposer(seeds, sleep=pauses.append), seeds)
+    proposer = WithParams(LlmProposer(seeds, sleep=pauses.append), seeds)
     try:
         return loop.evolve(archive, proposer, bench or Unmeasured(), lambda a: None), pauses
     finally:

@@ -204,7 +204,7 @@ def test_answers_in_the_mailbox_are_kernels_edits_and_failures(
     assert archive.done[by_answer["c.md"].number].cause == "duplicate"
     assert "nobody answered" in result["stopped"]
     # The knobs of the kernel that worked were turned afterwards.
-    tuned = [c for c in archive.candidates.values() if c.proposer == "tune"]
+    tuned = [c for c in archive.candidates.values() if c.proposer == "params"]
     assert {c.kernel for c in tuned} == {by_answer["a"].kernel}
     prompt = (out / "prompts" / "0002.md").read_text()
     assert "bfloat has no implicit conversion" in prompt

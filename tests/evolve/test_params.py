@@ -1,4 +1,4 @@
-"""Tune: what it proposes, in which order. How well it searches: benchmarks/test_replay.py."""
+"""The proposer of params: what it tries, in which order. How well: benchmarks/test_replay.py."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mlx_lm_openevolve.evolve import events
 from mlx_lm_openevolve.evolve.archive import Archive
 from mlx_lm_openevolve.evolve.config import Config
 from mlx_lm_openevolve.evolve.evaluation import Evaluation, WorkloadResult
-from mlx_lm_openevolve.evolve.propose.tune import Tune, headroom, launch_key, switches
+from mlx_lm_openevolve.evolve.propose.params import ParamsProposer, headroom, launch_key, switches
 from mlx_lm_openevolve.kernels.kernel import Kernel
 from mlx_lm_openevolve.kernels.registry import Registry, tuned_root
 from mlx_lm_openevolve.ops.attention.workload import Bucket
@@ -48,7 +48,7 @@ def finish(archive: Archive, number: int, seconds: float) -> None:
 
 def test_defaults_come_first_and_nothing_comes_twice(archive: Archive) -> None:
     kernel = evolve_kernels.kernel()
-    tune = Tune([kernel])
+    tune = ParamsProposer([kernel])
     seen = []
     while made := tune.propose(archive, 2):
         for candidate in made:
@@ -67,7 +67,7 @@ def test_defaults_come_first_and_nothing_comes_twice(archive: Archive) -> None:
 def test_every_workload_has_a_row_before_any_is_tuned(tmp_path: Path) -> None:
     workloads = tuple(replace(LARGE, kv_len=n) for n in (256, 1024, 4096, 16384, 65536))
     config = Config("host", workloads, (0.6, 0.1, 0.1, 0.1, 0.1))
-    tune = Tune([shipped()["gqa_decode"]])
+    tune = ParamsProposer([shipped()["gqa_decode"]])
     with contextlib.closing(Archive.create(tmp_path / "run", config, {})) as archive:
         for slug in archive.slugs:
             archive.add(events.Baseline(slug, 1e-4, 1e-5, "memory"))
@@ -84,7 +84,7 @@ def test_every_workload_has_a_row_before_any_is_tuned(tmp_path: Path) -> None:
 
 def test_time_goes_where_there_is_most_to_win_and_none_to_the_saturated(archive: Archive) -> None:
     kernel = evolve_kernels.kernel(threadgroup=["32", "1", "1"])
-    tune = Tune([kernel])
+    tune = ParamsProposer([kernel])
     archive.add(events.Baseline(LARGE.slug, 1.05e-5, 1e-5, "memory"))
     assert headroom(archive, LARGE.slug) == pytest.approx(1.05)
     slugs = set()

@@ -216,5 +216,5 @@ def test_a_config_reads_back() -> None:
     assert [seconds_of(text) for text in ("90", "90s", "1.5m", "2h")] == [90, 90, 90, 7200]
     with pytest.raises(UsageError):
         Config("host", (), ())
-    with pytest.raises(UsageError, match="none of tune"):
+    with pytest.raises(UsageError, match="none of params"):
         Config("host", (evolve_kernels.DECODE,), (1.0,), proposer="magic")

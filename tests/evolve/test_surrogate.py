@@ -50,7 +50,7 @@ def test_a_failure_is_slower_than_all_that_ran_and_what_is_in_flight_says_nothin
     kernel = evolve_kernels.kernel()
     assert len(surrogate.observations(archive, kernel)) == 0
     for number, (step, seconds) in enumerate([(1, 1e-5), (2, None), (4, 0.0)], 1):
-        candidate = Candidate(number, "tune", kernel.id, (SLUG,), {"step": step})
+        candidate = Candidate(number, "params", kernel.id, (SLUG,), {"step": step})
         archive.add(events.Proposed(candidate))
         if seconds == 0.0:
             continue  # in flight
