@@ -2,8 +2,8 @@
 
 First at the upper end of the bucket, then at a sealed workload that the contender's own label draws
 and nothing else uses. Either interval must lie above FASTER, and above what the original reaches
-against itself; a time below the roofline is a fault of the measurement; what was timed is checked
-again.
+against itself; a time below the roofline is a fault of the measurement; results that were timed,
+drawn by lot, are checked again.
 """
 
 from __future__ import annotations
@@ -53,10 +53,8 @@ def compare(
     seed: int,
     label: str,
     memory: int,
-    limit: float,
 ) -> Speed:
-    """At the bucket's upper end, then at the sealed workload. `limit` is the error allowed in what
-    is checked again. Raises GateTimeout."""
+    """At the bucket's upper end, then at the sealed workload. Raises GateTimeout."""
     budget = min(clock.left * 0.9, _MAX_SECONDS)
     seal = hashlib.sha256(f"{seed} {label} {bucket.slug}".encode()).digest()
     sealed = ops.of(bucket).questions.sealed(bucket, int.from_bytes(seal[:8], "big"))
@@ -64,7 +62,7 @@ def compare(
     def at(workload: Workload, share: float, calibrated: bool) -> Speed:
         seconds = budget * share
         return _compare_at(
-            build, workload, device, clock, seed, memory, limit, seconds, calibrated=calibrated
+            build, workload, device, clock, seed, memory, seconds, calibrated=calibrated
         )
 
     top = at(bucket.largest(), 0.6, False)
@@ -83,7 +81,6 @@ def _compare_at(
     clock: Clock,
     seed: int,
     memory: int,
-    limit: float,
     budget: float,
     *,
     calibrated: bool,
@@ -95,7 +92,7 @@ def _compare_at(
     except MemoryError as error:
         raise GateTimeout(f"{w.slug}: {error}, {memory >> 20} MiB are free") from None
     baseline, twin = (timing.Arm(inputs, inputs.baseline()) for _ in range(2))
-    contender = timing.Arm(inputs, build(w))
+    contender = timing.Arm(inputs, build(w), keep=timing.RECHECKED)
     call_seconds = timing.warm_up((baseline, contender), 0.15 * budget)
     evidence: dict[str, Any] = {
         "on": w.slug,
@@ -114,7 +111,7 @@ def _compare_at(
     evidence = {**pair.to_json(), **evidence}
     samples = pair.samples()
 
-    reason = contender.recheck(limit)
+    reason = contender.recheck()
     if reason:
         return Speed(False, reason, evidence, samples)
     evidence["bandwidth"] = timing.bandwidth(device.cache)

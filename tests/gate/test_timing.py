@@ -64,8 +64,9 @@ def test_evidence_holds_both_arms():
         assert record["min"] <= record["mean"] <= record["max"]
 
 
-def test_samples_come_as_a_b_b_a():
-    order = []
+def test_samples_come_as_a_b_b_a_or_b_a_a_b_with_a_gap_before_each_block(monkeypatch):
+    order, gaps = [], []
+    monkeypatch.setattr(timing.time, "sleep", gaps.append)
 
     class Named:
         def __init__(self, name):
@@ -75,8 +76,15 @@ def test_samples_come_as_a_b_b_a():
             order.append(self.name)
             return 1e-3
 
-    timing.paired(Named("a"), Named("b"), 1e-3, 0.1, 0)
-    assert "".join(order[:8]) == "abbaabba"
+    found = timing.paired(Named("a"), Named("b"), 1e-3, 0.5, 0)
+    text = "".join(order)
+    blocks = [text[i : i + 4] for i in range(0, len(text), 4)]
+    assert set(blocks) == {"abba", "baab"}
+    assert len(gaps) == len(set(gaps)) == len(blocks) == len(found.a) / 2
+    assert 0 <= min(gaps) < max(gaps) < timing.GAP_SECONDS
+    order.clear()
+    timing.paired(Named("a"), Named("b"), 1e-3, 0.5, 1)
+    assert "".join(order) != text
 
 
 @pytest.mark.parametrize("dims", [(64, 64), (64, 32), (32, 64)])
@@ -92,14 +100,13 @@ def test_a_chain_feeds_each_result_to_the_next_call_and_cycles_the_caches(dims):
         seen.append((queries, keys, out))
         return out
 
-    arm = timing.Arm(inputs, call)
+    arm = timing.Arm(inputs, call, keep=1)
     assert arm.seconds(6) > 0
     for (_, keys, out), (queries, next_keys, _) in itertools.pairwise(seen):
         width = min(dims)
         assert mx.array_equal(queries[..., :width], out[..., :width]).item()
         assert not mx.array_equal(keys, next_keys).item()
-    assert arm.last is not None
-    at, queries, out = arm.last
+    ((at, queries, out),) = arm.kept
     want = real(queries, *inputs.rest[at])
     assert mx.allclose(out, want, atol=1e-6).item()
 
