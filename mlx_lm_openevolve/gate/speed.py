@@ -18,6 +18,7 @@ import numpy as np
 from .. import ops
 from ..device import Device
 from ..errors import GateTimeout
+from ..kernels.verdict import FASTER
 from ..ops import Bucket, Workload
 from . import timing
 from .correctness import Build
@@ -25,13 +26,13 @@ from .limits import Clock
 
 __all__ = ["FASTER", "Speed", "compare"]
 
-# The lower end of the interval of the original's time over the contender's must lie above this.
-FASTER = 1.02
 # A read may be faster than the copy that bandwidth is measured by; a time beyond that is a fault.
 _ROOFLINE = 1.5
 _MAX_SECONDS = 6.0
-# The original against itself must straddle 1, give or take so much: a quarter of what FASTER asks.
-_EVEN = 0.005
+# How the seconds are shared: between the two workloads; and of each between warming up, the
+# original against itself (at the upper end alone, once more where uneven) and the contender.
+TOP, SEALED = 0.6, 0.4
+WARM, SAME, PAIR = 0.15, 0.25, 0.5
 
 
 @dataclass(frozen=True)
@@ -65,10 +66,10 @@ def compare(
             build, workload, device, clock, seed, memory, seconds, calibrated=calibrated
         )
 
-    top = at(bucket.largest(), 0.6, False)
+    top = at(bucket.largest(), TOP, False)
     if not top.faster:
         return Speed(False, top.reason, top.timing, {"top": top.samples})
-    last = at(sealed, 0.4, True)
+    last = at(sealed, SEALED, True)
     reason = "correct and faster" if last.faster else f"sealed {sealed.slug}: {last.reason}"
     timing_ = {**top.timing, "sealed": last.timing}
     return Speed(last.faster, reason, timing_, {"top": top.samples, "sealed": last.samples})
@@ -93,7 +94,7 @@ def _compare_at(
         raise GateTimeout(f"{w.slug}: {error}, {memory >> 20} MiB are free") from None
     baseline, twin = (timing.Arm(inputs, inputs.baseline()) for _ in range(2))
     contender = timing.Arm(inputs, build(w), keep=timing.RECHECKED)
-    call_seconds = timing.warm_up((baseline, contender), 0.15 * budget)
+    call_seconds = timing.warm_up((baseline, contender), WARM * budget)
     evidence: dict[str, Any] = {
         "on": w.slug,
         "buffers": len(inputs.rest),
@@ -102,10 +103,10 @@ def _compare_at(
 
     bar = FASTER
     if not calibrated:
-        same = _calibrate(baseline, twin, call_seconds, 0.25 * budget, seed, clock)
+        same = _calibrate(baseline, twin, call_seconds, SAME * budget, seed, clock)
         evidence["same"] = {"ratio": same.ratio, "low": same.low, "high": same.high}
         bar = max(bar, same.high)
-    pair = timing.paired(baseline, contender, call_seconds, 0.5 * budget, seed)
+    pair = timing.paired(baseline, contender, call_seconds, PAIR * budget, seed)
     if pair is None:
         raise GateTimeout(f"{w.slug}: {clock.seconds:.3g} s hold too few samples")
     evidence = {**pair.to_json(), **evidence}
@@ -127,6 +128,11 @@ def _compare_at(
     return Speed(True, f"faster: {text}", evidence, samples)
 
 
+def even(low: Any, high: Any) -> Any:
+    """Whether an interval of the original against itself (or, of arrays, which) straddles 1."""
+    return (low <= 1) & (high >= 1)
+
+
 def _calibrate(
     a: timing.Arm, b: timing.Arm, call_seconds: float, budget: float, seed: int, clock: Clock
 ) -> timing.Comparison:
@@ -137,7 +143,7 @@ def _calibrate(
         same = timing.paired(a, b, call_seconds, budget, seed)
         if same is None:
             raise GateTimeout(f"{clock.seconds:.3g} s hold too few samples")
-        if same.low <= 1 + _EVEN and same.high >= 1 - _EVEN:
+        if even(same.low, same.high):
             return same
         uneven.append(same)
     raise GateTimeout(

@@ -14,7 +14,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from .. import ops
@@ -72,6 +72,7 @@ class Plan:
 class _Candidate:
     kernel: Kernel
     params: dict[str, int]
+    asked: int  # how often it was judged already, and rejected by noise
     trusted: bool  # shipped, or accepted on this device before: may be gated in this process
 
 
@@ -190,7 +191,8 @@ class Planner:
 
     def _candidates(self, bucket: Bucket, verdicts: Sequence[Verdict]) -> list[_Candidate]:
         """Kernels that apply and were not judged here yet, most promising first: with the params
-        that won elsewhere, or here under another version, and then with their defaults."""
+        that won elsewhere, or here under another version, and then with their defaults; at last
+        what noise rejected here, to be asked again in this process, which is a later one."""
         shipped = {k.id: k for r in self.registries if not r.writable for k in r.kernels()}
         own = {k.id: k for r in self.registries if r.writable for k in r.kernels()}
         kernels = {**own, **shipped} if self.only is None else {self.only.id: self.only}
@@ -220,11 +222,14 @@ class Planner:
             except KernelError as error:
                 log.warning("%s", error)
         judged = [(v.kernel, dict(v.params)) for v in verdicts]
-        candidates: list[_Candidate] = []
-        for i, (id, params) in enumerate(proposals):
-            if (id, params) not in judged and (id, params) not in proposals[:i]:
-                candidates.append(_Candidate(kernels[id], params, id in shipped or id in here))
-        return candidates[:MAX_CANDIDATES]
+        chosen = [(*proposal, 0) for proposal in proposals if proposal not in judged]
+        again = [v for v in verdicts if v.ask_again and v.kernel in kernels]
+        chosen += [(v.kernel, dict(v.params), v.asked) for v in again]
+        return [
+            _Candidate(kernels[id], params, asked, id in shipped or id in here)
+            for i, (id, params, asked) in enumerate(chosen)
+            if (id, params, asked) not in chosen[:i]
+        ][:MAX_CANDIDATES]
 
     def _gate(self, bucket: Bucket) -> Plan:
         start = time.monotonic()
@@ -284,9 +289,15 @@ class Planner:
         judge = judges.here if alone else judges.in_worker
         self.off.append("gate")
         try:
-            return judge(
-                candidate.kernel, candidate.params, bucket, self.device.backend, seconds=seconds
+            verdict = judge(
+                candidate.kernel,
+                candidate.params,
+                bucket,
+                self.device.backend,
+                seconds=seconds,
+                seed=candidate.asked,  # each time other questions and another sealed workload
             )
+            return replace(verdict, asked=candidate.asked + 1)
         except GateTimeout:
             return None
         except Poisoned as error:
