@@ -37,7 +37,7 @@ def median_intervals(
     rng = np.random.default_rng(seed)
     # The median of a resample is that of the ranks drawn: equal ones for all rows.
     ranks = np.sort(rng.integers(0, count, (_RESAMPLES, count)), axis=1)
-    middle = np.sort(samples, axis=-1)[:, ranks[:, [(count - 1) // 2, count // 2]]]
-    ends = [(1 - confidence) / 2, (1 + confidence) / 2]
-    low, high = np.quantile(middle.mean(-1), ends, axis=-1)
+    ordered = np.sort(samples, axis=-1)
+    medians = (ordered[:, ranks[:, (count - 1) // 2]] + ordered[:, ranks[:, count // 2]]) / 2
+    low, high = np.quantile(medians, [(1 - confidence) / 2, (1 + confidence) / 2], axis=-1)
     return low, high
