@@ -167,17 +167,17 @@ def measure(kernel: Kernel, params: dict[str, int], request: Request) -> Measure
             if reason := outcomes[-1].reason:
                 return Measurement("launch" if _RAISED.search(reason) else "wrong", reason, params)
         inputs = setup.inputs
-        arm = timing.Arm(inputs, module.build(kernel, params, inputs.workload))
+        call = module.build(kernel, params, inputs.workload)
+        arm = timing.Arm(inputs, call, keep=timing.RECHECKED)
         arm.seconds(2)  # compiles
         quick = min(arm.seconds(4) for _ in range(3))
         aborted = 0 < ABORT * request.best < quick
         call_seconds = timing.warm_up((setup.stock, arm), 0.1 * request.seconds)
-        least = 4 * timing.MIN_BLOCKS * timing.calls_for(call_seconds) * call_seconds * 1.01
+        least = timing.least(call_seconds)
         budget = least if aborted else max(least, 0.9 * request.seconds)
         pair = timing.paired(setup.stock, arm, call_seconds, budget, request.seed)
         assert pair is not None
-        limit = max(question.limits[0] for question in setup.questions)
-        wrong = arm.recheck(limit)
+        wrong = arm.recheck()
     if wrong:
         return Measurement("wrong", wrong, params)
     fault = "a fault of the measurement: "

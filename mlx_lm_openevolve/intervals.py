@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
-__all__ = ["median_interval"]
+__all__ = ["median_interval", "median_intervals"]
 
 _RESAMPLES = 2000
 
@@ -22,10 +23,21 @@ def median_interval(
     7(1), 1979; the percentile interval: Efron and Tibshirani, An Introduction to the Bootstrap,
     1993, chapter 13.
     """
-    values, count = np.asarray(samples, np.float64), len(samples)
+    low, high = median_intervals(np.array([samples], np.float64), confidence, seed)
+    return float(low[0]), float(high[0])
+
+
+def median_intervals(
+    samples: npt.NDArray[np.float64], confidence: float, seed: int = 0
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """As `median_interval` for every row of `samples` [rows, count]: (low, high), both [rows]."""
+    count = samples.shape[-1]
     if not count:
         raise ValueError("no samples")
     rng = np.random.default_rng(seed)
-    medians = np.median(values[rng.integers(0, count, (_RESAMPLES, count))], axis=1)
-    low, high = np.quantile(medians, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(low), float(high)
+    # The median of a resample is that of the ranks drawn: equal ones for all rows.
+    ranks = np.sort(rng.integers(0, count, (_RESAMPLES, count)), axis=1)
+    ordered = np.sort(samples, axis=-1)
+    medians = (ordered[:, ranks[:, (count - 1) // 2]] + ordered[:, ranks[:, count // 2]]) / 2
+    low, high = np.quantile(medians, [(1 - confidence) / 2, (1 + confidence) / 2], axis=-1)
+    return low, high

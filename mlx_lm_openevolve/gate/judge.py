@@ -162,12 +162,12 @@ def judge_calls(
     with machines():
         try:
             with undisturbed():
-                judged, limit = _proven(build, bucket, clock, seed, buffers)
+                judged = _proven(build, bucket, clock, seed, buffers)
                 if not judged.correct:
                     return judged
                 if not speed:
                     return replace(judged, faster=None, reason="correct; speed was not measured")
-                timed = compare(build, bucket, device, clock, seed, label, memory, limit)
+                timed = compare(build, bucket, device, clock, seed, label, memory)
                 return replace(
                     judged,
                     faster=timed.faster,
@@ -188,16 +188,15 @@ def _proven(
     clock: Clock,
     seed: int,
     buffers: Callable[[Workload], Buffers],
-) -> tuple[Judgement, float]:
-    """Mutants and correctness: (judgement, with a reason where it is a rejection; largest error
-    that any question allowed)."""
+) -> Judgement:
+    """Mutants and correctness; with a reason where it is a rejection."""
     mutants, reason = _mutants(bucket, seed, clock)
     if reason:
-        return Judgement(reason=reason, mutants=mutants), 0.0
-    outcome, errors, cases, limit = _correct(build, bucket, clock, seed, buffers)
+        return Judgement(reason=reason, mutants=mutants)
+    outcome, errors, cases = _correct(build, bucket, clock, seed, buffers)
     raw = {"cases": cases}
     correct = not outcome.reason
-    return Judgement(correct, False, outcome.reason, errors, mutants=mutants, raw=raw), limit
+    return Judgement(correct, False, outcome.reason, errors, mutants=mutants, raw=raw)
 
 
 _trials: dict[tuple[Bucket, int], MutantTrial] = {}
@@ -241,9 +240,9 @@ def _correct(
     clock: Clock,
     seed: int,
     buffers: Callable[[Workload], Buffers],
-) -> tuple[Outcome, dict[str, Any], list[dict[str, Any]], float]:
-    """(first outcome that is no pass, errors, the single cases, largest error that any allowed)."""
-    calls, outcome, limit = Calls(build), Outcome(), 0.0
+) -> tuple[Outcome, dict[str, Any], list[dict[str, Any]]]:
+    """(first outcome that is no pass, errors, the single cases)."""
+    calls, outcome = Calls(build), Outcome()
     outcomes: list[Outcome] = []
     own: list[tuple[float, float]] = []
     cases: list[dict[str, Any]] = []
@@ -253,7 +252,7 @@ def _correct(
         try:
             extra = buffers(question.workload)
         except KernelError as error:
-            return Outcome(str(error)), {}, [], 0.0
+            return Outcome(str(error)), {}, []
         outcome = calls(question, extra)
         outcomes.append(outcome)
         own.append(question.own)
@@ -265,7 +264,6 @@ def _correct(
                 "margin": outcome.margin,
             }
         )
-        limit = max(limit, question.limits[0])
         if outcome.reason:
             break
     errors = {
@@ -277,4 +275,4 @@ def _correct(
             "avg_difference": max(average for _, average in own),
         },
     }
-    return outcome, errors, cases, limit
+    return outcome, errors, cases

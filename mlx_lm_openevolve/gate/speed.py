@@ -2,8 +2,8 @@
 
 First at the upper end of the bucket, then at a sealed workload that the contender's own label draws
 and nothing else uses. Either interval must lie above FASTER, and above what the original reaches
-against itself; a time below the roofline is a fault of the measurement; what was timed is checked
-again.
+against itself; a time below the roofline is a fault of the measurement; results that were timed,
+drawn by lot, are checked again.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 from .. import ops
 from ..device import Device
 from ..errors import GateTimeout
+from ..kernels.verdict import FASTER
 from ..ops import Bucket, Workload
 from . import timing
 from .correctness import Build
@@ -25,13 +26,13 @@ from .limits import Clock
 
 __all__ = ["FASTER", "Speed", "compare"]
 
-# The lower end of the interval of the original's time over the contender's must lie above this.
-FASTER = 1.02
 # A read may be faster than the copy that bandwidth is measured by; a time beyond that is a fault.
 _ROOFLINE = 1.5
 _MAX_SECONDS = 6.0
-# The original against itself must straddle 1, give or take so much: a quarter of what FASTER asks.
-_EVEN = 0.005
+# How the seconds are shared: between the two workloads; and of each between warming up, the
+# original against itself (at the upper end alone, once more where uneven) and the contender.
+TOP, SEALED = 0.6, 0.4
+WARM, SAME, PAIR = 0.15, 0.25, 0.5
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,8 @@ def compare(
     seed: int,
     label: str,
     memory: int,
-    limit: float,
 ) -> Speed:
-    """At the bucket's upper end, then at the sealed workload. `limit` is the error allowed in what
-    is checked again. Raises GateTimeout."""
+    """At the bucket's upper end, then at the sealed workload. Raises GateTimeout."""
     budget = min(clock.left * 0.9, _MAX_SECONDS)
     seal = hashlib.sha256(f"{seed} {label} {bucket.slug}".encode()).digest()
     sealed = ops.of(bucket).questions.sealed(bucket, int.from_bytes(seal[:8], "big"))
@@ -64,13 +63,13 @@ def compare(
     def at(workload: Workload, share: float, calibrated: bool) -> Speed:
         seconds = budget * share
         return _compare_at(
-            build, workload, device, clock, seed, memory, limit, seconds, calibrated=calibrated
+            build, workload, device, clock, seed, memory, seconds, calibrated=calibrated
         )
 
-    top = at(bucket.largest(), 0.6, False)
+    top = at(bucket.largest(), TOP, False)
     if not top.faster:
         return Speed(False, top.reason, top.timing, {"top": top.samples})
-    last = at(sealed, 0.4, True)
+    last = at(sealed, SEALED, True)
     reason = "correct and faster" if last.faster else f"sealed {sealed.slug}: {last.reason}"
     timing_ = {**top.timing, "sealed": last.timing}
     return Speed(last.faster, reason, timing_, {"top": top.samples, "sealed": last.samples})
@@ -83,7 +82,6 @@ def _compare_at(
     clock: Clock,
     seed: int,
     memory: int,
-    limit: float,
     budget: float,
     *,
     calibrated: bool,
@@ -95,8 +93,8 @@ def _compare_at(
     except MemoryError as error:
         raise GateTimeout(f"{w.slug}: {error}, {memory >> 20} MiB are free") from None
     baseline, twin = (timing.Arm(inputs, inputs.baseline()) for _ in range(2))
-    contender = timing.Arm(inputs, build(w))
-    call_seconds = timing.warm_up((baseline, contender), 0.15 * budget)
+    contender = timing.Arm(inputs, build(w), keep=timing.RECHECKED)
+    call_seconds = timing.warm_up((baseline, contender), WARM * budget)
     evidence: dict[str, Any] = {
         "on": w.slug,
         "buffers": len(inputs.rest),
@@ -105,16 +103,16 @@ def _compare_at(
 
     bar = FASTER
     if not calibrated:
-        same = _calibrate(baseline, twin, call_seconds, 0.25 * budget, seed, clock)
+        same = _calibrate(baseline, twin, call_seconds, SAME * budget, seed, clock)
         evidence["same"] = {"ratio": same.ratio, "low": same.low, "high": same.high}
         bar = max(bar, same.high)
-    pair = timing.paired(baseline, contender, call_seconds, 0.5 * budget, seed)
+    pair = timing.paired(baseline, contender, call_seconds, PAIR * budget, seed)
     if pair is None:
         raise GateTimeout(f"{w.slug}: {clock.seconds:.3g} s hold too few samples")
     evidence = {**pair.to_json(), **evidence}
     samples = pair.samples()
 
-    reason = contender.recheck(limit)
+    reason = contender.recheck()
     if reason:
         return Speed(False, reason, evidence, samples)
     evidence["bandwidth"] = timing.bandwidth(device.cache)
@@ -130,6 +128,11 @@ def _compare_at(
     return Speed(True, f"faster: {text}", evidence, samples)
 
 
+def even(low: Any, high: Any) -> Any:
+    """Whether an interval of the original against itself (or, of arrays, which) straddles 1."""
+    return (low <= 1) & (high >= 1)
+
+
 def _calibrate(
     a: timing.Arm, b: timing.Arm, call_seconds: float, budget: float, seed: int, clock: Clock
 ) -> timing.Comparison:
@@ -140,7 +143,7 @@ def _calibrate(
         same = timing.paired(a, b, call_seconds, budget, seed)
         if same is None:
             raise GateTimeout(f"{clock.seconds:.3g} s hold too few samples")
-        if same.low <= 1 + _EVEN and same.high >= 1 - _EVEN:
+        if even(same.low, same.high):
             return same
         uneven.append(same)
     raise GateTimeout(

@@ -3,9 +3,11 @@
     Arm(timing inputs, call) --paired(a, b)--> Comparison (ratio, interval)
 
 One sample is the wall time of a chain of calls, each result being the next first argument, so that
-no call can be dropped, merged or replayed; the chain walks through more buffers than the chip's
-last-level cache holds. Samples come in blocks A B B A; a block's ratio cancels slow drift, and the
-interval is a bootstrap over the blocks' median.
+every call waits on the GPU for the one before, as a model's layers do, and none can be dropped,
+merged or replayed; the chain walks through more buffers than the chip's last-level cache holds.
+Samples come in blocks A B B A or B A A B, drawn by lot, with a drawn gap before each: a block's
+ratio cancels slow drift, and what beats in time with the blocks meets both arms alike. The interval
+is a bootstrap over the blocks' median.
 """
 
 from __future__ import annotations
@@ -17,18 +19,26 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
+import numpy.typing as npt
 
-from ..intervals import median_interval
+from ..intervals import median_intervals
 from ..ops.base import Call, TimingInputs
 
-__all__ = ["CONFIDENCE", "Arm", "Comparison", "bandwidth", "paired"]
+__all__ = ["CONFIDENCE", "RECHECKED", "Arm", "Comparison", "bandwidth", "paired"]
 
-CONFIDENCE = 0.99
+# Two such intervals (at the upper end and the sealed workload), three times at most, let a kernel
+# that is exactly 1.02 times as fast pass once in some thousands: benchmarks/accept_rule.py.
+CONFIDENCE = 0.995
 MIN_BLOCKS, _BLOCKS, MAX_BLOCKS = 10, 16, 60
 CHAIN = 64
 SAMPLE_SECONDS = 2e-3
+RECHECKED = 4  # results of the contender that are checked again
+# The gap before a block is drawn from zero to so many seconds.
+GAP_SECONDS = 2e-3
 # Results handed to the GPU while the next calls are being built, as a model's layers do.
 _AHEAD = 8
+
+Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -70,17 +80,20 @@ def _summary(seconds: tuple[float, ...]) -> dict[str, Any]:
 
 
 class Arm:
-    """One contender: a call on timing inputs, and the last thing it computed, for a check."""
+    """One contender: a call on timing inputs. `keep` results of all that are timed, drawn by lot,
+    are held for a check; which ones, nothing can know beforehand."""
 
-    def __init__(self, inputs: TimingInputs, call: Call) -> None:
-        self._inputs, self._call = inputs, call
-        self._at = 0
-        self.last: tuple[int, mx.array, mx.array] | None = None  # buffer, first argument, result
+    def __init__(self, inputs: TimingInputs, call: Call, keep: int = 0) -> None:
+        self._inputs, self._call, self._keep = inputs, call, keep
+        self._at = self._samples = 0
+        self._draws = np.random.default_rng()  # from the system's entropy: no seed to foresee
+        self.kept: list[tuple[int, mx.array, mx.array]] = []  # buffer, first argument, result
 
     def seconds(self, calls: int) -> float:
         """Wall time of one call in a chain of `calls`."""
         inputs, call = self._inputs, self._call
         state, rest = inputs.first, inputs.rest
+        drawn = int(self._draws.integers(calls))
         mx.synchronize()
         start = time.perf_counter()
         for i in range(calls):
@@ -88,18 +101,28 @@ class Arm:
             self._at += 1
             first = state
             out = call(first, *rest[at])
+            if i == drawn:
+                held = (at, first, out)
             state = inputs.next(out)
             if i % _AHEAD == _AHEAD - 1:
                 mx.async_eval(state)  # type: ignore[no-untyped-call]
         mx.eval(state)
         elapsed = time.perf_counter() - start
-        self.last = (at, first, out)
+        self._hold(held)
         return elapsed / calls
 
-    def recheck(self, limit: float) -> str:
-        """What is wrong with the last result that was timed, "" where nothing is."""
-        assert self.last is not None
-        return self._inputs.recheck(*self.last, limit)
+    def _hold(self, result: tuple[int, mx.array, mx.array]) -> None:
+        """Keep a fair sample of one result from each chain (reservoir sampling)."""
+        self._samples += 1
+        if len(self.kept) < self._keep:
+            self.kept.append(result)
+        elif (place := int(self._draws.integers(self._samples))) < self._keep:
+            self.kept[place] = result
+
+    def recheck(self) -> str:
+        """What is wrong with the results that were kept, "" where nothing is."""
+        assert self.kept
+        return next(filter(None, (self._inputs.recheck(*kept) for kept in self.kept)), "")
 
 
 def warm_up(arms: tuple[Arm, ...], seconds: float) -> float:
@@ -122,27 +145,64 @@ def calls_for(seconds: float) -> int:
 
 
 def paired(a: Arm, b: Arm, call_seconds: float, budget: float, seed: int) -> Comparison | None:
-    """Compare two arms in as many A B B A blocks as `budget` seconds hold; None where they hold
-    fewer than MIN_BLOCKS. The number of blocks is fixed before the first sample is seen."""
+    """Compare two arms in as many blocks as `budget` seconds hold, in an order drawn with `seed`;
+    None where they hold fewer than MIN_BLOCKS. The number of blocks is fixed before the first
+    sample is seen."""
+    calls, blocks = size(call_seconds, budget)
+    if blocks < MIN_BLOCKS:
+        return None
+    swapped, gaps = drawn(blocks, seed)
+    times = np.empty((1, blocks, 4))
+    for i, turned in enumerate(swapped):
+        time.sleep(gaps[i])
+        first, second = (b, a) if turned else (a, b)
+        times[0, i] = [arm.seconds(calls) for arm in (first, second, second, first)]
+    of_a, of_b = by_arm(times, swapped)
+    ratios, low, high = compared(of_a, of_b, seed)
+    return Comparison(
+        a=tuple(of_a.ravel().tolist()),
+        b=tuple(of_b.ravel().tolist()),
+        ratio=float(ratios[0]),
+        low=float(low[0]),
+        high=float(high[0]),
+    )
+
+
+# What `paired` is made of: benchmarks/accept_rule.py runs it on thousands of invented clocks
+
+
+def size(call_seconds: float, budget: float) -> tuple[int, int]:
+    """(calls in a chain, blocks) that `budget` seconds hold."""
     # Start and end of a chain do not overlap with the GPU's work: the longer, the truer.
     affordable = int(budget / (4 * _BLOCKS * max(call_seconds, 1e-9)))
     calls = max(calls_for(call_seconds), min(CHAIN, affordable))
-    blocks = int(budget / (4 * calls * call_seconds))
-    if blocks < MIN_BLOCKS:
-        return None
-    blocks = min(blocks, MAX_BLOCKS)
-    times = np.array(
-        [[arm.seconds(calls) for arm in (a, b, b, a)] for _ in range(blocks)], np.float64
-    )
-    ratios = (times[:, 0] + times[:, 3]) / (times[:, 1] + times[:, 2])
-    low, high = median_interval(ratios.tolist(), CONFIDENCE, seed)
-    return Comparison(
-        a=tuple(times[:, [0, 3]].ravel().tolist()),
-        b=tuple(times[:, [1, 2]].ravel().tolist()),
-        ratio=float(np.median(ratios)),
-        low=low,
-        high=high,
-    )
+    return calls, min(MAX_BLOCKS, int(budget / (4 * calls * call_seconds + GAP_SECONDS / 2)))
+
+
+def least(call_seconds: float) -> float:
+    """Seconds that hold MIN_BLOCKS."""
+    block = 4 * calls_for(call_seconds) * call_seconds + GAP_SECONDS / 2
+    return 1.01 * MIN_BLOCKS * block
+
+
+def drawn(blocks: int, seed: int) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.float64]]:
+    """Which blocks are B A A B, and the seconds of the gap before each."""
+    rng = np.random.default_rng([seed, 3])
+    return rng.random(blocks) < 0.5, rng.random(blocks) * GAP_SECONDS
+
+
+def by_arm(times: Floats, swapped: npt.NDArray[np.bool_]) -> tuple[Floats, Floats]:
+    """Samples [runs, blocks, 4] in the order in which they were taken, as both arms' [runs, blocks,
+    2]; swapped [blocks] or [runs, blocks]."""
+    outer, inner = times[..., [0, 3]], times[..., [1, 2]]
+    turned = swapped[..., None]
+    return np.where(turned, inner, outer), np.where(turned, outer, inner)
+
+
+def compared(a: Floats, b: Floats, seed: int) -> tuple[Floats, Floats, Floats]:
+    """(median, low, high) of the blocks' ratios of runs' samples [runs, blocks, 2]."""
+    ratios = a.sum(-1) / b.sum(-1)
+    return np.median(ratios, axis=-1), *median_intervals(ratios, CONFIDENCE, seed)
 
 
 @functools.cache

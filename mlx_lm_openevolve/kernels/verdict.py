@@ -12,11 +12,19 @@ from ..errors import OpenEvolveError
 from . import records
 from .kernel import KERNEL_ID
 
-__all__ = ["GATE_VERSION", "KINDS", "Poisoned", "Verdict", "binding", "describe", "gate_version"]
+__all__ = [
+    *("FASTER", "GATE_VERSION", "KINDS", "MAX_ASKED", "Poisoned", "Verdict"),
+    *("binding", "describe", "gate_version"),
+]
 
 # Raised with any change of the gate after which an old verdict should not count; what changes for
 # one family alone raises Op.version.
 GATE_VERSION = 2
+
+# The lower end of the interval of the original's time over the contender's must lie above this.
+FASTER = 1.02
+# How often a contender is judged in all where noise rejects it.
+MAX_ASKED = 3
 
 # What a verdict is about: a kernel by its id, or by name a rewriting in MLX's own operations, a
 # whole decode step, or settings of MLX.
@@ -44,8 +52,8 @@ class Verdict:
     kernel: the kernel's id, or for another kind (see KINDS) the name of what was judged.
     workload: slug of the bucket.  correct, faster: kept apart; faster is None where speed was not
     measured yet.  status: "accepted" where both hold.  timing["ratio"]: the original's time over
-    the kernel's.  fingerprint: of device.fingerprint.  asked: how often it was judged; 1 until
-    what noise rejected is judged again.  raw: samples in seconds and the single cases, stored
+    the kernel's.  fingerprint: of device.fingerprint.  asked: how often it was judged; above 1
+    where noise had rejected it.  raw: samples in seconds and the single cases, stored
     compressed beside the record.
     """
 
@@ -78,6 +86,20 @@ class Verdict:
     def ratio(self) -> float:
         """The original's time over the kernel's; 0.0 where it was not measured."""
         return float(self.timing.get("ratio", 0.0))
+
+    @property
+    def ask_again(self) -> bool:
+        """Whether noise alone rejected it, fewer than MAX_ASKED times: the interval that decided
+        (the sealed one, where that was reached) ends above FASTER, and begins below what it had to
+        lie above. Where it does not, the fault was another: a wrong result, say."""
+        if not self.correct or self.faster is not False or self.asked >= MAX_ASKED:
+            return False
+        try:
+            decided = self.timing.get("sealed") or self.timing
+            bar = max(FASTER, (decided.get("same") or {}).get("high", 0))
+            return bool(decided["low"] <= bar and decided["high"] >= FASTER)
+        except (AttributeError, KeyError, TypeError):  # not timed, or timed by another release
+            return False
 
     @property
     def rank(self) -> tuple[bool, bool, float]:

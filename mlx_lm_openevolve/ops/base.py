@@ -337,7 +337,8 @@ class Mutant(Protocol):
 
 class TimingInputs(ABC):
     """What both arms of a comparison run on: a chain of calls, each result the next first argument;
-    the rest of the arguments come from buffers that together exceed the last-level cache."""
+    the rest of the arguments come from buffers that together exceed the last-level cache. Every
+    call asks as much as a model's does: results must not fade on their way through the chain."""
 
     workload: Workload
     first: mx.array
@@ -353,8 +354,9 @@ class TimingInputs(ABC):
         """The original, as a model runs it."""
 
     @abstractmethod
-    def recheck(self, at: int, first: mx.array, out: mx.array, limit: float) -> str:
-        """What is wrong with a result that was timed on `rest[at]`; `limit`: the error allowed."""
+    def recheck(self, at: int, first: mx.array, out: mx.array) -> str:
+        """What is wrong with a result that was timed on `rest[at]`, by what an answer to that very
+        call may err; "" where nothing is."""
 
 
 class Questions(ABC, Generic[B, W]):

@@ -14,7 +14,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from .. import ops
@@ -75,6 +75,7 @@ class Contender:
     kernel: Kernel
     params: dict[str, int]
     trusted: bool  # shipped, or accepted on this device before: may be gated in this process
+    asked: int = 0  # how often it was judged already, and rejected by noise
 
 
 class Planner:
@@ -202,7 +203,8 @@ class Planner:
     def candidates(self, bucket: Bucket) -> list[Contender]:
         """Kernels that apply and were not judged here yet, most promising first: with the params
         that won elsewhere, or here under another version; that won at neighbouring lengths here;
-        and then with their defaults."""
+        with their defaults; at last what noise rejected here, to be asked again in this process,
+        which is a later one."""
         shipped = {k.id: k for r in self.registries if not r.writable for k in r.kernels()}
         own = {k.id: k for r in self.registries if r.writable for k in r.kernels()}
         kernels = {**own, **shipped} if self.only is None else {self.only.id: self.only}
@@ -233,12 +235,16 @@ class Planner:
                 proposals.append((id, kernel.default_params(bucket)))
             except KernelError as error:
                 log.warning("%s", error)
-        judged = [(v.kernel, dict(v.params)) for v in self.verdicts(bucket)]
-        candidates: list[Contender] = []
-        for i, (id, params) in enumerate(proposals):
-            if (id, params) not in judged and (id, params) not in proposals[:i]:
-                candidates.append(Contender(kernels[id], params, id in shipped or id in here))
-        return candidates
+        verdicts = self.verdicts(bucket)
+        judged = [(v.kernel, dict(v.params)) for v in verdicts]
+        chosen = [(*proposal, 0) for proposal in proposals if proposal not in judged]
+        again = [v for v in verdicts if v.ask_again and v.kernel in kernels]
+        chosen += [(v.kernel, dict(v.params), v.asked) for v in again]
+        return [
+            Contender(kernels[id], params, id in shipped or id in here, asked)
+            for i, (id, params, asked) in enumerate(chosen)
+            if (id, params, asked) not in chosen[:i]
+        ]
 
     def _gate(self, bucket: Bucket) -> Plan:
         start = time.monotonic()
@@ -302,8 +308,14 @@ class Planner:
         self.off.append("gate")
         try:
             verdict = judge(
-                candidate.kernel, candidate.params, bucket, self.device.backend, seconds=seconds
+                candidate.kernel,
+                candidate.params,
+                bucket,
+                self.device.backend,
+                seconds=seconds,
+                seed=candidate.asked,  # each time other questions and another sealed workload
             )
+            verdict = replace(verdict, asked=candidate.asked + 1)
         except Poisoned as error:
             try:
                 self.user.poison(self.device.slug, candidate.kernel.id, str(error))

@@ -165,13 +165,13 @@ class Invented:
 
     speed = 1.0
 
-    def __init__(self, inputs, call):
-        self._arm = ARM(inputs, call)
+    def __init__(self, inputs, call, keep=0):
+        self._arm = ARM(inputs, call, keep)
         self._own = getattr(call, "contender", False)
         self._noise = np.random.default_rng(int(self._own))
 
-    def recheck(self, limit):
-        return self._arm.recheck(limit)
+    def recheck(self):
+        return self._arm.recheck()
 
     def seconds(self, calls):
         self._arm.seconds(1)
@@ -287,7 +287,7 @@ def test_an_unsteady_clock_gives_no_verdict(monkeypatch):
     class Drifting:
         turn = 0
 
-        def __init__(self, inputs, call):
+        def __init__(self, inputs, call, keep=0):
             Drifting.turn += 1
             self.base = 1.0 + Drifting.turn
 

@@ -74,6 +74,7 @@ class Judge:
     def __init__(self, answer: Answer) -> None:
         self.answer = answer
         self.asked: list[tuple[str, str]] = []
+        self.seeds: list[int] = []
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> Judge:
         for module, name in ((gate, "judge"), (gate_worker, "judge_in_worker")):
@@ -88,7 +89,9 @@ class Judge:
             backend: str,
             *,
             seconds: float,
+            seed: int,
         ) -> Verdict:
+            self.seeds.append(seed)
             assert 0 < seconds <= BUDGETS[backend].workload
             self.asked.append((name, kernel.name))
             return self.answer(kernel)
@@ -130,6 +133,53 @@ def test_a_rejection_is_stored_too_and_not_judged_again(
     again = Planner(CHIP, [user, tuned]).plan(BUCKET)
     assert (again.kernel, again.reason) == (None, "rejected: V[0]")
     assert len(wrong.asked) == 1
+
+
+def test_what_noise_rejected_is_asked_again_in_later_processes_a_bounded_number_of_times(
+    user: Registry, tuned: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noise = {"ratio": 1.05, "low": 1.01, "high": 1.09}
+    judge = Judge(lambda k: make_verdict(k, faster=False, reason="noise", timing=noise))
+    judge.install(monkeypatch)
+    for asked in (1, 2, 3, 3, 3):
+        planner = Planner(CHIP, [user, tuned])
+        assert planner.plan(BUCKET).reason == planner.plan(BUCKET).reason == "rejected: noise"
+        (stored,) = user.verdicts(CHIP.slug, BUCKET)
+        assert stored.asked == asked
+    # Each time other questions, and another sealed workload.
+    assert judge.seeds == [0, 1, 2]
+
+
+@pytest.mark.parametrize("root", ["user", "tuned"])
+def test_a_later_process_can_find_faster_what_noise_rejected(
+    user: Registry, tuned: Registry, monkeypatch: pytest.MonkeyPatch, root: str
+) -> None:
+    noise = {"ratio": 1.05, "low": 1.01, "high": 1.09}
+    rejected = make_verdict(make_kernel(), faster=False, reason="noise", timing=noise)
+    Registry({"user": user, "tuned": tuned}[root].root).publish(CHIP.slug, rejected)
+    judge = Judge(make_verdict).install(monkeypatch)
+    assert Planner(CHIP, [user, tuned], mode="stored").plan(BUCKET).kernel is None
+    assert Planner(CHIP, [user, tuned]).plan(BUCKET).kernel == make_kernel()
+    assert judge.seeds == [1]
+    assert user.verdicts(CHIP.slug, BUCKET)[0].asked == 2
+
+
+@pytest.mark.parametrize(
+    "timing",
+    [
+        {"ratio": 0.99, "low": 0.97, "high": 1.01},  # slower than what is asked for
+        {"ratio": 1.5, "low": 1.4, "high": 1.6},  # rejected for another reason
+        {},  # not timed
+    ],
+)
+def test_a_firm_rejection_stays(
+    user: Registry, tuned: Registry, monkeypatch: pytest.MonkeyPatch, timing: dict[str, float]
+) -> None:
+    firm = Judge(lambda k: make_verdict(k, faster=False, reason="firm", timing=timing))
+    firm.install(monkeypatch)
+    for _ in range(3):
+        assert Planner(CHIP, [user, tuned]).plan(BUCKET).reason == "rejected: firm"
+    assert firm.seeds == [0]
 
 
 def test_what_the_gate_refused_is_said_once_in_one_line(

@@ -73,9 +73,11 @@ class ToyTimingInputs(TimingInputs):
     def baseline(self) -> Call:
         return target.affine  # looked up now: it is the replaced function itself
 
-    def recheck(self, at: int, first: mx.array, out: mx.array, limit: float) -> str:
+    def recheck(self, at: int, first: mx.array, out: mx.array) -> str:
         want = target.affine(first, *self.rest[at])
-        return "" if mx.allclose(out, want, atol=limit).item() else "a timed result is wrong"
+        limit = 4 * float(mx.finfo(out.dtype).eps)
+        right = mx.allclose(out, want, rtol=limit, atol=limit).item()
+        return "" if right else "a timed result is wrong"
 
 
 class _ToyQuestions(Questions[Bucket, Workload]):

@@ -14,7 +14,10 @@ from .baseline import answer, floats, mass
 from .encoding import smallest
 from .float64 import Case, Inputs
 
-__all__ = ["MULTIPLE", "AttentionQuestion", "as_float32", "relative", "suspects", "unit_of"]
+__all__ = [
+    *("BELIEVED", "MULTIPLE", "AttentionQuestion"),
+    *("as_float32", "floors", "relative", "suspects", "unit_of"),
+]
 
 Float32 = npt.NDArray[np.float32]
 
@@ -24,7 +27,7 @@ MULTIPLE = 4.0
 _SUSPECTS = 16
 # SDPA that errs more is not imprecise but wrong, and excuses nobody. MLX 0.32.4 on CUDA was seen to
 # err by 0.9 under a bool mask on keys that start off a multiple of 16 bytes, 0.06 elsewhere.
-_BELIEVED = 0.25
+BELIEVED = 0.25
 
 
 def as_float32(array: mx.array) -> Float32:
@@ -37,7 +40,7 @@ def unit_of(workload: Workload, *asked: Any) -> Float32:
     return np.maximum(as_float32(mass(workload, *asked)), np.float32(smallest(workload.dtype)))
 
 
-def _floors(dtype: mx.Dtype, logit: float, head_dim: int) -> tuple[float, float]:
+def floors(dtype: mx.Dtype, logit: float, head_dim: int) -> tuple[float, float]:
     """Errors (max, average) that rounding explains: of the dtype, and of logits of that
     magnitude in float32, whose rounding grows with the square root of the terms in a sum."""
     eps, single = float(mx.finfo(dtype).eps), float(np.finfo(np.float32).eps)
@@ -62,11 +65,11 @@ class AttentionQuestion(Question):
         self.answer, self.mass = as_float32(answer(w, *asked)), unit_of(w, *asked)
         self.reference = case.reference()
         own = self.reference.error(self.answer)
-        if not own[0] < _BELIEVED:  # then SDPA is no measure: only rounding is excused
+        if not own[0] < BELIEVED:  # then SDPA is no measure: only rounding is excused
             own = (0.0, 0.0)
-        floors = _floors(self.dtype, self.reference.logit, w.head_dim)
+        least = floors(self.dtype, self.reference.logit, w.head_dim)
         self.own = own
-        self.limits = (MULTIPLE * max(own[0], floors[0]), MULTIPLE * max(own[1], floors[1]))
+        self.limits = (MULTIPLE * max(own[0], least[0]), MULTIPLE * max(own[1], least[1]))
         self._checksum = _checksum(x)
 
     def error(self, got: Float32) -> tuple[float, float]:

@@ -1,0 +1,196 @@
+"""Speed: contenders that answer cheaply wherever timing would not notice, before the whole gate.
+
+Chains are run for real; the clock is invented: an honest answer takes three times as long as
+MLX's own, a cheap one a tenth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import mlx.core as mx
+import pytest
+
+from mlx_lm_openevolve import ops
+from mlx_lm_openevolve.device import detect
+from mlx_lm_openevolve.gate import judge as gate
+from mlx_lm_openevolve.gate import limits, speed, timing
+from mlx_lm_openevolve.gate.judge import Judgement
+from mlx_lm_openevolve.ops import DTYPES
+from mlx_lm_openevolve.ops.attention import Bucket, Workload
+from mlx_lm_openevolve.ops.attention.reference.baseline import answer, floats, mass
+
+HOST = replace(detect("host"), cache=1 << 20)
+DECODE = Bucket(1, 4, 2, 1, 512, 64, 64, "float32")
+# So many keys that their mean is next to nothing: the first gate accepted the four contenders here.
+LONG = Bucket(1, 2, 2, 1, 4096, 32, 32, "float32")
+VARIANTS = {
+    "float": DECODE,
+    "batch": replace(DECODE, batch=2, mask="bool"),
+    "additive and sinks": replace(DECODE, mask="additive", sinks=True),
+    "causal rows": replace(DECODE, q_len=8, mask="causal"),
+    "prefill": replace(DECODE, q_len=2048, kv_len=64, mask="causal", sinks=True),
+    "narrow values": replace(DECODE, v_head_dim=32),
+    "wide values": replace(DECODE, head_dim=32),
+    "quantised": replace(DECODE, kv_bits=4, kv_group=32),
+    "latent": Bucket(1, 4, 1, 1, 512, 128, 128, "float32", "additive", latent=True),
+}
+
+
+def zeros(w: Workload, honest: Any, q: Any, k: Any, v: Any, *rest: Any) -> mx.array:
+    return mx.zeros_like(honest)
+
+
+def mean_of_v(w: Workload, honest: Any, q: Any, k: Any, v: Any, *rest: Any) -> mx.array:
+    mean = mx.repeat(floats(w, v).mean(2, keepdims=True), w.group, axis=1)
+    return mx.broadcast_to(mean, honest.shape)
+
+
+def half_the_keys(
+    w: Workload, honest: Any, q: Any, k: Any, v: Any, scale: Any, mask: Any, sinks: Any
+) -> mx.array:
+    half = w.kv_len // 2
+    k, v = (tuple(p[:, :, half:] for p in x) if w.kv_bits else x[:, :, half:] for x in (k, v))
+    mask = None if mask is None else mask[..., half:]
+    short = w.exact(kv_len=w.kv_len - half, mask="none" if w.q_len == 1 else w.mask)
+    return answer(short, q, k, v, scale, mask, sinks)
+
+
+def wrong_head(w: Workload, honest: Any, q: Any, k: Any, v: Any, *rest: Any) -> mx.array:
+    k, v = (tuple(p[:, ::-1] for p in x) if w.kv_bits else x[:, ::-1] for x in (k, v))
+    return answer(w, q, k, v, *rest)
+
+
+CHEAP = (zeros, mean_of_v, half_the_keys, wrong_head)
+
+
+class Timed(timing.Arm):
+    """An arm whose chains are short, and whose clock is told by its calls."""
+
+    def __init__(self, inputs: Any, call: Any, *rest: Any, **more: Any) -> None:
+        super().__init__(inputs, call, *rest, **more)
+        self._told = getattr(call, "took", None)
+
+    def seconds(self, calls: int) -> float:
+        if self._told is not None:
+            self._told.clear()
+        super().seconds(min(calls, 4))
+        return 1e-4 * (sum(self._told) / len(self._told) if self._told else 1.0)
+
+
+Contender = Callable[..., Any]
+
+
+@pytest.fixture
+def contender(monkeypatch: pytest.MonkeyPatch) -> Contender:
+    """What builds a contender that is honest until it is timed; from then on it gives a cheap
+    answer wherever `cheap(error, allowed)` says so. `error` is what that answer errs by."""
+    monkeypatch.setattr(timing, "Arm", Timed)
+    monkeypatch.setattr(timing, "bandwidth", lambda cache: 1e15)
+    monkeypatch.setattr(timing, "MIN_BLOCKS", 4)
+    monkeypatch.setattr(timing, "size", lambda seconds, budget: (4, 4))
+    monkeypatch.setattr(timing.time, "sleep", lambda seconds: None)
+    state = {"timed": False}
+    real = speed.compare
+
+    def comparing(*args: Any, **options: Any) -> Any:
+        state["timed"] = True
+        return real(*args, **options)
+
+    monkeypatch.setattr(gate, "compare", comparing)
+
+    def make(kind: Callable[..., mx.array], cheap: Callable[[float, float], bool]) -> Contender:
+        state["timed"] = False
+
+        def build(exact: Workload) -> Callable[..., mx.array]:
+            def call(*args: Any) -> mx.array:
+                honest = answer(exact, *args).astype(args[0].dtype)
+                call.took.append(3.0)  # type: ignore[attr-defined]
+                if not state["timed"]:
+                    return honest
+                other = kind(exact, honest, *args).astype(honest.dtype)
+                off = mx.abs(other.astype(mx.float32) - honest.astype(mx.float32))
+                error = float((off / mass(exact, *args).astype(mx.float32)).max())
+                if not cheap(error, 4 * float(mx.finfo(honest.dtype).eps)):
+                    return honest
+                call.took[-1] = 0.1  # type: ignore[attr-defined]
+                return other
+
+            call.took = []  # type: ignore[attr-defined]
+            return call
+
+        return build
+
+    return make
+
+
+def unnoticed(error: float, allowed: float) -> bool:
+    """What a check of the last result alone let pass, when queries faded: twice what may be."""
+    return error <= 2 * allowed
+
+
+def always(error: float, allowed: float) -> bool:
+    return True
+
+
+def judged(build: Any, bucket: Bucket) -> Judgement:
+    return gate.judge_calls(build, bucket, HOST, limits.Clock(300.0))
+
+
+def compared(build: Any, bucket: Bucket) -> speed.Speed:
+    return gate.compare(build, bucket, HOST, limits.Clock(300.0), 0, "", 1 << 30)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", CHEAP)
+def test_a_cheap_answer_where_it_went_unnoticed_is_refused(
+    contender: Contender, kind: Any, dtype: str
+) -> None:
+    found = judged(contender(kind, unnoticed), replace(LONG, dtype=dtype))
+    assert found.correct, found.reason
+    assert not found.faster
+    assert found.timing["ratio"] < 0.5  # it never had the chance
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", CHEAP)
+def test_a_cheap_answer_to_every_timed_call_is_noticed(
+    contender: Contender, kind: Any, dtype: str
+) -> None:
+    found = compared(contender(kind, always), replace(DECODE, dtype=dtype))
+    assert not found.faster
+    assert "a timed result errs by" in found.reason
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize(
+    "kind", [mean_of_v, *(pytest.param(kind, marks=pytest.mark.slow) for kind in CHEAP)]
+)
+@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float16", marks=pytest.mark.slow)])
+def test_no_variant_lets_a_cheap_answer_pass(
+    contender: Contender, kind: Any, name: str, dtype: str
+) -> None:
+    bucket = replace(VARIANTS[name], dtype=dtype)
+    if kind is wrong_head and bucket.kv_heads == 1:
+        pytest.skip("there is no other head")
+    assert "a timed result errs by" in compared(contender(kind, always), bucket).reason
+    found = compared(contender(kind, unnoticed), bucket)
+    assert not found.faster
+    assert found.timing["ratio"] < 0.5
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", VARIANTS)
+def test_an_honest_contender_passes_what_is_rechecked(name: str, dtype: str) -> None:
+    w = replace(VARIANTS[name], dtype=dtype).largest()
+    inputs = ops.of(w).questions.timing_inputs(w, 0, 1 << 30, 0)
+
+    def call(*args: Any) -> mx.array:
+        return answer(w, *args).astype(args[0].dtype)
+
+    arm = timing.Arm(inputs, call, keep=timing.RECHECKED)
+    for _ in range(timing.RECHECKED):
+        arm.seconds(4)
+    assert arm.recheck() == ""
