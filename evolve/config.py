@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -31,7 +32,7 @@ _DURATION = re.compile(r"(\d+(?:\.\d+)?)([smh]?)")
 def seconds_of(text: str) -> float:
     """Seconds of a duration such as 90, 90s, 10m or 2h. Raises UsageError."""
     match = _DURATION.fullmatch(text.strip())
-    if match is None or float(match[1]) <= 0:
+    if match is None or not 0 < float(match[1]) < 1e9:
         raise UsageError(f"{text!r} is no duration; write 90s, 10m or 2h")
     return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
 
@@ -63,7 +64,8 @@ class LanguageModel(Record):
             model = cls(name, *(float(number) for number in numbers))
         except (TypeError, ValueError):
             raise UsageError(f"{text!r} is no NAME[,WEIGHT[,PRICE_IN,PRICE_OUT]]") from None
-        if not name or model.weight <= 0 or model.price_in < 0 or model.price_out < 0:
+        prices = (model.price_in, model.price_out)
+        if not (name and 0 < model.weight < math.inf and all(0 <= p < math.inf for p in prices)):
             raise UsageError(f"{text!r}: a name, a weight above 0 and prices of at least 0")
         return model
 

@@ -29,6 +29,10 @@ def main() -> int:
     sys.unraisablehook = _dropped
     try:
         code = cli.main()
+    except SystemExit as ended:  # help was printed, or the arguments are wrong
+        code = int(ended.code or 0)
+    except BrokenPipeError:  # help, to a reader that has seen enough
+        code = 0
     except KeyboardInterrupt:  # a second one, while the first was being reported
         print(SAYS, file=sys.stderr)
         code = 130
