@@ -131,7 +131,7 @@ def check_numbers(options: argparse.Namespace) -> None:
     for name in ("candidates", "tokens", "money", "jobs", "context", "answer", "timeout"):
         value = getattr(options, name)
         if value is not None and not 0 < value < math.inf:
-            raise UsageError(f"--{name} {value}: it must be more than 0")
+            raise UsageError(f"--{name} {value}: a number above 0, not negative, 0 or infinite")
     if options.answer >= options.context:
         raise UsageError(f"--answer {options.answer}: it must leave room in --context")
     seconds_of(options.wait)
