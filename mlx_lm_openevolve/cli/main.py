@@ -37,8 +37,12 @@ __all__ = ["main", "parser"]
 NOT_DONE, FAULT, INTERRUPTED = 2, 70, 130
 
 
-class _WrongArguments(Exception):
-    """What argparse refuses, in one line."""
+class _WrongArguments(SystemExit):
+    """What argparse refuses, `text` in one line; it ends a process as argparse would."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(NOT_DONE)
+        self.text = text
 
 
 class _Parser(argparse.ArgumentParser):
@@ -59,9 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         _refuse_empty(words)
         options = parser().parse_args(words)
-    except _WrongArguments as error:
-        _tell(str(error), "--json" in words)
-        raise SystemExit(NOT_DONE) from None
+    except _WrongArguments as wrong:
+        _tell(wrong.text, "--json" in words)
+        raise
     if wrapped:
         options.arguments = wrapped
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
