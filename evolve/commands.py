@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -21,12 +22,13 @@ from mlx_lm_openevolve.units import seconds_of
 
 from . import events, loop, two_machines
 from .archive import Archive
+from .config import Config
 from .evaluator import LocalEvaluator
 from .ncu import Profiler
-from .options import new_config, profiles
+from .options import check_numbers, new_config, profiles
 from .progress import ProgressDisplay
 from .propose import Proposer
-from .propose.llm import LlmProposer
+from .propose.llm import LlmProposer, connect
 from .propose.mailbox import Mailbox
 from .propose.params import ParamsProposer, headroom
 from .propose.structural import WithParams, fitting, no_profile
@@ -86,7 +88,7 @@ def evolve(options: argparse.Namespace, out: Console) -> tuple[int, dict[str, An
 def _search(
     archive: Archive, options: argparse.Namespace, out: Console
 ) -> tuple[int, dict[str, Any]]:
-    seeds = _seeds(archive, options)
+    seeds = _seeds(archive.config, options)
     with ProgressDisplay(out) as display, LocalEvaluator(archive) as evaluator:
         profiler = _profiler(archive, options, display)
         proposer = _proposer(archive, options, seeds, display, profiler)
@@ -163,13 +165,25 @@ def _run_folder(run: Path) -> Path:
 
 def _start(options: argparse.Namespace, out: Console) -> Archive:
     config = new_config(options)
-    folder = options.out or runs_root() / time.strftime(f"%Y%m%d-%H%M%S-{config.backend}")
+    # What would end the run at once is told before there is one.
+    _seeds(config, options)
+    if config.proposer == "llm":
+        connect(config.llm)
+    folder = options.out or _new_name(runs_root(), config.backend)
     archive = Archive.create(folder, config, vars(detect(config.backend)))
     out.print(f"run {folder}", markup=False)
     return archive
 
 
+def _new_name(root: Path, backend: str) -> Path:
+    """A folder for a run that begins now; another may have begun in the same second."""
+    stem = root / time.strftime(f"%Y%m%d-%H%M%S-{backend}")
+    later = (stem.with_name(f"{stem.name}-{n}") for n in itertools.count(2))
+    return next(path for path in itertools.chain([stem], later) if not path.exists())
+
+
 def _resume(options: argparse.Namespace) -> Archive:
+    check_numbers(options)
     archive = Archive.open(_run_folder(options.resume))
     budget = archive.config.budget
     if options.candidates:  # more than before: a run that ended may go on
@@ -187,7 +201,7 @@ def _resume(options: argparse.Namespace) -> Archive:
     return archive
 
 
-def _seeds(archive: Archive, options: argparse.Namespace) -> list[Kernel]:
+def _seeds(config: Config, options: argparse.Namespace) -> list[Kernel]:
     """The kernels to begin with: those named, else all known ones that apply. Raises UsageError."""
     if options.kernels:
         kernels = [Kernel.load(folder) for folder in options.kernels]
@@ -195,8 +209,8 @@ def _seeds(archive: Archive, options: argparse.Namespace) -> list[Kernel]:
         known = [kernel for registry in registries() for kernel in registry.kernels()]
         known += [Kernel.load(path) for path in sorted((Path(__file__).parent / "seeds").iterdir())]
         kernels = list({kernel.id: kernel for kernel in known}.values())
-    cuda = archive.config.backend == "cuda"
-    kept = [k for k in kernels if (cuda or not k.native) and fitting(archive, k)]
+    cuda = config.backend == "cuda"
+    kept = [k for k in kernels if (cuda or not k.native) and fitting(config.workloads, k)]
     if not kept:
         raise UsageError(
             "no kernel to begin with applies to these workloads; name one with --kernels FOLDER"
@@ -225,4 +239,4 @@ def _proposer(
         return ParamsProposer(seeds)
     if archive.config.proposer == "mailbox":
         return WithParams(Mailbox(seeds, seconds_of(options.wait), display.say, profile), seeds)
-    return WithParams(LlmProposer(seeds, profile), seeds)
+    return WithParams(LlmProposer(seeds, profile, say=display.say), seeds)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -53,7 +54,8 @@ class LanguageModel(Record):
             model = cls(name, *(float(number) for number in numbers))
         except (TypeError, ValueError):
             raise UsageError(f"{text!r} is no NAME[,WEIGHT[,PRICE_IN,PRICE_OUT]]") from None
-        if not name or model.weight <= 0 or model.price_in < 0 or model.price_out < 0:
+        prices = (model.price_in, model.price_out)
+        if not (name and 0 < model.weight < math.inf and all(0 <= p < math.inf for p in prices)):
             raise UsageError(f"{text!r}: a name, a weight above 0 and prices of at least 0")
         return model
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +18,13 @@ from mlx_lm_openevolve.units import seconds_of
 from . import suites
 from .config import PROPOSERS, Budget, Config, LanguageModel, LlmConfig, Search, Work
 
-__all__ = ["add_evolve_arguments", "add_report_arguments", "new_config", "profiles"]
+__all__ = [
+    "add_evolve_arguments",
+    "add_report_arguments",
+    "check_numbers",
+    "new_config",
+    "profiles",
+]
 
 _DEFAULT_BUDGET = "10m"
 
@@ -31,9 +38,9 @@ def add_evolve_arguments(parser: argparse.ArgumentParser) -> None:
     add("--model", metavar="PATH_OR_ID", help="search for what a generation of this model calls")
     add("--proposer", choices=PROPOSERS, help="default params, which needs nothing")
     add("--budget", metavar="10m", help=f"time; default {_DEFAULT_BUDGET} where nothing is set")
-    add("--candidates", type=int, default=0, metavar="N")
-    add("--tokens", type=int, default=0, metavar="N", help="tokens that llm may spend")
-    add("--money", type=float, default=0.0, metavar="X", help="money that llm may spend")
+    add("--candidates", type=int, metavar="N", help="how many may be tried")
+    add("--tokens", type=int, metavar="N", help="tokens that llm may spend")
+    add("--money", type=float, metavar="X", help="money that llm may spend")
     add("--resume", type=Path, metavar="RUN", help="go on with a run")
     add("--merge", type=Path, metavar="EVENTS", help="with --resume: results of another machine")
     add("--explore", type=float, metavar="SHARE", help="of parents outside the elites; adaptive")
@@ -43,7 +50,7 @@ def add_evolve_arguments(parser: argparse.ArgumentParser) -> None:
     add("--out", type=Path, metavar="RUN", help="folder of a new run")
     add("--export", type=Path, metavar="FOLDER", help="write what was published there as well")
     add("--no-publish", action="store_true", help="leave the user's registry as it is")
-    add("--jobs", type=int, default=0, metavar="N", help="host checks side by side")
+    add("--jobs", type=int, metavar="N", help="host checks side by side")
     add("--llm", action="append", metavar="NAME[,WEIGHT[,PRICE_IN,PRICE_OUT]]", default=[])
     add("--context", type=int, default=32768, metavar="TOKENS", help="what the models take")
     add("--answer", type=int, default=8192, metavar="TOKENS", help="longest answer")
@@ -68,8 +75,7 @@ def add_report_arguments(parser: argparse.ArgumentParser) -> None:
 
 def new_config(options: argparse.Namespace) -> Config:
     """The Config of a new run. Raises UsageError."""
-    if min(options.candidates, options.tokens, options.money, options.jobs) < 0:
-        raise UsageError("budgets and --jobs are not negative")
+    check_numbers(options)
     if options.explore is not None and not 0 <= options.explore <= 1:
         raise UsageError(f"--explore {options.explore:g}: a share lies between 0 and 1")
     if options.model and options.workloads:
@@ -80,7 +86,10 @@ def new_config(options: argparse.Namespace) -> Config:
     limited = options.candidates or options.tokens or options.money
     text = options.budget or ("" if limited else _DEFAULT_BUDGET)
     budget = Budget(
-        options.candidates, seconds_of(text) if text else 0.0, options.tokens, options.money
+        options.candidates or 0,
+        seconds_of(text) if text else 0.0,
+        options.tokens or 0,
+        options.money or 0.0,
     )
     proposer = options.proposer or "params"
     jobs = options.jobs or min(4, os.cpu_count() or 1)
@@ -118,6 +127,17 @@ def new_config(options: argparse.Namespace) -> Config:
     )
 
 
+def check_numbers(options: argparse.Namespace) -> None:
+    """Raise UsageError where a number cannot be meant: no limit is to leave an option out."""
+    for name in ("candidates", "tokens", "money", "jobs", "context", "answer", "timeout"):
+        value = getattr(options, name)
+        if value is not None and not 0 < value < math.inf:
+            raise UsageError(f"--{name} {value}: a number above 0, not negative, 0 or infinite")
+    if options.answer >= options.context:
+        raise UsageError(f"--answer {options.answer}: it must leave room in --context")
+    seconds_of(options.wait)
+
+
 def profiles(wanted: bool | None, backend: str, default: bool) -> bool:
     """Whether ncu is to look at kernels, by --profile or --no-profile (None: neither). Raises
     UsageError where it cannot."""
@@ -129,6 +149,8 @@ def profiles(wanted: bool | None, backend: str, default: bool) -> bool:
 def _target(text: str) -> tuple[float, float]:
     try:
         speedup, share = (float(part) for part in text.split(":"))
+        if not (0 < speedup < math.inf and 0 < share <= 1):
+            raise ValueError
     except ValueError:
         raise UsageError(f"--target {text!r}: write SPEEDUP:SHARE, such as 1.2:0.8") from None
     return speedup, share

@@ -36,6 +36,9 @@ td,th{white-space:nowrap}.n{text-align:right;font-variant-numeric:tabular-nums}
 .w{white-space:normal;min-width:16em}img{max-width:100%}
 .cards{display:flex;flex-wrap:wrap;gap:12px;margin:1em 0}.card{border:1px solid #d5dae1;
 border-radius:6px;padding:8px 14px}.card b{display:block;font-size:20px}.m{color:#a4540a}
+@media(max-width:1150px){table{font-size:11px}td,th{padding:3px 5px}}
+@media(max-width:860px){table{font-size:9px}td,th{padding:2px 3px}}
+@media print{.t{overflow:visible}}
 """
 _NUMBER = re.compile(r"[-+]?\d[\d.]*[x%]?|-?")
 _PROSE = ("params", "GPU profile", "change", "finding", "reason")  # columns whose text may wrap

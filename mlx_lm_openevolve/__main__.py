@@ -22,6 +22,7 @@ SAYS = "mlx-lm-openevolve: interrupted"
 def main() -> int:
     """Run the command line; returns its exit code."""
     signal.signal(signal.SIGINT, _leave)
+    _open_closed()
     from .cli import main as cli
 
     for number in (signal.SIGINT, signal.SIGALRM):
@@ -29,6 +30,10 @@ def main() -> int:
     sys.unraisablehook = _dropped
     try:
         code = cli.main()
+    except SystemExit as ended:  # help was printed, or the arguments are wrong
+        code = int(ended.code or 0)
+    except BrokenPipeError:  # help, to a reader that has seen enough
+        code = 0
     except KeyboardInterrupt:  # a second one, while the first was being reported
         print(SAYS, file=sys.stderr)
         code = 130
@@ -36,6 +41,18 @@ def main() -> int:
     signal.setitimer(signal.ITIMER_REAL, 0)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     return flushed(code)
+
+
+def _open_closed() -> None:
+    """Standard output or error that the shell closed (`>&-`) goes nowhere; nor into the next file
+    that is opened, which would get its number."""
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        if getattr(sys, name) is None:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            if nowhere != number:
+                os.dup2(nowhere, number)
+                os.close(nowhere)
+            setattr(sys, name, os.fdopen(number, "w", closefd=False))
 
 
 def _leave(number: int, _: Any) -> None:

@@ -15,7 +15,7 @@ _TOKENS = re.compile(r"(\d{1,9})\s*(k?)", re.ASCII | re.IGNORECASE)
 def seconds_of(text: str) -> float:
     """Seconds of a duration such as 90, 90s, 10m or 2h. Raises UsageError."""
     match = _DURATION.fullmatch(text.strip())
-    if match is None or float(match[1]) <= 0:
+    if match is None or not 0 < float(match[1]) < 1e9:
         raise UsageError(f"{text!r} is no duration; write 90s, 10m or 2h")
     return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
 

@@ -21,13 +21,14 @@ from mlx_lm_openevolve.kernels.kernel import Kernel
 from .. import prompt
 from ..archive import Archive
 from ..candidate import Candidate
-from ..config import LanguageModel
+from ..config import LanguageModel, LlmConfig
 from .answers import AnswerError, apply, note_of
 from .structural import ProfileParent, Structural, no_profile
 
-__all__ = ["LlmProposer"]
+__all__ = ["LlmProposer", "connect"]
 
 _FIRST_WAIT, _LONGEST_WAIT = 1.0, 60.0
+_REACH = 5.0  # seconds for an endpoint to list its models
 _SYSTEM = "You are an expert in GPU kernels. Answer in exactly the format that is asked for."
 
 
@@ -43,7 +44,7 @@ class Reply:
 
 
 class LlmProposer(Structural):
-    """The proposer that asks models. `sleep` is for the tests."""
+    """The proposer that asks models. say: prints a line for people. `sleep` is for the tests."""
 
     name = "llm"
 
@@ -52,18 +53,20 @@ class LlmProposer(Structural):
         seeds: Sequence[Kernel],
         profile: ProfileParent = no_profile,
         *,
+        say: Callable[[str], None] = lambda text: None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         super().__init__(seeds, profile)
-        self._sleep = sleep
+        self._say, self._sleep = say, sleep
         self._client: Any = None
         self._models: tuple[LanguageModel, ...] = ()
 
     def propose(self, archive: Archive, count: int) -> list[Candidate]:
         """One candidate: the answer to one question. Raises UsageError where there is no endpoint
         to ask."""
-        self._connect(archive)
         settings = archive.config.llm
+        if self._client is None:
+            self._client, self._models = connect(settings)
         question = self.question(archive, settings.context - settings.answer)
         rng = random.Random(f"model {archive.config.seed} {question.number}")
         model = rng.choices(self._models, [m.weight for m in self._models])[0]
@@ -97,44 +100,21 @@ class LlmProposer(Structural):
         if len(causes) >= limit and all(c == "endpoint" for c in causes[-limit:]):
             archive.broken = f"the endpoint failed {limit} times in a row: {error}"
 
-    def _connect(self, archive: Archive) -> None:
-        if self._client is not None:
-            return
-        import openai
-
-        settings = archive.config.llm
-        local = bool(os.environ.get("OPENAI_BASE_URL"))
-        if not os.environ.get("OPENAI_API_KEY") and not local:
-            raise UsageError(
-                "--proposer llm needs OPENAI_API_KEY, or OPENAI_BASE_URL of an endpoint of your own"
-            )
-        self._client = openai.OpenAI(
-            api_key=os.environ.get("OPENAI_API_KEY") or "none",
-            timeout=settings.timeout,
-            max_retries=0,  # ours are on record
-        )
-        self._models = settings.models
-        if not self._models:
-            try:
-                names = [model.id for model in self._client.models.list()]
-            except openai.OpenAIError as error:
-                raise UsageError(f"the endpoint names no model, give --llm NAME: {error}") from None
-            if not names:
-                raise UsageError("the endpoint has no model")
-            self._models = (LanguageModel(names[0]),)
-
     def _ask(self, archive: Archive, model: LanguageModel, text: str) -> Reply:
-        """The endpoint's reply. Retries what may pass by itself, with
-        growing pauses, as long as the run's time lasts."""
+        """The endpoint's reply. Retries what may pass by itself, with growing pauses, as long as
+        the run's time lasts; where that failed for the last question, this one is asked once."""
         import openai
 
         settings = archive.config.llm
         wait, error = _FIRST_WAIT, "no answer"
-        for attempt in range(settings.retries + 1):
+        asked = [c.cause for c in archive.candidates.values() if c.proposer == "llm"]
+        retries = 0 if asked[-1:] == ["endpoint"] else settings.retries
+        for attempt in range(retries + 1):
             if attempt:
                 seconds = archive.config.budget.seconds
                 if seconds and archive.journal.now() + wait >= seconds:
                     return Reply(cause="endpoint", error=f"{error}; the run's time is spent")
+                self._say(f"the endpoint: {error}; asked again in {wait:g} s")
                 self._sleep(wait)
                 wait = min(2 * wait, _LONGEST_WAIT)
             try:
@@ -160,6 +140,46 @@ class LlmProposer(Structural):
             else:
                 return _read(answer, text)
         return Reply(cause="endpoint", error=error)
+
+
+def connect(settings: LlmConfig) -> tuple[Any, tuple[LanguageModel, ...]]:
+    """A client of the endpoint, and the models to ask: those of the settings, else its first. One
+    small request shows that somebody is there. Raises UsageError."""
+    import openai
+
+    address = os.environ.get("OPENAI_BASE_URL", "")
+    key = os.environ.get("OPENAI_API_KEY", "")
+    if not (key or address):
+        raise UsageError(
+            "--proposer llm needs OPENAI_API_KEY, or OPENAI_BASE_URL of an endpoint of your own"
+        )
+    where = address or "OpenAI's endpoint"
+    names: list[str] = []
+    try:
+        client = openai.OpenAI(
+            api_key=key or "none",
+            timeout=openai.Timeout(settings.timeout, connect=_REACH),
+            max_retries=0,  # ours are on record
+        )
+        names = [model.id for model in client.models.list(timeout=_REACH)]
+    except openai.AuthenticationError as error:
+        raise UsageError(f"{where} refuses OPENAI_API_KEY: HTTP {error.status_code}") from None
+    except openai.APITimeoutError as error:
+        busy = type(error.__cause__).__name__ == "ReadTimeout"  # somebody is there
+        if not (busy and settings.models):
+            raise UsageError(f"{where}: no answer within {_REACH:g} s") from None
+    except openai.APIConnectionError as error:
+        raise UsageError(f"{where}: no connection: {error.__cause__ or error}") from None
+    except Exception as error:  # whatever else stands there need not list its models
+        if not settings.models:
+            raise UsageError(f"{where} names no model, give --llm NAME: {_line(error)}") from None
+    if not (settings.models or names):
+        raise UsageError(f"{where} has no model")
+    return client, settings.models or (LanguageModel(names[0]),)
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _retry_after(problem: Any) -> float:

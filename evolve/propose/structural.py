@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 from mlx_lm_openevolve.errors import OpenEvolveError
 from mlx_lm_openevolve.kernels.kernel import Kernel
+from mlx_lm_openevolve.ops import Bucket
 
 from .. import prompt
 from ..archive import Archive
@@ -43,13 +44,13 @@ def no_profile(archive: Archive, parent: Kernel) -> None:
     """What is known is enough."""
 
 
-def fitting(archive: Archive, kernel: Kernel) -> tuple[str, ...]:
-    """The run's workloads that a kernel says it can serve."""
+def fitting(workloads: Sequence[Bucket], kernel: Kernel) -> tuple[str, ...]:
+    """The slugs of the workloads that a kernel says it can serve."""
     kept = []
-    for slug in archive.slugs:
+    for workload in workloads:
         try:
-            if kernel.applies_to(archive.workload(slug)):
-                kept.append(slug)
+            if kernel.applies_to(workload):
+                kept.append(workload.slug)
         except OpenEvolveError:
             continue
     return tuple(kept)
@@ -139,7 +140,7 @@ class Structural(ABC):
             number=question.number,
             proposer=self.name,
             kernel=kernel.id if kernel is not None else "",
-            workloads=fitting(archive, kernel) if kernel is not None else (),
+            workloads=fitting(archive.config.workloads, kernel) if kernel is not None else (),
             parent=question.parent.id,
             note=note,
             cause=cause,
@@ -166,7 +167,7 @@ class WithParams:
                         number=archive.next_number(),
                         proposer="seed",
                         kernel=kernel.id,
-                        workloads=fitting(archive, kernel),
+                        workloads=fitting(archive.config.workloads, kernel),
                         note="a seed with its defaults",
                     )
                 ]

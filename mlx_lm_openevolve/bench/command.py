@@ -81,6 +81,8 @@ def run(
     under `unfinished`."""
     if os.environ.get("MLX_LM_OPENEVOLVE") == "0":
         raise UsageError("MLX_LM_OPENEVOLVE=0 switches off what is to be measured")
+    if options.output and (options.output.is_dir() or not options.output.parent.is_dir()):
+        raise UsageError(f"--output {options.output}: no file can be written there")
     device = detect(options.backend)
     result: dict[str, Any] = {
         "machine": fingerprint(device, gate_version("attention")),
@@ -126,13 +128,14 @@ def tasks(options: argparse.Namespace) -> list[tuple[str, dict[str, Any]]]:
     """What each case asks of a worker, by its name. Raises UsageError."""
     if not (options.model or options.shape):
         raise UsageError("name a --model PATH or a --shape, or a --kernel FOLDER")
-    if options.preset and (options.prompt_tokens or options.generation_tokens):
+    sizes = (options.prompt_tokens, options.generation_tokens)
+    if options.preset and sizes != (None, None):
         raise UsageError("a --preset has its own -p and -g")
     if options.batch > 1 and (options.kv_bits or options.draft):
         raise UsageError("mlx-lm's batches know neither --kv-bits nor --draft")
     lengths = {name: PRESETS[name] for name in options.preset or ["short_context_quick"]}
-    if options.prompt_tokens or options.generation_tokens:
-        p, g = options.prompt_tokens or 512, options.generation_tokens or 64
+    if sizes != (None, None):
+        p, g = (default if n is None else n for n, default in zip(sizes, (512, 64), strict=True))
         lengths = {f"{p}+{g}": (p, g)}
     if options.batch < 1 or options.trials < 1 or options.blocks < 1:
         raise UsageError("--batch, --trials and --blocks are at least 1")

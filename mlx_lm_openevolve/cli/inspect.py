@@ -11,6 +11,7 @@ import os
 import platform
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,8 @@ def list_verdicts(options: argparse.Namespace, out: Console) -> Result:
     table = Table(box=None, pad_edge=False)
     for name in ("device", "workload", "kernel", "ratio [low]", "verdict", "from"):
         table.add_column(name, overflow="fold")
+    if options.device not in (None, detect().slug):
+        _check_device(options.device, registries())
     rows = []
     for registry, device, verdict in _stored(options.device):
         row = {
@@ -108,6 +111,14 @@ def list_verdicts(options: argparse.Namespace, out: Console) -> Result:
     return 0, {"verdicts": rows, "kernels": kernels, "bytes": used}
 
 
+def _check_device(device: str, among: Sequence[Registry]) -> None:
+    """Raise UsageError where nothing is stored for a device."""
+    known = sorted({name for registry in among for name in registry.devices()})
+    if device not in known:
+        text = ", ".join(known) or "none"
+        raise UsageError(f"nothing is stored for {device[:80]!r}; devices: {text}")
+
+
 def _stored(device: str | None = None) -> list[tuple[Registry, str, Verdict]]:
     return [
         (registry, name, verdict)
@@ -138,8 +149,13 @@ def show(options: argparse.Namespace, out: Console) -> Result:
     """A kernel by id or name, or a workload."""
     try:
         bucket = ops.parse(options.what).bucket()
-    except WorkloadError:
-        return _show_kernel(named(options.what), out)
+    except WorkloadError as wrong:
+        try:
+            return _show_kernel(named(options.what), out)
+        except UsageError:
+            if options.what.partition("-")[0].lower() in ops.FAMILIES:  # it was meant for a slug
+                raise wrong from None
+            raise
     here = _here(bucket)
     out.print(bucket.slug, style="bold", markup=False)
     out.print(f"  here     {here['text']}", markup=False)
@@ -305,9 +321,8 @@ def _architectures(calls: Callers) -> list[tuple[str, str]]:
 def clear(options: argparse.Namespace, out: Console) -> Result:
     """Remove stored verdicts and kernels; runs of `evolve` are left alone."""
     registry = Registry(user_root())
-    if options.device is not None and options.device not in registry.devices():
-        known = ", ".join(registry.devices()) or "none"
-        raise UsageError(f"nothing is stored for {options.device[:80]!r}; devices: {known}")
+    if options.device is not None:
+        _check_device(options.device, [registry])
     folder = registry.root / VERSION / (f"devices/{options.device}" if options.device else "")
     freed = usage(folder)
     removed = registry.clear(options.device)

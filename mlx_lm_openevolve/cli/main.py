@@ -18,7 +18,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from rich.console import Console
 
@@ -38,6 +38,20 @@ __all__ = ["main", "parser"]
 NOT_DONE, FAULT, INTERRUPTED = 2, 70, 130
 
 
+class _WrongArguments(SystemExit):
+    """What argparse refuses, `text` in one line; it ends a process as argparse would."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(NOT_DONE)
+        self.text = text
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Argparse would print all options first, and nothing for --json."""
+        raise _WrongArguments(f"{message} ({self.prog} --help)")
+
+
 class _Console(Console):
     def on_broken_pipe(self) -> None:
         """Rich would end the process with code 1, which means "rejected" here."""
@@ -46,7 +60,15 @@ class _Console(Console):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
-    options = parser().parse_args(argv)
+    words, wrapped = run.split(sys.argv[1:] if argv is None else argv)
+    try:
+        _refuse_empty(words)
+        options = parser().parse_args(words)
+    except _WrongArguments as wrong:
+        _tell(wrong.text, "--json" in words)
+        raise
+    if wrapped:
+        options.arguments = wrapped
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     out = _Console(stderr=options.json, highlight=False, soft_wrap=True)
     if not out.is_terminal:
@@ -59,17 +81,35 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.verbose:
             traceback.print_exc()
         code, text = _failure(error)
-        print(f"mlx-lm-openevolve: {text}", file=sys.stderr)
-        result = {"error": text}
+        return _tell(text, options.json, code)
     if options.json:
-        try:
-            print(json.dumps(result), flush=True)
-        except BrokenPipeError:
-            pass
-        except OSError as error:
-            code, text = _failure(error)
-            print(f"mlx-lm-openevolve: standard output: {text}", file=sys.stderr)
+        code = _print_json(result, code)
     return int(code)
+
+
+def _refuse_empty(words: Sequence[str]) -> None:
+    """No argument of ours is empty; as a path it would be the folder that one is in."""
+    for i, word in enumerate(words):
+        if word == "" or (word.startswith("-") and word.endswith("=")):
+            where = " ".join(words[max(0, i - 1) : i + 1]).strip()
+            raise _WrongArguments(f"an argument is empty (behind {where!r})")
+
+
+def _tell(text: str, as_json: bool, code: int = NOT_DONE) -> int:
+    """Why a command ended, for a person and for a program; its exit code."""
+    print(f"mlx-lm-openevolve: {text}", file=sys.stderr)
+    return _print_json({"error": text}, code) if as_json else code
+
+
+def _print_json(result: dict[str, Any], code: int) -> int:
+    try:
+        print(json.dumps(result), flush=True)
+    except BrokenPipeError:
+        pass
+    except OSError as error:
+        code, text = _failure(error)
+        print(f"mlx-lm-openevolve: standard output: {text}", file=sys.stderr)
+    return code
 
 
 def _failure(error: BaseException) -> tuple[int, str]:
@@ -80,7 +120,7 @@ def _failure(error: BaseException) -> tuple[int, str]:
     if isinstance(error, OpenEvolveError):
         return NOT_DONE, " ".join(lines)
     if isinstance(error, OSError) and error.strerror:
-        where = f"{error.filename}: " if error.filename else ""
+        where = f"{str(error.filename)[:200]}: " if error.filename else ""
         return NOT_DONE, f"{where}{error.strerror}"
     if isinstance(error, MemoryError):
         return NOT_DONE, f"out of memory: {lines[0]}"
@@ -89,9 +129,7 @@ def _failure(error: BaseException) -> tuple[int, str]:
 
 def parser() -> argparse.ArgumentParser:
     """All commands and their arguments."""
-    parser = argparse.ArgumentParser(
-        prog="mlx-lm-openevolve", description="Proven attention kernels for mlx-lm."
-    )
+    parser = _Parser(prog="mlx-lm-openevolve", description="Proven attention kernels for mlx-lm.")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     _add_common(parser)
     parser.set_defaults(json=False, verbose=False)

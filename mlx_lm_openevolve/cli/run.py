@@ -29,9 +29,11 @@ from typing import Any, NoReturn
 from ..errors import BackendError, UnsupportedVersionError, UsageError
 from ..runtime.session import VARIABLE
 
-__all__ = ["add_arguments", "command_line", "environment", "run"]
+__all__ = ["add_arguments", "command_line", "environment", "run", "split"]
 
 SITE = Path(__file__).resolve().parent.parent / "runtime" / "sitecustom"
+# Our own options that are followed by a value.
+VALUED = ("--kernel", "--backend", "--gate")
 # Options of mlx-lm's commands whose value is a model.
 MODELS = ("--model", "--draft-model")
 _DEFAULT_MODEL = re.compile(r'^DEFAULT_MODEL = "([^"]+)"', re.M)
@@ -47,15 +49,45 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="also run kernels that are correct but not faster, for checking",
     )
-    parser.add_argument("wrapped", metavar="COMMAND", help="mlx_lm.generate ..., or a script.py")
+    parser.add_argument("-m", dest="module", metavar="MODULE", help="run a module: python -m")
+    parser.add_argument(
+        "wrapped",
+        metavar="COMMAND",
+        nargs="?",
+        help="mlx_lm.generate ..., or what python runs: a script, a folder with __main__.py",
+    )
     parser.add_argument("arguments", metavar="ARGS", nargs=argparse.REMAINDER)
+
+
+def split(words: Sequence[str]) -> tuple[Sequence[str], list[str]]:
+    """A command line as what is ours to parse and what is not: of `run` all behind COMMAND or
+    -m MODULE is the wrapped command's own, whatever it looks like."""
+    at = next((i for i, word in enumerate(words) if not word.startswith("-")), len(words))
+    if words[at : at + 1] != ["run"]:
+        return words, []
+    at += 1
+    while at < len(words):
+        word = words[at]
+        if word in ("-m", "--"):
+            at += 2
+            break
+        if not word.startswith("--"):
+            at += 1
+            break
+        at += 2 if any(option.startswith(word) for option in VALUED) else 1
+    return words[:at], list(words[at:])
 
 
 def run(options: argparse.Namespace, out: object) -> NoReturn:
     """Become the command. Raises UsageError or BackendError before anything was started."""
-    argv = command_line(options.wrapped, options.arguments)
+    if options.module:
+        argv = [sys.executable, "-m", options.module, *options.arguments]
+    elif options.wrapped:
+        argv = command_line(options.wrapped, options.arguments)
+    else:
+        raise UsageError("run what? Name a command of mlx-lm, a script, or -m MODULE")
     _check_kernels(options)
-    if not options.wrapped.endswith(".py"):
+    if options.wrapped in _scripts():
         _check_models(options.wrapped, options.arguments)
     try:
         folder = tempfile.mkdtemp(prefix="mlx-lm-openevolve-run-")
@@ -78,33 +110,50 @@ def run(options: argparse.Namespace, out: object) -> NoReturn:
 
 
 def command_line(command: str, arguments: Sequence[str]) -> list[str]:
-    """What to execute for a command: mlx-lm's own script, or a Python file. Raises UsageError."""
-    if command.endswith(".py"):
-        if not Path(command).is_file():
-            raise UsageError(f"{command}: no such file")
-        return [sys.executable, command, *arguments]
-    try:
-        points = metadata.distribution("mlx-lm").entry_points
-    except metadata.PackageNotFoundError:
-        raise UnsupportedVersionError("mlx-lm is not installed") from None
-    scripts = {point.name: point for point in points if point.group == "console_scripts"}
+    """What to execute for a command: mlx-lm's own script, or what Python runs, a file or a folder.
+    Raises UsageError."""
+    scripts = _scripts()
     if command not in scripts:
-        hint = ""
-        if command.endswith("batch_generate"):
-            hint = (
-                " (batch_generate is a function of mlx_lm: run the script that calls it, or"
-                " mlx_lm.benchmark --batch-size N)"
-            )
-        raise UsageError(
-            f"{command!r} is no command of mlx-lm{hint}; choose from {', '.join(sorted(scripts))},"
-            " or name a script.py"
-        )
+        _check_program(command, scripts)
+        return [sys.executable, command, *arguments]
     script = Path(sysconfig.get_path("scripts")) / command
     if script.is_file():
         return [sys.executable, str(script), *arguments]
     point = scripts[command]  # installed where no script was written, such as with --target
     code = f"import sys; sys.argv[0] = {command!r}; from {point.module} import {point.attr} as main"
     return [sys.executable, "-c", f"{code}; sys.exit(main())", *arguments]
+
+
+def _scripts() -> dict[str, metadata.EntryPoint]:
+    """mlx-lm's commands. Raises UnsupportedVersionError."""
+    try:
+        points = metadata.distribution("mlx-lm").entry_points
+    except metadata.PackageNotFoundError:
+        raise UnsupportedVersionError("mlx-lm is not installed") from None
+    return {point.name: point for point in points if point.group == "console_scripts"}
+
+
+def _check_program(command: str, scripts: Mapping[str, object]) -> None:
+    """Raise UsageError where `command` is nothing that Python runs."""
+    path = Path(command)
+    if path.is_dir() and not (path / "__main__.py").is_file():
+        raise UsageError(f"{command}: a folder without __main__.py")
+    if path.exists():
+        if not os.access(path, os.R_OK):
+            raise UsageError(f"{command}: Permission denied")
+        return
+    if command.endswith(".py") or "/" in command:
+        raise UsageError(f"{command[:200]}: no such file")
+    hint = ""
+    if command.endswith("batch_generate"):
+        hint = (
+            " (batch_generate is a function of mlx_lm: run the script that calls it, or"
+            " mlx_lm.benchmark --batch-size N)"
+        )
+    raise UsageError(
+        f"{command[:80]!r} is no command of mlx-lm{hint}; choose from"
+        f" {', '.join(sorted(scripts))}, or name a script.py"
+    )
 
 
 def environment(settings: Mapping[str, Any]) -> dict[str, str]:
@@ -115,24 +164,34 @@ def environment(settings: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _check_models(command: str, arguments: Sequence[str]) -> None:
-    """A model or an adapter that cannot be loaded: mlx-lm would end in a traceback."""
+    """A model or an adapter that cannot be loaded: mlx-lm would end in a traceback.
+
+    mlx-lm parses its own arguments: only what is spelt out is read here, and of an option that is
+    given twice the last. Whatever may name a model by another way is left to mlx-lm."""
     from ..hub import check_model
 
+    given: dict[str, str] = {}
     for word, following in zip(arguments, [*arguments, ""][1:], strict=True):
-        option, _, value = word.partition("=")
-        value = value or following
-        if option in MODELS and value:
-            check_model(option, value)
-        missing = option == "--adapter-path" and not Path(value).expanduser().exists()
-        if missing and command != "mlx_lm.lora":  # that one writes it
-            raise UsageError(f"{option} {value}: no such folder")
-    own = _own_model(command)
-    if own and not {"-h", "--help"} & set(arguments) and not _names_model(arguments):
-        check_model("--model, by default", own)
+        option, equals, value = word.partition("=")
+        given[option] = value if equals else following
+    for option in MODELS:
+        if given.get(option):
+            check_model(option, given[option])
+    adapter = given.get("--adapter-path")
+    # mlx_lm.lora writes it
+    if adapter and command != "mlx_lm.lora" and not Path(adapter).expanduser().exists():
+        raise UsageError(f"--adapter-path {adapter}: no such folder")
+    if not any(map(_may_name_model, given)):
+        own = _own_model(command)
+        if own:
+            check_model("--model, by default", own)
 
 
-def _names_model(arguments: Sequence[str]) -> bool:
-    return any(word.partition("=")[0] == "--model" for word in arguments)
+def _may_name_model(option: str) -> bool:
+    """Whether an option, abbreviated perhaps, replaces a command's default model, as a saved prompt
+    cache does, or asks for help."""
+    abbreviated = len(option) > 2 and any(name.startswith(option) for name in ("--model", "--help"))
+    return abbreviated or option == "-h" or option.startswith("--prompt-")
 
 
 def _own_model(command: str) -> str:

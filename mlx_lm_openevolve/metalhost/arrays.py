@@ -37,18 +37,21 @@ def metal_type(dtype: Any) -> str:
 
 
 def as_numpy(a: Any) -> tuple[NDArray[Any], str]:
-    """A view of `a` with its strides, and its dtype's name. bfloat16 comes as uint16, a Python
-    number as MLX's array of it."""
+    """A view of `a` with its strides, and its dtype's name. bfloat16 comes as uint16, a number of
+    Python or NumPy as MLX's array of it."""
     if isinstance(a, np.ndarray):
         name = dtype_name(a.dtype)
         return (a.view(np.uint16) if name == "bfloat16" else a), name
-    number = isinstance(a, (int, float, complex))
+    number = isinstance(a, (int, float, complex, np.generic))
     if not number and "mlx" not in type(a).__module__:
         message = f"an input is a {type(a).__name__}, not an mx.array, np.ndarray or number"
         raise UsageError(message)
     import mlx.core as mx
 
-    a = mx.array(a) if number else a
+    try:
+        a = mx.array(a) if number else a
+    except (RuntimeError, ValueError):
+        raise UsageError(f"MLX has no number {a}") from None
     name = dtype_name(a.dtype)
     view = a.view(mx.uint16) if name == "bfloat16" else a
     mx.eval(view)

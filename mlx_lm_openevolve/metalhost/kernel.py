@@ -16,7 +16,7 @@ from .arrays import METAL_TYPES, as_numpy, dtype_name, filled, metal_type
 from .build import BuildRequest, Program, build
 from .findings import Finding
 from .flags import MATH
-from .launch import LaunchResult, Options, Size, check_threadgroup, dim3, run
+from .launch import LaunchResult, Options, Size, check_threadgroup, dim3, integers, run
 from .lint import lint_raw
 from .signature import ArgumentType, Source, generate, mentions
 
@@ -43,8 +43,19 @@ def metal_kernel(
 
     Raises: UsageError.
     """
+    for text in (name, source, header):
+        if not isinstance(text, str):
+            raise UsageError(f"name, source and header are texts, not {text!r}")
+    for names in (input_names, output_names):
+        if not isinstance(names, (list, tuple)) or not all(isinstance(n, str) for n in names):
+            raise UsageError(f"names of inputs and outputs are a list of texts, not {names!r}")
+    for flag in (ensure_row_contiguous, atomic_outputs):
+        if not isinstance(flag, bool):
+            raise UsageError(f"ensure_row_contiguous and atomic_outputs are bools, not {flag!r}")
+    if not isinstance(compile_options or {}, Mapping):
+        raise UsageError(f"compile_options is a dict, not {compile_options!r}")
     options = {"math_mode": math_mode, **(compile_options or {})}
-    unknown = ", ".join(sorted(options.keys() - {"math_mode"}))
+    unknown = ", ".join(sorted(map(str, options.keys() - {"math_mode"})))
     if unknown:
         raise UsageError(f"compile_options has no {unknown}: use math_mode")
     return MetalKernel(
@@ -96,23 +107,35 @@ class MetalKernel:
 
         inputs: arrays of MLX or NumPy, or Python's numbers, which MLX makes arrays of rank 0.
         grid, threadgroup: (x, y, z) in threads. verbose: print the generated source.
-        stream: of no meaning here. seed: of the schedule, 0 is the plain order.
+        stream: of no meaning here, but a CPU's is refused, as by MLX. init_value: of each output.
+        seed: of the schedule, 0 is the plain order.
         sanitize: check every access. count: fill `LaunchResult.counters`.
         time_limit: seconds of run time. memory_limit: bytes of the launch's arrays.
 
         Raises: UsageError, BackendError where no clang is at hand, MachineError.
         """
         arrays = self._inputs(inputs)
-        if not len(output_shapes) == len(output_dtypes) == len(self.output_names):
-            raise UsageError(f"kernel {self.name!r} has {len(self.output_names)} outputs")
+        for given in (output_shapes, output_dtypes):
+            if not isinstance(given, Sequence) or len(given) != len(self.output_names):
+                raise UsageError(f"kernel {self.name!r} has {len(self.output_names)} outputs")
+        shapes = [integers(size, "an output's shape") for size in output_shapes]
+        if any(min(shape, default=0) < 0 for shape in shapes):
+            raise UsageError(f"an output's shape is not negative: {output_shapes}")
+        if init_value is not None:
+            if not hasattr(init_value, "__float__"):
+                raise UsageError(f"init_value is a number, not {init_value!r}")
+            init_value = float(init_value)
+        if not isinstance(verbose, bool):
+            raise UsageError(f"verbose is a bool, not {verbose!r}")
+        _check_stream(stream)
         options = Options(
             dim3(grid, "grid"), dim3(threadgroup, "threadgroup"), seed, sanitize, count,
             time_limit, memory_limit,
         )  # fmt: skip
         arguments = self._arguments(arrays)
-        for name, size, kind in zip(self.output_names, output_shapes, output_dtypes, strict=True):
+        for name, shape, kind in zip(self.output_names, shapes, output_dtypes, strict=True):
             dtype = dtype_name(kind)
-            data = filled(tuple(int(n) for n in size), dtype, init_value)
+            data = filled(shape, dtype, init_value)
             arguments.append(
                 Argument(data, dtype, name, writable=True, unwritten=init_value is None)
             )
@@ -145,6 +168,8 @@ class MetalKernel:
         return self._source(self._inputs(inputs), template, output_dtypes)
 
     def _inputs(self, inputs: Sequence[Any]) -> list[tuple[NDArray[Any], str]]:
+        if not isinstance(inputs, Sequence):
+            raise UsageError(f"inputs is a sequence, not {inputs!r}")
         if len(inputs) != len(self.input_names):
             raise UsageError(
                 f"kernel {self.name!r} takes {len(self.input_names)} inputs, not {len(inputs)}"
@@ -193,6 +218,19 @@ class MetalKernel:
             if ndim:
                 arguments.append(Argument(np.array([a.ndim], np.int32), name=f"{name}_ndim"))
         return arguments
+
+
+def _check_stream(stream: Any) -> None:
+    """Raise UsageError for what mx.fast.metal_kernel does not run on."""
+    import mlx.core as mx
+
+    if stream is None:
+        return
+    device = getattr(stream, "device", stream)
+    if not isinstance(device, (mx.Device, mx.DeviceType)):
+        raise UsageError(f"stream is a stream or a device of MLX, not {stream!r}")
+    if device == mx.cpu:
+        raise UsageError("a Metal kernel runs on the GPU: the stream is a CPU's")
 
 
 def check_source(

@@ -3,6 +3,7 @@ report. The program is a process of its own, so that nothing a kernel does reach
 
 from __future__ import annotations
 
+import operator
 import os
 import struct
 import subprocess
@@ -21,7 +22,7 @@ from .counters import Counters
 from .findings import Finding
 from .report import read_findings
 
-__all__ = ["LaunchResult", "Options", "Size", "check_threadgroup", "dim3", "run"]
+__all__ = ["LaunchResult", "Options", "Size", "check_threadgroup", "dim3", "integers", "run"]
 
 _MAGIC = 0x31304C4154454D48
 MAX_THREADS = 1024
@@ -173,9 +174,17 @@ def check_threadgroup(threadgroup: tuple[int, int, int]) -> Finding | None:
     return None
 
 
+def integers(sizes: Size, what: str) -> tuple[int, ...]:
+    """A sequence of integers, as MLX takes them: a float is none. UsageError otherwise."""
+    try:
+        return tuple(map(operator.index, sizes))
+    except TypeError:
+        raise UsageError(f"{what} is a sequence of integers, not {sizes!r}") from None
+
+
 def dim3(size: Size, what: str) -> tuple[int, int, int]:
     """A size with its three numbers; UsageError otherwise."""
-    values = [int(n) for n in size]
+    values = integers(size, what)
     if len(values) != 3:
         raise UsageError(f"{what} has three numbers, not {len(values)}")
     return values[0], values[1], values[2]

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..errors import UsageError
 from .arrays import metal_type
 
 __all__ = ["ArgumentType", "Source", "generate", "mentions", "template_arguments"]
@@ -53,12 +54,25 @@ def mentions(source: str, name: str) -> tuple[bool, bool, bool]:
 def template_arguments(
     template: Sequence[tuple[str, Any]],
 ) -> tuple[list[tuple[str, str]], list[str]]:
-    """Template parameters as (name, kind), and their values as text."""
+    """Template parameters as (name, kind), and their values as text. Raises UsageError."""
+    import mlx.core as mx
+
     parameters, values = [], []
-    for name, value in template:
-        kind = type(value).__name__ if isinstance(value, (bool, int)) else "typename"
+    for parameter in template:
+        match parameter:
+            case [str(name), mx.Dtype() as dtype]:
+                kind, text = "typename", metal_type(dtype)
+            case [str(name), bool(value)]:
+                kind, text = "bool", str(int(value))
+            case [str(name), int(value)] if -(1 << 31) <= value < 1 << 31:
+                kind, text = "int", str(value)
+            case _:
+                raise UsageError(
+                    f"{parameter!r} is no template argument: a name with an mx.Dtype, a bool or an"
+                    " int of 32 bits"
+                )
         parameters.append((name, kind))
-        values.append(metal_type(value) if kind == "typename" else str(int(value)))
+        values.append(text)
     return parameters, values
 
 

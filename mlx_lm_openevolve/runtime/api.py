@@ -49,6 +49,9 @@ class _Session(NamedTuple):
 
 _lock = threading.RLock()
 _active: _Session | None = None
+# Whether a person was told that nothing will be served here: once in a process, and not by us where
+# `run` tells it in its own line.
+told_idle = False
 
 
 def enable_optimizations(
@@ -78,7 +81,8 @@ def enable_optimizations(
     Raises:
         UsageError: An argument is none of those above.
         KernelError: `path` holds a malformed kernel, or neither a kernel nor a registry.
-        BackendError: The backend is not available on this machine.
+        BackendError: The backend is not available on this machine. Without a GPU there is none to
+            name: MLX serves everything, and a warning is logged once.
         UnsupportedVersionError: mlx or mlx-lm is missing or too old.
         All are raised before anything was changed.
 
@@ -103,6 +107,7 @@ def enable_optimizations(
                 _activate(previous)
             raise
         _active = session
+        _tell_idle(session)
         return get_optimization_info()
 
 
@@ -199,6 +204,18 @@ def get_optimization_info() -> OptimizationInfo:
         info["workloads"] = dispatcher.info()
         info["fallbacks"] = dispatcher.fallbacks()
     return info
+
+
+def _tell_idle(session: _Session) -> None:
+    """Warn, once, where all calls will go to MLX whatever they are: on a machine without a GPU."""
+    global told_idle
+    planner = session.dispatcher.planner
+    if planner.device.backend == "host" and planner.require_faster and not told_idle:
+        told_idle = True
+        log.warning(
+            "no GPU is used here, and on the CPU no kernel is faster: mlx-lm runs as without"
+            " enable_optimizations() (require_faster=False compares results)"
+        )
 
 
 def _activate(session: _Session) -> None:

@@ -62,7 +62,10 @@ class Router:
 
     def refuse(self, reason: str) -> None:
         """Count a call that is left to the original."""
-        self.refused.setdefault(reason, Route(None, reason)).fallbacks += 1
+        route = self.refused.get(reason)
+        if route is None:
+            route = self.refused.setdefault(reason, Route(None, reason))
+        route.fallbacks += 1
 
     def route(self, key: Any, described: Workload | str, arrays: Sequence[Any]) -> Route:
         """The route of a call whose exact shapes are new: every token of a growing cache. `arrays`

@@ -31,8 +31,10 @@ def activate() -> None:
     Called once mlx_lm.models.base is loaded; never raises, because the command must run.
     """
     settings = json.loads(os.environ[VARIABLE])
+    from . import api
     from .api import enable_optimizations, get_optimization_info
 
+    api.told_idle = True  # the line at the end tells it
     problem = ""
     try:
         arguments = ("path", "backend", "gate", "require_faster")

@@ -134,6 +134,11 @@ def test_a_slower_preset_fails_names_its_workloads_and_withdraws_them(
         (["--model", "x", "-g", "9", "--preset", "code_generation", "--any-correct"], "-p and -g"),
         (["--model", "x", "-b", "2", "--draft", "x", "--any-correct"], "neither"),
         (["--model", "x", "-p", "1", "--any-correct"], "two tokens"),
+        (["--model", "x", "-p", "0", "--any-correct"], "two tokens"),
+        (["--model", "x", "-g", "0", "--any-correct"], "four of generation"),
+        (["--model", "x", "-g", "0", "--preset", "code_generation", "--any-correct"], "-p and -g"),
+        (["--kernel", "gqa_decode", "--output", "/nowhere/x.json"], "no file can be written"),
+        (["--kernel", "gqa_decode", "--output", "/"], "no file can be written"),
         (["--kernel", "/nowhere"], "kernel.json"),
     ],
 )

@@ -11,6 +11,7 @@ from mlx_lm.models import base
 from samples import shipped_in_metal
 
 from mlx_lm_openevolve.cli.main import main
+from mlx_lm_openevolve.device import detect
 from mlx_lm_openevolve.kernels.kernel import Kernel
 from mlx_lm_openevolve.kernels.registry import Registry, tuned_root
 from mlx_lm_openevolve.ops.attention.workload import Bucket
@@ -107,6 +108,17 @@ def test_a_wrong_kernel_fails_check_with_its_reason(
     [
         (["check", "/nowhere"], "kernel.json: no such file"),
         (["show", "nonsense"], "neither a stored kernel's id or name nor a workload"),
+        (["show", DECODE.slug.replace("hkv2", "hkv3")], "8 query heads do not divide into 3"),
+        (["show", DECODE.slug.replace("lk128", "lk0")], "kv_len is 0"),
+        (["show", DECODE.slug + "-kv7g64"], "no 7 bits"),
+        (["show", DECODE.slug + "-kv4g48"], "do not divide into groups of 48"),
+        (["show", DECODE.slug.upper()], "not a workload"),
+        (["show", "x" * 5000], "File name too long"),
+        (
+            ["list", "--device", "nonsense"],
+            "nothing is stored for 'nonsense'; devices: nvidia-h100",
+        ),
+        (["list", "--device", "../.."], "nothing is stored for '../..'"),
         (["import", "/nowhere.py", "--out", "/tmp/x"], "/nowhere.py"),
     ],
 )
@@ -216,6 +228,13 @@ def test_a_reader_that_has_seen_enough_is_no_error() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&- <&-"])
+def test_standard_streams_may_be_closed(closed: str, home: Path) -> None:
+    command = f'"{sys.executable}" -m mlx_lm_openevolve clear {closed}'
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_the_module_runs_as_a_program() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "mlx_lm_openevolve", "status", "--json"],
@@ -230,6 +249,53 @@ def test_unknown_commands_end_with_code_2(capsys: pytest.CaptureFixture[str]) ->
     with pytest.raises(SystemExit) as ended:
         main(["nonsense"])
     assert ended.value.code == 2
+
+
+def test_the_verdicts_of_the_device_at_hand_may_be_none(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code, out, _ = run(capsys, "list", "--device", detect().slug)
+    assert code == 0
+    assert "no verdict is stored yet" in out
+
+
+@pytest.mark.parametrize("where", ["before", "after"])
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        ([], "required: COMMAND"),
+        (["nonsense"], "invalid choice: 'nonsense'"),
+        (["list", "extra"], "unrecognized arguments: extra"),
+        (["check"], "required: FOLDER|KERNEL"),
+        (["check", ""], "empty (behind 'check')"),
+        (["import", "x.py", "--out="], "empty (behind 'x.py --out=')"),
+        (["bench", "-g", "x"], "invalid int value: 'x'"),
+        (["bench", "--shape", "x"], "invalid choice: 'x'"),
+        (["evolve", "--out", ""], "empty (behind '--out')"),
+        (["report", "x", "--out", ""], "empty (behind '--out')"),
+        (["run", "--gate", "x", "mlx_lm.generate"], "invalid choice: 'x'"),
+    ],
+)
+def test_wrong_arguments_are_one_line_and_json_where_it_was_asked_for(
+    argv: list[str], says: str, where: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--json", *argv] if where == "before" or argv[:1] == ["run"] else [*argv, "--json"])
+    assert ended.value.code == 2
+    out, err = capsys.readouterr()
+    assert says in err
+    assert "--help)" in err or "empty" in err
+    assert err == f"mlx-lm-openevolve: {json.loads(out)['error']}\n"
+
+
+@pytest.mark.parametrize("command", ["", "evolve", "run"])
+def test_help_to_a_reader_that_has_seen_enough_is_no_error(command: str) -> None:
+    reader = subprocess.Popen(["true"], stdin=subprocess.PIPE)
+    reader.wait()
+    done = program(*command.split(), "--help", stdout=reader.stdin)
+    assert reader.stdin is not None
+    reader.stdin.close()
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("seconds", ["nan", "0", "-1"])

@@ -241,6 +241,9 @@ def test_signals_end_the_command_as_ever(tmp_path: Path, number: signal.Signals)
         (["mlx_lm.batch_generate"], "mlx_lm.benchmark --batch-size N"),
         (["mlx_lm.nonsense"], "choose from mlx_lm, "),
         (["nowhere.py"], "no such file"),
+        (["./nowhere"], "no such file"),
+        ([str(ROOT)], "a folder without __main__.py"),
+        ([], "Name a command of mlx-lm, a script, or -m MODULE"),
         (["mlx_lm.generate", "--model", "/no/such/model"], "no such folder"),
         (["mlx_lm.generate", "--model=./no-such-model"], "no such folder"),
         (["mlx_lm.generate", "--draft-model", "a/b/c"], "no such folder"),
@@ -271,6 +274,85 @@ def test_the_model_that_a_command_takes_by_itself_is_checked_too(
     for words in (["mlx_lm.generate", "--help"], ["mlx_lm.server"]):
         main(["run", *words])
     assert len(started) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "checked"),
+    [
+        (["--prompt", "x"], True),
+        (["--prompt-cache-file", "F", "--prompt", "x"], False),
+        (["--prompt-cache", "F", "--prompt", "x"], False),  # mlx-lm takes abbreviations
+        (["--prompt-c=F"], False),
+        (["--mod", "org/model"], False),
+        (["--max-tokens", "3"], True),
+        (["--model", "org/first", "--model", "."], True),
+        (["--he"], False),
+    ],
+)
+def test_what_may_name_a_model_is_left_to_mlx_lm(
+    arguments: list[str], checked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    started: list[list[str]] = []
+    monkeypatch.setattr("mlx_lm_openevolve.hub.problem", lambda name: asked.append(name) or "")
+    monkeypatch.setattr(run.os, "execve", lambda path, argv, env: started.append(argv))
+    main(["run", "mlx_lm.generate", *arguments])
+    assert started[0][2:] == arguments
+    assert bool(asked) == checked
+    assert "org/first" not in asked, "the last one counts"
+
+
+@pytest.mark.parametrize(
+    ("words", "ours", "theirs"),
+    [
+        ("run cmd --ver 3 --j -m x -- y", "run cmd", "--ver 3 --j -m x -- y"),
+        ("run -m pkg.mod --json -h", "run -m pkg.mod", "--json -h"),
+        ("run -mpkg.mod -- -h", "run -mpkg.mod", "-- -h"),
+        ("--json run --kernel k --ba=host --gate auto cmd --kernel x",
+         "--json run --kernel k --ba=host --gate auto cmd", "--kernel x"),
+        ("run --any-correct -- cmd --help", "run --any-correct -- cmd", "--help"),
+        ("run --help", "run --help", ""),
+        ("run --kernel", "run --kernel", ""),
+        ("run", "run", ""),
+        ("list --device run", "list --device run", ""),
+        ("show run -x", "show run -x", ""),
+    ],
+)  # fmt: skip
+def test_what_stands_behind_the_command_is_not_ours_to_parse(
+    words: str, ours: str, theirs: str
+) -> None:
+    assert run.split(words.split()) == (ours.split(), theirs.split())
+
+
+def test_a_saved_prompt_cache_brings_its_model(model: Path, proven: None, tmp_path: Path) -> None:
+    file = tmp_path / "cache.safetensors"
+    words = ["mlx_lm.cache_prompt", "--model", str(model), "--prompt", "def main"]
+    made = start(*HOST, *words, "--prompt-cache-file", file)
+    assert made.returncode == 0, made.stderr
+    words = ["mlx_lm.generate", "--prompt", "x", "--max-tokens", "4", "--verb", "True"]
+    done = start(*HOST, *words, "--prompt-cache-file", file)
+    assert done.returncode == 0, done.stderr
+    line = done.stderr.splitlines()[-1]
+    assert int(line.removeprefix(LINE).split()[0]) > 0, line
+
+
+@pytest.mark.parametrize("form", ["module", "folder", "no suffix"])
+def test_what_python_runs_is_run(form: str, script: Path, proven: None, tmp_path: Path) -> None:
+    (tmp_path / "package").mkdir()
+    words: list[str | Path] = [tmp_path / "package"]
+    if form == "module":
+        (tmp_path / "package" / "module.py").write_text(script.read_text())
+        words = ["-m", "package.module"]
+    elif form == "folder":
+        (tmp_path / "package" / "__main__.py").write_text(script.read_text())
+    else:
+        words = [tmp_path / "script"]
+        script.rename(tmp_path / "script")
+    path = os.pathsep.join([str(ROOT), str(tmp_path)])
+    done = start(*HOST, *words, "alone", "--json", "--ver", env={**os.environ, "PYTHONPATH": path})
+    assert done.returncode == 7, done.stderr
+    assert done.stdout == "['alone', '--json', '--ver'] 256.0 False\n"
+    assert done.stderr.startswith(f"{LINE}1 attention calls on kernels")
 
 
 def test_a_command_without_a_script_file_runs_by_its_entry_point(

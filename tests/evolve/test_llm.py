@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import evolve_kernels
 import pytest
 
 from mlx_lm_openevolve import metalhost
+from mlx_lm_openevolve.cli.main import main
 from mlx_lm_openevolve.errors import UsageError
 from mlx_lm_openevolve.evolve import events, loop
 from mlx_lm_openevolve.evolve.archive import Archive, Best
@@ -28,7 +30,7 @@ from mlx_lm_openevolve.evolve.config import Budget, Config, LanguageModel, LlmCo
 from mlx_lm_openevolve.evolve.evaluation import Evaluation
 from mlx_lm_openevolve.evolve.evaluator import LocalEvaluator
 from mlx_lm_openevolve.evolve.prompt import effect
-from mlx_lm_openevolve.evolve.propose.llm import LlmProposer
+from mlx_lm_openevolve.evolve.propose.llm import LlmProposer, connect
 from mlx_lm_openevolve.evolve.propose.structural import WithParams
 from mlx_lm_openevolve.evolve.publish import publish
 from mlx_lm_openevolve.kernels.kernel import Kernel
@@ -131,6 +133,7 @@ class Endpoint:
     def __init__(self) -> None:
         self.replies: list[Reply] = []
         self.asked: list[dict[str, Any]] = []
+        self.lists = fails(404)
         endpoint = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -139,6 +142,9 @@ class Endpoint:
                 endpoint.asked.append(json.loads(self.rfile.read(length)))
                 at = min(len(endpoint.asked), len(endpoint.replies)) - 1
                 endpoint.replies[at](self)
+
+            def do_GET(self) -> None:
+                endpoint.lists(self)
 
             def log_message(self, *args: object) -> None:
                 return
@@ -264,6 +270,67 @@ def test_without_a_key_or_an_endpoint_of_ones_own_it_says_so(
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
     with pytest.raises(UsageError, match="OPENAI_API_KEY"):
         ask(create(tmp_path, candidates=2), [WASTEFUL])
+
+
+@pytest.mark.parametrize(
+    ("variables", "says"),
+    [
+        ({}, "OPENAI_API_KEY, or OPENAI_BASE_URL"),
+        (
+            {"OPENAI_BASE_URL": "http://127.0.0.1:9/v1"},
+            r"127\.0\.0\.1:9/v1: no connection: .*refused",
+        ),
+        ({"OPENAI_BASE_URL": "no address"}, "no address: no connection"),
+    ],
+)
+def test_what_cannot_be_asked_is_one_line_at_once_and_no_folder(
+    variables: dict[str, str],
+    says: str,
+    home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    began = time.monotonic()
+    words = ["--backend", "host", "--workloads", SMALL.slug, "--proposer", "llm", "--llm", "m"]
+    assert main(["evolve", *words]) == 2
+    assert time.monotonic() - began < 10
+    out, err = capsys.readouterr()
+    assert re.search(says, err)
+    assert (out, err.count("\n")) == ("", 1)
+    assert not (home / "runs").exists()
+
+
+def test_an_endpoint_that_refuses_the_key_is_told_before_a_run(
+    endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = LlmConfig(models=(LanguageModel("m"),))
+    assert connect(settings)[1] == settings.models, "it lists no models, and need not"
+    with pytest.raises(UsageError, match="names no model, give --llm"):
+        connect(LlmConfig())
+    endpoint.lists = fails(401)
+    with pytest.raises(UsageError, match="refuses OPENAI_API_KEY: HTTP 401"):
+        connect(settings)
+
+
+def test_an_endpoint_that_dies_is_waited_for_once_and_says_why(
+    tmp_path: Path, endpoint: Endpoint
+) -> None:
+    endpoint.replies = [fails(503)]
+    archive = create(tmp_path, candidates=9)
+    said: list[str] = []
+    pauses: list[float] = []
+    proposer = LlmProposer([WASTEFUL], say=said.append, sleep=pauses.append)
+    reason = loop.evolve(archive, WithTuning(proposer, [WASTEFUL]), Unmeasured(), lambda a: None)
+    archive.close()
+    assert reason.startswith("the endpoint failed 5 times in a row: HTTP 503")
+    assert pauses == [1.0, 2.0, 4.0, 8.0]
+    assert len(endpoint.asked) == 5 + 4
+    assert all("HTTP 503" in line and "asked again in" in line for line in said)
+    assert len(said) == 4
 
 
 def test_models_are_asked_by_their_weights(tmp_path: Path, endpoint: Endpoint) -> None:

@@ -19,7 +19,7 @@ import pytest
 from rich.console import Console
 
 from mlx_lm_openevolve import metalhost
-from mlx_lm_openevolve.errors import UsageError
+from mlx_lm_openevolve.errors import KernelError, UsageError
 from mlx_lm_openevolve.evolve import commands, options, progress, two_machines
 from mlx_lm_openevolve.evolve.archive import Archive
 from mlx_lm_openevolve.evolve.candidate import Candidate
@@ -224,12 +224,25 @@ def test_answers_in_the_mailbox_are_kernels_edits_and_failures(
         (("--explore", "2"), "between 0 and 1"),
         (("--llm", "x,heavy"), "is no NAME"),
         (("--candidates", "-1"), "not negative"),
+        (("--candidates", "0"), "--candidates 0: a number above 0"),
+        (("--tokens", "0"), "--tokens 0"),
+        (("--money", "nan"), "--money nan"),
+        (("--jobs", "0"), "--jobs 0"),
+        (("--context", "100"), "room in --context"),
+        (("--timeout", "inf"), "--timeout inf"),
+        (("--wait", "soon"), "is no duration"),
+        (("--budget", "9" * 400), "is no duration"),
+        (("--target", "nan:1"), "SPEEDUP:SHARE"),
+        (("--target", "1:2"), "SPEEDUP:SHARE"),
+        (("--llm", "x,nan"), "above 0"),
+        (("--kernels", "/nowhere"), r"kernel\.json"),
+        (("--workloads", "attention-b1-hq4-hkv3-lq1-lk64-d64-v64-float16-none"), "do not divide"),
     ],
 )
 def test_bad_arguments_are_one_clear_line(
     argv: tuple[str, ...], words: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(UsageError, match=words):
+    with pytest.raises((UsageError, KernelError), match=words):
         run(*argv, "--backend", "host")
     assert not list((tmp_path / "home").glob("runs/*"))
 

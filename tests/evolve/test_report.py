@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -46,6 +49,34 @@ def test_the_workloads_fit_a_page_a_line_each(kept: Archive) -> None:
     assert "<th class=n>speed-up</th>" in times[0]
     # An id is no number, also where it begins with a digit.
     assert kernels[1][:3] == [f"<td>{slug}</td>", f"<td>{kernel}</td>", f"<td>#{number}</td>"]
+
+
+# How far each table runs over its box, in pixels, and the lines of its highest row.
+MEASURE = """<script>onload = () => { document.body.dataset.tables = JSON.stringify(
+  [...document.querySelectorAll(".t")].map(box => [box.scrollWidth - box.clientWidth,
+    Math.max(...[...box.querySelectorAll("td")].map(cell => { const style = getComputedStyle(cell);
+      return (cell.clientHeight - 2 * parseFloat(style.paddingTop)) / (1.5 * parseFloat(
+        style.fontSize)) }))])) }</script>"""
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no browser to render the page with")
+@pytest.mark.parametrize("width", [1280, 1000, 720])
+def test_a_browser_cuts_no_table_of_workloads_and_breaks_no_row_twice(
+    kept: Archive, width: int, tmp_path: Path
+) -> None:
+    page = tmp_path / "page.html"
+    style = f"<!doctype html><style>{report._STYLE}</style>"
+    page.write_text(f"{style}{MEASURE}<body>{report._workloads(kept)}")
+    words = ["--headless", "--no-sandbox", "--disable-gpu", f"--window-size={width},900"]
+    words += [f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", page.as_uri()]
+    shown = subprocess.run([str(BROWSER), *words], capture_output=True, text=True, check=True)
+    found = re.search('data-tables="(.*?)"', shown.stdout)
+    assert found is not None
+    times, kernels = json.loads(found[1])
+    assert times == [0, pytest.approx(1, abs=0.3)]
+    assert kernels[0] == 0
+    assert kernels[1] < 2.3
 
 
 def test_a_run_without_a_measurement_has_a_report(tmp_path: Path) -> None:

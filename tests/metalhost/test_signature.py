@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from typing import Any
 
 import mlx.core as mx
@@ -11,7 +13,8 @@ from mlx_kernels import generated
 from probe import launch, messages, on_host
 
 from mlx_lm_openevolve.errors import UsageError
-from mlx_lm_openevolve.metalhost import metal_function, metal_kernel
+from mlx_lm_openevolve.metalhost import MetalKernel, metal_function, metal_kernel
+from mlx_lm_openevolve.metalhost import kernel as kernel_module
 from mlx_lm_openevolve.metalhost.signature import _ATTRIBUTES, ArgumentType, generate
 
 
@@ -266,6 +269,94 @@ def test_what_mlx_takes_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
         metal_kernel("k", [], ["y"], "", compile_options={"speed": "high"})
     with pytest.raises(UsageError, match="complex64"):
         metal_kernel("k", ["x"], ["y"], "").generated([1j], output_dtypes=[mx.float32])
+
+
+MADE: dict[str, Any] = {
+    "name": "k", "input_names": ["x"], "output_names": ["y"], "source": "y[0] = x[0];",
+}  # fmt: skip
+CALLED: dict[str, Any] = {
+    "inputs": [mx.zeros((4,))], "output_shapes": [(4,)], "output_dtypes": [mx.float32],
+    "grid": (4, 1, 1), "threadgroup": (4, 1, 1),
+}  # fmt: skip
+CALL = {*CALLED, "template", "init_value", "verbose", "stream"}
+# What is tried in place of each argument, of the making and of the call.
+TRIED: dict[str, list[Any]] = {
+    "name": ["k2", 1, None],
+    "input_names": [("x",), "x", [1], None, []],
+    "output_names": [("y",), "y", [], [None]],
+    "source": ["", 1, None],
+    "header": ["//", 1, None],
+    "ensure_row_contiguous": [False, 1, None],
+    "atomic_outputs": [True, 1, None],
+    "compile_options": [None, {}, {"math_mode": "relaxed"}, {"math_mode": "x"}, {"x": "y"}, "fast"],
+    "inputs": [[1], [1.5], [True], [1 << 40], [np.zeros(4, np.float32)], [np.float32(1)],
+               [np.int64(3)], [np.array(2)], (1,), [[1, 2]], ["x"], [None], [], [1, 2], 1],
+    "template": [None, [], [("T", mx.float32)], [("N", 3)], [("N", -3)], [("F", True)], [["N", 3]],
+                 (("N", 3),), [("N", 1 << 40)], [("T", "float32")], [("T", np.float32)], "x",
+                 [("N", 1.5)], [("N", np.int64(3))], [("N",)], [(1, 2)], {"N": 3}],
+    "output_shapes": [[[4]], ((4,),), [()], [(np.int64(4),)], [4], [(4.0,)], [], [(4,)] * 2, 4],
+    "output_dtypes": [[mx.bool_], [mx.uint64], (mx.bfloat16,), [None], [], mx.float32],
+    "grid": [[4, 1, 1], (np.int64(4), 1, 1), (True, 1, 1), (4, 1), 4, (4.0, 1, 1), None],
+    "threadgroup": [[4, 1, 1], (4, 1), 4, (4.0, 1, 1), None],
+    "init_value": [None, 0, -1.5, True, float("nan"), np.float32(1), 1 << 70, "1"],
+    "verbose": [False, 1, None, "x"],
+    "stream": [None, mx.gpu, mx.Device(mx.gpu, 0), "gpu"],
+}  # fmt: skip
+
+
+def test_the_parameters_are_those_of_mlx() -> None:
+    """Of mx.fast.metal_kernel in its order, and of what it makes by name."""
+    documented = str(mx.fast.metal_kernel.__doc__).partition(")")[0].partition("(")[2]
+    theirs = re.findall(r"(\w+): [^:]*?(?:, (?=\w+:)|$)", documented)
+    ours = inspect.signature(metal_kernel).parameters.values()
+    assert [p.name for p in ours if p.kind is not p.KEYWORD_ONLY] == theirs
+    assert set(TRIED) == {*theirs, *CALL}
+    assert set(inspect.signature(MetalKernel.__call__).parameters) > CALL
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"), [(name, value) for name, tried in TRIED.items() for value in tried]
+)
+def test_what_mlx_takes_is_taken_and_what_it_refuses_is_refused(
+    argument: str, value: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Held against mx.fast.metal_kernel itself, which takes a call apart before it looks for a
+    GPU; on a Mac too, where nothing is evaluated."""
+    monkeypatch.setattr(kernel_module, "build", lambda request: None)
+    monkeypatch.setattr(kernel_module, "run", lambda *arguments: None)
+
+    def taken(maker: Any, refusals: Any) -> bool:
+        made, called = dict(MADE), dict(CALLED)
+        (called if argument in CALL else made)[argument] = value
+        try:
+            maker(**made)(**called)
+        except refusals:
+            return False
+        except RuntimeError as error:
+            return "No Metal back-end" in str(error)
+        return True
+
+    ours = taken(metal_kernel, UsageError)
+    assert ours == taken(mx.fast.metal_kernel, (TypeError, ValueError))
+
+
+def test_a_stream_of_the_cpu_is_refused() -> None:
+    """As by MLX where it has a GPU: "Only supports the GPU"."""
+    for stream in (mx.cpu, mx.Device(mx.cpu, 0), mx.default_stream(mx.cpu)):
+        with pytest.raises(UsageError, match="runs on the GPU"):
+            metal_kernel(**MADE)(**CALLED, stream=stream)
+
+
+@on_host
+@pytest.mark.parametrize("dtype", [mx.int32, mx.uint32, mx.uint8, mx.float16, mx.bool_])
+def test_an_initial_value_is_cast_to_the_outputs_dtype(dtype: mx.Dtype) -> None:
+    kernel = metal_kernel("k", [], ["y"], "threads_per_grid;")
+    done = kernel(
+        [], grid=(1, 1, 1), threadgroup=(1, 1, 1), output_shapes=[(3,)], output_dtypes=[dtype],
+        init_value=2.5,
+    )  # fmt: skip
+    assert done.ok, messages(done)
+    assert done.outputs[0].tolist() == mx.full((3,), 2.5).astype(dtype).tolist()
 
 
 @on_host

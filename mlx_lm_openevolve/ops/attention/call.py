@@ -38,6 +38,8 @@ def wrap(original: Callable[..., Any], router: Router) -> Callable[..., Any]:
     ) -> Any:
         # Training passes no cache: custom kernels have no gradient.
         if cache is None or off:
+            if not off:
+                router.refuse("no cache, as in training")
             if unknown:
                 return original(queries, keys, values, cache, scale, mask, sinks, **unknown)
             return original(queries, keys, values, cache, scale, mask, sinks)

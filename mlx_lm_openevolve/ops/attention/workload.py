@@ -76,6 +76,13 @@ class _Shape:
             raise WorkloadError(f"workload: mask is {self.mask!r}, expected one of {MASKS}")
         if (self.kv_bits == 0) != (self.kv_group == 0) or not 0 <= self.kv_bits <= 8:
             raise WorkloadError(f"workload: kv_bits {self.kv_bits} with kv_group {self.kv_group}")
+        if self.kv_bits not in (0, 2, 3, 4, 5, 6, 8):
+            raise WorkloadError(f"workload: MLX quantises to no {self.kv_bits} bits")
+        if self.kv_bits and (self.head_dim % self.kv_group or self.v_head_dim % self.kv_group):
+            raise WorkloadError(
+                f"workload: heads of {self.head_dim} and {self.v_head_dim} numbers do not divide"
+                f" into groups of {self.kv_group}"
+            )
         if self.latent and self.kv_bits:
             raise WorkloadError("workload: a latent cache with kv_bits")
         if self.latent and self.head_dim != self.v_head_dim:

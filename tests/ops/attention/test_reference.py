@@ -17,6 +17,7 @@ from mlx_lm_openevolve.ops.attention.reference import (
     mask,
     sdpa,
 )
+from mlx_lm_openevolve.ops.attention.reference.question import AttentionQuestion
 from mlx_lm_openevolve.ops.attention.workload import DTYPES, MASKS, Workload
 
 
@@ -58,6 +59,25 @@ def test_a_fully_masked_row_spreads_evenly_and_with_a_sink_is_zero():
     hidden = np.zeros((1, 4), np.bool_)
     np.testing.assert_allclose(attention(q, k, v, 1.0, hidden)[0][0, 0], v.mean(0))
     np.testing.assert_array_equal(attention(q, k, v, 1.0, hidden, np.zeros(1))[0], 0)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 6, 8])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_true_mean_of_values_that_are_all_hidden_is_known(bits, dtype):
+    """Whatever their bits: a quantised zero is a scale and a bias that all but cancel."""
+    asked = bucket("bool", batch=2, q_heads=2, dtype=dtype, kv_bits=bits, kv_group=32)
+    made = [c for c in cases(asked, 1) if c.dead_rows().any()]
+    assert len(made) > 3
+    for c in made:
+        question, heads = AttentionQuestion(c), range(c.workload.kv_heads)
+        rows = [[c.values.decode(b, h) for h in heads] for b in range(c.workload.batch)]
+        values = np.array(rows)[:, :, None]  # as many query heads as KV heads
+        truth = np.broadcast_to(values.mean(3), question.shape).astype(np.float32)
+        assert question.fault(np.where(c.dead_rows()[..., None], truth, question.answer)) == ""
+        lost = np.broadcast_to(values[..., 1:, :].mean(3), question.shape).astype(np.float32)
+        lost = np.where(c.dead_rows()[..., None], lost, question.answer)
+        if dtype == "float32":  # in others one key of dozens is within rounding
+            assert "every key masked" in question.fault(lost), "a key was left out of the mean"
 
 
 @pytest.mark.parametrize(("mask", "q_len"), list(itertools.product(MASKS, (1, 8, 32, 2048))))

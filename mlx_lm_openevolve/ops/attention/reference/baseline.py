@@ -12,7 +12,7 @@ import numpy as np
 from .. import quantized
 from ..workload import Workload
 
-__all__ = ["answer", "baseline_name", "floats", "mass", "sdpa"]
+__all__ = ["answer", "baseline_name", "floats", "mass", "sdpa", "sizes"]
 
 
 def baseline_name(workload: Workload) -> str:
@@ -76,13 +76,19 @@ def answer(workload: Workload, queries: mx.array, keys: Any, values: Any, *rest:
 
 
 def mass(workload: Workload, queries: mx.array, keys: Any, values: Any, *rest: Any) -> mx.array:
-    """The sum of p |v| for every element of the answer, by SDPA: the unit of errors. A quantised
-    value counts with its step too: quantised zeros are what rounding left of them."""
+    """The sum of p |v| for every element of the answer, by SDPA: the unit of errors."""
     plain = replace(workload, latent=False, kv_bits=0, kv_group=0)
-    k, size = floats(workload, keys), mx.abs(floats(workload, values))
+    k = floats(workload, keys)
+    return sdpa(plain)(queries.astype(k.dtype), k, sizes(workload, values), *rest)
+
+
+def sizes(workload: Workload, values: Any) -> mx.array:
+    """|v|, [B, Hkv, N, Dv]. A quantised value counts with its step too: quantised zeros are what
+    rounding left of a scale and a bias."""
+    size = mx.abs(floats(workload, values))
     if workload.kv_bits:
         size = size + mx.repeat(mx.abs(values[1].astype(mx.float32)), workload.kv_group, axis=-1)
-    return sdpa(plain)(queries.astype(k.dtype), k, size, *rest)
+    return size
 
 
 def floats(workload: Workload, x: Any) -> mx.array:

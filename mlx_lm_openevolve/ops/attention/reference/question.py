@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from ...base import Question
 from ..workload import Workload
-from .baseline import answer, floats, mass
+from .baseline import answer, floats, mass, sizes
 from .encoding import smallest
 from .float64 import Case, Inputs
 
@@ -117,12 +117,12 @@ class AttentionQuestion(Question):
         if w.mask == "additive":
             top = np.abs(values).max(2).repeat(w.group, 1)[:, :, None]
             top = np.broadcast_to(top, got.shape)[dead]
-            # A quantised value that is 0 comes of a scale and a bias that are not.
+            # In what `sizes` counts, as below.
             top = top + self.limits[0] * np.fmax(top, self.mass[dead])
             known = (np.abs(rows) <= top) | ~np.isfinite(want)
             return "" if known.all() else "a row with every key masked is no average of V"
         means = values.mean(2).repeat(w.group, 1)[:, :, None]
-        unit = np.abs(values).mean(2).repeat(w.group, 1)[:, :, None]
+        unit = as_float32(sizes(w, self.inputs.values)).mean(2).repeat(w.group, 1)[:, :, None]
         means, unit = (np.broadcast_to(x, got.shape)[dead] for x in (means, unit))
         allowed = 2 * self.limits[0] * np.maximum(unit, 1e-30)
         with np.errstate(invalid="ignore"):
