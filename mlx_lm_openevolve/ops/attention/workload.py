@@ -140,8 +140,10 @@ class _Shape:
         return Workload(**{**self._plain(), **changes})
 
     def launch_key(self) -> Workload:
-        """kv_len as its bucket's: launch expressions see no other."""
-        return self.exact(kv_len=next_pow2(self.kv_len))
+        """kv_len as its bucket's: launch expressions see no other. Below 8 keys as it is: there an
+        input (a mask, scales) may have fewer than 8 elements, which on Metal is another kernel, to
+        be tried by itself."""
+        return self.exact(kv_len=self.kv_len if self.kv_len < 8 else next_pow2(self.kv_len))
 
     def fields(self) -> dict[str, Value]:
         """What launch expressions see: batch and q_len as they are, of kv_len only the bucket (the
