@@ -96,6 +96,9 @@ def _compare_at(
         raise GateTimeout(f"{w.slug}: {error}, {memory >> 20} MiB are free") from None
     baseline, twin = (timing.Arm(inputs, inputs.baseline()) for _ in range(2))
     contender = timing.Arm(inputs, build(w))
+    with clock.paused():
+        for arm in (baseline, contender):
+            arm.seconds(1)
     call_seconds = timing.warm_up((baseline, contender), 0.15 * budget)
     evidence: dict[str, Any] = {
         "on": w.slug,

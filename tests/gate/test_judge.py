@@ -13,7 +13,7 @@ import pytest
 from samples import NAIVE, naive, questions
 
 from mlx_lm_openevolve import backends
-from mlx_lm_openevolve.device import detect
+from mlx_lm_openevolve.device import Device, detect
 from mlx_lm_openevolve.errors import BackendError, GateTimeout
 from mlx_lm_openevolve.gate import correctness, limits, timing, worker
 from mlx_lm_openevolve.gate import judge as gate
@@ -27,6 +27,7 @@ from mlx_lm_openevolve.ops.attention import MASKS, Bucket, Workload, mutants, re
 from mlx_lm_openevolve.ops.attention.reference import question as questions_of
 from mlx_lm_openevolve.ops.attention.reference import sdpa, timing_inputs
 from mlx_lm_openevolve.ops.attention.reference.question import AttentionQuestion
+from mlx_lm_openevolve.runtime.planner import Judges, Planner
 
 HOST = detect("host")
 SMALL = Bucket(2, 4, 2, 8, 64, 64, 64, "float32", "causal")
@@ -307,6 +308,70 @@ def test_an_unsteady_clock_gives_no_verdict(monkeypatch):
 def test_no_time_no_verdict():
     with pytest.raises(GateTimeout, match="do not suffice"):
         judged(sdpa, seconds=0.0)
+
+
+class Cold:
+    """A machine on which nothing takes time but what runs for the first time in a process: 0.8 s
+    for each function of MLX's, and for each exact workload of a contender's."""
+
+    def __init__(self, monkeypatch):
+        self.now = 0.0
+        self.known = set()
+        self._sdpa = mx.fast.scaled_dot_product_attention
+        monkeypatch.setattr(limits.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(mx.fast, "scaled_dot_product_attention", self.sdpa)
+
+    def process(self):
+        self.known = set()
+        gate._trials.clear()
+
+    def first(self, *key):
+        self.now += 0.0 if key in self.known else 0.8
+        self.known.add(key)
+
+    def sdpa(self, q, k, v, *, mask=None, **more):
+        self.first("sdpa", q.dtype, q.shape[2] > 8, k.shape[2] > 512)
+        return self._sdpa(q, k, v, mask=mask, **more)
+
+    def build(self, build):
+        def made(exact):
+            call = build(exact)
+
+            def cold(*arguments):
+                self.first("contender", exact)
+                return call(*arguments)
+
+            cold.contender = True
+            return cold
+
+        return made
+
+
+def test_what_a_cold_compiler_takes_never_counts(invented, monkeypatch):
+    cold = Cold(monkeypatch)
+    monkeypatch.setattr(gate, "_trials", {})
+    bucket = Bucket(1, 4, 2, 1, 1024, 64, 64, "float32")
+    found = judged(cold.build(invented(1.3)), bucket, seconds=0.1)
+    assert found.faster, found.reason
+    # MLX's for the proxy and for the bucket; the four sizes of the cases, and the sealed one.
+    assert cold.now == pytest.approx(7 * 0.8)
+
+
+def test_a_cold_compiler_never_leaves_a_workload_undecided(invented, monkeypatch, tmp_path):
+    """As a user meets it: processes one after the other, each with the planner's budget."""
+    cold, metal = Cold(monkeypatch), backends.get("metal")
+    monkeypatch.setattr(metal, "unavailable", lambda: "")
+    contender = cold.build(invented(1.3))
+    monkeypatch.setattr(metal, "build", lambda kernel, params, exact: contender(exact))
+    chip = Device("metal", "apple-m9", "Apple M9", "applegpu_g19")
+    monkeypatch.setattr(gate, "detect", lambda backend: chip)
+    bucket = Bucket(1, 4, 2, 1, 1024, 64, 64, "float32")
+    kernel = naive()
+    registry = Registry(tmp_path)
+    planner = Planner(chip, [registry], judges=lambda: Judges(gate.judge, gate.judge), only=kernel)
+    cold.process()
+    assert planner.plan(bucket).kernel == kernel
+    assert registry.timeouts(chip.slug, bucket, planner.stamp(bucket)) == 0
 
 
 def test_no_memory_no_verdict(monkeypatch):
