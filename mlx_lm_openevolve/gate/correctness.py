@@ -21,13 +21,13 @@ from ..errors import interrupted
 from ..ops import Workload
 from ..ops.base import Call, Question
 
-__all__ = ["Build", "Calls", "MutantTrial", "Outcome", "passes", "try_mutants"]
+__all__ = ["FREED", "Build", "Calls", "MutantTrial", "Outcome", "passes", "try_mutants"]
 
 Build = Callable[[Workload], Call]
 Buffers = Sequence[tuple[tuple[int, ...], mx.Dtype]]
 
 # Freed buffers of this many results hold NaN when a kernel is launched: MLX hands them out again.
-_FREED = 3
+FREED = 3
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Outcome:
 def fill_freed(buffers: Buffers, value: float) -> None:
     """Leave freed buffers full of `value` in MLX's allocator, for the next outputs of that size:
     what a kernel does not write then shows."""
-    arrays = [mx.full(shape, value, dtype) for shape, dtype in buffers for _ in range(_FREED)]
+    arrays = [mx.full(shape, value, dtype) for shape, dtype in buffers for _ in range(FREED)]
     mx.eval(arrays)
     mx.synchronize()
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from math import prod
 from typing import Any
 
 import mlx.core as mx
@@ -23,7 +24,16 @@ from ..errors import BackendError, GateTimeout, KernelError
 from ..kernels.kernel import Kernel
 from ..kernels.verdict import Verdict, gate_version
 from ..ops import Bucket, Workload
-from .correctness import Buffers, Build, Calls, MutantTrial, Outcome, passes, try_mutants
+from .correctness import (
+    FREED,
+    Buffers,
+    Build,
+    Calls,
+    MutantTrial,
+    Outcome,
+    passes,
+    try_mutants,
+)
 from .limits import Clock, memory_for, undisturbed
 from .source_mutants import matrix
 from .speed import compare
@@ -156,7 +166,7 @@ def judge_calls(
     memory = memory_for(device, elsewhere)
     # Inputs, their negatives or another set of them, the answers and what fills freed buffers; and
     # what the original, which goes through the same questions, takes for itself.
-    needed = 3 * bucket.moved_bytes() + bucket.scratch_bytes()
+    needed = 3 * bucket.moved_bytes() + bucket.scratch_bytes() + _poison(bucket, buffers)
     if needed > memory:
         raise GateTimeout(f"{bucket.slug}: needs {needed >> 20} MiB, {memory >> 20} MiB are free")
     judged = Judgement()
@@ -181,6 +191,14 @@ def judge_calls(
             if judged.reason:
                 return judged
             raise
+
+
+def _poison(bucket: Bucket, buffers: Callable[[Workload], Buffers]) -> int:
+    """Bytes that fill the freed buffers of intermediate outputs; 0 where a kernel has no launch."""
+    try:
+        return sum(FREED * prod(shape) * dtype.size for shape, dtype in buffers(bucket.largest()))
+    except KernelError:
+        return 0
 
 
 def _proven(

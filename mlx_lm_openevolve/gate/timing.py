@@ -21,7 +21,7 @@ import numpy as np
 from ..intervals import median_interval
 from ..ops.base import Call, TimingInputs
 
-__all__ = ["CONFIDENCE", "Arm", "Comparison", "bandwidth", "paired"]
+__all__ = ["CONFIDENCE", "Arm", "Comparison", "bandwidth", "paired", "room"]
 
 CONFIDENCE = 0.99
 MIN_BLOCKS, _BLOCKS, MAX_BLOCKS = 10, 16, 60
@@ -145,10 +145,23 @@ def paired(a: Arm, b: Arm, call_seconds: float, budget: float, seed: int) -> Com
     )
 
 
+def room(cache_bytes: int, memory: int) -> tuple[int, int]:
+    """What to ask `bandwidth` for, and the bytes that are left for inputs, of the `memory` that a
+    comparison may take. Where that is little the probe is smaller, as the inputs are: it measures
+    the cache's bandwidth then, and the floor is lower."""
+    cache = min(cache_bytes, memory // 16)
+    return cache, memory - _probe_bytes(cache)
+
+
+def _probe_bytes(cache_bytes: int) -> int:
+    """Bytes that `bandwidth` takes: an array larger than the cache, and its copy."""
+    return 2 * max(32 << 20, 2 * cache_bytes)
+
+
 @functools.cache
 def bandwidth(cache_bytes: int) -> float:
     """Bytes a second that a copy larger than the last-level cache moves here, the best of five."""
-    x = mx.zeros((max(32 << 20, 2 * cache_bytes) // 4,), mx.float32)
+    x = mx.zeros((_probe_bytes(cache_bytes) // 2 // 4,), mx.float32)
     mx.eval(x)
     best = float("inf")
     for _ in range(5):

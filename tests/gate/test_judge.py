@@ -15,7 +15,7 @@ from samples import NAIVE, naive, questions
 from mlx_lm_openevolve import backends
 from mlx_lm_openevolve.device import Device, detect
 from mlx_lm_openevolve.errors import BackendError, GateTimeout
-from mlx_lm_openevolve.gate import correctness, limits, timing, worker
+from mlx_lm_openevolve.gate import correctness, limits, speed, timing, worker
 from mlx_lm_openevolve.gate import judge as gate
 from mlx_lm_openevolve.gate.host_check import check_on_host
 from mlx_lm_openevolve.gate.static_rules import static_rules
@@ -26,6 +26,7 @@ from mlx_lm_openevolve.ops import DTYPES
 from mlx_lm_openevolve.ops.attention import MASKS, Bucket, Workload, mutants, reference
 from mlx_lm_openevolve.ops.attention.reference import question as questions_of
 from mlx_lm_openevolve.ops.attention.reference import sdpa, timing_inputs
+from mlx_lm_openevolve.ops.attention.reference.baseline import answer
 from mlx_lm_openevolve.ops.attention.reference.question import AttentionQuestion
 from mlx_lm_openevolve.runtime.planner import Judges, Planner
 
@@ -456,6 +457,69 @@ def test_scores_that_do_not_fit_a_small_mac_are_never_written(monkeypatch):
         ask(PREFILL)
     with pytest.raises(GateTimeout, match="do not suffice"):  # of time: memory is no matter
         ask(replace(PREFILL, q_len=1, mask="none", head_dim=128, v_head_dim=128))
+
+
+VARIED = {
+    "decode": Bucket(1, 8, 2, 1, 2048, 128, 128, "bfloat16"),
+    "verify": Bucket(1, 8, 2, 8, 1024, 64, 64, "float16", "bool"),
+    "prefill": Bucket(1, 4, 2, 128, 512, 64, 64, "bfloat16", "causal"),
+    "biases": Bucket(1, 4, 2, 64, 512, 64, 64, "float32", "additive", sinks=True),
+    "quantized": Bucket(1, 4, 2, 1, 2048, 128, 128, "bfloat16", kv_bits=4, kv_group=64),
+    "quantized prompt": Bucket(1, 4, 2, 32, 512, 64, 64, "float32", "causal", False, 8, 32),
+    "latent": Bucket(1, 4, 1, 1, 512, 576, 576, "float32", latent=True),
+}
+
+
+def machines_and_names():
+    """Every kind of call on the smallest machine, and one on the others."""
+    for memory, working, in_use in ((8, 5.33, 5), (16, 10.67, 8), (64, 48, 8)):
+        for name in VARIED:
+            marks = [] if memory == 8 or name == "decode" else [pytest.mark.slow]
+            yield pytest.param(name, memory, working, in_use, marks=marks)
+
+
+@pytest.mark.parametrize(("name", "memory", "working", "in_use"), list(machines_and_names()))
+def test_the_gates_true_peak_stays_below_what_it_may_take(
+    name, memory, working, in_use, monkeypatch
+):
+    """Measured on the CPU, where MLX's attention is never fused: correctness, chains as long as the
+    clock's, the recheck and the probe of the bandwidth."""
+    monkeypatch.setattr(type(VARIED[name]), "fused", False)
+    monkeypatch.setattr(limits, "working_set", lambda: int(working * GIB))
+    chip = replace(HOST, memory=memory * GIB, cache=96 << 20)  # as device.py has it for a Mac
+    real = timing.Comparison((1.0,), (1.0,), 1.0, 1.0, 1.0)
+
+    def paired(a, b, *more):
+        for arm in (a, b):
+            arm.seconds(2 * timing._AHEAD)
+        return real
+
+    monkeypatch.setattr(timing, "paired", paired)
+    monkeypatch.setattr(timing, "warm_up", lambda arms, seconds: 1e-3)
+    monkeypatch.setattr(speed, "_ROOFLINE", 1e9)
+    timing.bandwidth.cache_clear()
+    mx.clear_cache()
+    allowed = limits.memory_for(chip, in_use * GIB)
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    found = gate.judge_calls(
+        true_sdpa, VARIED[name], chip, limits.Clock(600), elsewhere=in_use * GIB
+    )
+    took = mx.get_peak_memory() - before
+    timing.bandwidth.cache_clear()
+    print(f"{name} on {memory} GB with {in_use} in use: {took >> 20} of {allowed >> 20} MiB")
+    assert found.correct, found.reason
+    assert "not faster" in found.reason
+    assert 64 << 20 < took <= allowed
+
+
+def true_sdpa(exact):
+    """SDPA, on a quantised cache of what the numbers stand for: mlx-lm's own errs too much."""
+
+    def call(queries, keys, values, scale, mask, sinks):
+        return answer(exact, queries, keys, values, scale, mask, sinks).astype(queries.dtype)
+
+    return call
 
 
 # Kernels

@@ -183,16 +183,19 @@ class _Shape:
         rows = self.q_len * self.group
         return rows <= 32 and self.q_len <= self.kv_len and self.head_dim in (64, 96, 128, 256)
 
+    def score_bytes(self) -> int:
+        """The scores that the original writes, once and what masks and the copies of small operands
+        add to them; once more before and after the sinks are put beside them."""
+        scores = self.rows * self.kv_len * self.element_bytes
+        return 0 if self.fused else scores * (7 if self.sinks else 3) // 2
+
     def scratch_bytes(self) -> int:
-        """The scores, once and what masks and the copies of small operands add to them. On a
-        quantised cache they are computed in float32 too, from all keys and values as floats."""
-        if self.fused:
-            return 0
-        scores = self.rows * self.kv_len
+        """The scores; on a quantised cache in float32 too, from all keys and values as floats."""
         if not self.kv_bits:
-            return scores * self.element_bytes * 3 // 2
+            return self.score_bytes()
         width = self.head_dim + self.v_head_dim
-        return 4 * (scores * 3 // 2 + 2 * self.batch * self.kv_heads * self.kv_len * width)
+        keys = 2 * self.batch * self.kv_heads * self.kv_len * width
+        return 4 * (self.rows * self.kv_len * 3 // 2 + keys)
 
     def flops(self) -> float:
         """Two products; half of them where the mask is causal."""
