@@ -10,11 +10,10 @@ import mlx.core as mx
 import mlx_kernels
 import pytest
 from probe import on_host
-from samples import shipped_in_metal
+from samples import launched_in_metal, shipped_in_metal
 
 from mlx_lm_openevolve import backends
 from mlx_lm_openevolve.kernels.kernel import Kernel
-from mlx_lm_openevolve.kernels.registry import Registry, tuned_root
 from mlx_lm_openevolve.metalhost import metal_function, metal_kernel
 from mlx_lm_openevolve.metalhost.arrays import METAL_TYPES, as_numpy
 from mlx_lm_openevolve.metalhost.findings import Finding
@@ -31,12 +30,10 @@ SMALL_QUANTIZED = ("key_scales", "key_biases", "value_scales", "value_biases")
 
 
 def shipped() -> list[Any]:
-    """(kernel, params, workload) of every host check that ships."""
-    tuned = Registry(tuned_root(), writable=False)
+    """(kernel, params, workload) of every host check that ships, as parameters."""
     return [
-        pytest.param(kernel, record["params"], record["on"], id=f"{kernel.name}-{record['on']}")
-        for kernel in shipped_in_metal()
-        for record in tuned.host_checks(kernel.id)
+        pytest.param(kernel, params, on, id=f"{kernel.name}-{on}-{params.get('splits', 1)}")
+        for kernel, params, on in launched_in_metal()
     ]
 
 
@@ -74,6 +71,16 @@ def test_metalhost_generates_the_source_that_mlx_does(
             call["inputs"], call["template"], output_dtypes=call["output_dtypes"]
         )
         assert ours.text == expected
+
+
+def test_no_shipped_stage_is_left_out() -> None:
+    stages = {(k.name, spec.file) for k in shipped_in_metal() for spec in k.specs}
+    tried = set()
+    for case in shipped():
+        kernel, params, on = case.values
+        exact = Workload.parse(on)
+        tried |= {(kernel.name, launch.spec.file) for launch in kernel.launches(exact, params)}
+    assert tried == stages
 
 
 def sampled(cases: list[Any], count: int) -> list[Any]:
