@@ -471,10 +471,11 @@ VARIED = {
 
 
 def machines_and_names():
-    """Every kind of call on the smallest machine, and one on the others."""
+    """All but a drawn few are slow: each is a whole run of the gate."""
+    drawn = {("decode", 8), ("quantized", 8), ("latent", 8), ("latent", 16), ("latent", 64)}
     for memory, working, in_use in ((8, 5.33, 5), (16, 10.67, 8), (64, 48, 8)):
         for name in VARIED:
-            marks = [] if memory == 8 or name == "decode" else [pytest.mark.slow]
+            marks = [] if (name, memory) in drawn else [pytest.mark.slow]
             yield pytest.param(name, memory, working, in_use, marks=marks)
 
 

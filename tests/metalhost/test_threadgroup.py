@@ -25,7 +25,8 @@ y[i] = p[i];
 
 @on_host
 def test_the_sizes_are_those_of_a_run() -> None:
-    templates = [[("T", t), ("N", n)] for t in (mx.float32, mx.bfloat16) for n in (4, 17, 64)]
+    drawn = ((mx.float32, 4), (mx.bfloat16, 17), (mx.bfloat16, 64))
+    templates = [[("T", kind), ("N", n)] for kind, n in drawn]
     found = threadgroup_bytes(BODY, HEADER, templates)
     ran = []
     for template in templates:
@@ -37,7 +38,7 @@ def test_the_sizes_are_those_of_a_run() -> None:
         assert done.counters is not None
         ran.append(done.counters.threadgroup_memory)
     assert found == ran
-    assert len(set(ran)) == 6
+    assert len(set(ran)) == 3
 
 
 @on_host
