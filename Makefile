@@ -16,7 +16,7 @@ EXTRA ?= $(shell if [ "$$(uname -s)" = Darwin ]; then echo host; \
 	if [ -z "$$v" ]; then echo host,cpu; elif [ "$$v" -ge 13 ]; then echo host,cuda13; \
 	else echo host,cuda12; fi; fi)
 
-.PHONY: demo test lint types tests slow parity verdicts bench clean
+.PHONY: demo test lint types tests slow parity gpu verdicts bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/python examples/demo.py
@@ -39,6 +39,10 @@ slow: $(VENV)/installed
 # Every architecture of mlx-lm, patched against unpatched.
 parity: $(VENV)/installed
 	$(BIN)/python tests/support/parity.py
+
+# What the Apple GPU of this machine lacks of what the tests need.
+gpu: $(VENV)/installed
+	$(BIN)/python tests/support/apple_gpu.py
 
 # Judge the shipped kernels on this GPU over the workloads that tuned/ ships verdicts for:
 #   make verdicts DEVICE=cuda OUT=folder

@@ -99,10 +99,11 @@ def _setup(workload: Bucket, backend: str, seed: int) -> _Setup:
 
 def _new_setup(workload: Bucket, backend: str, seed: int) -> _Setup:
     device, asked = detect(backend), ops.of(workload).questions
-    inputs = asked.timing_inputs(workload.largest(), device.cache, memory_for(device), seed)
+    cache, room = timing.room(device.cache, memory_for(device))
+    inputs = asked.timing_inputs(workload.largest(), device.cache, room, seed)
     stock = timing.Arm(inputs, inputs.baseline())
     questions = tuple(case() for case in itertools.islice(asked.cases(workload, seed), _CASES))
-    return _Setup(inputs, stock, questions, timing.bandwidth(device.cache))
+    return _Setup(inputs, stock, questions, timing.bandwidth(cache))
 
 
 def healthy() -> bool:

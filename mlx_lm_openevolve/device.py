@@ -13,7 +13,7 @@ from typing import Any
 
 import mlx.core as mx
 
-__all__ = ["BACKENDS", "Device", "detect", "fingerprint", "version_of", "working_set"]
+__all__ = ["BACKENDS", "Device", "detect", "fingerprint", "on_cpu", "version_of", "working_set"]
 
 BACKENDS = ("metal", "cuda", "host")
 
@@ -86,6 +86,12 @@ def _bytes(info: dict[str, Any], key: str) -> int:
 def working_set() -> int:
     """Bytes that the GPU's driver says may be in use at once; 0 where it says nothing."""
     return _bytes(_info(mx.gpu), "max_recommended_working_set_size")
+
+
+def on_cpu() -> bool:
+    """Whether MLX puts the next operation on the CPU: as the default device says, or the stream of
+    a `with mx.stream(...)`."""
+    return mx.default_device().type is mx.cpu
 
 
 def _apple() -> Device:

@@ -7,6 +7,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from ..device import version_of
 from ..errors import BackendError
 from ..kernels.kernel import Kernel, Launch
 from ..ops import Workload
@@ -16,9 +17,18 @@ from . import Run, chain, dtype_of, template_of
 __all__ = ["build", "unavailable"]
 
 
+# The first release whose metal_kernel takes compile_options, and whose GPU errors raise: see
+# SUPPORTED_ON_MACOS in runtime/api.py.
+_OLDEST = (0, 32)
+
+
 def unavailable() -> str:
-    """ "" where MLX has a Metal GPU, else the reason."""
-    return "" if mx.metal.is_available() else "MLX sees no Metal GPU on this machine"
+    """ "" where MLX has a Metal GPU and is new enough, else the reason."""
+    if not mx.metal.is_available():
+        return "MLX sees no Metal GPU on this machine"
+    version = version_of("mlx")
+    numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
+    return "" if numbers >= _OLDEST else f"mlx {version} is older than 0.32, which macOS needs"
 
 
 def build(kernel: Kernel, params: Mapping[str, int], workload: Workload) -> Call:

@@ -9,6 +9,7 @@ between, leaves its inputs alone, and stays within what the family's question al
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -20,13 +21,13 @@ from ..errors import interrupted
 from ..ops import Workload
 from ..ops.base import Call, Question
 
-__all__ = ["Build", "Calls", "MutantTrial", "Outcome", "passes", "try_mutants"]
+__all__ = ["FREED", "Build", "Calls", "MutantTrial", "Outcome", "passes", "try_mutants"]
 
 Build = Callable[[Workload], Call]
 Buffers = Sequence[tuple[tuple[int, ...], mx.Dtype]]
 
 # Freed buffers of this many results hold NaN when a kernel is launched: MLX hands them out again.
-_FREED = 3
+FREED = 3
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Outcome:
 def fill_freed(buffers: Buffers, value: float) -> None:
     """Leave freed buffers full of `value` in MLX's allocator, for the next outputs of that size:
     what a kernel does not write then shows."""
-    arrays = [mx.full(shape, value, dtype) for shape, dtype in buffers for _ in range(_FREED)]
+    arrays = [mx.full(shape, value, dtype) for shape, dtype in buffers for _ in range(FREED)]
     mx.eval(arrays)
     mx.synchronize()
 
@@ -53,9 +54,11 @@ def _same_bits(a: mx.array, b: mx.array) -> bool:
     return bool(mx.array_equal(a.view(kind), b.view(kind)).item())
 
 
-def _examine(call: Call, question: Question, buffers: Buffers) -> Outcome:
+def _examine(
+    call: Call, question: Question, buffers: Buffers, first: AbstractContextManager[None]
+) -> Outcome:
     """Judge a Call's answer. `buffers` are the shapes and dtypes of intermediate outputs, which are
-    filled beforehand as well."""
+    filled beforehand as well; it is called within `first` first."""
     shape, dtype = question.shape, question.dtype
     buffers = [(shape, dtype), *buffers]
 
@@ -63,8 +66,9 @@ def _examine(call: Call, question: Question, buffers: Buffers) -> Outcome:
         return Outcome(f"{question.name}: {reason}", **{"margin": 0.0, **errors})
 
     fill_freed(buffers, float("nan"))
-    out = call(*question.arguments)
-    mx.eval(out)
+    with first:
+        out = call(*question.arguments)
+        mx.eval(out)
     if out.shape != shape or out.dtype != dtype:
         return reject(f"the output is {out.dtype} {out.shape}, expected {dtype} {shape}")
     # Another call in between: its result is what a replay or an unwritten part would show.
@@ -97,10 +101,13 @@ def _examine(call: Call, question: Question, buffers: Buffers) -> Outcome:
 
 class Calls:
     """The Calls of one contender, built once for each exact workload and kept: one that replays
-    an earlier result is then caught at it."""
+    an earlier result is then caught at it. Each is built, and runs for the first time, within
+    `first()`."""
 
-    def __init__(self, build: Build) -> None:
-        self._build = build
+    def __init__(
+        self, build: Build, first: Callable[[], AbstractContextManager[None]] = nullcontext
+    ) -> None:
+        self._build, self._first = build, first
         self._calls: dict[Workload, Call] = {}
 
     def __call__(self, question: Question, buffers: Buffers = ()) -> Outcome:
@@ -109,9 +116,11 @@ class Calls:
         w = question.workload
         try:
             with machines():
-                if w not in self._calls:
+                if w in self._calls:
+                    return _examine(self._calls[w], question, buffers, nullcontext())
+                with self._first():
                     self._calls[w] = self._build(w)
-                return _examine(self._calls[w], question, buffers)
+                return _examine(self._calls[w], question, buffers, self._first())
         except OSError:  # a full disk or a full GPU is no kernel's fault
             raise
         except Exception as error:

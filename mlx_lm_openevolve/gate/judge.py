@@ -10,7 +10,9 @@ and host_check.py for a kernel under metalhost's sanitizer.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from math import prod
 from typing import Any
 
 import mlx.core as mx
@@ -22,7 +24,16 @@ from ..errors import BackendError, GateTimeout, KernelError
 from ..kernels.kernel import Kernel
 from ..kernels.verdict import Verdict, gate_version
 from ..ops import Bucket, Workload
-from .correctness import Buffers, Build, Calls, MutantTrial, Outcome, try_mutants
+from .correctness import (
+    FREED,
+    Buffers,
+    Build,
+    Calls,
+    MutantTrial,
+    Outcome,
+    passes,
+    try_mutants,
+)
 from .limits import Clock, memory_for, undisturbed
 from .source_mutants import matrix
 from .speed import compare
@@ -155,7 +166,7 @@ def judge_calls(
     memory = memory_for(device, elsewhere)
     # Inputs, their negatives or another set of them, the answers and what fills freed buffers; and
     # what the original, which goes through the same questions, takes for itself.
-    needed = 3 * bucket.moved_bytes() + bucket.scratch_bytes()
+    needed = 3 * bucket.moved_bytes() + bucket.scratch_bytes() + _poison(bucket, buffers)
     if needed > memory:
         raise GateTimeout(f"{bucket.slug}: needs {needed >> 20} MiB, {memory >> 20} MiB are free")
     judged = Judgement()
@@ -180,6 +191,14 @@ def judge_calls(
             if judged.reason:
                 return judged
             raise
+
+
+def _poison(bucket: Bucket, buffers: Callable[[Workload], Buffers]) -> int:
+    """Bytes that fill the freed buffers of intermediate outputs; 0 where a kernel has no launch."""
+    try:
+        return sum(FREED * prod(shape) * dtype.size for shape, dtype in buffers(bucket.largest()))
+    except KernelError:
+        return 0
 
 
 def _proven(
@@ -229,7 +248,10 @@ def _try_mutants(small: Bucket, seed: int, clock: Clock) -> MutantTrial:
     """The mutants of a proxy workload, tried once in a process."""
     key = (small, seed)
     if key not in _trials:
-        questions = [case() for case in ops.of(small).questions.cases(small, seed)]
+        asked = ops.of(small).questions
+        with clock.paused():  # MLX's own functions
+            questions = [case() for case in asked.cases(small, seed)]
+            passes(asked.correct.build, questions[:1])
         _trials[key] = try_mutants(small, questions, lambda: clock.check("mutants"))
     return _trials[key]
 
@@ -242,13 +264,14 @@ def _correct(
     buffers: Callable[[Workload], Buffers],
 ) -> tuple[Outcome, dict[str, Any], list[dict[str, Any]]]:
     """(first outcome that is no pass, errors, the single cases)."""
-    calls, outcome = Calls(build), Outcome()
+    calls, outcome = Calls(build, clock.paused), Outcome()
     outcomes: list[Outcome] = []
     own: list[tuple[float, float]] = []
     cases: list[dict[str, Any]] = []
     for case in ops.of(bucket).questions.cases(bucket, seed):
         clock.check("correctness")
-        question = case()
+        with nullcontext() if outcomes else clock.paused():  # MLX's own function at this size
+            question = case()
         try:
             extra = buffers(question.workload)
         except KernelError as error:

@@ -88,12 +88,16 @@ def _compare_at(
 ) -> Speed:
     """The original against the contender at one exact workload."""
     clock.check("speed")
+    cache, room = timing.room(device.cache, memory)
     try:
-        inputs = ops.of(w).questions.timing_inputs(w, device.cache, memory, seed)
+        inputs = ops.of(w).questions.timing_inputs(w, device.cache, room, seed)
     except MemoryError as error:
         raise GateTimeout(f"{w.slug}: {error}, {memory >> 20} MiB are free") from None
     baseline, twin = (timing.Arm(inputs, inputs.baseline()) for _ in range(2))
     contender = timing.Arm(inputs, build(w), keep=timing.RECHECKED)
+    with clock.paused():
+        for arm in (baseline, contender):
+            arm.seconds(1)
     call_seconds = timing.warm_up((baseline, contender), WARM * budget)
     evidence: dict[str, Any] = {
         "on": w.slug,
@@ -115,7 +119,7 @@ def _compare_at(
     reason = contender.recheck()
     if reason:
         return Speed(False, reason, evidence, samples)
-    evidence["bandwidth"] = timing.bandwidth(device.cache)
+    evidence["bandwidth"] = timing.bandwidth(cache)
     floor = inputs.bytes / (_ROOFLINE * evidence["bandwidth"])
     fastest = float(np.median(pair.b))
     text = f"{pair.ratio:.3f} [{pair.low:.3f}, {pair.high:.3f}]"

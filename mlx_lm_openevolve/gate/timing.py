@@ -24,7 +24,7 @@ import numpy.typing as npt
 from ..intervals import median_intervals
 from ..ops.base import Call, TimingInputs
 
-__all__ = ["CONFIDENCE", "RECHECKED", "Arm", "Comparison", "bandwidth", "paired"]
+__all__ = ["CONFIDENCE", "RECHECKED", "Arm", "Comparison", "bandwidth", "paired", "room"]
 
 # Two such intervals (at the upper end and the sealed workload), three times at most, let a kernel
 # that is exactly 1.02 times as fast pass once in some thousands: benchmarks/accept_rule.py.
@@ -205,10 +205,23 @@ def compared(a: Floats, b: Floats, seed: int) -> tuple[Floats, Floats, Floats]:
     return np.median(ratios, axis=-1), *median_intervals(ratios, CONFIDENCE, seed)
 
 
+def room(cache_bytes: int, memory: int) -> tuple[int, int]:
+    """What to ask `bandwidth` for, and the bytes that are left for inputs, of the `memory` that a
+    comparison may take. Where that is little the probe is smaller, as the inputs are: it measures
+    the cache's bandwidth then, and the floor is lower."""
+    cache = min(cache_bytes, memory // 16)
+    return cache, memory - _probe_bytes(cache)
+
+
+def _probe_bytes(cache_bytes: int) -> int:
+    """Bytes that `bandwidth` takes: an array larger than the cache, and its copy."""
+    return 2 * max(32 << 20, 2 * cache_bytes)
+
+
 @functools.cache
 def bandwidth(cache_bytes: int) -> float:
     """Bytes a second that a copy larger than the last-level cache moves here, the best of five."""
-    x = mx.zeros((max(32 << 20, 2 * cache_bytes) // 4,), mx.float32)
+    x = mx.zeros((_probe_bytes(cache_bytes) // 2 // 4,), mx.float32)
     mx.eval(x)
     best = float("inf")
     for _ in range(5):

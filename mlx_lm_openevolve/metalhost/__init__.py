@@ -17,9 +17,11 @@ from .findings import Finding, Place
 from .function import MetalFunction, metal_function
 from .kernel import MetalKernel, check_source, metal_kernel
 from .launch import LaunchResult
+from .threadgroup import THREADGROUP_BYTES, threadgroup_bytes
 from .toolchain import compiler_available
 
 __all__ = [
+    "THREADGROUP_BYTES",
     "Chip",
     "Counters",
     "Finding",
@@ -34,4 +36,5 @@ __all__ = [
     "metal_function",
     "metal_kernel",
     "roofline",
+    "threadgroup_bytes",
 ]

@@ -26,7 +26,7 @@ from .strict import STRICT_FLAGS, strict_findings, strict_warnings
 from .toolchain import SHIM, Completed, Toolchain, one_line, package_digest, run_tool, toolchain
 from .translate import translate
 
-__all__ = ["BuildRequest", "Program", "build"]
+__all__ = ["BuildRequest", "Program", "build", "preprocess"]
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def _compile(
     request: BuildRequest, tools: Toolchain, sources: Sources, work: Path
 ) -> tuple[list[Finding], KernelFunction | None]:
     """From source to work/kernel.o (or kernel.ll, to count): findings, and the kernel to start."""
-    text, findings = _preprocess(request, tools, sources, work)
+    text, findings = preprocess(request, tools, sources, work)
     if text is None:
         return findings, None
     try:
@@ -202,10 +202,11 @@ def _run_clang(
     raise MachineError(f"the precompiled shim is unusable: {one_line(compiled.stderr)}")
 
 
-def _preprocess(
+def preprocess(
     request: BuildRequest, tools: Toolchain, sources: Sources, work: Path
 ) -> tuple[str | None, list[Finding]]:
-    """The preprocessed text and what the rules on it say, or the errors that leave none."""
+    """The preprocessed text and what the rules on it say, or the errors that leave none. It works
+    in the folder `work`."""
     raw, expanded = work / "kernel.metal", work / "kernel.ii"
     raw.write_text(request.text, encoding="utf-8", errors="replace")
     include = ["-I", str(header_folder())]

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DTYPES",
+    "ON_CPU",
     "Absent",
     "Bucket",
     "Call",
@@ -43,6 +44,7 @@ __all__ = [
 ]
 
 DTYPES = ("float16", "bfloat16", "float32")
+ON_CPU = "MLX's default device, or the call's stream, is the CPU"
 Value = int | str | bool  # of a field of a workload, and of a launch expression
 # A kernel, a mutant or MLX's own operation: the arguments are the family's, the answer one array.
 Call = Callable[..., "mx.array"]
@@ -89,7 +91,8 @@ class Workload(Protocol):
 
     def launch_key(self) -> Workload:
         """This workload with the sizes that launch expressions do not see exactly rounded up:
-        equal for calls that the same launches serve."""
+        equal for calls that the same launches serve. On Metal an input of fewer than 8 elements
+        makes another kernel of the same text: sizes at which that changes stay as they are."""
         ...
 
     def stored_bytes(self) -> int:
@@ -163,6 +166,7 @@ class Router(Protocol):
 
     routes: dict[Any, Any]
     off: list[str]
+    on_cpu: Callable[[], bool]  # whether kernels run on a GPU and the next call would not
 
     def route(self, key: Any, described: Workload | str, arrays: Sequence[Any]) -> Route:
         """The route of a call that is new under `key`; `arrays` are evaluated before anything is
@@ -224,6 +228,9 @@ class Op(ABC, Generic[B, W]):
 
         def replacement(*args: Any, **kwargs: Any) -> Any:
             if router.off:
+                return original(*args, **kwargs)
+            if router.on_cpu():
+                router.refuse(ON_CPU)
                 return original(*args, **kwargs)
             try:
                 described = self.describe(*args, **kwargs)

@@ -17,7 +17,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from .. import backends, ops
+from .. import backends, device, ops
 from ..errors import BackendError, OpenEvolveError, interrupted
 from ..ops import Op, Workload
 from ..ops.base import Call
@@ -54,6 +54,8 @@ class Router:
         self.launches: dict[Workload, Route] = {}  # by what launches see of a workload
         self.refused: dict[str, Route] = {}  # by the reason why no workload describes the call
         self.off = planner.off
+        on_gpu = planner.device.backend != "host"
+        self.on_cpu: Callable[[], bool] = device.on_cpu if on_gpu else lambda: False
         self._lock = threading.RLock()
 
     def wrap(self, original: Callable[..., Any]) -> Callable[..., Any]:

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
+import constructed
 import mlx.core as mx
+import mlx_kernels
 import numpy as np
 import pytest
+from apple_gpu import on_metal
+from documentation import ROOT
 from samples import shipped_in_metal
 
 from mlx_lm_openevolve import backends
@@ -18,10 +26,9 @@ from mlx_lm_openevolve.kernels.kernel import Kernel
 from mlx_lm_openevolve.kernels.registry import Registry, tuned_root
 from mlx_lm_openevolve.ops.attention import OP, Workload
 from mlx_lm_openevolve.ops.attention.reference.question import as_float32, relative
+from mlx_lm_openevolve.runtime.api import SUPPORTED_ON_MACOS
 
-METAL = mx.metal.is_available()
 HOST = backends.get("host").unavailable()
-on_metal = pytest.mark.skipif(not METAL, reason="needs an Apple GPU")
 needs_compiler = pytest.mark.skipif(bool(HOST), reason=f"no compiler for metalhost: {HOST}")
 SMALL = Workload(1, 4, 2, 1, 64, 64, 64, "bfloat16")
 
@@ -111,12 +118,70 @@ def test_there_is_something_to_compare() -> None:
     assert len(checked()) > 10
 
 
-@pytest.mark.skipif(METAL, reason="this machine has a Metal GPU")
+@pytest.mark.skipif(mx.metal.is_available(), reason="this machine has a Metal GPU")
 def test_without_a_metal_gpu_it_says_so() -> None:
     kernel = shipped_in_metal()[0]
     assert "no Metal GPU" in backends.get("metal").unavailable()
     with pytest.raises(BackendError, match="no Metal GPU"):
         backends.get("metal").build(kernel, kernel.default_params(SMALL), SMALL)
+
+
+@pytest.mark.parametrize(
+    ("version", "refused"), [("0.31.2", True), ("0.32.0", False), ("1.0", False)]
+)
+def test_an_mlx_that_takes_no_compile_options_is_refused_on_every_road(
+    version: str, refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """check, evolve, bench and the gate ask `unavailable`; enabling asks the versions before."""
+    metal, kernel = backends.get("metal"), shipped_in_metal()[0]
+    monkeypatch.setattr(mx.metal, "is_available", lambda: True)
+    monkeypatch.setattr(metal, "version_of", lambda package: version)
+    said = f"mlx {version} is older than 0.32, which macOS needs" if refused else ""
+    assert metal.unavailable() == said
+    if refused:
+        for ask in (
+            lambda: backends.require(kernel, "metal"),
+            lambda: metal.build(kernel, kernel.default_params(SMALL), SMALL),
+            lambda: gate.judge(kernel, kernel.default_params(SMALL), SMALL, "metal", seconds=1),
+        ):
+            with pytest.raises(BackendError, match=r"older than 0\.32"):
+                ask()
+    assert SUPPORTED_ON_MACOS["mlx"] == metal._OLDEST
+
+
+@pytest.mark.skipif(mx.metal.is_available(), reason="with Metal the calls would run")
+def test_mlx_takes_every_shipped_launch_as_the_backend_gives_it() -> None:
+    """The newest MLX that is supported: the one that is installed."""
+    ends = constructed.constructed()
+    assert len(ends) > 80
+    assert set(ends) == {constructed.TAKEN}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="needs MLX's wheels for Linux: without Metal")
+@pytest.mark.parametrize(("version", "taken"), [("0.32.0", True), ("0.31.2", False)])
+def test_the_oldest_mlx_that_macos_may_have_takes_them_too(
+    version: str, taken: bool, tmp_path: Path
+) -> None:
+    """The release before takes no compile_options, which is why it is not supported there."""
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--retries", "1"]
+    command += ["--target", str(tmp_path), f"mlx=={version}", f"mlx-cpu=={version}"]
+    got = subprocess.run(command, capture_output=True, text=True, check=False)
+    if got.returncode:
+        mlx_kernels.skip_offline("pypi.org")
+        pytest.fail(got.stderr)
+    paths = os.pathsep.join([str(tmp_path), str(ROOT)])
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tests" / "support" / "constructed.py")],
+        env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if taken:
+        said = done.stdout.splitlines()
+        assert said[:2] == [version, version], done.stderr
+        assert int(said[2]) == len(constructed.constructed())
+        assert said[3:] == [constructed.TAKEN]
+    else:
+        assert "compile_options" in done.stderr
 
 
 def test_metal_kernel_is_asked_as_mlx_wants_it(monkeypatch: pytest.MonkeyPatch) -> None:

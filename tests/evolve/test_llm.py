@@ -324,7 +324,7 @@ def test_an_endpoint_that_dies_is_waited_for_once_and_says_why(
     said: list[str] = []
     pauses: list[float] = []
     proposer = LlmProposer([WASTEFUL], say=said.append, sleep=pauses.append)
-    reason = loop.evolve(archive, WithTuning(proposer, [WASTEFUL]), Unmeasured(), lambda a: None)
+    reason = loop.evolve(archive, WithParams(proposer, [WASTEFUL]), Unmeasured(), lambda a: None)
     archive.close()
     assert reason.startswith("the endpoint failed 5 times in a row: HTTP 503")
     assert pauses == [1.0, 2.0, 4.0, 8.0]

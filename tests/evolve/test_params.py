@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import evolve_kernels
 import pytest
+from probe import on_host
 
 from mlx_lm_openevolve.evolve import events
 from mlx_lm_openevolve.evolve.archive import Archive
 from mlx_lm_openevolve.evolve.config import Config
 from mlx_lm_openevolve.evolve.evaluation import Evaluation, WorkloadResult
-from mlx_lm_openevolve.evolve.propose.params import ParamsProposer, headroom, launch_key, switches
+from mlx_lm_openevolve.evolve.propose.params import (
+    ParamsProposer,
+    fitting,
+    headroom,
+    launch_key,
+    switches,
+)
 from mlx_lm_openevolve.kernels.kernel import Kernel
 from mlx_lm_openevolve.kernels.registry import Registry, tuned_root
 from mlx_lm_openevolve.ops.attention.workload import Bucket
@@ -102,6 +110,36 @@ def test_settings_that_launch_alike_are_one() -> None:
     assert launch_key(kernel, LARGE, params) == launch_key(kernel, LARGE, dict(params))
     assert launch_key(kernel, LARGE, {**params, "rows": 1}) != launch_key(kernel, LARGE, params)
     assert launch_key(kernel, LARGE, {**params, "splits": 7}) is None
+
+
+@on_host
+def test_settings_above_metals_threadgroup_memory_are_not_even_proposed(archive: Archive) -> None:
+    kernel = evolve_kernels.kernel(evolve_kernels.THREADGROUP_MEMORY)
+    proposed = []
+    while (made := ParamsProposer([kernel]).propose(archive, 4)) and len(proposed) < 20:
+        for candidate in made:
+            archive.add(events.Proposed(candidate))
+            finish(archive, candidate.number, 3e-5)
+            proposed.append(candidate.params)
+    assert proposed
+    assert all(params == {"step": 1} for params in proposed)
+
+
+@on_host
+def test_most_settings_of_a_wide_float32_do_not_fit() -> None:
+    kernel = shipped()["tiles"]
+    wide = Bucket(1, 16, 8, 32, 1024, 256, 256, "float32", "causal")
+    names = [param.name for param in kernel.params]
+    settings = [
+        dict(zip(names, values, strict=True))
+        for values in itertools.product(*(param.values for param in kernel.params))
+    ]
+    launched = [params for params in settings if launch_key(kernel, wide, params) is not None]
+    fit = fitting(kernel, wide, launched)
+    assert (len(launched), len(launched) - len(fit)) == (1632, 1296)
+    # As the host check has it at either side of the limit.
+    assert {"tiles": 1, "row_groups": 4, "keys": 8, "key_groups": 1, "splits": 1} in fit
+    assert {"tiles": 1, "row_groups": 4, "keys": 32, "key_groups": 1, "splits": 1} not in fit
 
 
 def test_a_switch_is_another_kernel_that_names_what_it_was_tuned_from() -> None:

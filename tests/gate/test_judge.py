@@ -13,9 +13,9 @@ import pytest
 from samples import NAIVE, naive, questions
 
 from mlx_lm_openevolve import backends
-from mlx_lm_openevolve.device import detect
+from mlx_lm_openevolve.device import Device, detect
 from mlx_lm_openevolve.errors import BackendError, GateTimeout
-from mlx_lm_openevolve.gate import correctness, limits, timing, worker
+from mlx_lm_openevolve.gate import correctness, limits, speed, timing, worker
 from mlx_lm_openevolve.gate import judge as gate
 from mlx_lm_openevolve.gate.host_check import check_on_host
 from mlx_lm_openevolve.gate.static_rules import static_rules
@@ -26,7 +26,9 @@ from mlx_lm_openevolve.ops import DTYPES
 from mlx_lm_openevolve.ops.attention import MASKS, Bucket, Workload, mutants, reference
 from mlx_lm_openevolve.ops.attention.reference import question as questions_of
 from mlx_lm_openevolve.ops.attention.reference import sdpa, timing_inputs
+from mlx_lm_openevolve.ops.attention.reference.baseline import answer
 from mlx_lm_openevolve.ops.attention.reference.question import AttentionQuestion
+from mlx_lm_openevolve.runtime.planner import Judges, Planner
 
 HOST = detect("host")
 SMALL = Bucket(2, 4, 2, 8, 64, 64, 64, "float32", "causal")
@@ -309,6 +311,70 @@ def test_no_time_no_verdict():
         judged(sdpa, seconds=0.0)
 
 
+class Cold:
+    """A machine on which nothing takes time but what runs for the first time in a process: 0.8 s
+    for each function of MLX's, and for each exact workload of a contender's."""
+
+    def __init__(self, monkeypatch):
+        self.now = 0.0
+        self.known = set()
+        self._sdpa = mx.fast.scaled_dot_product_attention
+        monkeypatch.setattr(limits.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(mx.fast, "scaled_dot_product_attention", self.sdpa)
+
+    def process(self):
+        self.known = set()
+        gate._trials.clear()
+
+    def first(self, *key):
+        self.now += 0.0 if key in self.known else 0.8
+        self.known.add(key)
+
+    def sdpa(self, q, k, v, *, mask=None, **more):
+        self.first("sdpa", q.dtype, q.shape[2] > 8, k.shape[2] > 512)
+        return self._sdpa(q, k, v, mask=mask, **more)
+
+    def build(self, build):
+        def made(exact):
+            call = build(exact)
+
+            def cold(*arguments):
+                self.first("contender", exact)
+                return call(*arguments)
+
+            cold.contender = True
+            return cold
+
+        return made
+
+
+def test_what_a_cold_compiler_takes_never_counts(invented, monkeypatch):
+    cold = Cold(monkeypatch)
+    monkeypatch.setattr(gate, "_trials", {})
+    bucket = Bucket(1, 4, 2, 1, 1024, 64, 64, "float32")
+    found = judged(cold.build(invented(1.3)), bucket, seconds=0.1)
+    assert found.faster, found.reason
+    # MLX's for the proxy and for the bucket; the four sizes of the cases, and the sealed one.
+    assert cold.now == pytest.approx(7 * 0.8)
+
+
+def test_a_cold_compiler_never_leaves_a_workload_undecided(invented, monkeypatch, tmp_path):
+    """As a user meets it: processes one after the other, each with the planner's budget."""
+    cold, metal = Cold(monkeypatch), backends.get("metal")
+    monkeypatch.setattr(metal, "unavailable", lambda: "")
+    contender = cold.build(invented(1.3))
+    monkeypatch.setattr(metal, "build", lambda kernel, params, exact: contender(exact))
+    chip = Device("metal", "apple-m9", "Apple M9", "applegpu_g19")
+    monkeypatch.setattr(gate, "detect", lambda backend: chip)
+    bucket = Bucket(1, 4, 2, 1, 1024, 64, 64, "float32")
+    kernel = naive()
+    registry = Registry(tmp_path)
+    planner = Planner(chip, [registry], judges=lambda: Judges(gate.judge, gate.judge), only=kernel)
+    cold.process()
+    assert planner.plan(bucket).kernel == kernel
+    assert registry.timeouts(chip.slug, bucket, planner.stamp(bucket)) == 0
+
+
 def test_no_memory_no_verdict(monkeypatch):
     monkeypatch.setattr(gate, "memory_for", lambda device, elsewhere: 1 << 10)
     with pytest.raises(GateTimeout, match="MiB"):
@@ -391,6 +457,70 @@ def test_scores_that_do_not_fit_a_small_mac_are_never_written(monkeypatch):
         ask(PREFILL)
     with pytest.raises(GateTimeout, match="do not suffice"):  # of time: memory is no matter
         ask(replace(PREFILL, q_len=1, mask="none", head_dim=128, v_head_dim=128))
+
+
+VARIED = {
+    "decode": Bucket(1, 8, 2, 1, 2048, 128, 128, "bfloat16"),
+    "verify": Bucket(1, 8, 2, 8, 1024, 64, 64, "float16", "bool"),
+    "prefill": Bucket(1, 4, 2, 128, 512, 64, 64, "bfloat16", "causal"),
+    "biases": Bucket(1, 4, 2, 64, 512, 64, 64, "float32", "additive", sinks=True),
+    "quantized": Bucket(1, 4, 2, 1, 2048, 128, 128, "bfloat16", kv_bits=4, kv_group=64),
+    "quantized prompt": Bucket(1, 4, 2, 32, 512, 64, 64, "float32", "causal", False, 8, 32),
+    "latent": Bucket(1, 4, 1, 1, 512, 576, 576, "float32", latent=True),
+}
+
+
+def machines_and_names():
+    """All but a drawn few are slow: each is a whole run of the gate."""
+    drawn = {("decode", 8), ("quantized", 8), ("latent", 8), ("latent", 16), ("latent", 64)}
+    for memory, working, in_use in ((8, 5.33, 5), (16, 10.67, 8), (64, 48, 8)):
+        for name in VARIED:
+            marks = [] if (name, memory) in drawn else [pytest.mark.slow]
+            yield pytest.param(name, memory, working, in_use, marks=marks)
+
+
+@pytest.mark.parametrize(("name", "memory", "working", "in_use"), list(machines_and_names()))
+def test_the_gates_true_peak_stays_below_what_it_may_take(
+    name, memory, working, in_use, monkeypatch
+):
+    """Measured on the CPU, where MLX's attention is never fused: correctness, chains as long as the
+    clock's, the recheck and the probe of the bandwidth."""
+    monkeypatch.setattr(type(VARIED[name]), "fused", False)
+    monkeypatch.setattr(limits, "working_set", lambda: int(working * GIB))
+    chip = replace(HOST, memory=memory * GIB, cache=96 << 20)  # as device.py has it for a Mac
+    real = timing.Comparison((1.0,), (1.0,), 1.0, 1.0, 1.0)
+
+    def paired(a, b, *more):
+        for arm in (a, b):
+            arm.seconds(2 * timing._AHEAD)
+        return real
+
+    monkeypatch.setattr(timing, "paired", paired)
+    monkeypatch.setattr(timing, "warm_up", lambda arms, seconds: 1e-3)
+    monkeypatch.setattr(speed, "_ROOFLINE", 1e9)
+    timing.bandwidth.cache_clear()
+    mx.clear_cache()
+    allowed = limits.memory_for(chip, in_use * GIB)
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    found = gate.judge_calls(
+        true_sdpa, VARIED[name], chip, limits.Clock(600), elsewhere=in_use * GIB
+    )
+    took = mx.get_peak_memory() - before
+    timing.bandwidth.cache_clear()
+    print(f"{name} on {memory} GB with {in_use} in use: {took >> 20} of {allowed >> 20} MiB")
+    assert found.correct, found.reason
+    assert "not faster" in found.reason
+    assert 64 << 20 < took <= allowed
+
+
+def true_sdpa(exact):
+    """SDPA, on a quantised cache of what the numbers stand for: mlx-lm's own errs too much."""
+
+    def call(queries, keys, values, scale, mask, sinks):
+        return answer(exact, queries, keys, values, scale, mask, sinks).astype(queries.dtype)
+
+    return call
 
 
 # Kernels

@@ -13,14 +13,12 @@ import corpus
 import mlx.core as mx
 import mlx_kernels
 import pytest
+from apple_gpu import on_metal
 
 from mlx_lm_openevolve.metalhost import Finding, LaunchResult, compiler_available, metal_kernel
 
 HOST, HOST_DESCRIPTION = compiler_available()
 on_host = pytest.mark.skipif(not HOST, reason=f"no compiler for metalhost: {HOST_DESCRIPTION}")
-on_metal = pytest.mark.skipif(
-    not mx.metal.is_available(), reason="needs Apple's Metal compiler: mx.metal is not available"
-)
 REFUSALS = {"compile", "strict", "lint", "sandbox"}  # by which pass of the compiler driver
 SAMPLE = 20  # of a kind: the rest runs under `make slow`
 

@@ -9,7 +9,7 @@ import mlx.core as mx
 import pytest
 
 from mlx_lm_openevolve.gate.correctness import try_mutants
-from mlx_lm_openevolve.ops.base import Op
+from mlx_lm_openevolve.ops.base import ON_CPU, Op
 
 
 class Squares(Op[Any, Any]):
@@ -29,6 +29,7 @@ class Routes:
         served = {"call": None, "substitute": None, "hits": 0, "fallbacks": 0} | route
         self.one, self.routes, self.off = SimpleNamespace(**served), {}, list[str]()
         self.reasons: list[str] = []
+        self.on_cpu = lambda: False
 
     def route(self, key: Any, described: Any, arrays: Any) -> Any:
         return self.one
@@ -66,6 +67,13 @@ def test_switched_off_nothing_is_asked() -> None:
     routes = Routes(call=lambda x: x + 5)
     routes.off.append("gate")
     assert Squares().wrap(original, routes)(mx.array([2.0])).item() == 4.0
+
+
+def test_on_the_cpu_the_original_serves_with_its_reason() -> None:
+    routes = Routes(call=lambda x: x + 5)
+    routes.on_cpu = lambda: True
+    assert Squares().wrap(original, routes)(mx.array([2.0])).item() == 4.0
+    assert routes.reasons == [ON_CPU]
 
 
 def test_a_derivative_that_nobody_wrote_is_refused_and_not_zero() -> None:

@@ -16,14 +16,20 @@ import mlx_lm.models.base as base
 import mlx_lm.models.qwen3 as qwen3
 import pytest
 from mlx_lm.generate import generate_step
-from mlx_lm.models.cache import KVCache, make_prompt_cache
-from samples import shipped_in_metal, store_correct
+from mlx_lm.models.cache import KVCache, QuantizedKVCache, make_prompt_cache
+from samples import accepted, shipped_in_metal, store_correct
 
 import mlx_lm_openevolve
-from mlx_lm_openevolve import errors
+from mlx_lm_openevolve import backends, errors
+from mlx_lm_openevolve.device import Device
 from mlx_lm_openevolve.kernels.kernel import Kernel
 from mlx_lm_openevolve.kernels.registry import Registry
+from mlx_lm_openevolve.ops.attention import OP
+from mlx_lm_openevolve.ops.attention.reference.baseline import sdpa
 from mlx_lm_openevolve.ops.attention.workload import Workload
+from mlx_lm_openevolve.ops.base import ON_CPU
+from mlx_lm_openevolve.runtime.dispatch import Router
+from mlx_lm_openevolve.runtime.planner import Plan, Planner
 
 BUCKETS = [Workload(1, 4, 2, 1, n, 64, 64, "bfloat16") for n in (1, 2, 4, 8, 16, 32, 64, 128)]
 
@@ -122,6 +128,53 @@ def test_what_no_kernel_may_serve_is_the_originals_result_bit_for_bit(
     enable()
     assert mx.array_equal(base.scaled_dot_product_attention(**call), want)
     assert hits() == 0
+
+
+@pytest.mark.parametrize("backend", ["metal", "cuda"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_where_the_default_device_is_the_cpu_no_kernel_is_raced_or_run_on_the_gpu(
+    backend: str, packed: bool, home: Path, copy_first: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned, ran = [], []
+
+    def build(kernel: Kernel, params: Any, exact: Workload) -> Any:
+        return lambda *given: ran.append(exact) or sdpa(exact)(*given)  # type: ignore[func-returns-value]
+
+    def plan(bucket: Any) -> Plan:
+        planned.append(bucket)
+        return Plan(bucket, "accepted", copy_first, accepted(bucket))
+
+    planner = Planner(Device(backend, "chip", "Chip", "arch"), [Registry(home)])
+    monkeypatch.setattr(planner, "plan", plan)
+    monkeypatch.setattr(backends.get(backend), "build", build)
+    router = Router(OP, planner)
+    patched = router.wrap(base.scaled_dot_product_attention)
+    call = attention()
+    if packed:
+        call |= {name: mx.quantize(call[name], bits=8) for name in ("keys", "values")}
+        call["cache"] = QuantizedKVCache()
+
+    def ask(attend: Any) -> mx.array:
+        # mlx-lm's quantised attention scales its queries in place.
+        answer: mx.array = attend(**call | {"queries": mx.array(call["queries"])})
+        return answer
+
+    want = ask(base.scaled_dot_product_attention)
+
+    def on_cpu() -> None:
+        assert mx.array_equal(ask(patched), want)
+
+    on_cpu()  # a Linux without a GPU
+    assert (planned, ran) == ([], [])
+    with monkeypatch.context() as gpu:
+        gpu.setattr(mx, "default_device", lambda: mx.Device(mx.gpu, 0))
+        ask(patched)
+        assert (len(planned), len(ran)) == (1, 2)  # built and tried, then served
+    for stream in (mx.cpu, mx.new_stream(mx.cpu)):
+        with mx.stream(stream):
+            on_cpu()
+    assert (len(planned), len(ran)) == (1, 2)
+    assert router.fallbacks() == {ON_CPU: 3}
 
 
 def test_wrong_arguments_raise_what_stock_raises(proven: Kernel) -> None:

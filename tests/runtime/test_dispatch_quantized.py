@@ -12,12 +12,18 @@ import mlx_lm.models.qwen3 as qwen3
 import pytest
 from mlx_lm.generate import generate_step
 from mlx_lm.models.cache import QuantizedKVCache
-from samples import shipped_in_metal, store_correct
+from samples import accepted, shipped_in_metal, store_correct
 
 import mlx_lm_openevolve
+from mlx_lm_openevolve import backends
+from mlx_lm_openevolve.device import Device
 from mlx_lm_openevolve.kernels.kernel import Kernel
-from mlx_lm_openevolve.ops.attention import quantized
+from mlx_lm_openevolve.kernels.registry import Registry
+from mlx_lm_openevolve.ops.attention import OP, quantized
+from mlx_lm_openevolve.ops.attention.reference.baseline import sdpa
 from mlx_lm_openevolve.ops.attention.workload import Workload
+from mlx_lm_openevolve.runtime.dispatch import Router
+from mlx_lm_openevolve.runtime.planner import Plan, Planner
 
 BUCKETS = [
     Workload(1, 4, 2, 1, n, 64, 64, "bfloat16", kv_bits=bits, kv_group=32)
@@ -110,6 +116,40 @@ def test_without_a_verdict_stock_serves_bit_for_bit() -> None:
     enable()
     assert mx.array_equal(base.scaled_dot_product_attention(**fresh(asked)), want)
     assert (row()["kernel"], row()["hits"], row()["fallbacks"]) == (None, 0, 1)
+
+
+def test_too_few_scales_for_metals_device_memory_never_fail_in_the_users_eval(
+    home: Path, copy_first: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fewer than 8 elements are in `constant` memory there: what reads them from `device` does not
+    compile, also where the kernel was built at a greater length of the same bucket."""
+
+    def build(kernel: Kernel, params: Any, exact: Workload) -> Any:
+        def call(queries: mx.array, keys: Any, *rest: Any) -> mx.array:
+            if keys[1].size < 8:
+                raise RuntimeError("[metal::Device] Unable to build metal library from source")
+            return sdpa(exact)(queries, keys, *rest)
+
+        return call
+
+    planner = Planner(Device("metal", "chip", "Chip", "arch"), [Registry(home)])
+    monkeypatch.setattr(planner, "plan", lambda b: Plan(b, "accepted", copy_first, accepted(b)))
+    monkeypatch.setattr(backends.get("metal"), "build", build)
+    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu, 0))
+    router = Router(OP, planner)
+    patched = router.wrap(base.scaled_dot_product_attention)
+    x = mx.random.normal((1, 1, 8, 64), key=mx.random.key(0)).astype(mx.bfloat16)
+    cache = QuantizedKVCache(group_size=64, bits=4)
+    for length in (8, 5, 7, 8):
+        keys = values = tuple(part[:, :, :length] for part in mx.quantize(x, bits=4))
+        out = patched(mx.array(x[:, :, :1]), keys, values, cache, scale=0.125, mask=None)
+        mx.eval(out)
+    assert [(w.kv_len, route.hits, route.fallbacks) for w, route in router.launches.items()] == [
+        (8, 2, 0), (5, 0, 1), (7, 0, 1),
+    ]  # fmt: skip
+    assert (
+        "Unable to build" in router.launches[replace(next(iter(router.launches)), kv_len=5)].reason
+    )
 
 
 @pytest.mark.parametrize("change", ["sinks", "two parts"])

@@ -171,7 +171,7 @@ def _download(folder: Path) -> Path:
     command += ["--retries", "1", "--timeout", "30", f"mlx-metal=={VERSION}"]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        _skip_offline("pypi.org")
+        skip_offline("pypi.org")
         raise RuntimeError(f"pip download of mlx-metal {VERSION} failed: {done.stderr.strip()}")
     return next(folder.glob("*.whl"))
 
@@ -188,12 +188,13 @@ def _repository_file(path: str) -> str:
                 with urllib.request.urlopen(address, timeout=20) as answer:
                     kept.write_bytes(answer.read())
             except urllib.error.URLError as error:
-                _skip_offline("raw.githubusercontent.com")
+                skip_offline("raw.githubusercontent.com")
                 raise RuntimeError(f"{address}: {error}") from error
     return kept.read_text()
 
 
-def _skip_offline(host: str) -> None:
+def skip_offline(host: str) -> None:
+    """Skip the test where a host cannot be reached."""
     try:
         socket.create_connection((host, 443), timeout=10).close()
     except OSError as error:

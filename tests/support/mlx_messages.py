@@ -24,6 +24,17 @@ MACHINES = [
     "cudaGetDeviceCount(&count) failed: no CUDA-capable device is detected",
     "cudaStreamSynchronize(stream) failed: uncorrectable ECC error encountered",
     "cudaFree(data) failed: driver shutting down",
+    _METAL + "Insufficient Permission (to submit GPU work from background) "
+    "(00000006:kIOGPUCommandBufferCallbackErrorBackgroundExecutionNotPermitted)",
+    "[metal::Device] Failed to make new command queue",
+    "[metal::Device] Unable to create new command buffer",
+    "std::bad_alloc",
+    "cuInit(0) failed: initialization error",
+    "cudaGetDeviceCount(&count) failed: system not yet initialized",
+    "cudaSetDevice(0) failed: CUDA driver version is insufficient for CUDA runtime version",
+    "cudaSetDevice(0) failed: system has unsupported display driver / cuda driver combination",
+    "cudaDeviceSynchronize() failed: uncorrectable NVLink error detected during the execution",
+    "cudaSetDevice(0) failed: MPS server is not ready to accept new MPS client requests",
 ]
 
 TIMEOUTS = [

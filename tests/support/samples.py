@@ -100,6 +100,19 @@ def shipped_in_metal() -> list[Kernel]:
     return [k for k in shipped if all(stage.language == "metal" for stage in k.specs)]
 
 
+def launched_in_metal() -> list[tuple[Kernel, dict[str, int], str]]:
+    """(kernel, params, slug of a small workload) of every host check that ships in Metal, and of
+    the launches that none of them has: those of a kernel whose work is not split."""
+    tuned, found = Registry(tuned_root(), writable=False), []
+    for kernel in shipped_in_metal():
+        records = tuned.host_checks(kernel.id)
+        checked = [(kernel, dict(record["params"]), str(record["on"])) for record in records]
+        found += checked
+        if all(params.get("splits", 1) > 1 for _, params, _ in checked):
+            found += [(kernel, {**params, "splits": 1}, on) for _, params, on in checked[:1]]
+    return found
+
+
 def store_correct(home: Path, kernel: Kernel, buckets: list[Workload]) -> None:
     """Verdicts "correct, not faster" for this machine's host, as the gate would store them."""
     registry = Registry(home)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, cast
 import mlx.core as mx
 
 from ...errors import BackendError, WorkloadError
-from ..base import Call, Router
+from ..base import ON_CPU, Call, Router
 from . import quantized
 from .signature import Operand
 from .workload import Workload
@@ -22,7 +22,7 @@ __all__ = ["arguments", "describe", "differentiable", "substitute", "trial", "wr
 def wrap(original: Callable[..., Any], router: Router) -> Callable[..., Any]:
     """A function with mlx-lm's signature that serves what a kernel may serve, and hands every other
     call to `original` untouched."""
-    off, routes = router.off, router.routes
+    off, routes, on_cpu = router.off, router.routes, router.on_cpu
     scales: dict[float, mx.array] = {}
     packed = _wrap_quantised(original, router, scales)
 
@@ -46,6 +46,9 @@ def wrap(original: Callable[..., Any], router: Router) -> Callable[..., Any]:
         if unknown:
             router.refuse(f"unknown argument {min(unknown)!r}")
             return original(queries, keys, values, cache, scale, mask, sinks, **unknown)
+        if on_cpu():
+            router.refuse(ON_CPU)
+            return original(queries, keys, values, cache, scale, mask, sinks)
         try:
             key = (
                 queries.shape,

@@ -147,8 +147,10 @@ class _Shape:
         return Workload(**{**self._plain(), **changes})
 
     def launch_key(self) -> Workload:
-        """kv_len as its bucket's: launch expressions see no other."""
-        return self.exact(kv_len=next_pow2(self.kv_len))
+        """kv_len as its bucket's: launch expressions see no other. Below 8 keys as it is: there an
+        input (a mask, scales) may have fewer than 8 elements, which on Metal is another kernel, to
+        be tried by itself."""
+        return self.exact(kv_len=self.kv_len if self.kv_len < 8 else next_pow2(self.kv_len))
 
     def fields(self) -> dict[str, Value]:
         """What launch expressions see: batch and q_len as they are, of kv_len only the bucket (the
@@ -188,16 +190,19 @@ class _Shape:
         rows = self.q_len * self.group
         return rows <= 32 and self.q_len <= self.kv_len and self.head_dim in (64, 96, 128, 256)
 
+    def score_bytes(self) -> int:
+        """The scores that the original writes, once and what masks and the copies of small operands
+        add to them; once more before and after the sinks are put beside them."""
+        scores = self.rows * self.kv_len * self.element_bytes
+        return 0 if self.fused else scores * (7 if self.sinks else 3) // 2
+
     def scratch_bytes(self) -> int:
-        """The scores, once and what masks and the copies of small operands add to them. On a
-        quantised cache they are computed in float32 too, from all keys and values as floats."""
-        if self.fused:
-            return 0
-        scores = self.rows * self.kv_len
+        """The scores; on a quantised cache in float32 too, from all keys and values as floats."""
         if not self.kv_bits:
-            return scores * self.element_bytes * 3 // 2
+            return self.score_bytes()
         width = self.head_dim + self.v_head_dim
-        return 4 * (scores * 3 // 2 + 2 * self.batch * self.kv_heads * self.kv_len * width)
+        keys = 2 * self.batch * self.kv_heads * self.kv_len * width
+        return 4 * (self.rows * self.kv_len * 3 // 2 + keys)
 
     def flops(self) -> float:
         """Two products; half of them where the mask is causal."""
