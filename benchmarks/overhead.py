@@ -185,22 +185,21 @@ def served(workload: Workload, backend: str, rounds: int) -> dict[str, Any]:
         with mock.patch.object(mx.fast, f"{backend}_kernel", recorder):
             recorded = build(kernel, kernel.default_params(bucket), exact)
         call = build(kernel, kernel.default_params(bucket), exact)
-    routes = router("host")
-    patched = as_model(routes.wrap(nothing), workload, keys)
-    patched()  # its route, which is replaced
-    (key,) = routes.routes
+
+    def patched(call: Any) -> Arm:
+        routes = router("host")
+        routes.launches[exact.launch_key()] = Route(None, "as if accepted", call)
+        return as_model(routes.wrap(nothing), workload, keys)
+
     if there:  # MLX compiles at the first evaluation
-        routes.routes[key] = Route(None, "bare", recorded)
-        mx.eval(patched())
+        mx.eval(patched(recorded)())
         recorder.calls.clear()
 
     def compare() -> list[tuple[float, float]]:
-        routes.routes[key] = Route(None, "bare", recorded)
-        patched()
-        bare = recorder.bare()
-        routes.routes[key] = Route(None, "served", call)
-        patched()
-        return pairs(bare, patched, rounds)
+        patched(recorded)()
+        bare, arm = recorder.bare(), patched(call)
+        arm()
+        return pairs(bare, arm, rounds)
 
     found = traced(compare, not there)
     return {
