@@ -28,6 +28,7 @@ from mlx_lm_openevolve.kernels.kernel import Kernel
 from mlx_lm_openevolve.kernels.registry import Registry, tuned_root
 from mlx_lm_openevolve.kernels.verdict import Verdict, gate_version
 from mlx_lm_openevolve.ops import Workload
+from mlx_lm_openevolve.ops.attention.suites import LAYOUTS, OTHERS
 from mlx_lm_openevolve.ops.attention.workload import Bucket
 
 
@@ -47,8 +48,8 @@ def grid(shapes: Iterable[Bucket], kv_len: Sequence[int], **fields: Sequence[Any
     ]
 
 
-LLAMA_8B, QWEN3_06B, LLAMA_1B = shape(32, 8, 128), shape(16, 8, 128), shape(32, 8, 64)
-MODELS = (LLAMA_8B, QWEN3_06B, LLAMA_1B)
+MODELS = [shape(*layout) for layout in LAYOUTS]
+ALL_MODELS = [*MODELS, *(shape(*layout) for layout in OTHERS)]
 PACKED = [replace(w, kv_bits=bits, kv_group=64) for w in MODELS for bits in (4, 8)]
 GEMMA3 = (shape(8, 4, 256), shape(16, 8, 256))
 GPT_OSS = shape(64, 8, 64)
@@ -62,26 +63,27 @@ LATENT = [shape(heads, 1, 512, mask="additive", latent=True) for heads in (16, 2
 
 # A name stands for the family's suite of that name as well.
 SUITES = {
-    "batch": grid(MODELS, powers(512, 8192), batch=(8, 32, 2, 4, 16), mask=["bool"]),
-    "decode": grid(MODELS, powers(256, 65536)),
-    "wide": grid((*GEMMA3, shape(32, 32, 80)), powers(1024, 16384)),
-    "sinks": grid([replace(GPT_OSS, sinks=True)], powers(128, 16384), mask=("none", "bool")),
-    "window": grid([GPT_OSS], powers(128, 16384), mask=["bool"]),
-    "verify": grid(MODELS, powers(512, 16384), q_len=[8], mask=["causal"]),
+    "batch": grid(ALL_MODELS, powers(256, 32768), batch=[8], mask=["bool"])
+    + grid(MODELS, powers(512, 8192), batch=(32, 2, 4, 16), mask=["bool"]),
+    "decode": grid(ALL_MODELS, powers(256, 65536)),
+    "wide": grid((*GEMMA3, shape(32, 32, 80)), powers(256, 32768)),
+    "sinks": grid([replace(GPT_OSS, sinks=True)], powers(128, 32768), mask=("none", "bool")),
+    "window": grid([GPT_OSS], powers(128, 32768), mask=["bool"]),
+    "verify": grid(ALL_MODELS, powers(256, 32768), q_len=[8], mask=["causal"]),
     "draft": grid(MODELS[:2], powers(512, 16384), q_len=[32], mask=["causal"]),
     "quantized": grid(PACKED, powers(256, 65536))
     + grid(PACKED, powers(512, 4096), batch=[8], mask=["bool"]),
-    "widest": grid(GEMMA_512, powers(1024, 16384))
+    "widest": grid(GEMMA_512, powers(256, 32768))
     + grid(GEMMA_512, (1024, 4096), q_len=[8], mask=["causal"])
     + grid(GEMMA_512, (1024, 4096), batch=[8], mask=["bool"]),
-    "latent": grid(LATENT, powers(512, 16384)) + grid(LATENT[:1], (1024, 4096), batch=(2, 4, 8)),
+    "latent": grid(LATENT, powers(256, 32768)) + grid(LATENT[:1], (1024, 4096), batch=(2, 4, 8)),
     "prefill": grid(
         (*GEMMA3, MLA_PREFILL), powers(1024, 16384), q_len=[2048], mask=("causal", "bool")
     )
     + grid([GLM_PREFILL], (2048, 4096), q_len=[2048]),
     # Contexts so short that MLX and a kernel are a launch apart.
     "short": grid(MODELS, (128, 256), batch=(1, 2, 8, 32), mask=["bool"]),
-    "half": grid([QWEN3_06B], powers(1024, 16384), dtype=["float16"]),
+    "half": grid(MODELS[:1], powers(1024, 16384), dtype=["float16"]),
 }
 
 

@@ -1,34 +1,73 @@
-"""What the patch costs a call that it does not serve, and what routing costs a call that it does.
+"""What a call costs on the host: one that falls back, and one that a kernel serves.
 
-    python benchmarks/overhead.py [--json]
+    python benchmarks/overhead.py [--backend metal|cuda] [--rounds 301] [--json]
 
-Arms are interleaved in one process (original, patched, patched, original) and compared pair by
-pair; the figure is the median of the paired differences. Two originals are used: mlx-lm's own
-attention on lazy arrays (what a user pays), and a function that does nothing (what the wrapper
-alone costs, free of the noise of building a graph). In the "hits" row both arms call MLX's SDPA,
-one of them through the routes, so that the difference is routing and not the kernel.
+1. What a call adds that falls back, in microseconds: in front of mlx-lm's own attention on lazy
+   arrays (what a user pays), and in front of a function that does nothing (the same without the
+   noise of building a graph). Gradients' safety is in it: it is what `wrap` makes.
+2. What a served call costs beside MLX's bare custom-kernel calls: the same launches with the same
+   arguments, recorded from the call itself and made with nothing around them.
+
+Arms alternate in one process (A B B A), a round is one figure; medians with the interval in which
+they lie with 95% confidence. What is timed is the building of the graph, in CPU time of the thread:
+no kernel runs, and other processes do not count. Without a GPU the Metal calls are built while MLX
+exports a function, which needs none.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
-import statistics
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import mlx.core as mx
 from mlx_lm.models import base
 from mlx_lm.models.cache import KVCache
 
-from mlx_lm_openevolve import device, ops
-from mlx_lm_openevolve.kernels.registry import Registry
+from mlx_lm_openevolve import backends, device, ops
+from mlx_lm_openevolve.intervals import median_interval
+from mlx_lm_openevolve.kernels.registry import Registry, tuned_root
+from mlx_lm_openevolve.ops.attention import Workload
 from mlx_lm_openevolve.runtime.dispatch import Route, Router
 from mlx_lm_openevolve.runtime.planner import Planner
 
-ROUNDS, CALLS = 301, 200
+CALLS = 200
+Arm = Callable[[], Any]
+
+
+def seconds(arm: Arm) -> float:
+    """CPU time of this thread in one call, the mean of CALLS."""
+    start = time.thread_time()
+    for _ in range(CALLS):
+        arm()
+    return (time.thread_time() - start) / CALLS
+
+
+def pairs(a: Arm, b: Arm, rounds: int) -> list[tuple[float, float]]:
+    """Microseconds a call of both arms, a pair a round."""
+    gc.disable()
+    try:
+        made = []
+        for _ in range(rounds):
+            first, second = seconds(a), seconds(b)
+            third, fourth = seconds(b), seconds(a)
+            made.append(((first + fourth) / 2 * 1e6, (second + third) / 2 * 1e6))
+        return made
+    finally:
+        gc.enable()
+
+
+def median(samples: Sequence[float]) -> dict[str, float]:
+    low, high = median_interval(samples, 0.95)
+    middle = sorted(samples)[len(samples) // 2]
+    return {"median": round(middle, 4), "low": round(low, 4), "high": round(high, 4)}
 
 
 def nothing(
@@ -37,59 +76,180 @@ def nothing(
     return queries
 
 
-def seconds(function: Callable[..., Any], arrays: Any, cache: Any) -> float:
-    start = time.perf_counter()
-    for _ in range(CALLS):
-        function(*arrays, cache=cache, scale=0.1, mask=None)  # as mlx-lm's models call it
-    return (time.perf_counter() - start) / CALLS
+def as_model(function: Callable[..., Any], workload: Workload, keys: int) -> Arm:
+    """A call of it as mlx-lm's models make it, with slices of a cache's buffers."""
+    w = workload
+    dtype = getattr(mx, w.dtype)
+    queries = mx.zeros((w.batch, w.q_heads, w.q_len, w.head_dim), dtype)
+    buffers = [mx.zeros((w.batch, w.kv_heads, w.kv_len, w.head_dim), dtype) for _ in range(2)]
+    k, v = (buffer[:, :, :keys] for buffer in buffers)
+    mask = mx.ones((w.batch, 1, w.q_len, keys), mx.bool_) if w.mask == "bool" else None
+    mx.eval(queries, k, v, mask)
+    cache = KVCache()
+    return lambda: function(queries, k, v, cache=cache, scale=0.1, mask=mask)
 
 
-def added(original: Callable[..., Any], patched: Callable[..., Any], *call: Any) -> float:
-    """Median of the paired differences, in microseconds a call."""
-    differences = []
-    for _ in range(ROUNDS):
-        a, b = seconds(original, *call), seconds(patched, *call)
-        c, d = seconds(patched, *call), seconds(original, *call)
-        differences.append(((b + c) - (a + d)) / 2 * 1e6)
-    return statistics.median(differences)
+def router(backend: str) -> Router:
+    """One whose planner finds no kernel: every call falls back."""
+    empty = [Registry("/nonexistent")]
+    return Router(ops.get("attention"), Planner(device.detect(backend), empty, mode="stored"))
+
+
+def falls_back(workload: Workload, original: Callable[..., Any], rounds: int) -> dict[str, float]:
+    """Microseconds that the patch adds to a call of `original`."""
+    stock = as_model(original, workload, workload.kv_len - 247)
+    patched = as_model(router("host").wrap(original), workload, workload.kv_len - 247)
+    patched()
+    return median([b - a for a, b in pairs(stock, patched, rounds)])
+
+
+class Recorder:
+    """What the kernels that MLX makes are called with; `name` is the function that makes them."""
+
+    def __init__(self, name: str) -> None:
+        self._make = getattr(mx.fast, name)
+        self.calls: list[tuple[Any, dict[str, Any], Any]] = []
+
+    def __call__(self, **made: Any) -> Callable[..., Any]:
+        function = self._make(**made)
+
+        def call(**arguments: Any) -> Any:
+            outputs = function(**arguments)
+            self.calls.append((function, arguments, outputs))
+            return outputs
+
+        return call
+
+    def bare(self) -> Arm:
+        """The recorded calls again, each with the outputs of those before it."""
+        steps = []
+        for i, (function, arguments, _) in enumerate(self.calls):
+            given = list(arguments["inputs"])
+            made = {id(x): (j, k) for j in range(i) for k, x in enumerate(self.calls[j][2])}
+            late = [(at, made[id(x)]) for at, x in enumerate(given) if id(x) in made]
+            fixed = {name: value for name, value in arguments.items() if name != "inputs"}
+            steps.append((function, given, late, fixed))
+        if len(steps) == 1:
+            ((only, inputs, _, rest),) = steps
+            return lambda: only(inputs=inputs, **rest)[0]
+
+        def chained() -> Any:
+            made: list[Any] = []
+            for function, given, late, fixed in steps:
+                for at, (j, k) in late:
+                    given[at] = made[j][k]
+                made.append(function(inputs=given, **fixed))
+            return made[-1][0]
+
+        return chained
+
+
+@contextmanager
+def buildable(backend: str) -> Iterator[None]:
+    """Lets a backend build calls on a machine that cannot run them."""
+    module = backends.get(backend)
+    if not module.unavailable():
+        yield
+        return
+    with mock.patch.object(module, "unavailable", return_value=""):
+        yield
+
+
+def traced(body: Callable[[], Any], needed: bool) -> Any:
+    """What `body` returns, run while MLX exports a function where `needed`."""
+    if not needed:
+        return body()
+    kept = []
+
+    def graph(x: mx.array) -> mx.array:
+        kept.append(body())
+        return x + 1
+
+    with tempfile.TemporaryDirectory() as folder:
+        mx.export_function(f"{folder}/graph.mlxfn", graph, mx.zeros((1,)))
+    return kept[0]
+
+
+def served(workload: Workload, backend: str, rounds: int) -> dict[str, Any]:
+    """A served call against the bare ones, with the shipped kernel that is tried first."""
+    bucket = workload.bucket()
+    kernels = Registry(tuned_root(), writable=False).kernels()
+    fitting = [k for k in kernels if k.native <= {backend} and k.applies_to(bucket)]
+    kernel = min(fitting, key=lambda k: not k.native)
+    keys = workload.kv_len - 247
+    there = not backends.get(backend).unavailable()
+    recorder = Recorder(f"{backend}_kernel")
+    with buildable(backend):
+        build = backends.get(backend).build
+        exact = workload.exact(kv_len=keys)
+        with mock.patch.object(mx.fast, f"{backend}_kernel", recorder):
+            recorded = build(kernel, kernel.default_params(bucket), exact)
+        call = build(kernel, kernel.default_params(bucket), exact)
+
+    def patched(call: Any) -> Arm:
+        routes = router("host")
+        routes.launches[exact.launch_key()] = Route(None, "as if accepted", call)
+        return as_model(routes.wrap(nothing), workload, keys)
+
+    if there:  # MLX compiles at the first evaluation
+        mx.eval(patched(recorded)())
+        recorder.calls.clear()
+
+    def compare() -> list[tuple[float, float]]:
+        patched(recorded)()
+        bare, arm = recorder.bare(), patched(call)
+        arm()
+        return pairs(bare, arm, rounds)
+
+    found = traced(compare, not there)
+    return {
+        "kernel": kernel.name,
+        "launches": len(recorder.calls),
+        "ratio": median([b / a for a, b in found]),
+        "bare": median([a for a, _ in found]),
+        "served": median([b for _, b in found]),
+    }
+
+
+WORKLOADS = {
+    "decode": Workload(1, 16, 8, 1, 1024, 128, 128, "bfloat16"),
+    "decode, short": Workload(1, 16, 8, 1, 256, 128, 128, "bfloat16"),
+    "batch": Workload(8, 16, 8, 1, 1024, 128, 128, "bfloat16", "bool"),
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--backend", choices=("metal", "cuda"), help="default: the GPU's, or metal")
+    parser.add_argument("--rounds", type=int, default=301)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    found = device.detect().backend
+    backend = options.backend or (found if found in ("metal", "cuda") else "metal")
+    if backend == "cuda" and (missing := backends.get("cuda").unavailable()):
+        parser.error(missing)
 
-    queries = mx.zeros((1, 16, 1, 128), mx.bfloat16)
-    buffer = mx.zeros((1, 8, 1024, 128), mx.bfloat16)
-    keys = values = buffer[:, :, :777, :]
-    mx.eval(queries, keys)
-    arrays, cache = (queries, keys, values), KVCache()
-
-    def sdpa(q: Any, k: Any, v: Any, scale: Any, mask: Any, sinks: Any) -> Any:
-        return mx.fast.scaled_dot_product_attention(q, k, v, scale=0.1, mask=mask, sinks=sinks)
-
-    def direct(*arrays: Any, cache: Any, scale: Any, mask: Any) -> Any:
-        return sdpa(*arrays, scale, mask, None)
-
-    rows: dict[str, float] = {}
-    for name, original in [("nothing", nothing), ("mlx-lm", base.scaled_dot_product_attention)]:
-        # An empty registry: the planner finds no kernel, so that every keyed call falls back.
-        empty = [Registry("/nonexistent")]
-        router = Router(ops.get("attention"), Planner(device.detect(), empty, mode="stored"))
-        patched = router.wrap(original)
-        rows[f"{name}: no cache"] = added(original, patched, arrays, None)
-        rows[f"{name}: falls back"] = added(original, patched, arrays, cache)
-        (key,) = router.routes
-        if original is not nothing:
-            router.routes[key] = Route(None, "routing alone", sdpa)
-            rows[f"{name}: hits"] = added(direct, patched, arrays, cache)
-        router.off.append(True)
-        rows[f"{name}: switched off"] = added(original, patched, arrays, cache)
-
-    for name, value in rows.items():
-        print(f"{name:28s} {value:+7.3f} us a call", file=sys.stderr)
+    result: dict[str, Any] = {"backend": backend, "falls back": {}, "served": {}}
+    for name, workload in WORKLOADS.items():
+        for kind, original in (("nothing", nothing), ("mlx-lm", base.scaled_dot_product_attention)):
+            row = falls_back(workload, original, options.rounds)
+            result["falls back"][f"{name}, before {kind}"] = row
+            print(
+                f"falls back: {name + ', before ' + kind:30s} {row['median']:+6.2f} us "
+                f"[{row['low']:.2f}, {row['high']:.2f}]",
+                file=sys.stderr,
+            )
+        row = served(workload, backend, options.rounds)
+        result["served"][name] = row
+        ratio = row["ratio"]
+        print(
+            f"served:     {name + ', ' + row['kernel']:30s} {ratio['median']:6.2f} x  "
+            f"[{ratio['low']:.2f}, {ratio['high']:.2f}]: {row['served']['median']:.2f} us, "
+            f"{row['bare']['median']:.2f} bare, {row['launches']} launches",
+            file=sys.stderr,
+        )
     if options.json:
-        print(json.dumps({"microseconds": rows}))
+        print(json.dumps(result))
 
 
 if __name__ == "__main__":

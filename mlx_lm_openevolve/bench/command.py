@@ -42,7 +42,10 @@ PRESETS = {
 }
 # Options, where to print and what keeps the rows so far -> whether all is well.
 BenchKernel = Callable[[argparse.Namespace, Console, Callable[[list[dict[str, Any]]], None]], bool]
-SHAPES = ("qwen3-0.6b", "qwen3-4b", "llama-3.2-1b", "gemma-3-4b", "gpt-oss-20b", "glm-4.7-flash")
+SHAPES = (
+    *("qwen3-0.6b", "qwen3-4b", "qwen2.5-7b", "llama-3.2-1b", "llama-3.2-3b", "llama-3.1-8b"),
+    *("gemma-3-4b", "gpt-oss-20b", "glm-4.7-flash"),
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

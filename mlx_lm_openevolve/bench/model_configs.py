@@ -45,6 +45,20 @@ SHAPES: dict[str, dict[str, Any]] = {
         "rope_theta": 1e6,
         "tie_word_embeddings": True,
     },
+    # https://huggingface.co/Qwen/Qwen2.5-7B/blob/main/config.json
+    "qwen2.5-7b": {
+        "model_type": "qwen2",
+        "hidden_size": 3584,
+        "num_hidden_layers": 28,
+        "intermediate_size": 18944,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "rms_norm_eps": 1e-6,
+        "vocab_size": 152064,
+        "max_position_embeddings": 131072,
+        "rope_theta": 1e6,
+        "tie_word_embeddings": False,
+    },
     # https://huggingface.co/meta-llama/Llama-3.2-1B/blob/main/config.json
     "llama-3.2-1b": {
         "model_type": "llama",
@@ -59,6 +73,36 @@ SHAPES: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 131072,
         "rope_theta": 5e5,
         "tie_word_embeddings": True,
+    },
+    # https://huggingface.co/meta-llama/Llama-3.2-3B/blob/main/config.json
+    "llama-3.2-3b": {
+        "model_type": "llama",
+        "hidden_size": 3072,
+        "num_hidden_layers": 28,
+        "intermediate_size": 8192,
+        "num_attention_heads": 24,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "rms_norm_eps": 1e-5,
+        "vocab_size": 128256,
+        "max_position_embeddings": 131072,
+        "rope_theta": 5e5,
+        "tie_word_embeddings": True,
+    },
+    # https://huggingface.co/meta-llama/Llama-3.1-8B/blob/main/config.json
+    "llama-3.1-8b": {
+        "model_type": "llama",
+        "hidden_size": 4096,
+        "num_hidden_layers": 32,
+        "intermediate_size": 14336,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "rms_norm_eps": 1e-5,
+        "vocab_size": 128256,
+        "max_position_embeddings": 131072,
+        "rope_theta": 5e5,
+        "tie_word_embeddings": False,
     },
     # https://huggingface.co/google/gemma-3-4b-pt/blob/main/config.json (text_config; what it
     # leaves out is in transformers' configuration_gemma3.py)

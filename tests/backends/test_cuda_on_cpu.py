@@ -77,6 +77,13 @@ CASES = (
         "attention-b1-hq20-hkv1-lq1-lk64-d576-v576-float16-bool-sinks-latent",
         {"splits": 3},
     ),
+    # Seven query heads for a KV head: Qwen2.5-7B and 0.5B, Yi-34B.
+    ("gqa_decode_mma", "attention-b1-hq14-hkv2-lq1-lk128-d128-v128-bfloat16-none", {"splits": 2}),
+    (
+        "gqa_quantized_mma",
+        "attention-b1-hq7-hkv1-lq8-lk128-d64-v64-bfloat16-causal-kv4g64",
+        {"splits": 2, "warps": 2},
+    ),
 )
 
 

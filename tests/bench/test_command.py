@@ -54,6 +54,10 @@ def test_a_shape_is_what_mlx_lm_makes_of_it(shape: str, monkeypatch: pytest.Monk
     if "layer_types" in full:
         assert len(full["layer_types"]) == full["num_hidden_layers"]
         small["layer_types"] = full["layer_types"][:6]
+    head = full.get("head_dim") or full.get("qk_nope_head_dim")
+    if head is None:  # what the heads share: it cannot be narrower
+        head = full["hidden_size"] // full["num_attention_heads"]
+        small["hidden_size"] = full["hidden_size"]
     monkeypatch.setitem(shapes.SHAPES, shape, {**full, **small})
     model = shapes.build(shape)
     asked = []
@@ -72,7 +76,6 @@ def test_a_shape_is_what_mlx_lm_makes_of_it(shape: str, monkeypatch: pytest.Monk
         patch.restore()
     assert all(mx.all(mx.isfinite(out)).item() for out in outs)
     heads, kv_heads = full["num_attention_heads"], full["num_key_value_heads"]
-    head = full.get("head_dim") or full["qk_nope_head_dim"]
     prompt = ((1, heads, 5, head), (1, kv_heads, 5, head), mx.bfloat16)
     kv_heads, head = (1, full["kv_lora_rank"]) if "kv_lora_rank" in full else (kv_heads, head)
     step = ((1, heads, 1, head), (1, kv_heads, 6, head), mx.bfloat16)

@@ -1,0 +1,51 @@
+"""benchmarks/overhead.py: what the bare calls are, and that the arms are told apart."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import mlx.core as mx
+import overhead
+import pytest
+
+WORKLOAD = replace(overhead.WORKLOADS["decode"], kv_len=2048)
+
+
+def test_bare_calls_are_the_launches_of_the_call_with_its_arguments() -> None:
+    asked: list[tuple[list[int], int]] = []
+
+    def made(**kernel: str) -> object:
+        def function(inputs: list[mx.array], number: int) -> list[mx.array]:
+            asked.append(([x.size for x in inputs], number))
+            return [mx.zeros((number,))]
+
+        return function
+
+    recorder = overhead.Recorder.__new__(overhead.Recorder)
+    recorder._make, recorder.calls = made, []
+    first, second = recorder(name="a"), recorder(name="b")
+    (partial,) = first(inputs=[mx.zeros((3,)), mx.zeros((4,))], number=5)
+    second(inputs=[mx.zeros((2,)), partial], number=7)
+    before = list(asked)
+    asked.clear()
+    assert recorder.bare()().size == 7
+    assert asked == before == [([3, 4], 5), ([2, 5], 7)]
+
+
+def test_a_served_call_is_compared_with_its_own_launches() -> None:
+    found = overhead.served(WORKLOAD, "metal", 3)
+    assert found["kernel"] == "gqa_decode"
+    assert found["launches"] == 2
+    assert found["served"]["median"] > found["bare"]["median"] > 0
+    assert found["ratio"]["low"] <= found["ratio"]["median"] <= found["ratio"]["high"]
+
+
+def test_what_a_fallback_adds_is_the_wrapper() -> None:
+    found = overhead.falls_back(WORKLOAD, overhead.nothing, 3)
+    assert 0 < found["low"] <= found["median"] <= found["high"]
+
+
+def test_the_dearer_arm_is_told() -> None:
+    found = overhead.pairs(lambda: None, lambda: sum(range(200)), 3)
+    assert all(b > a for a, b in found)
+    assert overhead.median([3.0, 1.0, 2.0])["median"] == pytest.approx(2)
