@@ -1,7 +1,8 @@
 """Who holds a function: the places it is called from, and the variables that merely remember it.
 
-Called from: in a module that defines models, the global of the function's very name, attributes of
-classes, and closures. Everything else is a memory, such as `stock = base.function` in a script.
+Called from: in a module that defines models, the global of the function's very name (or what
+another library's wrapper under that name closes over), attributes of classes, and closures.
+Everything else is a memory, such as `stock = base.function` in a script.
 """
 
 from __future__ import annotations
@@ -61,9 +62,14 @@ def survey(home: ModuleType, name: str, functions: Iterable[Any]) -> tuple[list[
     wanted = {id(function): function for function in functions}
     spaces = {id(space): space for space in (vars(home), *model_modules(home))}
     places: list[Place] = []
+    above: set[int] = set()  # another's wrappers in a model's module
     for space in spaces.values():
-        if id(space.get(name)) in wanted:
-            places.append(Place(space[name], partial(space.__setitem__, name)))
+        held = space.get(name)
+        if id(held) in wanted:
+            places.append(Place(held, partial(space.__setitem__, name)))
+        while held is not None and id(held) not in wanted:
+            above.add(id(held))
+            held = getattr(held, "__wrapped__", None)
         for cls in list(space.values()):
             if isinstance(cls, type) and cls.__module__ == space.get("__name__"):
                 places += _attributes(cls, wanted)
@@ -81,7 +87,7 @@ def survey(home: ModuleType, name: str, functions: Iterable[Any]) -> tuple[list[
         owner = function.__globals__
         if str(owner.get("__name__")).partition(".")[0] == OURS:
             continue
-        if id(owner) in spaces:
+        if id(owner) in spaces or id(function) in above:
             places.append(Place(cell.cell_contents, partial(setattr, cell, "cell_contents")))
         else:
             others.append(f"a closure of {owner.get('__name__')}.{function.__qualname__}")
