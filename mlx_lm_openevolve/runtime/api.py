@@ -240,7 +240,7 @@ def _install(session: _Session) -> None:
         raise
 
 
-def _families(wanted: Sequence[str] | None) -> list[str]:
+def families(wanted: Sequence[str] | None = None) -> list[str]:
     """The families that are switched on: those `wanted`, of which the variable keeps those that it
     names. Raises UsageError."""
     from .. import ops
@@ -275,7 +275,7 @@ def _prepare(
     from . import dispatch, planner
     from .patch import made
 
-    families = _families(ops)
+    wanted = families(ops)
     if gate not in planner.GATE_MODES:
         raise errors.UsageError(f"gate {gate!r} is none of {', '.join(planner.GATE_MODES)}")
     _check_versions()
@@ -309,7 +309,7 @@ def _prepare(
         require_faster=require_faster,
         only=only,
     )
-    dispatcher = dispatch.Dispatcher(plans, families)
+    dispatcher = dispatch.Dispatcher(plans, wanted)
     patches = {
         router.op.name: [
             made(importlib.import_module(point.module), point.name, router.wrap)
