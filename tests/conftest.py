@@ -27,7 +27,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "cache").symlink_to(cache)
     monkeypatch.setenv("MLX_LM_OPENEVOLVE_HOME", str(tmp_path / "home"))
-    monkeypatch.delenv("MLX_LM_OPENEVOLVE", raising=False)
+    for name in ("MLX_LM_OPENEVOLVE", "MLX_LM_OPENEVOLVE_OPS"):
+        monkeypatch.delenv(name, raising=False)
     yield tmp_path / "home"
     mlx_lm_openevolve.disable_optimizations()
 
