@@ -369,11 +369,12 @@ def test_an_unknown_family_is_one_line(
 
 
 def test_every_test_that_the_table_names_exists() -> None:
-    rows = [line for line in PAGE.read_text().splitlines() if line.startswith("| ")][1:]
+    _, table = PAGE.read_text().split("\n| what | held by |\n|---|---|\n")
+    rows = table.strip().splitlines()
     named = 0
     for row in rows:
         tests = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", row)
-        assert tests or "| what" in row, f"no test holds {row}"
+        assert tests, f"no test holds {row}"
         for file, test in tests:
             source = (ROOT / file).read_text()
             assert re.search(rf"^def {test}\(", source, re.M), f"{file} has no {test}"
