@@ -11,7 +11,8 @@ import mlx_lm.models.qwen3 as qwen3
 import platformdirs
 import pytest
 from mlx.utils import tree_map
-from samples import COPY_FIRST, TINY, kernel_meta
+from samples import COPY_FIRST, TINY, kernel_meta, shipped_in_metal, store_correct
+from serving import BUCKETS
 
 import mlx_lm_openevolve
 from mlx_lm_openevolve.kernels.kernel import Kernel
@@ -26,9 +27,23 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "cache").symlink_to(cache)
     monkeypatch.setenv("MLX_LM_OPENEVOLVE_HOME", str(tmp_path / "home"))
-    monkeypatch.delenv("MLX_LM_OPENEVOLVE", raising=False)
+    for name in ("MLX_LM_OPENEVOLVE", "MLX_LM_OPENEVOLVE_OPS"):
+        monkeypatch.delenv(name, raising=False)
     yield tmp_path / "home"
     mlx_lm_openevolve.disable_optimizations()
+
+
+@pytest.fixture
+def decode_kernel() -> Kernel:
+    """The shipped kernel that serves the tiny model's decode."""
+    return next(k for k in shipped_in_metal() if all(k.applies_to(w) for w in BUCKETS))
+
+
+@pytest.fixture
+def proven(home: Path, decode_kernel: Kernel) -> Kernel:
+    """Verdicts "correct" on the host for every bucket of the tiny model's decode."""
+    store_correct(home, decode_kernel, BUCKETS)
+    return decode_kernel
 
 
 @pytest.fixture

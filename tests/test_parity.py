@@ -38,6 +38,9 @@ SAMPLE = {
 }
 
 
+slow = [pytest.mark.slow]
+
+
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One registry for all: each workload is gated once."""
@@ -53,6 +56,19 @@ def test_patched_logits_agree_with_stock(architecture: str, root: Path) -> None:
     assert found[0].kind == "own"
     for each in found:
         assert each.hits or each.on_sdpa or each.refused, "served, or the reason named"
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        pytest.param(a, marks=[] if a.endswith(("star", "closure", "class attribute")) else slow)
+        for a in architectures.OWN_CODE
+    ],
+)
+def test_models_with_own_code_agree_with_stock(architecture: str, root: Path) -> None:
+    """Loaded by mlx-lm before the patch is put on: another way to the function each."""
+    found = {each.kind: each for each in parity.check(architecture, root)}
+    assert all(found[kind].hits for kind in ("own", "rotating", "quantized", "batch"))
 
 
 @pytest.mark.parametrize(

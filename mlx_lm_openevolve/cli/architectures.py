@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 __all__ = ["Callers", "callers", "models_folder"]
@@ -17,16 +17,19 @@ __all__ = ["Callers", "callers", "models_folder"]
 NAME = "scaled_dot_product_attention"
 PATCHED = f"mlx_lm.models.base.{NAME}"
 DIRECT = f"mlx.core.fast.{NAME}"
+ALIASED = "under another name"
 
 
 @dataclass(frozen=True)
 class Callers:
     """Modules of mlx_lm.models by name, with the lines that use the attention function: mlx-lm's
     own (`patched`: a kernel may serve these calls) and MLX's (`direct`: none ever does). An
-    architecture may be in both."""
+    architecture may be in both. `aliased`: those that hold mlx-lm's under a name of their own,
+    which the patch leaves alone as it does any variable that remembers the function."""
 
     patched: dict[str, tuple[int, ...]]
     direct: dict[str, tuple[int, ...]]
+    aliased: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 def models_folder() -> Path | None:
@@ -54,11 +57,17 @@ def callers(folder: Path | None = None) -> Callers:
         except (OSError, SyntaxError, ValueError):
             continue
         names = _imported(tree, ("mlx_lm", "models", *parts))
-        uses: dict[str | None, set[int]] = {PATCHED: set(), DIRECT: set()}
+        uses: dict[str | None, set[int]] = {PATCHED: set(), DIRECT: set(), ALIASED: set()}
         for node in ast.walk(tree):
             if isinstance(node, ast.Attribute | ast.Name):
-                uses.get(_path(node, names), set()).add(node.lineno)
-        for table, which in ((scanned.patched, PATCHED), (scanned.direct, DIRECT)):
+                found = _path(node, names)
+                alias = found == PATCHED and isinstance(node, ast.Name) and node.id != NAME
+                uses.get(ALIASED if alias else found, set()).add(node.lineno)
+        for table, which in (
+            (scanned.patched, PATCHED),
+            (scanned.direct, DIRECT),
+            (scanned.aliased, ALIASED),
+        ):
             if uses[which]:
                 table[".".join(parts)] = tuple(sorted(uses[which]))
     return scanned

@@ -28,6 +28,7 @@ from ..kernels.lookup import named, registries
 from ..kernels.registry import VERSION, Registry, tuned_root, user_root
 from ..kernels.verdict import Verdict, describe, gate_version
 from ..ops import Bucket
+from ..runtime.api import families
 from ..runtime.planner import Planner
 from .architectures import Callers, callers
 from .result import Result
@@ -37,6 +38,7 @@ __all__ = ["clear", "list_verdicts", "show", "status", "usage"]
 # What changes how this library behaves, shown by `status` where it is set.
 VARIABLES = (
     "MLX_LM_OPENEVOLVE",
+    "MLX_LM_OPENEVOLVE_OPS",
     "MLX_LM_OPENEVOLVE_HOME",
     "MLX_LM_OPENEVOLVE_CXX",
     "MLX_LM_OPENEVOLVE_KEEP",
@@ -228,7 +230,7 @@ def status(options: argparse.Namespace, out: Console) -> Result:
     """What runs here, as one block that can be pasted into a bug report."""
     from .. import backends
 
-    device, calls = detect(), callers()
+    device, calls, switched_on = detect(), callers(), families()
     facts: dict[str, Any] = {
         "version": __version__,
         "python": sys.version.split()[0],
@@ -244,6 +246,14 @@ def status(options: argparse.Namespace, out: Console) -> Result:
             "memory": device.memory,
         },
         "backends": {name: backends.get(name).unavailable() or "available" for name in BACKENDS},
+        "ops": {
+            name: {
+                "on": name in switched_on,
+                "stock": ops.get(name).stock,
+                "replaces": [f"{p.module}.{p.name}" for p in ops.get(name).patch_points],
+            }
+            for name in ops.FAMILIES
+        },
         "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
         "architectures": {
             "patched": sorted(calls.patched),
@@ -251,6 +261,7 @@ def status(options: argparse.Namespace, out: Console) -> Result:
                 name: {"lines": list(lines), "served": False, "patched": name in calls.patched}
                 for name, lines in calls.direct.items()
             },
+            "aliased": {name: list(lines) for name, lines in calls.aliased.items()},
         },
         "registries": [],
         "cache": {"root": str(cache_root()), "bytes": usage(cache_root())},
@@ -285,6 +296,9 @@ def block(facts: dict[str, Any], calls: Callers) -> list[str]:
     name = f"{device['slug']} ({device['name']}, {device['architecture']}{cores}{memory})"
     rows.append(("device", name))
     rows += [(name, reason) for name, reason in facts["backends"].items()]
+    for name, row in facts["ops"].items():
+        state = f"on kernels where one is proven, else on {row['stock']}" if row["on"] else "off"
+        rows.append((name, f"{state}; replaces {', '.join(row['replaces'])}"))
     rows += [("set", f"{name}={value}") for name, value in facts["variables"].items()]
     rows += _architectures(calls)
     for row in facts["registries"]:
@@ -311,6 +325,9 @@ def _architectures(calls: Callers) -> list[tuple[str, str]]:
             f"{', '.join(names)}: these call MLX's attention directly,"
             " past the patch; no kernel serves those calls"
         )
+        rows.append(("not served", text))
+    if calls.aliased:
+        text = f"{', '.join(calls.aliased)}: these hold mlx-lm's attention under another name"
         rows.append(("not served", text))
     return rows
 

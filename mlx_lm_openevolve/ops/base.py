@@ -136,8 +136,8 @@ B = TypeVar("B", bound=Bucket)
 
 @dataclass(frozen=True)
 class PatchPoint:
-    """A module's function, of mlx or mlx-lm, that a family replaces: by identity, wherever a module
-    holds it."""
+    """What a family replaces of mlx or mlx-lm: a module's function, wherever models call it from,
+    or "Class.method" of exactly that class: subclasses and modules in training keep theirs."""
 
     module: str
     name: str
@@ -281,10 +281,11 @@ class Op(ABC, Generic[B, W]):
         def served(*arguments: Any) -> mx.array:
             return call(*arguments)
 
-        @served.vjp
         def refused(*_: Any) -> Any:
             raise ValueError(f"a kernel of {self.name} has no derivative")
 
+        served.vjp(refused)
+        served.jvp(refused)
         made: Any = served
         return cast(Call, made)
 

@@ -11,19 +11,20 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from .._version import __version__
-from .info import OptimizationInfo, WorkloadInfo
+from .info import OpInfo, OptimizationInfo, WorkloadInfo
 
 if TYPE_CHECKING:
     from .dispatch import Dispatcher
-    from .patch import Patch
+    from .patch import Replacement
     from .planner import Judges
 
 __all__ = [
+    "OpInfo",
     "OptimizationInfo",
     "WorkloadInfo",
     "disable_optimizations",
@@ -40,10 +41,13 @@ SUPPORTED_ON_MACOS = {**SUPPORTED, "mlx": (0, 32)}
 log = logging.getLogger("mlx_lm_openevolve")
 
 
-class _Session(NamedTuple):
-    """What is enabled: the patches and what they lead to."""
+OPS = "MLX_LM_OPENEVOLVE_OPS"
 
-    patches: list[Patch]
+
+class _Session(NamedTuple):
+    """What is enabled: the patches by family, and what they lead to."""
+
+    patches: dict[str, list[Replacement]]
     dispatcher: Dispatcher
 
 
@@ -60,6 +64,7 @@ def enable_optimizations(
     backend: str | None = None,
     gate: str = "auto",
     require_faster: bool = True,
+    ops: Sequence[str] | None = None,
 ) -> OptimizationInfo:
     """Let mlx-lm run on the best proven kernels, in this process, until disabled.
 
@@ -74,6 +79,8 @@ def enable_optimizations(
             verdicts alone. There is no way to run a kernel that no gate passed.
         require_faster: False accepts a kernel that is correct but not faster, for checking; on the
             host backend nothing is ever faster.
+        ops: The families of operations to switch on, such as ("attention",); None for all. Of these
+            the variable MLX_LM_OPENEVOLVE_OPS, names with commas between, keeps those it names.
 
     Returns:
         What get_optimization_info() returns.
@@ -97,11 +104,11 @@ def enable_optimizations(
         if os.environ.get("MLX_LM_OPENEVOLVE") == "0":
             log.info("MLX_LM_OPENEVOLVE=0: mlx-lm stays as it is")
             return get_optimization_info()
-        session = _prepare(path, backend, gate, require_faster)
+        session = _prepare(path, backend, gate, require_faster, ops)
         previous = _active
         disable_optimizations()
         try:
-            _install(session.patches)
+            _install(session)
         except BaseException:
             if previous is not None:
                 _activate(previous)
@@ -125,7 +132,7 @@ def disable_optimizations() -> None:
     global _active
     with _lock:
         if _active is not None:
-            for patch in _active.patches:
+            for patch in _all(_active):
                 patch.restore()
             # Another library may have wrapped our replacement: what it holds steps aside.
             _active.dispatcher.switch(on=False)
@@ -139,11 +146,12 @@ def optimizations(
     backend: str | None = None,
     gate: str = "auto",
     require_faster: bool = True,
+    ops: Sequence[str] | None = None,
 ) -> Iterator[OptimizationInfo]:
     """enable_optimizations() for the length of a `with` block; what was active before returns.
 
     Args:
-        path, backend, gate, require_faster: As for enable_optimizations().
+        path, backend, gate, require_faster, ops: As for enable_optimizations().
 
     Yields:
         What get_optimization_info() returned when the block began.
@@ -157,7 +165,9 @@ def optimizations(
     """
     with _lock:
         previous = _active
-    info = enable_optimizations(path, backend=backend, gate=gate, require_faster=require_faster)
+    info = enable_optimizations(
+        path, backend=backend, gate=gate, require_faster=require_faster, ops=ops
+    )
     try:
         yield info
     finally:
@@ -171,7 +181,7 @@ def get_optimization_info() -> OptimizationInfo:
     """Everything that was decided so far, as a plain dict.
 
     Returns:
-        See OptimizationInfo and WorkloadInfo.
+        See OptimizationInfo, OpInfo and WorkloadInfo.
 
     Example:
         >>> info = mlx_lm_openevolve.get_optimization_info()
@@ -188,6 +198,7 @@ def get_optimization_info() -> OptimizationInfo:
         "gate": None,
         "require_faster": None,
         "registry": [],
+        "ops": {},
         "workloads": {},
         "fallbacks": {},
     }
@@ -201,6 +212,12 @@ def get_optimization_info() -> OptimizationInfo:
         info["gate"] = planner.mode
         info["require_faster"] = planner.require_faster
         info["registry"] = [str(registry.root) for registry in planner.registries]
+        for router in dispatcher.routers:
+            unreached = [n for patch in active.patches[router.op.name] for n in patch.unreached()]
+            info["ops"][router.op.name] = {
+                "fallbacks": router.fallbacks(),
+                "unreached": unreached,
+            }
         info["workloads"] = dispatcher.info()
         info["fallbacks"] = dispatcher.fallbacks()
     return info
@@ -221,31 +238,61 @@ def _tell_idle(session: _Session) -> None:
 def _activate(session: _Session) -> None:
     global _active
     session.dispatcher.switch(on=True)
-    _install(session.patches)
+    _install(session)
     _active = session
 
 
-def _install(patches: list[Patch]) -> None:
+def _all(session: _Session) -> list[Replacement]:
+    return [patch for patches in session.patches.values() for patch in patches]
+
+
+def _install(session: _Session) -> None:
     """All or none."""
     try:
-        for patch in patches:
+        for patch in _all(session):
             patch.install()
     except BaseException:
-        for patch in patches:
+        for patch in _all(session):
             patch.restore()
         raise
 
 
+def families(wanted: Sequence[str] | None = None) -> list[str]:
+    """The families that are switched on: those `wanted`, of which the variable keeps those that it
+    names. Raises UsageError."""
+    from .. import ops
+    from ..errors import UsageError
+
+    if isinstance(wanted, str):
+        raise UsageError(f'ops is a tuple of names such as ("{ops.FAMILIES[0]}",), not {wanted!r}')
+    variable = os.environ.get(OPS, "")
+    named = [name.strip() for name in variable.split(",") if name.strip()]
+    for source, names in (("ops", wanted or ()), (OPS, named)):
+        for name in names:
+            if name not in ops.FAMILIES:
+                raise UsageError(f"{source}: {name!r} is none of {', '.join(ops.FAMILIES)}")
+    return [
+        name
+        for name in ops.FAMILIES
+        if (wanted is None or name in wanted) and (not named or name in named)
+    ]
+
+
 def _prepare(
-    path: str | Path | None, backend: str | None, gate: str, require_faster: bool
+    path: str | Path | None,
+    backend: str | None,
+    gate: str,
+    require_faster: bool,
+    ops: Sequence[str] | None,
 ) -> _Session:
     """Check every argument and build what enabling needs; changes nothing."""
     from .. import backends, device, errors
     from ..kernels import lookup, registry
     from ..kernels.kernel import Kernel
     from . import dispatch, planner
-    from .patch import Patch
+    from .patch import made
 
+    wanted = families(ops)
     if gate not in planner.GATE_MODES:
         raise errors.UsageError(f"gate {gate!r} is none of {', '.join(planner.GATE_MODES)}")
     _check_versions()
@@ -279,12 +326,14 @@ def _prepare(
         require_faster=require_faster,
         only=only,
     )
-    dispatcher = dispatch.Dispatcher(plans)
-    patches = [
-        Patch(importlib.import_module(point.module), point.name, router.wrap)
+    dispatcher = dispatch.Dispatcher(plans, wanted)
+    patches = {
+        router.op.name: [
+            made(importlib.import_module(point.module), point.name, router.wrap)
+            for point in router.op.patch_points
+        ]
         for router in dispatcher.routers
-        for point in router.op.patch_points
-    ]
+    }
     return _Session(patches, dispatcher)
 
 

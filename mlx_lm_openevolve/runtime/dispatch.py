@@ -127,11 +127,11 @@ class Router:
 
 
 class Dispatcher:
-    """The routers of one enabled session, one for each family."""
+    """The routers of one enabled session, one for each family that is switched on."""
 
-    def __init__(self, planner: Planner) -> None:
+    def __init__(self, planner: Planner, families: Sequence[str] = ops.FAMILIES) -> None:
         self.planner = planner
-        self.routers = [Router(ops.get(name), planner) for name in ops.FAMILIES]
+        self.routers = [Router(ops.get(name), planner) for name in families]
 
     def switch(self, on: bool) -> None:
         """Let calls through to kernels, or, where another library holds our replacement, past

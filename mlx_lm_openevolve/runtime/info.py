@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, TypedDict
 
-__all__ = ["OptimizationInfo", "WorkloadInfo"]
+__all__ = ["OpInfo", "OptimizationInfo", "WorkloadInfo"]
 
 
 class WorkloadInfo(TypedDict):
@@ -20,10 +20,20 @@ class WorkloadInfo(TypedDict):
     fallbacks: int
 
 
+class OpInfo(TypedDict):
+    """One family of operations. fallbacks: calls that no workload describes, reason -> count;
+    unreached: who holds the original and was not given the replacement, such as a variable
+    `module.name` that merely remembers it."""
+
+    fallbacks: dict[str, int]
+    unreached: list[str]
+
+
 class OptimizationInfo(TypedDict):
     """Everything that was decided so far. device_info: facts of the chip; registry: roots in the
-    order they are asked; workloads: slug of a bucket -> what it runs on; fallbacks: calls that no
-    workload describes, reason -> count. While nothing is enabled the fields are None or empty."""
+    order they are asked; ops: the families that are switched on; workloads: slug of a bucket ->
+    what it runs on; fallbacks: those of all families. While nothing is enabled the fields are None
+    or empty."""
 
     enabled: bool
     version: str
@@ -32,5 +42,6 @@ class OptimizationInfo(TypedDict):
     gate: str | None
     require_faster: bool | None
     registry: list[str]
+    ops: dict[str, OpInfo]
     workloads: dict[str, WorkloadInfo]
     fallbacks: dict[str, int]

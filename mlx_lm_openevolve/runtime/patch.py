@@ -1,27 +1,54 @@
-"""The only monkey-patch: a function of mlx-lm or MLX, replaced everywhere and put back exactly.
+"""The only monkey-patch: a function, or a method of one class, replaced and put back exactly.
 
-102 of mlx-lm's model files bind its attention function at import (`from .base import ...`), and
-code loaded with trust_remote_code lives outside `mlx_lm.models`: so a function is replaced by
-identity, in every module that holds it. Modules imported later take the replacement from where it
-stood.
+102 of mlx-lm's model files bind its attention function at import (`from .base import ...`), so a
+function is replaced in every place that models call it from (holders.py says which). Modules
+imported later take the replacement from where it stood.
 """
 
 from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import ModuleType
-from typing import Any
+from typing import Any, Protocol
 
-__all__ = ["Patch"]
+from .holders import Place, model_modules, survey
+
+__all__ = ["MethodPatch", "Patch", "Replacement", "made"]
 
 Wrap = Callable[[Callable[..., Any]], Any]
 
 
+class Replacement(Protocol):
+    """What is replaced; `install` and `restore` are idempotent."""
+
+    @property
+    def installed(self) -> bool:
+        """Whether the replacement is in place."""
+        ...
+
+    def install(self) -> None:
+        """All or nothing: an error changes nothing."""
+        ...
+
+    def restore(self) -> None:
+        """Put everything back as it was."""
+        ...
+
+    def unreached(self) -> list[str]:
+        """Who holds the original and was left alone, for people."""
+        ...
+
+
+def made(home: ModuleType, name: str, wrap: Wrap) -> Replacement:
+    """The patch for a function of `home`, or for a method where `name` is "Class.method"."""
+    owner, _, method = name.rpartition(".")
+    return MethodPatch(getattr(home, owner), method, wrap) if owner else Patch(home, name, wrap)
+
+
 class Patch:
-    """Replaces every original of the function `name` of `home`; `install` and `restore` are
-    idempotent.
+    """Replaces every original of the function `name` of `home`.
 
     `wrap(original)` makes a replacement. There is one original where nobody else patches; where
     another library put a wrapper of its own into `home`, that wrapper is an original too and stays
@@ -30,54 +57,112 @@ class Patch:
 
     def __init__(self, home: ModuleType, name: str, wrap: Wrap) -> None:
         self._home, self._name, self._wrap = home, name, wrap
-        self._replacements: dict[int, tuple[Any, Any]] = {}  # id(original) -> both
+        self._replacements: list[tuple[Any, Any]] = []  # original, what stands in its place
+        self._unreached: list[str] = []
 
     @property
     def installed(self) -> bool:
-        """Whether the replacement is in place."""
         return bool(self._replacements)
 
     def install(self) -> None:
-        """Put the replacement in every loaded module. All or nothing: an error changes nothing."""
         if self.installed:
             return
-        originals = {id(original): original for original in self._originals()}
-        replacements = {
-            key: (original, functools.wraps(original)(self._wrap(original)))
-            for key, original in originals.items()
-        }
-        self._replacements = replacements
+        originals = list(self._originals())
+        # Before anything is wrapped: a replacement holds its original too.
+        places, self._unreached = survey(self._home, self._name, originals)
+        self._replacements = [(old, functools.wraps(old)(self._wrap(old))) for old in originals]
         try:
-            _swap({key: new for key, (_, new) in replacements.items()})
+            _put(places, self._replacements)
         except BaseException:
             self.restore()
             raise
 
     def restore(self) -> None:
         """Put every original back, also in modules imported since."""
-        _swap({id(new): old for old, new in self._replacements.values()})
-        self._replacements = {}
+        if not self.installed:
+            return
+        back = [(new, old) for old, new in self._replacements]
+        places, _ = survey(self._home, self._name, [new for new, _ in back])
+        # What was imported since took the replacement for the function itself.
+        for module in list(sys.modules.values()):
+            if isinstance(module, ModuleType) and self._name in vars(module):
+                space = vars(module)
+                put = functools.partial(space.__setitem__, self._name)
+                places.append(Place(space[self._name], put))
+        _put(places, back)
+        self._replacements, self._unreached = [], []
+
+    def unreached(self) -> list[str]:
+        found = list(self._unreached)
+        if self.installed and all(
+            getattr(self._home, self._name, None) is not new for _, new in self._replacements
+        ):
+            found.append(f"{self._home.__name__}.{self._name} (changed since)")
+        return found
 
     def _originals(self) -> Iterator[Any]:
-        yield getattr(self._home, self._name)
-        # A module may hold the function itself although its home holds another's wrapper by now.
-        for module in _modules():
-            held = vars(module).get(self._name)
+        current = getattr(self._home, self._name)
+        yield current
+        # A module may hold the function itself although its home holds another's wrapper by now,
+        # or was loaded anew.
+        seen = {id(current)}
+        for space in model_modules(self._home):
+            held = space.get(self._name)
             if (
-                held is not None
+                id(held) not in seen
                 and getattr(held, "__module__", None) == self._home.__name__
                 and getattr(held, "__qualname__", None) == self._name
                 and not hasattr(held, "__wrapped__")
             ):
+                seen.add(id(held))
                 yield held
 
 
-def _swap(new: dict[int, Any]) -> None:
-    for module in _modules():
-        for name, value in list(vars(module).items()):
-            if id(value) in new:
-                setattr(module, name, new[id(value)])
+class MethodPatch:
+    """Replaces a method of exactly one class. Instances of its subclasses keep the original, and so
+    does a module that trains (mlx.nn.Module.train): kernels have no gradient on a GPU."""
+
+    def __init__(self, cls: type, name: str, wrap: Wrap) -> None:
+        self._cls, self._name, self._wrap = cls, name, wrap
+        self._own: Any = None  # what the class itself had under that name, in a list
+        self._method: Any = None
+
+    @property
+    def installed(self) -> bool:
+        return self._method is not None
+
+    def install(self) -> None:
+        if self.installed:
+            return
+        cls, original = self._cls, getattr(self._cls, self._name)
+        served = self._wrap(original)
+
+        @functools.wraps(original)
+        def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+            if self.__class__ is cls and not getattr(self, "training", False):
+                return served(self, *args, **kwargs)
+            return original(self, *args, **kwargs)
+
+        self._own = [vars(cls)[self._name]] if self._name in vars(cls) else []
+        setattr(cls, self._name, method)
+        self._method = method
+
+    def restore(self) -> None:
+        if vars(self._cls).get(self._name) is self._method is not None:
+            if self._own:
+                setattr(self._cls, self._name, self._own[0])
+            else:
+                delattr(self._cls, self._name)
+        self._method = None
+
+    def unreached(self) -> list[str]:
+        if self.installed and vars(self._cls).get(self._name) is not self._method:
+            return [f"{self._cls.__module__}.{self._cls.__qualname__}.{self._name} (changed since)"]
+        return []
 
 
-def _modules() -> list[ModuleType]:
-    return [module for module in list(sys.modules.values()) if isinstance(module, ModuleType)]
+def _put(places: Iterable[Place], swaps: Iterable[tuple[Any, Any]]) -> None:
+    new = {id(old): new for old, new in swaps}
+    for place in places:
+        if id(place.held) in new:
+            place.put(new[id(place.held)])

@@ -17,6 +17,7 @@ import sys
 import traceback
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -89,9 +90,9 @@ def _finish(settings: Mapping[str, Any], info: dict[str, Any]) -> None:
 
 def totals(reports: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """What get_optimization_info() of several processes says together: `processes`, `hits`,
-    `kernels` (name and id -> calls), `fallbacks` (reason -> calls), `workloads`, `problems`."""
-    kernels: Counter[str] = Counter()
-    fallbacks: Counter[str] = Counter()
+    `kernels` (name and id -> calls), `fallbacks` (reason -> calls), `workloads`, `problems`; and
+    `ops`, where each family has its own `hits`, `kernels` and `fallbacks`, and `unreached`."""
+    families: dict[str, _Family] = {}
     workloads: dict[str, dict[str, Any]] = {}
     problems: list[str] = []
     processes = 0
@@ -99,46 +100,72 @@ def totals(reports: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         processes += 1
         if report["problem"] and report["problem"] not in problems:
             problems.append(report["problem"])
-        fallbacks.update(report["fallbacks"])
+        for name, said in report["ops"].items():
+            family = families.setdefault(name, _Family())
+            family.fallbacks.update(said["fallbacks"])
+            family.unreached.update(said["unreached"])
         for slug, row in report["workloads"].items():
+            family = families[slug.partition("-")[0]]
             if row["hits"]:
-                kernels[f"{row['name']} {row['kernel']}"] += row["hits"]
+                family.kernels[f"{row['name']} {row['kernel']}"] += row["hits"]
             if row["fallbacks"]:
                 # Where the kernel serves other calls of the workload, its verdict is no reason.
                 reason = "the kernel stepped aside" if row["hits"] else row["reason"]
-                fallbacks[reason] += row["fallbacks"]
+                family.fallbacks[reason] += row["fallbacks"]
             known = workloads.setdefault(slug, {**row, "hits": 0, "fallbacks": 0})
             known["hits"] += row["hits"]
             known["fallbacks"] += row["fallbacks"]
+    kernels, fallbacks = Counter[str](), Counter[str]()
+    for family in families.values():
+        kernels.update(family.kernels)
+        fallbacks.update(family.fallbacks)
     return {
         "processes": processes,
         "hits": kernels.total(),
         "kernels": dict(kernels.most_common()),
         "fallbacks": dict(fallbacks.most_common()),
+        "ops": {name: family.to_json() for name, family in families.items()},
         "workloads": workloads,
         "problems": problems,
     }
 
 
+@dataclass
+class _Family:
+    """What all processes together say of one family."""
+
+    kernels: Counter[str] = field(default_factory=Counter)
+    fallbacks: Counter[str] = field(default_factory=Counter)
+    unreached: set[str] = field(default_factory=set)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "hits": self.kernels.total(),
+            "kernels": dict(self.kernels.most_common()),
+            "fallbacks": dict(self.fallbacks.most_common()),
+            "unreached": sorted(self.unreached),
+        }
+
+
 def summary(report: Mapping[str, Any]) -> str:
-    """`totals` in one line for a person."""
+    """`totals` in one line for a person, family by family."""
     from .. import ops
 
     if report["problems"]:
         return "mlx-lm stays as it is: " + "; ".join(report["problems"])
-    slugs = {slug.partition("-")[0] for slug in report["workloads"]}
-    seen = [name for name in ops.FAMILIES if name in slugs] or ops.FAMILIES[:1]
-    what = " and ".join(seen)
-    if not report["kernels"] and not report["fallbacks"]:
-        return f"no {what} call was seen"
-    stock = " and ".join(ops.get(name).stock for name in seen)
+    if not report["ops"]:
+        return "mlx-lm stays as it is: no family of operations is switched on"
+    seen = {name: row for name, row in report["ops"].items() if row["kernels"] or row["fallbacks"]}
+    if not seen:
+        return f"no {' or '.join(report['ops'])} call was seen"
     parts = []
-    for calls, where, names in (
-        (report["hits"], "kernels", report["kernels"]),
-        (sum(report["fallbacks"].values()), stock, report["fallbacks"]),
-    ):
-        detail = "; ".join(f"{name}: {count}" for name, count in names.items())
-        parts.append(f"{calls} {what} calls on {where}" + (f" ({detail})" if detail else ""))
+    for name, row in seen.items():
+        for calls, where, names in (
+            (row["hits"], "kernels", row["kernels"]),
+            (sum(row["fallbacks"].values()), ops.get(name).stock, row["fallbacks"]),
+        ):
+            detail = "; ".join(f"{name}: {count}" for name, count in names.items())
+            parts.append(f"{calls} {name} calls on {where}" + (f" ({detail})" if detail else ""))
     if report["processes"] > 1:
         parts.append(f"{report['processes']} processes")
     return ", ".join(parts)

@@ -22,7 +22,7 @@ from ..errors import UsageError, interrupted
 from ..ops import Bucket, Op, Workload
 from ..ops.base import Call
 from ..runtime.dispatch import Route
-from ..runtime.patch import Patch
+from ..runtime.patch import made
 
 __all__ = ["SHORTEST", "Use", "workloads"]
 
@@ -51,6 +51,7 @@ class _Recorder:
     def __init__(self, calls: Counter[Bucket]) -> None:
         self.routes: dict[Any, Any] = {}  # stays empty: every call is new
         self.off: list[str] = []
+        self.on_cpu = bool  # called: no
         self.tokens = 1
         self._calls = calls
 
@@ -96,7 +97,7 @@ def _trace(
 ) -> None:
     recorders = [(op, _Recorder(calls)) for op in map(ops.get, ops.FAMILIES)]
     patches = [
-        Patch(import_module(point.module), point.name, partial(_wrapped, op, recorder))
+        made(import_module(point.module), point.name, partial(_wrapped, op, recorder))
         for op, recorder in recorders
         for point in op.patch_points
     ]

@@ -15,9 +15,11 @@ DIRECT = [
 ]
 PATCHED = [
     "from .base import scaled_dot_product_attention\n\n\n\nscaled_dot_product_attention(1)\n",
-    "from mlx_lm.models.base import (\n    scaled_dot_product_attention as a,\n)\n\na(1)\n",
+    "from mlx_lm.models.base import (\n    scaled_dot_product_attention,\n)\n\n"
+    "scaled_dot_product_attention(1)\n",
     "from . import base\n\n\n\nbase.scaled_dot_product_attention(1)\n",
 ]
+ALIASED = "from mlx_lm.models.base import (\n    scaled_dot_product_attention as a,\n)\n\na(1)\n"
 NEITHER = [
     "# mx.fast.scaled_dot_product_attention\n",
     "import mlx.core as mx\n\n\ndef scaled_dot_product_attention(): ...\n",
@@ -37,6 +39,11 @@ def test_a_call_past_the_patch_is_found_with_its_line(source: str, tmp_path: Pat
 def test_a_call_that_the_patch_reaches_is_told_apart(source: str, tmp_path: Path) -> None:
     (tmp_path / "model.py").write_text(source)
     assert callers(tmp_path) == Callers({"model": (5,)}, {})
+
+
+def test_a_call_under_another_name_is_not_reached_and_named(tmp_path: Path) -> None:
+    (tmp_path / "model.py").write_text(ALIASED)
+    assert callers(tmp_path) == Callers({}, {}, {"model": (5,)})
 
 
 @pytest.mark.parametrize("source", NEITHER)

@@ -376,19 +376,61 @@ def row(hits: int, fallbacks: int, reason: str = "accepted") -> dict[str, Any]:
     }
 
 
+def report(workloads: dict[str, Any], **fallbacks: dict[str, int]) -> dict[str, Any]:
+    families = {name: {"fallbacks": found, "unreached": []} for name, found in fallbacks.items()}
+    return {"problem": "", "ops": families, "workloads": workloads}
+
+
 def test_reports_add_up() -> None:
-    a = {"problem": "", "fallbacks": {"odd": 1}, "workloads": {"w": row(5, 1), "v": row(0, 2, "x")}}
-    b = {"problem": "", "fallbacks": {"odd": 2}, "workloads": {"w": row(3, 0)}}
+    w, v = "attention-w", "attention-v"
+    a = report({w: row(5, 1), v: row(0, 2, "x")}, attention={"odd": 1})
+    b = report({w: row(3, 0)}, attention={"odd": 2})
+    b["ops"]["attention"]["unreached"] = ["__main__.stock"]
     found = session.totals([a, b])
     assert (found["processes"], found["hits"]) == (2, 8)
     assert found["kernels"] == {"k 0123456789ab": 8}
     assert found["fallbacks"] == {"odd": 3, "x": 2, "the kernel stepped aside": 1}
-    assert found["workloads"]["w"]["hits"] == 8
+    assert found["workloads"][w]["hits"] == 8
+    assert found["ops"]["attention"]["unreached"] == ["__main__.stock"]
     assert session.summary(found) == (
         "8 attention calls on kernels (k 0123456789ab: 8), 6 attention calls on SDPA"
         " (odd: 3; x: 2; the kernel stepped aside: 1), 2 processes"
     )
-    assert session.summary(session.totals([])) == "no attention call was seen"
+    assert session.summary(session.totals([report({}, attention={})])) == (
+        "no attention call was seen"
+    )
+
+
+def test_the_line_speaks_by_family(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlx_lm_openevolve import ops
+    from mlx_lm_openevolve.ops.attention import OP
+
+    class Other:
+        stock = "quantized_matmul"
+
+    monkeypatch.setattr(ops, "get", {"attention": OP, "linear": Other}.__getitem__)
+    workloads = {"attention-w": row(5, 0), "linear-v": row(0, 2, "x")}
+    found = session.totals([report(workloads, attention={}, linear={"odd": 1})])
+    assert session.summary(found) == (
+        "5 attention calls on kernels (k 0123456789ab: 5), 0 attention calls on SDPA,"
+        " 0 linear calls on kernels, 3 linear calls on quantized_matmul (x: 2; odd: 1)"
+    )
+    one = session.totals([report({"linear-v": row(4, 0)}, attention={}, linear={})])
+    assert session.summary(one).startswith("4 linear calls on kernels")
+    assert "attention" not in session.summary(one)
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ("attention", "1 attention calls on kernels"),
+        ("nonsense", "MLX_LM_OPENEVOLVE_OPS: 'nonsense' is none of attention"),
+    ],
+)
+def test_the_variable_switches_families(script: Path, proven: None, value: str, says: str) -> None:
+    done = start(*HOST, script, "alone", env={**os.environ, "MLX_LM_OPENEVOLVE_OPS": value})
+    assert done.returncode == 7
+    assert says in done.stderr.splitlines()[-1]
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ import mlx.core as mx
 import mlx_lm_openevolve
 from mlx_lm_openevolve.ops.toy import target
 
-held = [target.affine]  # in a variable it would be replaced too
+held = [target.affine]
 x, scale, shift = mx.random.normal((5, 64)), mx.random.normal((64,)), mx.random.normal((64,))
 want = held[0](x, scale, shift)
 with mlx_lm_openevolve.optimizations(backend="host", require_faster=False):
@@ -40,6 +40,19 @@ with mlx_lm_openevolve.optimizations(backend="host", require_faster=False):
     odd = target.affine(x[None], scale, shift)
     assert odd.shape == (1, 5, 64)
     info = mlx_lm_openevolve.get_optimization_info()
+
+    class Special(target.Affine):
+        pass
+
+    def hits(layer):
+        rows = lambda: mlx_lm_openevolve.get_optimization_info()["workloads"].values()
+        before = sum(row["hits"] for row in rows())
+        assert mx.allclose(layer(x), want, atol=1e-5).item()
+        return sum(row["hits"] for row in rows()) - before
+
+    layer = target.Affine(scale, shift)
+    assert (hits(layer.eval()), hits(layer.train())) == (1, 0)
+    assert hits(Special(scale, shift).eval()) == 0
 assert target.affine is held[0]
 print(json.dumps(info))
 """

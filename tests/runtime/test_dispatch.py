@@ -16,8 +16,9 @@ import mlx_lm.models.base as base
 import mlx_lm.models.qwen3 as qwen3
 import pytest
 from mlx_lm.generate import generate_step
-from mlx_lm.models.cache import KVCache, QuantizedKVCache, make_prompt_cache
-from samples import accepted, shipped_in_metal, store_correct
+from mlx_lm.models.cache import QuantizedKVCache, make_prompt_cache
+from samples import accepted, store_correct
+from serving import BUCKETS, attention, close, enable, hits
 
 import mlx_lm_openevolve
 from mlx_lm_openevolve import backends, errors
@@ -30,60 +31,6 @@ from mlx_lm_openevolve.ops.attention.workload import Workload
 from mlx_lm_openevolve.ops.base import ON_CPU
 from mlx_lm_openevolve.runtime.dispatch import Router
 from mlx_lm_openevolve.runtime.planner import Plan, Planner
-
-BUCKETS = [Workload(1, 4, 2, 1, n, 64, 64, "bfloat16") for n in (1, 2, 4, 8, 16, 32, 64, 128)]
-
-
-@pytest.fixture
-def decode_kernel() -> Kernel:
-    """The shipped kernel that serves the tiny model's decode."""
-    return next(k for k in shipped_in_metal() if all(k.applies_to(w) for w in BUCKETS))
-
-
-@pytest.fixture
-def proven(home: Path, decode_kernel: Kernel) -> Kernel:
-    """Verdicts "correct" on the host for every bucket of the tiny model's decode."""
-    store_correct(home, decode_kernel, BUCKETS)
-    return decode_kernel
-
-
-def enable() -> dict[str, Any]:
-    return mlx_lm_openevolve.enable_optimizations(
-        backend="host", gate="stored", require_faster=False
-    )
-
-
-def attention(
-    q_len: int = 1, kv_len: int = 20, dtype: mx.Dtype = mx.bfloat16, seed: int = 0, **changes: Any
-) -> dict[str, Any]:
-    """Arguments of a call as mlx-lm makes it: keys and values are slices of a longer buffer."""
-    key = mx.random.key(seed)
-    q, k, v = (
-        mx.random.normal((1, heads, n, 64), key=part).astype(dtype)
-        for heads, n, part in zip(
-            (4, 2, 2), (q_len, 256, 256), mx.random.split(key, 3), strict=True
-        )
-    )
-    call = {
-        "queries": q,
-        "keys": k[:, :, :kv_len],
-        "values": v[:, :, :kv_len],
-        "cache": KVCache(),
-        "scale": 0.125,
-        "mask": None,
-    }
-    return call | changes
-
-
-def close(a: mx.array, b: mx.array) -> bool:
-    """Within the rounding of bfloat16, as a whole: wrong attention is off by tens of percent."""
-    a, b = a.astype(mx.float32), b.astype(mx.float32)
-    return (mx.linalg.norm(a - b) / mx.linalg.norm(b)).item() < 0.01
-
-
-def hits() -> int:
-    workloads = mlx_lm_openevolve.get_optimization_info()["workloads"]
-    return sum(row["hits"] for row in workloads.values())
 
 
 def generate(model: qwen3.Model, tokens: int = 12) -> list[int]:

@@ -38,9 +38,11 @@ def patch() -> Iterator[Patch]:
 
 @pytest.fixture
 def custom_model() -> Iterator[types.ModuleType]:
-    """A module as trust_remote_code loads it: outside mlx_lm, and under a name of its own."""
+    """A module that defines a model outside mlx_lm, and remembers the function as `stock` too."""
     module = types.ModuleType("custom_model")
-    module.sdpa = Stock.function  # type: ignore[attr-defined]
+    exec("import mlx.nn as nn\nclass Model(nn.Module):\n    def __call__(self): ...", vars(module))
+    setattr(module, NAME, Stock.function)
+    module.stock = Stock.function  # type: ignore[attr-defined]
     sys.modules["custom_model"] = module
     yield module
     del sys.modules["custom_model"]
@@ -54,7 +56,9 @@ def test_every_module_that_holds_the_function_is_rebound(
     assert replaced is not Stock.function
     assert llama.scaled_dot_product_attention is replaced
     assert qwen3.scaled_dot_product_attention is replaced
-    assert custom_model.sdpa is replaced
+    assert vars(custom_model)[NAME] is replaced
+    assert custom_model.stock is Stock.function, "a variable that remembers it"
+    assert "custom_model.stock" in patch.unreached()
 
 
 def test_no_module_keeps_the_stock_function_but_the_replacement_can_reach_it(patch: Patch) -> None:
@@ -85,7 +89,7 @@ def test_restore_gives_everything_back_also_to_modules_imported_since(
     patch.restore()
     for module in (base, llama, qwen3, late):
         assert module.scaled_dot_product_attention is Stock.function
-    assert custom_model.sdpa is Stock.function
+    assert vars(custom_model)[NAME] is custom_model.stock is Stock.function
 
 
 def test_install_and_restore_are_idempotent(patch: Patch) -> None:
@@ -131,13 +135,12 @@ def test_a_wrapper_put_over_ours_is_left_alone(patch: Patch) -> None:
 
 
 def test_a_failing_install_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Stubborn(types.ModuleType):
-        def __setattr__(self, name: str, value: Any) -> None:
+    class Stubborn(type):
+        def __setattr__(cls, name: str, value: Any) -> None:
             raise RuntimeError("no")
 
-    module = Stubborn("stubborn")
-    vars(module)[NAME] = Stock.function
-    monkeypatch.setitem(sys.modules, "stubborn", module)
+    attend = {"attend": staticmethod(Stock.function), "__module__": llama.__name__}
+    monkeypatch.setattr(llama, "Stubborn", Stubborn("Stubborn", (), attend), raising=False)
     patch = Patch(base, NAME, wrap)
     with pytest.raises(RuntimeError):
         patch.install()

@@ -8,10 +8,17 @@ that a shipped kernel applies: 4 query heads, 2 KV heads, two layers.
 from __future__ import annotations
 
 import importlib
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import own_code
 from mlx.utils import tree_map_with_path
+
+# Models with code of their own, by the way in which it holds mlx-lm's function: "own:closure".
+OWN = "own"
+OWN_CODE = tuple(f"{OWN}:{way}" for way in own_code.CODE)
 
 HEADS, KV_HEADS, HEAD_DIM, LAYERS, HIDDEN, VOCAB = 4, 2, 64, 2, 256, 128
 
@@ -344,9 +351,8 @@ def refusal(architecture: str, kind: str, error: Exception) -> str:
 
 def build(architecture: str, dtype: mx.Dtype = mx.float32, seed: int = 0) -> Any:
     """The architecture's Model with random weights of that dtype."""
-    module = importlib.import_module(f"mlx_lm.models.{architecture}")
     mx.random.seed(seed)
-    model = module.Model(_arguments(module, architecture))
+    model = _model(architecture)
 
     def weight(path: str, x: mx.array) -> mx.array:
         if not mx.issubdtype(x.dtype, mx.floating):
@@ -362,6 +368,15 @@ def build(architecture: str, dtype: mx.Dtype = mx.float32, seed: int = 0) -> Any
     mx.eval(model.parameters())
     model.eval()
     return model
+
+
+def _model(architecture: str) -> Any:
+    kind, _, way = architecture.partition(":")
+    if kind == OWN:
+        with tempfile.TemporaryDirectory() as folder:
+            return own_code.load(own_code.CODE[way], Path(folder))
+    module = importlib.import_module(f"mlx_lm.models.{architecture}")
+    return module.Model(_arguments(module, architecture))
 
 
 def _arguments(module: Any, architecture: str) -> Any:

@@ -354,7 +354,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("architectures", metavar="ARCHITECTURE", nargs="*")
     parser.add_argument("--jobs", type=int, default=min(4, os.cpu_count() or 1))
     options = parser.parse_args(argv)
-    names = options.architectures or covered()
+    names = options.architectures or [*covered(), *architectures.OWN_CODE]
     start, failed = time.monotonic(), 0
     reasons: dict[str, list[str]] = collections.defaultdict(list)
     hits_of, worst = collections.Counter[str](), 0.0

@@ -18,12 +18,16 @@ from .workload import Workload
 
 __all__ = ["arguments", "describe", "differentiable", "substitute", "trial", "wrap"]
 
+MAX_SCALES = 256
+LARGEST = 3.4e38  # of a float32: beyond it a scale is the original's
+
 
 def wrap(original: Callable[..., Any], router: Router) -> Callable[..., Any]:
     """A function with mlx-lm's signature that serves what a kernel may serve, and hands every other
     call to `original` untouched."""
     off, routes, on_cpu = router.off, router.routes, router.on_cpu
-    scales: dict[float, mx.array] = {}
+    transient = _transient_cache()
+    scales = _Scales()
     packed = _wrap_quantised(original, router, scales)
 
     def scaled_dot_product_attention(
@@ -36,8 +40,8 @@ def wrap(original: Callable[..., Any], router: Router) -> Callable[..., Any]:
         sinks: Any = None,
         **unknown: Any,
     ) -> Any:
-        # Training passes no cache: custom kernels have no gradient.
-        if cache is None or off:
+        # Training passes no cache, or one that lives for a call: custom kernels have no gradient.
+        if cache is None or cache.__class__ is transient or off:
             if not off:
                 router.refuse("no cache, as in training")
             if unknown:
@@ -71,11 +75,11 @@ def wrap(original: Callable[..., Any], router: Router) -> Callable[..., Any]:
             route.fallbacks += 1
             return original(queries, keys, values, cache, scale, mask, sinks)
         try:
-            scale_array = scales.get(scale)
+            scale_array = scales.get(scale) if scale.__class__ is float else None
             if scale_array is None:
-                scale_array = scales[scale] = _scale(scale)
+                scale_array = scales.make(scale)
             out = call(queries, keys, values, scale_array, mask, sinks)
-        except (BackendError, ValueError):  # tracing, or a mask that does not broadcast
+        except (BackendError, ValueError):  # tracing, or a scale that is no number
             route.fallbacks += 1
             return original(queries, keys, values, cache, scale, mask, sinks)
         route.hits += 1
@@ -85,7 +89,7 @@ def wrap(original: Callable[..., Any], router: Router) -> Callable[..., Any]:
 
 
 def _wrap_quantised(
-    original: Callable[..., Any], router: Router, scales: dict[float, mx.array]
+    original: Callable[..., Any], router: Router, scales: _Scales
 ) -> Callable[..., Any]:
     """The part of `wrap` for a quantised cache, whose keys and values are tuples."""
 
@@ -110,10 +114,7 @@ def _wrap_quantised(
             route = router.route(key, described, (queries, keys, values))
         try:
             if route.call is not None:
-                array = scales.get(scale)
-                if array is None:
-                    array = scales[scale] = _scale(scale)
-                out = route.call(queries, keys, values, array, mask, sinks)
+                out = route.call(queries, keys, values, scales.make(scale), mask, sinks)
                 route.hits += 1
                 return out
         except (BackendError, ValueError):
@@ -126,10 +127,35 @@ def _wrap_quantised(
     return attention
 
 
+class _Scales(dict[float, mx.array]):
+    """Scales as kernels take them, made once for each number."""
+
+    def make(self, scale: Any) -> mx.array:
+        """Raises ValueError where a scale is no Python number: an array may change in place, and
+        what other types mean to MLX is the original's to say."""
+        if not isinstance(scale, int | float) or not abs(scale) <= LARGEST:
+            raise ValueError(f"the scale is {type(scale).__name__}")
+        scale = float(scale)
+        found = self.get(scale)
+        if found is None:
+            if len(self) >= MAX_SCALES:  # a model may scale by the position
+                self.clear()
+            found = self[scale] = _scale(scale)
+        return found
+
+
 def _scale(scale: float) -> mx.array:
     array = mx.array([scale], mx.float32)
     mx.eval(array)  # a lazy array belongs to the thread that made it
     return array
+
+
+def _transient_cache() -> type | None:
+    """The cache that a model makes for one call where it was given none (afm7, in training)."""
+    from mlx_lm.models import cache
+
+    found: type | None = getattr(cache, "ConcatenateKVCache", None)
+    return found
 
 
 def arguments(
@@ -208,7 +234,7 @@ def describe(
         fits = all(m in (1, n) for m, n in zip(mask.shape[::-1], scores[::-1], strict=False))
         if not 0 < mask.ndim <= 4 or not fits:
             return "the mask does not broadcast to the scores"
-        if kind == "additive" and not mx.issubdtype(mask.dtype, mx.floating):
+        if kind == "additive" and not _adds(mask.dtype, queries.dtype):
             return f"the mask is {mask.dtype}"
     try:
         return Workload(
@@ -228,6 +254,12 @@ def describe(
         )
     except WorkloadError as error:
         return str(error)
+
+
+def _adds(mask: mx.Dtype, dtype: mx.Dtype) -> bool:
+    """Whether an additive mask leaves the scores' dtype as it is: another one MLX refuses, and
+    mlx-lm's quantised attention answers in."""
+    return mx.issubdtype(mask, mx.floating) and mx.result_type(mask, dtype) == dtype
 
 
 def substitute(workload: Workload) -> Call | None:
@@ -282,10 +314,21 @@ def trial(workload: Workload) -> tuple[tuple[Any, ...], Callable[[mx.array], str
 
 
 def differentiable(workload: Workload, call: Call) -> Call:
-    """`call` with the gradient of MLX's SDPA by queries, keys and values."""
-    if workload.kv_bits:  # a quantised cache is never trained through
-        return call
-    causal = workload.mask == "causal"
+    """`call` with the derivatives of the original: of every order, by every operand."""
+    mask_kind, bits, group = workload.mask, workload.kv_bits, workload.kv_group
+
+    @mx.custom_function
+    def instead(stock: mx.array, out: mx.array) -> mx.array:
+        return out
+
+    @instead.vjp
+    def _(primals: Any, cotangent: mx.array, output: mx.array) -> Any:
+        return cotangent, mx.zeros_like(cotangent)
+
+    @instead.jvp
+    def _(primals: Any, tangents: Any) -> mx.array:
+        tangent: mx.array = tangents[0]
+        return tangent
 
     def attention(
         queries: mx.array,
@@ -296,20 +339,25 @@ def differentiable(workload: Workload, call: Call) -> Call:
         sinks: mx.array | None,
         length: mx.array | None = None,
     ) -> mx.array:
-        def sdpa(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
-            number: Any = scale.item()
-            return mx.fast.scaled_dot_product_attention(
-                q, k, v, scale=number, mask="causal" if causal else mask, sinks=sinks
+        out = call(queries, keys, values, scale, mask, sinks, length)
+        number: Any = scale.item()
+        if length is not None:
+            keys, values = _first(keys, length), _first(values, length)
+        chosen = "causal" if mask_kind == "causal" else mask
+        if bits:
+            stock = quantized.stock(queries, keys, values, number, chosen, bits, group)
+        else:
+            stock = mx.fast.scaled_dot_product_attention(
+                queries, keys, values, scale=number, mask=chosen, sinks=sinks
             )
-
-        @mx.custom_function
-        def served(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
-            return call(q, k, v, scale, mask, sinks, length)
-
-        @served.vjp
-        def served_vjp(primals: Any, cotangent: mx.array, output: mx.array) -> Any:
-            return tuple(mx.vjp(sdpa, list(primals), [cotangent])[1])
-
-        return cast(mx.array, served(queries, keys, values))
+        return cast(mx.array, instead(stock, out))
 
     return attention
+
+
+def _first(operand: Operand, length: mx.array) -> Operand:
+    """The keys or values of a whole buffer that count."""
+    count: Any = length.item()
+    if isinstance(operand, mx.array):
+        return operand[:, :, :count]
+    return tuple(part[:, :, :count] for part in operand)

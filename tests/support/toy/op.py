@@ -6,7 +6,10 @@ from typing import Any
 import mlx.core as mx
 
 from ..base import Op, PatchPoint, Questions, SearchSpace
+from . import target
 from .workload import Bucket, Workload
+
+_TARGET = target.__name__
 
 
 class Toy(Op[Bucket, Workload]):
@@ -14,7 +17,7 @@ class Toy(Op[Bucket, Workload]):
     stock = "x * scale + shift"
     variants = ("plain",)
     fields = frozenset({"rows", "width", "dtype"})
-    patch_points = (PatchPoint("mlx_lm_openevolve.ops.toy.target", "affine"),)
+    patch_points = (PatchPoint(_TARGET, "affine"), PatchPoint(_TARGET, "Affine.__call__"))
     example = "toy-r8-w64-float32"
 
     def parse(self, slug: str) -> Workload:
@@ -23,13 +26,17 @@ class Toy(Op[Bucket, Workload]):
     def inputs(self, variant: str) -> tuple[str, ...]:
         return ("x", "scale", "shift")
 
-    def describe(self, x: mx.array, scale: mx.array, shift: mx.array) -> Workload | str:
+    def describe(self, *call: Any) -> Workload | str:
+        x, scale, shift = self.arguments(*call)
         if x.ndim != 2 or scale.shape != x.shape[1:] or shift.shape != x.shape[1:]:
             return "not rows with a scale and a shift"
         return Workload(*x.shape, str(x.dtype).removeprefix("mlx.core."))
 
-    def arguments(self, x: mx.array, scale: mx.array, shift: mx.array) -> tuple[Any, ...]:
-        return x, scale, shift
+    def arguments(self, *call: Any) -> tuple[Any, ...]:
+        if isinstance(call[0], target.Affine):
+            layer, x = call
+            return x, layer.scale, layer.shift
+        return call
 
     def bind(
         self, workload: Workload, names: frozenset[str], *, broadcast: bool
