@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from types import ModuleType
 from typing import Any, Protocol
 
-from .holders import Place, model_modules, survey
+from .holders import Binding, model_modules, survey
 
 __all__ = ["MethodPatch", "Patch", "Replacement", "made"]
 
@@ -88,7 +88,7 @@ class Patch:
             if isinstance(module, ModuleType) and self._name in vars(module):
                 space = vars(module)
                 put = functools.partial(space.__setitem__, self._name)
-                places.append(Place(space[self._name], put))
+                places.append(Binding(space[self._name], put))
         _put(places, back)
         self._replacements, self._unreached = [], []
 
@@ -161,7 +161,7 @@ class MethodPatch:
         return []
 
 
-def _put(places: Iterable[Place], swaps: Iterable[tuple[Any, Any]]) -> None:
+def _put(places: Iterable[Binding], swaps: Iterable[tuple[Any, Any]]) -> None:
     new = {id(old): new for old, new in swaps}
     for place in places:
         if id(place.held) in new:

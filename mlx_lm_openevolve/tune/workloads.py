@@ -51,7 +51,7 @@ class _Recorder:
     def __init__(self, calls: Counter[Bucket]) -> None:
         self.routes: dict[Any, Any] = {}  # stays empty: every call is new
         self.off: list[str] = []
-        self.on_cpu = bool  # called: no
+        self.on_cpu = lambda: False
         self.tokens = 1
         self._calls = calls
 

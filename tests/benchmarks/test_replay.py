@@ -1,4 +1,4 @@
-"""benchmarks/replay.py: `params` over tables of points in place of a GPU, measured and synthetic."""
+"""benchmarks/replay.py: `params` over tables of points, measured and synthetic, without a GPU."""
 
 from __future__ import annotations
 
