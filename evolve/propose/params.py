@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,8 @@ __all__ = ["ParamsProposer", "fitting", "headroom", "launch_key", "switches"]
 
 Params = dict[str, int]
 _POOL = 160
+# Settings whose threadgroup memory is asked for at once: a run of the compiler takes 0.2 s for one.
+_FEW = 8
 # Share of turns that flip a structural switch of a kernel instead of a knob.
 _SWITCH = 0.05
 
@@ -137,10 +139,14 @@ class ParamsProposer:
         kernels = self._kernels(archive, workload)
         made: list[tuple[Kernel, Params, str, str]] = []
         taken: set[Any] = set()
+        # Given points were measured already, and CUDA's threadgroups may hold more.
+        limited = self._points is None and archive.config.backend != "cuda"
 
         def take(kernel: Kernel, params: Params, note: str, parent: str = "") -> None:
             key = launch_key(kernel, workload, params)
-            if key is None or key in taken or not fitting(kernel, workload, [params]):
+            if key is None or key in taken:
+                return
+            if limited and not fitting(kernel, workload, [params]):
                 return
             if key in {launch_key(kernel, workload, p) for p in archive.tried(kernel.id, slug)}:
                 return
@@ -175,7 +181,8 @@ class ParamsProposer:
                     if other.id not in archive.kernels:
                         take(other, dict(best.params), note, parent=kernel.id)
                         break
-            for params, note in self._ranked(archive, kernel, workload, slug, rng):
+            ranked = self._ranked(archive, kernel, workload, slug, rng)
+            for params, note in _those_that_fit(kernel, workload, ranked) if limited else ranked:
                 if len(made) > before:
                     break
                 take(kernel, params, note)
@@ -252,8 +259,7 @@ class ParamsProposer:
             if key not in seen:
                 seen.add(key)
                 kept.append((params, note))
-        fit = {tuple(p.items()) for p in fitting(kernel, workload, [p for p, _ in kept])}
-        return [item for item in kept if tuple(item[0].items()) in fit]
+        return kept
 
 
 def _nearest(kernel: Kernel, workload: Bucket, wanted: Params, points: Sequence[Params]) -> Params:
@@ -298,6 +304,16 @@ def fitting(kernel: Kernel, workload: Bucket, settings: Sequence[Params]) -> lis
         for params, launched in zip(settings, launches, strict=True)
         if all(_threadgroup.get((kernel.id, x[0], x[1]), 0) <= THREADGROUP_BYTES for x in launched)
     ]
+
+
+def _those_that_fit(
+    kernel: Kernel, workload: Bucket, ranked: Sequence[tuple[Params, str]]
+) -> Iterator[tuple[Params, str]]:
+    """The settings that fit, in their order; asked of the compiler a few at a time."""
+    for at in range(0, len(ranked), _FEW):
+        some = ranked[at : at + _FEW]
+        fit = fitting(kernel, workload, [params for params, _ in some])
+        yield from (item for item in some if item[0] in fit)
 
 
 @functools.lru_cache(maxsize=1 << 14)

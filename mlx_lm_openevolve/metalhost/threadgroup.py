@@ -18,6 +18,7 @@ from .build import BuildRequest, preprocess
 from .declarations import TranslationError
 from .findings import Sources
 from .flags import compile_flags
+from .lint import lint_raw
 from .objects import precompiled_shim
 from .signature import template_arguments
 from .toolchain import SHIM, compiler_available, run_tool, toolchain
@@ -85,15 +86,17 @@ constexpr unsigned long mh_table[] = {{{rows}}};
 
 
 def _table(text: str, work: Path) -> list[int] | None:
-    """The numbers of `mh_table`, None where the text does not compile."""
+    """The numbers of `mh_table`, None where the text does not compile, or must not be compiled."""
     tools = toolchain()
     files = (("sizes", text),)
     request = BuildRequest(text, "", files, utilities=True)
     unit, output = work / "sizes.cpp", work / "sizes.ll"
     flags = compile_flags(tools, False, False, request.math_mode)
+    if lint_raw(files, None):
+        return None
     try:
-        expanded, _ = preprocess(request, tools, Sources(dict(files)), work)
-        if expanded is None:
+        expanded, refusals = preprocess(request, tools, Sources(dict(files)), work)
+        if expanded is None or refusals:
             return None
         unit.write_text(translate(expanded, {})[0] + _KEPT, encoding="utf-8")
         shim = precompiled_shim(tools, flags, "mlx_utilities.h")

@@ -48,7 +48,9 @@ def test_the_sizes_are_those_of_a_run() -> None:
         ("threadgroup float a[8]; y[0] = a[0] = 1;", [], [32]),
         ("y[0] = 1;", [("N", 3)], [0]),
         ("threadgroup float a[N + nowhere];", [("N", 3)], None),
-        ("threadgroup float a[N]; #define", [("N", -3)], None),
+        ("threadgroup float a[N];", [("N", -3)], None),
+        ('#include "/etc/passwd"\nthreadgroup float a[2];', [], None),
+        ("threadgroup float a[2];\n#pragma nonsense\nconstexpr int N = 3;", [], [16]),
     ],
 )
 def test_what_cannot_be_read_is_unknown(body: str, template: Any, known: Any) -> None:
