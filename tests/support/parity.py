@@ -186,7 +186,8 @@ def shipped() -> list[Kernel]:
 def _on_sdpa(info: dict[str, Any]) -> tuple[str, ...]:
     """Decode calls that ran on SDPA, and why. Raises Disparity for plain attention,
     which every configuration is made to have served."""
-    reasons = [*info["fallbacks"]]
+    # A call without a cache is no decode step: it excuses none.
+    reasons = [reason for reason in info["fallbacks"] if not reason.startswith("no cache")]
     for slug, row in info["workloads"].items():
         workload = Workload.parse(slug)
         if workload.q_len > 8 or not row["fallbacks"]:
