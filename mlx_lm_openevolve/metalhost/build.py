@@ -123,7 +123,7 @@ def _build(request: BuildRequest, tools: Toolchain, sources: Sources, work: Path
     if not findings:
         if request.count:
             assemble_counted(tools, work)
-        findings = link(tools, work)
+        findings = link(tools, work, int(request.instrument) + int(request.count))
     if not os.environ.get("MLX_LM_OPENEVOLVE_KEEP"):
         for path in work.glob("kernel.*"):
             # Mach-O programs leave their line table in the object.

@@ -13,6 +13,7 @@ from ..errors import BackendError, MachineError
 from .cache import store
 from .findings import Finding
 from .flops import count_blocks
+from .object_rules import secure
 from .toolchain import (
     METAL_HEADERS,
     RUNTIME,
@@ -91,9 +92,16 @@ def assemble_counted(tools: Toolchain, work: Path) -> None:
     ir.unlink()
 
 
-def link(tools: Toolchain, work: Path) -> list[Finding]:
-    """Links work/kernel; a function that the source only declares is a finding."""
+def link(tools: Toolchain, work: Path, initialisers: int) -> list[Finding]:
+    """Links work/kernel. What a compiled kernel may not hold (object_rules.py), and a function that
+    the source only declares, is a finding. initialisers: that the sanitizers add."""
     objects = [str(work / "kernel.o"), str(runtime_object(tools))]
+    try:
+        refusal = secure(work / "kernel.o", initialisers, runtime_object(tools))
+    except (OSError, ValueError) as error:
+        raise MachineError(f"the compiled kernel cannot be read: {error}") from None
+    if refusal:
+        return [Finding("sandbox", f"the compiled kernel holds {refusal}")]
     done = _run_linker(tools, objects, work)
     missing = re.search(r"undefined (?:symbol:|reference to) ([^\n]+)", done.stdout + done.stderr)
     if missing:
