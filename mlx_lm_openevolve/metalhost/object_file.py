@@ -27,13 +27,15 @@ class Section:
 @dataclass(frozen=True)
 class Symbol:
     """name: without Mach-O's leading underscore. kind: the ELF type (2 is a function, 10 an IFUNC;
-    of Mach-O 10 or 0). bind: 0 for a local symbol. section: its number, 0 where it is undefined."""
+    of Mach-O 10 or 0). bind: 0 for a local symbol. section: its number, 0 where it is undefined.
+    entry: where it stands in the file."""
 
     name: str
     value: int
     kind: int
     bind: int
     section: int
+    entry: int
 
 
 @dataclass(frozen=True)
@@ -79,8 +81,10 @@ def _elf(data: bytes) -> ObjectFile:
         if h[1] != 2:  # SHT_SYMTAB
             continue
         strings = sections[h[6]].data
-        for name, info, _, index, value, _ in struct.iter_unpack("<IBBHQQ", section.data):
-            symbols.append(Symbol(_string(strings, name), value, info & 15, info >> 4, index))
+        for k, symbol in enumerate(struct.iter_unpack("<IBBHQQ", section.data)):
+            name, info, _, index, value, _ = symbol
+            text, entry = _string(strings, name), h[4] + 24 * k
+            symbols.append(Symbol(text, value, info & 15, info >> 4, index, entry))
     return ObjectFile(sections, tuple(symbols))
 
 
@@ -98,14 +102,14 @@ def _macho(data: bytes) -> ObjectFile:
         elif command == 2:  # LC_SYMTAB
             table, n, strings, _ = struct.unpack_from("<IIII", data, at + 8)
             for k in range(n):
-                name, bits, section, more, value = struct.unpack_from(
-                    "<IBBHQ", data, table + 16 * k
-                )
+                entry = table + 16 * k
+                name, bits, section, more, value = struct.unpack_from("<IBBHQ", data, entry)
                 if bits & 0xE0:  # for debuggers
                     continue
                 text = _string(data, strings + name)
                 kind = 10 if more & 0x100 and section else 0  # N_SYMBOL_RESOLVER
-                symbols.append(Symbol(text.removeprefix("_"), value, kind, bits & 1, section))
+                text = text.removeprefix("_")
+                symbols.append(Symbol(text, value, kind, bits & 1, section, entry))
         at += size
     return ObjectFile(tuple(sections), tuple(symbols), tuple(loads))
 

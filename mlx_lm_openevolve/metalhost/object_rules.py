@@ -52,7 +52,8 @@ _LOADS = frozenset({0x19, 2, 0xB, 0x24, 0x32, 0x29, 0x2E})  # segment, symbols, 
 
 def secure(path: Path, initialisers: int, runtime: Path) -> str:
     """Why the kernel's object at `path` is refused, "" where it is not. The sanitizers' own
-    initialisers, `initialisers` at most, become plain data: none is ever run.
+    initialisers, `initialisers` at most, become plain data, so that none is ever run; its names
+    become hidden, so that the loader does not put them in the place of a library's.
 
     runtime: the object that it is linked with. Raises ValueError where a file cannot be read.
     """
@@ -68,9 +69,15 @@ def secure(path: Path, initialisers: int, runtime: Path) -> str:
                 struct.pack_into("<II", data, section.header, name + len(".init"), 1)
             else:
                 data[section.header + 64] = 0
+    for symbol in file.symbols:
+        if symbol.bind and symbol.section:
+            if data[:4] == ELF:
+                data[symbol.entry + 5] = 2  # STV_HIDDEN
+            else:
+                data[symbol.entry + 4] |= 0x10  # N_PEXT
     if found > initialisers:
         reason = reason or "code that would run before the kernel is started"
-    if found and not reason:
+    if not reason:
         path.write_bytes(data)
     return reason
 
@@ -121,6 +128,6 @@ def _names(file: ObjectFile, runtime: ObjectFile) -> str:
             # A name of C++ that nobody has is for the linker to report.
             if not (_GIVEN.fullmatch(name) or (name.startswith("_Z") and name not in taken)):
                 return f"'{name[:80]}', which is not the kernel's to call"
-        elif name not in ENTRIES and (not name.startswith("_Z") or name in taken):
+        elif name not in ENTRIES and (name in taken or re.match("_(?!Z)", name)):
             return f"'{name[:80]}', a name that is not the kernel's to take"
     return ""

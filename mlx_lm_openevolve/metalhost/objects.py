@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ..errors import BackendError, MachineError
 from .cache import store
+from .confine import Access
 from .findings import Finding
 from .flops import count_blocks
 from .object_rules import secure
@@ -39,8 +40,8 @@ def _stored(parts: tuple[str, ...], make: Callable[[Path], None]) -> Path:
     return store().get(hashlib.sha256("\0".join(parts).encode()).hexdigest(), make)
 
 
-def _compile(what: str, command: list[str]) -> None:
-    done = run_tool(command)
+def _compile(what: str, command: list[str], access: Access | None = None) -> None:
+    done = run_tool(command, access)
     if done.status != 0:
         raise BackendError(f"{what} does not compile: {done.stderr.strip()[:2000]}")
 
@@ -88,7 +89,8 @@ def assemble_counted(tools: Toolchain, work: Path) -> None:
     ir.write_text(count_blocks(ir.read_text(encoding="utf-8")), encoding="utf-8")
     flags = ["-x", "ir", "-O1", *tools.target_flags, "-fno-sanitize=all", "-w"]
     output = ["-Xclang", "-disable-llvm-passes", "-c", str(ir), "-o", str(work / "kernel.o")]
-    _compile("the counted kernel", [*tools.clang, *flags, *output])
+    access = Access(tools.reads, (work, Path("/dev/null")))
+    _compile("the counted kernel", [*tools.clang, *flags, *output], access)
     ir.unlink()
 
 
