@@ -21,7 +21,7 @@ from .diagnostics import diagnostics
 from .entry import entry, resolve
 from .findings import Finding, Sources, position, unique
 from .flags import compile_flags
-from .lint import lint_raw, lint_translated
+from .lint import MAX_EXPANDED, lint_raw, lint_translated
 from .objects import assemble_counted, header_folder, link, precompiled_shim
 from .strict import STRICT_FLAGS, strict_findings, strict_warnings
 from .toolchain import (
@@ -245,4 +245,6 @@ def _preprocess(
             raise MachineError(f"the preprocessor failed: {one_line(done.stderr)}")
         return None, findings
     text = expanded.read_text(encoding="utf-8", errors="replace")
+    if len(text) > MAX_EXPANDED:
+        raise Exhausted(f"it expands to more than {MAX_EXPANDED >> 20} MiB")
     return text, lint_translated(text, sources)

@@ -91,6 +91,7 @@ class MetalKernel:
         count: bool = False,
         time_limit: float = 20.0,
         memory_limit: int = 2 << 30,
+        trusted: bool = False,
     ) -> LaunchResult:
         """Compiles the kernel, or takes it from the cache, and runs it. Findings never raise.
 
@@ -99,6 +100,7 @@ class MetalKernel:
         stream: of no meaning here. seed: of the schedule, 0 is the plain order.
         sanitize: check every access. count: fill `LaunchResult.counters`.
         time_limit: seconds of run time. memory_limit: bytes of the launch's arrays.
+        trusted: run it even where the system has no sandbox.
 
         Raises: UsageError, BackendError where no clang is at hand, MachineError.
         """
@@ -107,7 +109,7 @@ class MetalKernel:
             raise UsageError(f"kernel {self.name!r} has {len(self.output_names)} outputs")
         options = Options(
             dim3(grid, "grid"), dim3(threadgroup, "threadgroup"), seed, sanitize, count,
-            time_limit, memory_limit,
+            time_limit, memory_limit, trusted,
         )  # fmt: skip
         arguments = self._arguments(arrays)
         for name, size, kind in zip(self.output_names, output_shapes, output_dtypes, strict=True):

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from ..errors import BackendError, MachineError, UsageError
+from ..errors import MachineError, UsageError
 from .arguments import HEADER, Argument, Layout
 from .arrays import to_mlx
 from .build import Program
@@ -84,8 +84,7 @@ def run(program: Program, arguments: Mapping[int, Argument], options: Options) -
     """Launches `program`, where it was built. Findings never raise, whatever the program reports:
     its outputs are bytes that the caller judges.
 
-    Raises: BackendError where the system has no sandbox and nobody vouches for the kernel;
-    MachineError.
+    Raises: MachineError, also where the system has no sandbox and nobody vouches for the kernel.
     """
     start = time.perf_counter()
     layout = Layout(arguments, mark_gaps=options.sanitize)
@@ -124,7 +123,7 @@ def _read(
     report: str, program: Program, arguments: Mapping[int, Argument], options: Options
 ) -> tuple[tuple[Finding, ...], Counters | None]:
     if report.startswith("unconfined\n"):
-        raise BackendError(
+        raise MachineError(
             f"this system has no sandbox for kernels of unknown origin; set {UNSAFE}=1 to run them "
             "without one"
         )

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from probe import launch, messages, on_host, only
 
-from mlx_lm_openevolve.errors import BackendError, MachineError
+from mlx_lm_openevolve.errors import MachineError
 from mlx_lm_openevolve.metalhost import LaunchResult, confine, objects
 from mlx_lm_openevolve.metalhost import build as build_module
 from mlx_lm_openevolve.metalhost import launch as launch_module
@@ -363,7 +363,7 @@ def test_an_endless_report_ends(behind: Behind) -> None:
 def test_without_a_sandbox_somebody_must_vouch(monkeypatch: pytest.MonkeyPatch) -> None:
     options = launch_module.Options((1, 1, 1), (1, 1, 1), 0, True, False, 1.0, 1 << 20)
     program = Program(Path("kernel"), None, (), Sources({}), 0.0, Path())
-    with pytest.raises(BackendError, match="MLX_LM_OPENEVOLVE_UNSAFE"):
+    with pytest.raises(MachineError, match="MLX_LM_OPENEVOLVE_UNSAFE"):
         launch_module._read("unconfined\nend\n", program, {}, options)
     assert launch_module._confine(options) == launch_module.CONFINE
     vouched = replace(options, trusted=True)
