@@ -219,7 +219,7 @@ def _run_clang(
 
 def _access(tools: Toolchain, work: Path, *reads: Path) -> Access:
     """A compiler that reads its installation and `reads`, and writes `work`."""
-    return Access((*tools.reads, *reads), (work, Path("/dev/null")))
+    return Access((*tools.reads, *reads), (work,))
 
 
 def _preprocess(

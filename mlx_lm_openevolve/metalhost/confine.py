@@ -124,7 +124,8 @@ def _restrict(access: Access) -> None:
     size = 24 if version >= 6 else 16 if version >= 4 else 8
     ruleset = call(_CREATE, ctypes.byref(rules), ctypes.c_size_t(size), 0)
     try:
-        for paths, allowed in ((access.reads, _READ), (access.writes, rules.files)):
+        writes = (*access.writes, Path(os.devnull))
+        for paths, allowed in ((access.reads, _READ), (writes, rules.files)):
             for path in paths:
                 _allow(call, ruleset, path, allowed & rules.files)
         if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):

@@ -89,8 +89,8 @@ def assemble_counted(tools: Toolchain, work: Path) -> None:
     ir.write_text(count_blocks(ir.read_text(encoding="utf-8")), encoding="utf-8")
     flags = ["-x", "ir", "-O1", *tools.target_flags, "-fno-sanitize=all", "-w"]
     output = ["-Xclang", "-disable-llvm-passes", "-c", str(ir), "-o", str(work / "kernel.o")]
-    access = Access(tools.reads, (work, Path("/dev/null")))
-    _compile("the counted kernel", [*tools.clang, *flags, *output], access)
+    command = [*tools.clang, *flags, *output]
+    _compile("the counted kernel", command, Access(tools.reads, (work,)))
     ir.unlink()
 
 
