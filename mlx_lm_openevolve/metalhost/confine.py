@@ -38,6 +38,7 @@ FILE_BYTES = 32 << 20
 # linux/landlock.h. The same numbers on every architecture.
 _CREATE, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
 _READ = 1 << 0 | 1 << 2 | 1 << 3  # start a program, read a file, list a folder
+_WRITE = 1 << 1 | 1 << 2 | 1 << 3 | 1 << 5 | 1 << 8 | 1 << 14  # files, no links and no programs
 _OF_FILES = 1 << 0 | 1 << 1 | 1 << 2 | 1 << 14 | 1 << 15
 _PR_SET_NO_NEW_PRIVS = 38
 
@@ -125,7 +126,7 @@ def _restrict(access: Access) -> None:
     ruleset = call(_CREATE, ctypes.byref(rules), ctypes.c_size_t(size), 0)
     try:
         writes = (*access.writes, Path(os.devnull))
-        for paths, allowed in ((access.reads, _READ), (writes, rules.files)):
+        for paths, allowed in ((access.reads, _READ), (writes, _WRITE)):
             for path in paths:
                 _allow(call, ruleset, path, allowed & rules.files)
         if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):

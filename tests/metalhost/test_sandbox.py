@@ -318,6 +318,18 @@ def test_a_refused_object_is_never_started(behind: Behind, world: World) -> None
 
 
 @on_host
+def test_the_system_holds_where_the_rules_fail(behind: Behind, world: World) -> None:
+    """On every system and processor: a call of libc, from a program that the rules let pass."""
+    behind.rules = False
+    header, body = 'extern "C" int system(const char*);', f'y[0] = system("touch {world.target}");'
+    run(header, body)
+    assert world.untouched()
+    behind.confine = FREE
+    run(header, body)
+    assert world.target.exists()
+
+
+@on_host
 @on_x86
 def test_a_program_holds_no_descriptor_but_its_own(behind: Behind) -> None:
     """The launch's file, the report, and nothing in place of standard error."""
