@@ -10,15 +10,17 @@ its repeats; a new kernel differs from the last one in a comment.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import mlx.core as mx
 
@@ -111,6 +113,32 @@ def wall(action: Callable[[int], object], repeats: int) -> list[float]:
     return seconds
 
 
+@contextlib.contextmanager
+def without_sandbox() -> Iterator[None]:
+    """No filter of system calls, no Landlock, no limits, no rules on the object."""
+    with contextlib.ExitStack() as stack:
+        for target, value in (
+            ("launch._confine", lambda _: 0),
+            ("confine._restrict", lambda _: None),
+            ("confine.limit", lambda _: True),
+            ("objects.secure", lambda *_: ""),
+        ):
+            stack.enter_context(mock.patch(f"mlx_lm_openevolve.metalhost.{target}", value))
+        yield
+
+
+def sandbox_ratio(action: Callable[[int], object], pairs: int) -> float:
+    """Median of an action's time with the sandbox over its time without, taken in turn."""
+    ratios = []
+    for k in range(pairs):
+        seconds = {}
+        for free in (False, True) if k % 2 else (True, False):
+            with without_sandbox() if free else contextlib.nullcontext():
+                seconds[free] = wall(lambda _: action(2 * k + free), 1)[0]  # noqa: B023
+        ratios.append(seconds[False] / seconds[True])
+    return statistics.median(ratios)
+
+
 def measure() -> list[dict[str, Any]]:
     """The rows: what, median seconds, all samples, target."""
     rows: list[dict[str, Any]] = []
@@ -148,6 +176,12 @@ def measure() -> list[dict[str, Any]]:
         start(k)
 
     row("launch of a kernel from the cache on disk", wall(cold, 50), 0.05)
+    for what, action, pairs in (
+        ("launch of a known kernel", start, 100),
+        ("run with all checks", lambda _: decode("first"), 5),
+        ("host check of a new body: compile, run", lambda k: decode(f"pair {k} {id(rows)}"), 5),
+    ):
+        rows.append({"what": f"sandbox's share: {what}", "ratio": sandbox_ratio(action, pairs)})
     rows.append({"what": "largest error against float32", "error": decode.error()})
     return rows
 
@@ -168,6 +202,9 @@ def main() -> None:
     for r in rows:
         if "error" in r:
             print(f"{r['error']:10.2e}     {r['what']}")
+            continue
+        if "ratio" in r:
+            print(f"{r['ratio']:10.3f} x   {r['what']}")
             continue
         target = f"  (target {r['target']:g} s)" if r["target"] else ""
         print(f"{r['median']:10.4f} s   {r['what']}{target}")

@@ -25,7 +25,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Died", "Worker", "child_environment", "kill_session", "serve"]
+__all__ = ["Died", "Worker", "child_environment", "kill_session", "memory_of", "serve"]
 
 START_SECONDS = 120.0  # what a worker may take to start, beside the seconds of its first answer
 _POLL_SECONDS = 0.5
@@ -159,7 +159,7 @@ class Worker:
                 if not data:
                     return None
                 self._rest += data
-            used = _memory_of(process.pid) if self.memory and not (ready or free) else 0
+            used = memory_of(process.pid) if self.memory and not (ready or free) else 0
             if used > self.memory:
                 raise Died("memory", f"{used >> 20} MiB taken, {self.memory >> 20} allowed")
 
@@ -180,7 +180,7 @@ class Worker:
         return Died("crash", text, last=last)
 
 
-def _memory_of(session: int) -> int:
+def memory_of(session: int) -> int:
     """Resident bytes of a session's processes, 0 where they are not known."""
     flag = "-s" if sys.platform.startswith("linux") else "-g"
     try:

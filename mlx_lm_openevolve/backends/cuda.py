@@ -20,6 +20,7 @@ from .. import ops
 from ..errors import BackendError, MachineError
 from ..kernels.kernel import Kernel, Launch
 from ..metalhost.cache import store
+from ..metalhost.lint import directives
 from ..ops import Workload
 from ..ops.base import Call
 from . import Run, chain, cuda_modules, dtype_of
@@ -118,6 +119,9 @@ def sources(launch: Launch, absent: Mapping[str, str]) -> tuple[str, str]:
     """
     spec = launch.spec
     source, header = minify(spec.source), minify(spec.header)
+    for text in (spec.source, spec.header):
+        if reason := _foreign(text):
+            raise UnsupportedOnCuda(f"{spec.file}: {reason}")
     head, body = "", ""
     if spec.language == "metal":
         try:
@@ -147,6 +151,23 @@ def sources(launch: Launch, absent: Mapping[str, str]) -> tuple[str, str]:
     if absent:
         head += f"namespace mlx::core::cu {{\n{_ABSENT}\n}}\n"
     return head, f'{body}{strides}#line 1 "{spec.file}"\n{source}\n'
+
+
+_INCLUDES = re.compile(
+    r'[<"](?:cuda_(?:bf16|fp16|fp8|pipeline|pipeline_primitives)\.h|mma\.h|metal_\w+'
+    r"|cooperative_groups\.h|(?:cooperative_groups|cuda|cub|cute|cutlass)/[\w/]+(?:\.h|\.hpp|\.cuh)?"
+    r'|mlx/backend/cuda/device/\w+\.cuh)[>"]'
+)
+
+
+def _foreign(text: str) -> str:
+    """What a text would have NVRTC read beside the headers of MLX and CUDA, "" for nothing."""
+    text = re.sub(r"\\[ \t]*\r?\n", "", text)  # a backslash joins two lines, and a word in two
+    for word, operand, _ in directives(text):
+        if word.startswith(("include", "import", "embed")) and not _INCLUDES.fullmatch(operand):
+            return f"#{word} {operand[:80]} is not available"
+    hit = re.search(r"\b__has_(?:include|embed)\w*", text)
+    return f"{hit[0]} is not available" if hit else ""
 
 
 def _on_device(scale: mx.array) -> mx.array:

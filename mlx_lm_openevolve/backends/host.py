@@ -7,12 +7,14 @@ dispatcher returns the original. Gradients are those of the original.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 
 import mlx.core as mx
 
 from .. import metalhost, ops
 from ..errors import BackendError
+from ..kernels import lookup
 from ..kernels.kernel import Kernel, Launch
 from ..ops import Workload
 from ..ops.base import Call
@@ -46,10 +48,16 @@ def build(
         raise BackendError(reason)
 
     def make(launch: Launch, name: str, inputs: list[str]) -> Run:
-        return _make(launch, name, inputs, sanitize, launches, seed)
+        return _make(launch, name, inputs, sanitize, launches, seed, _shipped(kernel.id))
 
     call = chain(kernel, params, workload, ("metal",), make)
     return ops.of(workload).differentiable(workload, call)
+
+
+@functools.lru_cache(maxsize=1024)
+def _shipped(id: str) -> bool:
+    """Whether a kernel came with this package. All others need a sandbox to run on the CPU."""
+    return lookup.shipped().kernel(id) is not None
 
 
 def _make(
@@ -59,6 +67,7 @@ def _make(
     sanitize: bool,
     launches: list[metalhost.LaunchResult] | None,
     seed: int,
+    trusted: bool,
 ) -> Run:
     spec = launch.spec
     function = metalhost.metal_kernel(
@@ -86,6 +95,7 @@ def _make(
             sanitize=sanitize,
             count=launches is not None,
             seed=seed,
+            trusted=trusted,
         )
         if launches is not None:
             launches.append(done)

@@ -15,18 +15,28 @@ from typing import Any
 
 from ..errors import MachineError
 from .cache import intact, store
+from .confine import Access
 from .declarations import KernelFunction, Parameter, TranslationError
 from .diagnostics import diagnostics
 from .entry import entry, resolve
 from .findings import Finding, Sources, position, unique
 from .flags import compile_flags
-from .lint import lint_raw, lint_translated
+from .lint import MAX_EXPANDED, lint_raw, lint_translated
 from .objects import assemble_counted, header_folder, link, precompiled_shim
 from .strict import STRICT_FLAGS, strict_findings, strict_warnings
-from .toolchain import SHIM, Completed, Toolchain, one_line, package_digest, run_tool, toolchain
+from .toolchain import (
+    SHIM,
+    Completed,
+    Exhausted,
+    Toolchain,
+    one_line,
+    package_digest,
+    run_tool,
+    toolchain,
+)
 from .translate import translate
 
-__all__ = ["BuildRequest", "Program", "build", "preprocess"]
+__all__ = ["BuildRequest", "Program", "access_to", "build", "preprocess"]
 
 
 @dataclass(frozen=True)
@@ -119,11 +129,15 @@ def _function(data: dict[str, Any] | None) -> KernelFunction | None:
 
 def _build(request: BuildRequest, tools: Toolchain, sources: Sources, work: Path) -> None:
     """Fills a folder of the cache: program.json, and without findings the program `kernel`."""
-    findings, function = _compile(request, tools, sources, work)
-    if not findings:
-        if request.count:
+    function: KernelFunction | None = None
+    try:
+        findings, function = _compile(request, tools, sources, work)
+        if not findings and request.count:
             assemble_counted(tools, work)
-        findings = link(tools, work)
+    except Exhausted as error:
+        findings = [Finding("compile", str(error))]
+    if not findings:
+        findings = link(tools, work, int(request.instrument) + int(request.count))
     if not os.environ.get("MLX_LM_OPENEVOLVE_KEEP"):
         for path in work.glob("kernel.*"):
             # Mach-O programs leave their line table in the object.
@@ -191,15 +205,21 @@ def _run_clang(
     built again, once."""
     for _ in range(2):
         shim = precompiled_shim(tools, flags, header)
+        access = access_to(tools, unit.parent, shim.parent, SHIM, SHIM.parent / "runtime")
         command = [*tools.clang, *flags, "-include-pch", str(shim), "-I", str(SHIM), str(unit)]
         with ThreadPoolExecutor(1) as pool:
-            compiling = pool.submit(run_tool, [*command, *output])
-            tree = run_tool([*command, *STRICT_FLAGS])
+            compiling = pool.submit(run_tool, [*command, *output], access)
+            tree = run_tool([*command, *STRICT_FLAGS], access)
             compiled = compiling.result()
         if not _UNUSABLE.search(compiled.stderr + tree.stderr):
             return compiled, tree
         store().discard(shim.parent)
     raise MachineError(f"the precompiled shim is unusable: {one_line(compiled.stderr)}")
+
+
+def access_to(tools: Toolchain, work: Path, *reads: Path) -> Access:
+    """A compiler that reads its installation and `reads`, and writes `work`."""
+    return Access((*tools.reads, *reads), (work,))
 
 
 def preprocess(
@@ -209,14 +229,16 @@ def preprocess(
     in the folder `work`."""
     raw, expanded = work / "kernel.metal", work / "kernel.ii"
     raw.write_text(request.text, encoding="utf-8", errors="replace")
-    include = ["-I", str(header_folder())]
+    folders = [header_folder()]
     if request.include_root is not None:
-        include += ["-I", request.include_root]
+        folders.append(Path(request.include_root))
+    include = [word for folder in folders for word in ("-I", str(folder))]
     utilities = ["-include", str(SHIM / "mlx_macros.h")] if request.utilities else []
     done = run_tool(
         [*tools.clang, "-E", "-x", "c++", "-std=c++14", "-nostdinc", "-undef", "-w",
-         "-fno-color-diagnostics", "-fno-caret-diagnostics", *include,
-         "-include", str(SHIM / "macros.h"), *utilities, str(raw), "-o", str(expanded)]
+         "-fno-color-diagnostics", "-fno-caret-diagnostics", "-fno-crash-diagnostics", *include,
+         "-include", str(SHIM / "macros.h"), *utilities, str(raw), "-o", str(expanded)],
+        access_to(tools, work, SHIM, *folders),
     )  # fmt: skip
     if done.status != 0:
         findings = diagnostics(done.stderr, sources)
@@ -224,4 +246,6 @@ def preprocess(
             raise MachineError(f"the preprocessor failed: {one_line(done.stderr)}")
         return None, findings
     text = expanded.read_text(encoding="utf-8", errors="replace")
+    if len(text) > MAX_EXPANDED:
+        raise Exhausted(f"it expands to more than {MAX_EXPANDED >> 20} MiB")
     return text, lint_translated(text, sources)

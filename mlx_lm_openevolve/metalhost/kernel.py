@@ -102,6 +102,7 @@ class MetalKernel:
         count: bool = False,
         time_limit: float = 20.0,
         memory_limit: int = 2 << 30,
+        trusted: bool = False,
     ) -> LaunchResult:
         """Compiles the kernel, or takes it from the cache, and runs it. Findings never raise.
 
@@ -111,6 +112,7 @@ class MetalKernel:
         seed: of the schedule, 0 is the plain order.
         sanitize: check every access. count: fill `LaunchResult.counters`.
         time_limit: seconds of run time. memory_limit: bytes of the launch's arrays.
+        trusted: run it even where the system has no sandbox.
 
         Raises: UsageError, BackendError where no clang is at hand, MachineError.
         """
@@ -130,7 +132,7 @@ class MetalKernel:
         _check_stream(stream)
         options = Options(
             dim3(grid, "grid"), dim3(threadgroup, "threadgroup"), seed, sanitize, count,
-            time_limit, memory_limit,
+            time_limit, memory_limit, trusted,
         )  # fmt: skip
         arguments = self._arguments(arrays)
         for name, shape, kind in zip(self.output_names, shapes, output_dtypes, strict=True):

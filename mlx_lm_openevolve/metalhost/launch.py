@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import operator
 import os
+import select
+import signal
 import struct
 import subprocess
 import tempfile
@@ -26,6 +28,9 @@ __all__ = ["LaunchResult", "Options", "Size", "check_threadgroup", "dim3", "inte
 
 _MAGIC = 0x31304C4154454D48
 MAX_THREADS = 1024
+MAX_REPORT = 4 << 20  # bytes; 64 findings and the counters take a twentieth of it
+UNSAFE = "MLX_LM_OPENEVOLVE_UNSAFE"
+CONFINE_IF_POSSIBLE, CONFINE = 1, 2  # runtime/base.h: Confine
 Size = Sequence[int]
 
 
@@ -40,6 +45,7 @@ class Options:
     count: bool
     time_limit: float
     memory_limit: int
+    trusted: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,7 +82,11 @@ class LaunchResult:
 
 
 def run(program: Program, arguments: Mapping[int, Argument], options: Options) -> LaunchResult:
-    """Launches `program`, where it was built. Findings never raise."""
+    """Launches `program`, where it was built. Findings never raise, whatever the program reports:
+    its outputs are bytes that the caller judges.
+
+    Raises: MachineError, also where the system has no sandbox and nobody vouches for the kernel.
+    """
     start = time.perf_counter()
     layout = Layout(arguments, mark_gaps=options.sanitize)
     refusal = check_threadgroup(options.threadgroup)
@@ -100,15 +110,34 @@ def run(program: Program, arguments: Mapping[int, Argument], options: Options) -
             layout.write(file)
             file.flush()
             report, problem = _execute(program.executable, file, options)
-            findings = read_findings(report, program, arguments)
+            findings, counters = _read(report, program, arguments, options)
             if not any(f.fatal for f in findings):
                 if problem is None:
                     outputs = layout.outputs(file)
                 else:
                     findings += (problem,)
-        counters = Counters.parse(report) if options.count else None
     seconds = time.perf_counter() - start
     return LaunchResult(outputs, findings, counters, program.compile_seconds, seconds)
+
+
+def _read(
+    report: str, program: Program, arguments: Mapping[int, Argument], options: Options
+) -> tuple[tuple[Finding, ...], Counters | None]:
+    if report.startswith("unconfined\n"):
+        raise MachineError(
+            f"this system has no sandbox for kernels of unknown origin; set {UNSAFE}=1 to run them "
+            "without one"
+        )
+    try:
+        findings = read_findings(report, program, arguments)
+        return findings, Counters.parse(report) if options.count else None
+    except (ValueError, LookupError, AttributeError, OverflowError):  # not the runtime's writing
+        return (Finding("fault", "the host program's report is not readable"),), None
+
+
+def _confine(options: Options) -> int:
+    unsafe = os.environ.get(UNSAFE, "") not in ("", "0")
+    return CONFINE_IF_POSSIBLE if options.trusted or unsafe else CONFINE
 
 
 def _header(options: Options, layout: Layout) -> bytes:
@@ -116,8 +145,9 @@ def _header(options: Options, layout: Layout) -> bytes:
     group = (min(g, t) for g, t in zip(options.grid, options.threadgroup, strict=True))
     records = layout.records()
     head = struct.pack(
-        "<13Q", _MAGIC, options.seed & (1 << 64) - 1, options.sanitize, options.count,
-        *options.grid, *group, int(options.time_limit * 1000), options.memory_limit, len(records),
+        "<14Q", _MAGIC, options.seed & (1 << 64) - 1, options.sanitize, options.count,
+        *options.grid, *group, int(options.time_limit * 1000), options.memory_limit,
+        _confine(options), len(records),
     )  # fmt: skip
     assert len(head) == HEADER
     return head + b"".join(records)
@@ -152,17 +182,39 @@ def _execute(executable: Path, file: IO[bytes], options: Options) -> tuple[str, 
         )  # fmt: skip
     except OSError as error:
         raise MachineError(f"cannot start {executable}: {error.strerror}") from None
-    problem = None
+    assert process.stdout is not None
+    problem: Finding | None = Finding("fault", "interrupted")
     try:
-        stdout, _ = process.communicate(timeout=options.time_limit + 5.0)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        stdout, _ = process.communicate()
-        problem = Finding("time-limit", f"still running after {options.time_limit:g} s")
-    report = stdout.decode("utf-8", "replace")
+        with process.stdout as pipe:
+            data, problem = _receive(pipe.fileno(), options.time_limit)
+    finally:
+        if problem is not None:
+            process.kill()
+        process.wait()
+    report = data.decode("utf-8", "replace")
+    if problem is None and process.returncode == -signal.SIGSYS:
+        problem = Finding("sandbox", "the kernel asks the system for something")
     if problem is None and report.splitlines()[-1:] != ["end"]:
         problem = Finding("fault", f"the host program ended with status {process.returncode}")
     return report, problem
+
+
+def _receive(pipe: int, time_limit: float) -> tuple[bytes, Finding | None]:
+    """What is written to a pipe until it is closed, and what is wrong with it."""
+    data = b""
+    deadline = time.monotonic() + time_limit + 5.0
+    readable = select.poll()
+    readable.register(pipe, select.POLLIN)
+    while True:
+        left = deadline - time.monotonic()
+        if left <= 0 or not readable.poll(left * 1000):
+            return data, Finding("time-limit", f"still running after {time_limit:g} s")
+        part = os.read(pipe, 1 << 16)
+        if not part:
+            return data, None
+        data += part
+        if len(data) > MAX_REPORT:
+            return b"", Finding("fault", f"a report of more than {MAX_REPORT} bytes")
 
 
 def check_threadgroup(threadgroup: tuple[int, int, int]) -> Finding | None:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from .brackets import blank
 from .findings import Finding, Sources, position
 from .toolchain import METAL_HEADERS
 
-__all__ = ["lint_raw", "lint_translated"]
+__all__ = ["MAX_EXPANDED", "directives", "lint_raw", "lint_translated", "tokens"]
 
 MAX_SOURCE = 256 * 1024  # characters
+MAX_EXPANDED = 8 << 20  # characters: MLX's largest kernel has a twentieth
 
 # What a directive may be. #line is not among them: the places of findings rest on it.
 _DIRECTIVES = (
@@ -31,26 +32,28 @@ _PRAGMA = re.compile(
 )
 _PRAGMA_OPERATOR = re.compile(r"\b_Pragma\b\s*(?:\(\s*\"([^\"\\\n]*)\"\s*\))?")
 
-# Words that could reach past the kernel. They are looked for in the preprocessed text, where no
-# macro hides them.
+# Words that could reach past the kernel. They are looked for in the tokens of the preprocessed
+# text, where no macro, digraph or literal hides them.
 _FORBIDDEN = (
-    (r"\basm\b|\b__asm(?:__)?\b", "asm is not Metal"),
+    (r"\b_?asm\b|\b__asm(?:__)?\b", "asm is not Metal"),
     (r"\b__attribute(?:__)?\b|\b__declspec\b", "__attribute__ is not available in kernels"),
-    (r"\b__builtin_\w+|\b__c11_atomic\w+|\b__atomic_\w+|\b__sync_\w+",
+    (r"\b__(?:builtin|c11|atomic|scoped_atomic|opencl_atomic|sync|arm|extension|label)_\w+",
      "compiler builtins are not Metal"),
     (r"\bextern\b", "extern is not available in kernels"),
     (r"\bmh(?:\s*::|_)\w*|\bMh[A-Z]\w*|\bMH_\w+|\bnamespace\s+mh\b",
      "names of the host runtime are reserved"),
     (r"\b__(?:tsan|ubsan|sanitizer)_\w+", "names of the host runtime are reserved"),
     (r"(?<!\w)(?:import|module|export)\s+[<\"\w]", "modules are not Metal"),
-    (r"\[\[\s*(?:gnu|clang|__gnu__|_Clang|using)\b", "compiler attributes are not Metal"),
+    (r"\[\s*\[\s*(?:[^\]]{0,200},\s*)?(?:using\b|\w+\s*::)", "compiler attributes are not Metal"),
+    (r"\\", "a name is written in letters"),
 )  # fmt: skip
 
 
 # Attributes that say nothing about what a function does.
 _WORD = r"(?:__)?(?:always_inline|noinline|unused|maybe_unused|const|pure|hot|cold|flatten)(?:__)?"
 _HARMLESS = re.compile(
-    rf"\b__attribute(?:__)?\s*\(\(\s*{_WORD}\s*\)\)|\[\[\s*(?:gnu|clang)\s*::\s*{_WORD}\s*\]\]"
+    rf"\b__attribute(?:__)?\s*\(\(\s*{_WORD}\s*\)\)"
+    rf"|\[\s*\[\s*(?:gnu|clang)\s*::\s*{_WORD}\s*\]\s*\]"
 )
 
 
@@ -75,19 +78,16 @@ def _refusal(body: str, include_root: str | None) -> tuple[str, str, int] | None
     for k, c in enumerate(body):
         if ord(c) > 126 or (ord(c) < 32 and c not in "\t\n\r"):
             return "non-ascii", f"character U+{ord(c):04X}: Metal sources here are ASCII", k
-    # As long as the text was: a carriage return ends a line, a backslash joins two.
-    plain = body.replace("\r", "\n")
-    plain = re.sub(r"\\[ \t]*\n", lambda m: " " * len(m.group()), plain)
-    for m in _DIRECTIVE.finditer(plain):
-        word, operand = m.group(1), re.sub(r"//.*|/\*.*?\*/", "", m.group(2)).strip()
+    plain = _joined(body)
+    for word, operand, at in directives(plain):
         if word in ("include", "import"):
             if word == "import" or not _include_allowed(operand, include_root):
-                return "sandbox", f"#{word} {operand[:80]} is outside the sandbox", m.start(1)
+                return "sandbox", f"#{word} {operand[:80]} is outside the sandbox", at
         elif word == "pragma":
             if not _PRAGMA.match(operand):
-                return "sandbox", f"#pragma {operand[:60]} is not available", m.start(1)
+                return "sandbox", f"#pragma {operand[:60]} is not available", at
         elif word and word not in _DIRECTIVES:
-            return "sandbox", f"#{word[:40]} is not available in kernels", m.start(1)
+            return "sandbox", f"#{word[:40]} is not available in kernels", at
     for m in _PRAGMA_OPERATOR.finditer(plain):
         if m.group(1) is None or not _PRAGMA.match(m.group(1)):
             return "sandbox", "_Pragma takes a literal about loops here", m.start()
@@ -95,6 +95,18 @@ def _refusal(body: str, include_root: str | None) -> tuple[str, str, int] | None
     if hit:
         return "sandbox", "__has_include is not available", hit.start()
     return None
+
+
+def _joined(body: str) -> str:
+    """As long as the text was: a carriage return ends a line, a backslash joins two."""
+    plain = body.replace("\r", "\n")
+    return re.sub(r"\\[ \t]*\n", lambda m: " " * len(m.group()), plain)
+
+
+def directives(body: str) -> Iterator[tuple[str, str, int]]:
+    """Word, operand and position of each directive."""
+    for m in _DIRECTIVE.finditer(_joined(body)):
+        yield m.group(1), re.sub(r"//.*|/\*.*?\*/", "", m.group(2)).strip(), m.start(1)
 
 
 def _include_allowed(operand: str, include_root: str | None) -> bool:
@@ -141,12 +153,12 @@ def lint_translated(text: str, sources: Sources) -> list[Finding]:
     def add(kind: str, message: str, at: int) -> None:
         findings.append(sources.finding(kind, message, *position(text, at)))
 
+    spelled_out = tokens(text)
+    at = _stray_directive(text, spelled_out)
+    if at >= 0:
+        add("sandbox", "a directive that a macro makes is not available", at)
     for start, end in _own_spans(text, sources):
-        code = re.sub(
-            r'"(?:\\.|[^"\\\n])*"',
-            lambda m: '"' + " " * (len(m.group()) - 2) + '"',
-            text[start:end],
-        )
+        code = spelled_out[start:end]
         code = _HARMLESS.sub(lambda m: blank(m.group()), code)
         for spelled, message in _FORBIDDEN:
             hit = re.search(spelled, code)
@@ -162,6 +174,45 @@ def lint_translated(text: str, sources: Sources) -> list[Finding]:
             )
             add("strict", message, start + at)
     return findings
+
+
+# Literals, and what could be taken for their beginning: an identifier, a number with separators.
+_TOKEN = re.compile(
+    r'(?:u8|[uUL])?R"(?P<end>[^()\\\s"]{0,16})\((?:.|\n)*?\)(?P=end)"'
+    r'|(?:u8|[uUL])?"(?:\\.|[^"\\\n])*"'
+    r"|[uUL]?'(?:\\.|[^'\\\n])*'"
+    r"|[A-Za-z_]\w*|\.?\d(?:[eEpP][+-]|'\w|[\w.])*"
+    r"|<::(?![:>])|<:|:>|<%|%>|%:"
+)
+_DIGRAPHS = {"<:": "[ ", ":>": "] ", "<%": "{ ", "%>": "} ", "%:": "# ", "<::": "<::"}
+
+
+def tokens(text: str) -> str:
+    """A preprocessed text, as long as it was, with what its literals hold blanked and digraphs
+    spelled out: what is left is tokens."""
+
+    def plain(m: re.Match[str]) -> str:
+        word = m.group()
+        if word in _DIGRAPHS:
+            return _DIGRAPHS[word]
+        if word[-1] not in "\"'":
+            return word
+        return word[0] + blank(word[1:-1]) + word[-1]
+
+    return _TOKEN.sub(plain, text)
+
+
+# The preprocessor puts its own into the first column: places, and pragmas that lint_raw has read.
+_PLACED = re.compile(r'# \d+ "|#pragma ')
+
+
+def _stray_directive(text: str, spelled_out: str) -> int:
+    """Where a macro has made what the next pass would take for a directive; -1 without one."""
+    for m in re.finditer("#", spelled_out):
+        at = m.start()
+        if (at and text[at - 1] != "\n") or not _PLACED.match(text, at):
+            return at
+    return -1
 
 
 _MARK = re.compile(r'^\s*#\s*(?:line\s+)?\d+\s+"([^"]*)"[^\n]*\n', re.M)

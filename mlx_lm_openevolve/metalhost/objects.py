@@ -11,8 +11,10 @@ from pathlib import Path
 
 from ..errors import BackendError, MachineError
 from .cache import store
+from .confine import Access
 from .findings import Finding
 from .flops import count_blocks
+from .object_rules import secure
 from .toolchain import (
     METAL_HEADERS,
     RUNTIME,
@@ -38,8 +40,8 @@ def _stored(parts: tuple[str, ...], make: Callable[[Path], None]) -> Path:
     return store().get(hashlib.sha256("\0".join(parts).encode()).hexdigest(), make)
 
 
-def _compile(what: str, command: list[str]) -> None:
-    done = run_tool(command)
+def _compile(what: str, command: list[str], access: Access | None = None) -> None:
+    done = run_tool(command, access)
     if done.status != 0:
         raise BackendError(f"{what} does not compile: {done.stderr.strip()[:2000]}")
 
@@ -87,13 +89,21 @@ def assemble_counted(tools: Toolchain, work: Path) -> None:
     ir.write_text(count_blocks(ir.read_text(encoding="utf-8")), encoding="utf-8")
     flags = ["-x", "ir", "-O1", *tools.target_flags, "-fno-sanitize=all", "-w"]
     output = ["-Xclang", "-disable-llvm-passes", "-c", str(ir), "-o", str(work / "kernel.o")]
-    _compile("the counted kernel", [*tools.clang, *flags, *output])
+    command = [*tools.clang, *flags, *output]
+    _compile("the counted kernel", command, Access(tools.reads, (work,)))
     ir.unlink()
 
 
-def link(tools: Toolchain, work: Path) -> list[Finding]:
-    """Links work/kernel; a function that the source only declares is a finding."""
+def link(tools: Toolchain, work: Path, initialisers: int) -> list[Finding]:
+    """Links work/kernel. What a compiled kernel may not hold (object_rules.py), and a function that
+    the source only declares, is a finding. initialisers: that the sanitizers add."""
     objects = [str(work / "kernel.o"), str(runtime_object(tools))]
+    try:
+        refusal = secure(work / "kernel.o", initialisers, runtime_object(tools))
+    except (OSError, ValueError) as error:
+        raise MachineError(f"the compiled kernel cannot be read: {error}") from None
+    if refusal:
+        return [Finding("sandbox", f"the compiled kernel holds {refusal}")]
     done = _run_linker(tools, objects, work)
     missing = re.search(r"undefined (?:symbol:|reference to) ([^\n]+)", done.stdout + done.stderr)
     if missing:

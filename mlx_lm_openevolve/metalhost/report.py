@@ -12,6 +12,8 @@ from .symbols import LineTable
 
 __all__ = ["read_findings"]
 
+MAX_FINDINGS = 64  # runtime/report.cpp: kMaxFindings
+
 Record = Mapping[str, str]  # the fields of one finding: `key=value`, separated by tabs
 
 
@@ -23,7 +25,7 @@ def read_findings(
     errors = []
     for line in report.splitlines():
         word, *rest = line.split("\t")
-        if word == "finding":
+        if word == "finding" and len(records) < MAX_FINDINGS:
             records.append(dict(p.split("=", 1) for p in rest if "=" in p))
         elif word == "error":
             errors.append(Finding("runtime", " ".join(rest)))
@@ -161,6 +163,7 @@ _MESSAGES = {
     "stack-overflow": "the thread's stack is full: unbounded recursion?",
     "time-limit": "still running at the time limit: an endless loop?",
     "memory-limit": "the launch needs more memory than its limit",
+    "sandbox": "the kernel asks the system for something (system call {call})",
     "fault": "the kernel faulted (a stray pointer?)",
 }
 

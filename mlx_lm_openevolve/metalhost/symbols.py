@@ -7,6 +7,8 @@ import struct
 from bisect import bisect_right
 from pathlib import Path
 
+from .object_file import read
+
 __all__ = ["LineTable"]
 
 
@@ -17,10 +19,10 @@ class LineTable:
     """Rows (address, file, line) of one program, relative to the symbol mh_entry."""
 
     def __init__(self, path: Path) -> None:
-        data = path.read_bytes()
-        sections, symbols = _elf(data)
-        self.entry = symbols.get("mh_entry", 0)
-        self.rows = sorted(_line_rows(sections.get(".debug_line", b"")))
+        file = read(path.read_bytes())
+        lines = [s for s in file.sections if s.name in (".debug_line", "__DWARF,__debug_line")]
+        self.entry = next((s.value for s in file.symbols if s.name == "mh_entry"), 0)
+        self.rows = sorted(_line_rows(lines[0].data if lines else b""))
         self._addresses = [r[0] for r in self.rows]
 
     def find(self, distance: int) -> tuple[str, int] | None:
@@ -33,55 +35,6 @@ class LineTable:
         if i < 0 or self.rows[i][2] == _END:
             return None
         return self.rows[i][1], self.rows[i][2]
-
-
-def _elf(data: bytes) -> tuple[dict[str, bytes], dict[str, int]]:
-    if data[:4] != b"\x7fELF":
-        return _macho(data)
-    (offset,) = struct.unpack_from("<Q", data, 0x28)
-    size, count, names = struct.unpack_from("<HHH", data, 0x3A)
-    headers = [struct.unpack_from("<IIQQQQIIQQ", data, offset + i * size) for i in range(count)]
-    base = headers[names][4]
-    sections: dict[str, bytes] = {}
-    table = {}
-    for i, h in enumerate(headers):
-        name = _string(data, base + h[0])
-        sections[name] = data[h[4] : h[4] + h[5]] if h[1] != 8 else b""
-        table[name] = i
-    symbols: dict[str, int] = {}
-    text, strings = sections.get(".symtab", b""), sections.get(".strtab", b"")
-    for at in range(0, len(text) - 23, 24):
-        name_at, _info, _other, _shndx, value = struct.unpack_from("<IBBHQ", text, at)
-        if strings[name_at : name_at + 9] == b"mh_entry\0":
-            symbols["mh_entry"] = value
-    return sections, symbols
-
-
-def _macho(data: bytes) -> tuple[dict[str, bytes], dict[str, int]]:
-    sections: dict[str, bytes] = {}
-    symbols: dict[str, int] = {}
-    if data[:4] != b"\xcf\xfa\xed\xfe":
-        return sections, symbols
-    (count,) = struct.unpack_from("<I", data, 16)
-    at = 32
-    for _ in range(count):
-        command, size = struct.unpack_from("<II", data, at)
-        if command == 0x19:  # segment
-            (number,) = struct.unpack_from("<I", data, at + 64)
-            for k in range(number):
-                s = at + 72 + 80 * k
-                name = data[s : s + 16].rstrip(b"\0").decode()
-                (length,) = struct.unpack_from("<Q", data, s + 40)
-                (offset,) = struct.unpack_from("<I", data, s + 48)
-                sections["." + name.lstrip("_")] = data[offset : offset + length]
-        elif command == 2:  # symbol table
-            sym, n, strings, _ = struct.unpack_from("<IIII", data, at + 8)
-            for k in range(n):
-                name_at, _t, _s, _d, value = struct.unpack_from("<IBBHQ", data, sym + 16 * k)
-                if _string(data, strings + name_at) == "_mh_entry":
-                    symbols["mh_entry"] = value
-        at += size
-    return sections, symbols
 
 
 def _string(data: bytes, at: int) -> str:

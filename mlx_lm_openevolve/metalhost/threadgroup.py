@@ -14,14 +14,14 @@ from typing import Any
 
 from ..errors import MachineError
 from .brackets import split_top
-from .build import BuildRequest, preprocess
+from .build import BuildRequest, access_to, preprocess
 from .declarations import TranslationError
 from .findings import Sources
 from .flags import compile_flags
 from .lint import lint_raw
 from .objects import precompiled_shim
 from .signature import template_arguments
-from .toolchain import SHIM, compiler_available, run_tool, toolchain
+from .toolchain import SHIM, Exhausted, compiler_available, run_tool, toolchain
 from .translate import translate
 
 __all__ = ["THREADGROUP_BYTES", "threadgroup_bytes"]
@@ -101,8 +101,9 @@ def _table(text: str, work: Path) -> list[int] | None:
         unit.write_text(translate(expanded, {})[0] + _KEPT, encoding="utf-8")
         shim = precompiled_shim(tools, flags, "mlx_utilities.h")
         command = [*tools.clang, *flags, "-include-pch", str(shim), "-I", str(SHIM), str(unit)]
-        run_tool([*command, "-S", "-emit-llvm", "-o", str(output)])
+        access = access_to(tools, work, shim.parent, SHIM, SHIM.parent / "runtime")
+        run_tool([*command, "-S", "-emit-llvm", "-o", str(output)], access)
         found = re.search(r"@\w*mh_table = .*? \[\d+ x i64\] \[(.*?)\]", output.read_text())
-    except (MachineError, OSError, TranslationError):
+    except (Exhausted, MachineError, OSError, TranslationError):
         return None
     return None if found is None else [int(n) for n in re.findall(r"i64 (\d+)", found[1])]

@@ -12,18 +12,24 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import util
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from .. import processes
 from ..errors import BackendError, MachineError
+from . import confine
 from .cache import store
+from .confine import Access
 
 __all__ = [
     "METAL_HEADERS",
     "Completed",
+    "Exhausted",
     "Toolchain",
     "compiler_available",
     "one_line",
@@ -49,13 +55,14 @@ RUNTIME = HERE / "runtime"
 
 @dataclass(frozen=True)
 class Toolchain:
-    """Commands (without arguments) and what identifies the compiler."""
+    """Commands (without arguments), what identifies the compiler, and what it reads of its own."""
 
     clang: tuple[str, ...]
     link: tuple[str, ...]
     runtime: tuple[str, ...]
     target: str
     identity: str
+    reads: tuple[Path, ...] = (Path("/"),)
 
     @property
     def target_flags(self) -> list[str]:
@@ -108,7 +115,9 @@ def _toolchain(compiler: str | None) -> Toolchain:
             raise BackendError(f"MLX_LM_OPENEVOLVE_CXX must name a clang, not {version!r}")
         triple = target.replace("-macos", f"-apple-macos{MACOS}")
         compiler_for = (path, "-target", triple) if "apple" in triple else (path,)
-        return Toolchain((path,), compiler_for, compiler_for, triple, version)
+        own = (*_SYSTEM, Path(path).resolve().parent.parent)
+        reads = own if _starts((path,), own) else (Path("/"),)
+        return Toolchain((path,), compiler_for, compiler_for, triple, version, reads)
     zig = _zig()
     if zig is None:
         raise BackendError(
@@ -125,7 +134,25 @@ def _toolchain(compiler: str | None) -> Toolchain:
     if target.endswith("-musl"):
         link = (tool, "cc", "-target", link_target)
     runtime = (tool, "c++", "-target", link_target)
-    return Toolchain((tool, "clang"), link, runtime, clang_target, version)
+    return Toolchain((tool, "clang"), link, runtime, clang_target, version, (zig.parent,))
+
+
+# Where a system's own clang has its libraries.
+_SYSTEM = tuple(
+    Path(p) for p in ("/usr", "/lib", "/lib64", "/bin", "/opt", "/nix", "/etc/ld.so.cache")
+)
+
+
+def _starts(clang: tuple[str, ...], reads: tuple[Path, ...]) -> bool:
+    """Whether a compiler works where it may read no more than this."""
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        (work / "empty.cpp").touch()
+        command = [*clang, "-nostdinc", "-c", str(work / "empty.cpp"), "-o", str(work / "empty.o")]
+        try:
+            return run_tool(command, Access((work, *reads), (work,))).status == 0
+        except (MachineError, Exhausted):
+            return False
 
 
 def _version(command: list[str]) -> str:
@@ -160,7 +187,13 @@ class Completed(NamedTuple):
     stderr: str
 
 
-TIMEOUT = 120.0  # seconds for a compiler
+TIMEOUT = 120.0  # seconds by the clock for a compiler; confine.py has those for unknown sources
+
+
+class Exhausted(Exception):
+    """A source takes more of the compiler's time, memory or files than any kernel does."""
+
+
 # Lines that name no place in a source: a source's own text cannot forge them.
 _NO_PLACE = r"^(?!.*:\d+:\d+: ).*"
 _CANNOT = re.compile(
@@ -168,39 +201,51 @@ _CANNOT = re.compile(
     r"|Permission denied|Cannot allocate memory|out of memory)",
     re.M,
 )
+_FULL = re.compile(_NO_PLACE + r"File too large", re.M)
+_NO_MEMORY = re.compile(
+    _NO_PLACE + r"(?:Cannot allocate memory|out of memory|std::bad_alloc)", re.M
+)
 _CRASHED = re.compile(
     _NO_PLACE + r"(?:Stack dump:|PLEASE submit a bug report|LLVM ERROR:|Assertion .*failed)", re.M
 )
 
 
-def run_tool(command: Sequence[str]) -> Completed:
-    """Runs a compiler. Its verdict on a source ends in status 0, or 1 with a message; whatever else
-    it does (a crash, a signal, a hang, silence, a full disk) raises MachineError: what a source is
-    to blame for is kept in the cache, and this must not be."""
+def run_tool(command: Sequence[str], access: Access | None = None) -> Completed:
+    """Runs a compiler, confined to `access` where its source is not our own. Its verdict on a
+    source ends in status 0, or 1 with a message; whatever else it does (a crash, a signal, a hang,
+    silence, a full disk) raises MachineError: what a source is to blame for is kept in the cache,
+    and this must not be. A source that goes beyond the limits of confine.py raises Exhausted."""
     zig = str(store().root / "zig")  # zig's own caches lie beside ours
     name = Path(command[0]).name
+    options: dict[str, Any] = {
+        "stdin": subprocess.DEVNULL,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+        "env": {**os.environ, "ZIG_GLOBAL_CACHE_DIR": zig, "ZIG_LOCAL_CACHE_DIR": zig},
+        "start_new_session": True,  # a driver's children are ended with it
+    }
+    seconds = TIMEOUT if access is None else min(TIMEOUT, confine.SECONDS)
     try:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env={**os.environ, "ZIG_GLOBAL_CACHE_DIR": zig, "ZIG_LOCAL_CACHE_DIR": zig},
-            start_new_session=True,  # a driver's children are ended with it
-        )
+        if access is None:
+            process = subprocess.Popen(command, **options)
+        else:
+            process = confine.start(command, access, **options)
     except OSError as error:
         raise MachineError(f"cannot start {name}: {error.strerror}") from None
     try:
-        output = process.communicate(timeout=TIMEOUT)
+        watched = access is not None and not confine.limit(process.pid)
+        output = _communicate(process, seconds, watched)
     except BaseException as error:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
         if isinstance(error, subprocess.TimeoutExpired):
-            raise MachineError(f"{name} took more than {TIMEOUT:g} s") from None
+            raise MachineError(f"{name} took more than {seconds:g} s") from None
         raise
     stdout, stderr = (text.decode("utf-8", "replace") for text in output)
     status = process.returncode
+    if access is not None and status:
+        _refuse_exhaustion(status, stderr)
     if status < 0:
         ended = signal.Signals(-status).name if -status in set(signal.Signals) else str(-status)
         raise MachineError(f"the compiler was ended by {ended}: no memory left, or interrupted")
@@ -212,6 +257,36 @@ def run_tool(command: Sequence[str]) -> Completed:
     if status and not (stdout + stderr).strip():
         raise MachineError(f"the compiler ended with status {status} and said nothing")
     return Completed(status, stdout, stderr)
+
+
+def _communicate(
+    process: subprocess.Popen[bytes], seconds: float, watched: bool
+) -> tuple[bytes, bytes]:
+    """What a tool writes. watched: look at its memory now and then. Raises Exhausted,
+    TimeoutExpired."""
+    deadline = time.monotonic() + seconds
+    while True:
+        left = max(deadline - time.monotonic(), 0.0)
+        try:
+            return process.communicate(timeout=min(left, 1.0) if watched else left)
+        except subprocess.TimeoutExpired:
+            if time.monotonic() >= deadline:
+                raise
+            if processes.memory_of(process.pid) > confine.MEMORY_BYTES:
+                raise Exhausted(_MEMORY) from None
+
+
+_MEMORY = f"compiling it takes more than {confine.MEMORY_BYTES >> 30} GiB of memory"
+
+
+def _refuse_exhaustion(status: int, stderr: str) -> None:
+    """Raises Exhausted where a confined compiler came to the end of what it may take."""
+    if status in (-signal.SIGXCPU, 128 + signal.SIGXCPU):
+        raise Exhausted(f"compiling it takes more than {confine.CPU_SECONDS} s")
+    if status in (-signal.SIGXFSZ, 128 + signal.SIGXFSZ) or _FULL.search(stderr):
+        raise Exhausted(f"it expands to more than {confine.FILE_BYTES >> 20} MiB")
+    if _NO_MEMORY.search(stderr):
+        raise Exhausted(_MEMORY)
 
 
 def one_line(text: str) -> str:

@@ -57,7 +57,9 @@ def _models() -> Iterator[type]:
             yield cls
 
 
-def survey(home: ModuleType, name: str, functions: Iterable[Any]) -> tuple[list[Binding], list[str]]:
+def survey(
+    home: ModuleType, name: str, functions: Iterable[Any]
+) -> tuple[list[Binding], list[str]]:
     """The places that any of `functions` is called from, and, for people, who else holds one."""
     wanted = {id(function): function for function in functions}
     spaces = {id(space): space for space in (vars(home), *model_modules(home))}

@@ -181,6 +181,36 @@ def test_a_native_stage_is_handed_over_as_it_is() -> None:
     assert cuda.HEADER not in header
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        '#include "/etc/passwd"',
+        "#include </etc/passwd>",
+        "#include <cuda/../../../../etc/passwd>",
+        "%:include </etc/passwd>",
+        "#inc\\\nlude </etc/passwd>",
+        "/**/ # /**/ include </etc/passwd>",
+        "#define F </etc/passwd>\n#include F",
+        '#include_next "x.h"',
+        '#import "x.h"',
+        '#embed "/etc/passwd"',
+        '#if __has_include("/etc/passwd")\n#endif',
+    ],
+)
+@pytest.mark.parametrize("part", ["source", "header"])
+def test_a_stage_reads_no_file_but_known_headers(line: str, part: str) -> None:
+    kernel = tuned("gqa_decode_mma")
+    launch = kernel.launches(DECODE, kernel.default_params(DECODE))[0]
+
+    def within(text: str) -> Any:
+        spec = replace(launch.spec, **{part: f"{text}\n{getattr(launch.spec, part)}"})
+        return replace(launch, spec=spec)
+
+    cuda.sources(within("#include <cuda_fp16.h>\n#include <cuda/std/cstdint>\n"), {})
+    with pytest.raises(cuda.UnsupportedOnCuda, match="not available"):
+        cuda.sources(within(line), {})
+
+
 # --- build, with the GPU's part recorded instead of run
 
 

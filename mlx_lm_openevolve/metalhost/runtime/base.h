@@ -37,9 +37,11 @@ struct LaunchRecord {
   uint64_t group[3];
   uint64_t time_limit_ms;
   uint64_t memory_limit;
+  uint64_t confine;      // Confine
   uint64_t buffers;      // number of records that follow
   BufferRecord buffer[kMaxBuffers];
 };
+enum Confine { kFree = 0, kConfinedIfPossible = 1, kConfined = 2 };
 constexpr uint64_t kMagic = 0x31304c4154454d48;
 
 // --- small tools --------------------------------------------------------------------------------

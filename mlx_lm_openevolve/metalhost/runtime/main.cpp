@@ -7,6 +7,7 @@
 #include <sys/time.h>
 #include <unistd.h>
 
+#include "confine.h"
 #include "counters.h"
 #include "fibers.h"
 #include "memory.h"
@@ -20,6 +21,13 @@ static void limit(int what, uint64_t value) {
   struct rlimit r;
   r.rlim_cur = r.rlim_max = rlim_t(value);
   setrlimit(what, &r);
+}
+
+// What the launch's arrays take; their shadows are at most some thirty times as large.
+static uint64_t buffer_bytes() {
+  uint64_t total = 0;
+  for (unsigned i = 0; i < g_launch->buffers; ++i) total += g_launch->buffer[i].size;
+  return total;
 }
 
 static double now() {
@@ -39,8 +47,13 @@ int main() {
   limit(RLIMIT_CORE, 0);
   limit(RLIMIT_FSIZE, 0);
   limit(RLIMIT_CPU, g_launch->time_limit_ms / 1000 + 2);
+  limit(RLIMIT_DATA, (1ull << 30) + 32 * buffer_bytes());
   watch(g_launch->time_limit_ms);
-  mh_signature();
+  if (g_launch->confine != kFree && !confine() && g_launch->confine == kConfined) {
+    print("unconfined\n");
+    finish();
+  }
+  mh_signature();  // the first code of the kernel
   const double start = now();
   map_buffers(0);
   if (g_launch->count) count_start();

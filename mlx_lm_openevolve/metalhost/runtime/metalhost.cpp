@@ -1,5 +1,6 @@
 // The whole runtime as one translation unit, so that the checks inline into their callers.
 #include "builtins.cpp"
+#include "confine.cpp"
 #include "counters.cpp"
 #include "fibers.cpp"
 #include "main.cpp"

@@ -115,6 +115,8 @@ void on_signal(int signal, siginfo_t* info, void* context) {
   const char* kind = "fault";
   if (signal == SIGALRM || signal == SIGXCPU) {
     kind = "time-limit";
+  } else if (signal == SIGSYS) {
+    kind = "sandbox";
   } else if (in_stack_guard(Address(info->si_addr)) ||
              (g_thread && stack < g_thread->stack_low && stack + (1u << 30) > g_thread->stack_low)) {
     kind = "stack-overflow";
@@ -124,6 +126,9 @@ void on_signal(int signal, siginfo_t* info, void* context) {
   if (signal == SIGSEGV || signal == SIGBUS) {
     f.number("address", (long long)(Address(info->si_addr)));
   }
+#if defined(__linux__)
+  if (signal == SIGSYS) f.number("call", info->si_syscall);
+#endif
   if (g_thread) f.thread("thread", thread_number());
   add_stack(f, stack);
   f.fatal();
@@ -218,7 +223,7 @@ void watch(uint64_t time_limit_ms) {
   memset(&action, 0, sizeof action);
   action.sa_sigaction = on_signal;
   action.sa_flags = SA_SIGINFO | SA_ONSTACK;
-  const int signals[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGALRM, SIGXCPU};
+  const int signals[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGALRM, SIGXCPU, SIGSYS};
   for (int s : signals) sigaction(s, &action, nullptr);
   struct itimerval timer;
   memset(&timer, 0, sizeof timer);
