@@ -9,6 +9,7 @@ and host_check.py for a kernel under metalhost's sanitizer.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -36,7 +37,7 @@ from .correctness import (
 )
 from .limits import Clock, memory_for, undisturbed
 from .source_mutants import matrix
-from .speed import compare
+from .speed import compare, first_look
 from .static_rules import static_rules
 
 __all__ = ["Judgement", "judge", "judge_calls", "verdict_of"]
@@ -66,15 +67,21 @@ def judge(
     speed: bool = True,
     seed: int = 0,
     elsewhere: int = 0,
+    brief: bool = False,
+    wait: float = math.inf,
+    proven: Verdict | None = None,
 ) -> Verdict:
     """The verdict on a kernel for a workload's bucket, in this process.
 
     speed=False leaves the speed step out: such a verdict says nothing of it. elsewhere: bytes of
-    the device that the process which asked has in use. Raises GateTimeout
-    where `seconds` do not suffice, BackendError where the backend cannot run here at all, and
-    MachineError where the machine is to blame.
+    the device that the process which asked has in use. brief: what a first look shows to be slower
+    is rejected unasked, and where time ends after correctness the verdict says that (faster is
+    None). wait: seconds that may pass in all, compilation included. proven: such a verdict, of
+    this gate on this device: its speed alone is measured. Raises GateTimeout where `seconds` do not
+    suffice, BackendError where the backend cannot run here at all, and MachineError where the
+    machine is to blame.
     """
-    clock = Clock(seconds)
+    clock = Clock(seconds, wait)
     module = backends.get(backend)
     if module.unavailable():
         raise BackendError(f"backend {backend}: {module.unavailable()}")
@@ -93,11 +100,18 @@ def judge(
             label=f"{kernel.id} {sorted(params.items())}",
             buffers=lambda exact: _intermediates(kernel, params, exact),
             elsewhere=elsewhere,
+            brief=brief and backend != "host",
+            proven=_judgement(proven) if proven else None,
         )
         if judgement.correct and backend == "host":
             reason = "the host backend proves correctness, it is never faster"
             judgement = replace(judgement, faster=False, reason=reason)
     return verdict_of(kernel, params, bucket, device, judgement, seed)
+
+
+def _judgement(verdict: Verdict) -> Judgement:
+    """What a verdict holds that was proven before."""
+    return Judgement(verdict.correct, None, verdict.reason, verdict.errors, mutants=verdict.mutants)
 
 
 def verdict_of(
@@ -157,11 +171,13 @@ def judge_calls(
     label: str = "",
     buffers: Callable[[Workload], Buffers] = lambda exact: (),
     elsewhere: int = 0,
+    brief: bool = False,
+    proven: Judgement | None = None,
 ) -> Judgement:
     """Mutants, correctness and speed for whatever `build` makes of exact workloads of a bucket.
 
-    `label` names the contender: the sealed workload is drawn from it. Raises GateTimeout and
-    MachineError.
+    `label` names the contender: the sealed workload is drawn from it. brief, proven: as for
+    `judge`. Raises GateTimeout and MachineError.
     """
     memory = memory_for(device, elsewhere)
     # Inputs, their negatives or another set of them, the answers and what fills freed buffers; and
@@ -173,12 +189,23 @@ def judge_calls(
     with machines():
         try:
             with undisturbed():
-                judged = _proven(build, bucket, clock, seed, buffers)
+                if brief and proven is None:
+                    look = first_look(build, bucket, device, clock, seed, memory)
+                    if look is not None:
+                        raw = {"samples": look.samples}
+                        return Judgement(reason=look.reason, timing=look.timing, raw=raw)
+                judged = proven or _proven(build, bucket, clock, seed, buffers)
                 if not judged.correct:
                     return judged
+                judged = replace(judged, faster=None, reason="correct; speed was not measured")
                 if not speed:
-                    return replace(judged, faster=None, reason="correct; speed was not measured")
-                timed = compare(build, bucket, device, clock, seed, label, memory)
+                    return judged
+                try:
+                    timed = compare(build, bucket, device, clock, seed, label, memory)
+                except GateTimeout:
+                    if brief and proven is None:
+                        return judged
+                    raise
                 return replace(
                     judged,
                     faster=timed.faster,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Iterator
 
@@ -18,16 +19,18 @@ _HOST_MEMORY = 2 << 30
 
 
 class Clock:
-    """Seconds that a gate may take; `check` raises GateTimeout when they are spent."""
+    """Seconds that a gate may take; `check` raises GateTimeout when they are spent. `wait` bounds
+    all that passes, with what does not count (`paused`)."""
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, wait: float = math.inf) -> None:
         self.seconds = seconds
-        self._end = time.monotonic() + seconds
+        start = time.monotonic()
+        self._end, self._latest = start + seconds, start + wait
 
     @property
     def left(self) -> float:
         """Seconds left, below zero when they are spent."""
-        return self._end - time.monotonic()
+        return min(self._end, self._latest) - time.monotonic()
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,15 +20,18 @@ from ..device import Device
 from ..errors import GateTimeout
 from ..kernels.verdict import FASTER
 from ..ops import Bucket, Workload
+from ..ops.base import TimingInputs
 from . import timing
 from .correctness import Build
 from .limits import Clock
 
-__all__ = ["FASTER", "Speed", "compare"]
+__all__ = ["FASTER", "HOPELESS", "Speed", "compare", "first_look"]
 
 # A read may be faster than the copy that bandwidth is measured by; a time beyond that is a fault.
 _ROOFLINE = 1.5
 _MAX_SECONDS = 6.0
+# What is below it with its whole interval at a first look is not looked at again.
+HOPELESS, _LOOK_SECONDS = 0.95, 0.1
 # How the seconds are shared: between the two workloads; and of each between warming up, the
 # original against itself (at the upper end alone, once more where uneven) and the contender.
 TOP, SEALED = 0.6, 0.4
@@ -75,6 +78,50 @@ def compare(
     return Speed(last.faster, reason, timing_, {"top": top.samples, "sealed": last.samples})
 
 
+def first_look(
+    build: Build, bucket: Bucket, device: Device, clock: Clock, seed: int, memory: int
+) -> Speed | None:
+    """A rejection of what is clearly slower at the bucket's upper end, for a small part of what
+    all questions cost; None where it may be faster. Raises GateTimeout."""
+    contest = _contest(build, bucket.largest(), device, clock, seed, memory)
+    call_seconds = max(arm.seconds(2) for arm in (contest.baseline, contest.contender))
+    budget = min(max(_LOOK_SECONDS, timing.least(call_seconds)), clock.left)
+    pair = timing.paired(contest.baseline, contest.contender, call_seconds, budget, seed)
+    if pair is None or pair.high >= HOPELESS:
+        return None
+    text = f"{pair.ratio:.3f} [{pair.low:.3f}, {pair.high:.3f}]"
+    evidence = {**pair.to_json(), "on": bucket.largest().slug}
+    reason = f"not faster: {text} at a first look; whether it is right was not asked"
+    return Speed(False, reason, evidence, {"look": pair.samples()})
+
+
+class _Contest(NamedTuple):
+    """The original, it once more, and the contender, on the same inputs, compiled."""
+
+    inputs: TimingInputs
+    baseline: timing.Arm
+    twin: timing.Arm
+    contender: timing.Arm
+    cache: int  # bytes that the inputs exceed
+
+
+def _contest(
+    build: Build, w: Workload, device: Device, clock: Clock, seed: int, memory: int
+) -> _Contest:
+    clock.check("speed")
+    cache, room = timing.room(device.cache, memory)
+    try:
+        inputs = ops.of(w).questions.timing_inputs(w, device.cache, room, seed)
+    except MemoryError as error:
+        raise GateTimeout(f"{w.slug}: {error}, {memory >> 20} MiB are free") from None
+    baseline, twin = (timing.Arm(inputs, inputs.baseline()) for _ in range(2))
+    contender = timing.Arm(inputs, build(w), keep=timing.RECHECKED)
+    with clock.paused():
+        for arm in (baseline, contender):
+            arm.seconds(1)
+    return _Contest(inputs, baseline, twin, contender, cache)
+
+
 def _compare_at(
     build: Build,
     w: Workload,
@@ -87,17 +134,7 @@ def _compare_at(
     calibrated: bool,
 ) -> Speed:
     """The original against the contender at one exact workload."""
-    clock.check("speed")
-    cache, room = timing.room(device.cache, memory)
-    try:
-        inputs = ops.of(w).questions.timing_inputs(w, device.cache, room, seed)
-    except MemoryError as error:
-        raise GateTimeout(f"{w.slug}: {error}, {memory >> 20} MiB are free") from None
-    baseline, twin = (timing.Arm(inputs, inputs.baseline()) for _ in range(2))
-    contender = timing.Arm(inputs, build(w), keep=timing.RECHECKED)
-    with clock.paused():
-        for arm in (baseline, contender):
-            arm.seconds(1)
+    inputs, baseline, twin, contender, cache = _contest(build, w, device, clock, seed, memory)
     call_seconds = timing.warm_up((baseline, contender), WARM * budget)
     evidence: dict[str, Any] = {
         "on": w.slug,

@@ -5,6 +5,7 @@ judge_in_worker --Task--> python -m mlx_lm_openevolve.gate.worker: judge --> ver
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -41,6 +42,9 @@ class Task:
     speed: bool
     seed: int
     elsewhere: int
+    brief: bool = False
+    wait: float | None = None
+    proven: Mapping[str, Any] | None = None
 
 
 def judge_in_worker(
@@ -52,6 +56,9 @@ def judge_in_worker(
     seconds: float,
     speed: bool = True,
     seed: int = 0,
+    brief: bool = False,
+    wait: float = math.inf,
+    proven: Verdict | None = None,
 ) -> Verdict:
     """As `judge`, in a process of its own. Raises Poisoned, with the rejection, where the kernel
     crashed or hung it, or was ended for its time by the GPU in two of them, and MachineError where
@@ -66,6 +73,7 @@ def judge_in_worker(
     task = Task(
         dict(kernel.meta), dict(kernel.sources), dict(params), bucket.slug,
         backend, seconds, speed, seed, mx.get_active_memory(),
+        brief, None if wait == math.inf else wait, proven.to_json() if proven else None,
     )  # fmt: skip
     try:
         answer = _ask(task)
@@ -109,6 +117,9 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
             speed=task.speed,
             seed=task.seed,
             elsewhere=task.elsewhere,
+            brief=task.brief,
+            wait=math.inf if task.wait is None else task.wait,
+            proven=Verdict.from_json(task.proven) if task.proven else None,
         )
     except GateTimeout as error:
         return {"timeout": str(error)}

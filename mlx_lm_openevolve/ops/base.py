@@ -125,6 +125,11 @@ class Bucket(Workload, Protocol):
         """The largest workload of the range."""
         ...
 
+    @property
+    def steady(self) -> bool:
+        """Whether such a call comes again with every token that is made."""
+        ...
+
     def neighbours(self) -> Sequence[Bucket]:
         """The same calls at the next shorter and longer lengths: what wins there is tried first."""
         ...

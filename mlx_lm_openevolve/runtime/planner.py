@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -32,9 +33,10 @@ log = logging.getLogger("mlx_lm_openevolve")
 GATE_MODES = ("auto", "stored")
 MAX_CANDIDATES = 4
 PENDING = "pending: the gate's time in this process is spent"
+DEFERRED = "pending: in the first process what comes with every token is gated alone"
 MAX_TIMEOUTS = 3
-UNDECIDED = "undecided: the gate's time at first use is too short for it; `evolve` takes longer"
-FAILED = "undecided: {} processes could not gate it ({}); `evolve` tries again"
+UNDECIDED = "undecided: the gate's time at first use is too short for it; `tune` takes longer"
+FAILED = "undecided: {} processes could not gate it ({}); `tune` tries again"
 NEVER_FASTER = "no GPU here: on the CPU no kernel is faster than {}"
 
 
@@ -43,6 +45,11 @@ class Judges(NamedTuple):
 
     here: Callable[..., Verdict]
     in_worker: Callable[..., Verdict]
+
+
+def begun(verdict: Verdict) -> bool:
+    """Whether a verdict waits for its second half: the kernel is correct, its speed unknown."""
+    return verdict.correct and verdict.faster is None
 
 
 @dataclass(frozen=True)
@@ -55,7 +62,7 @@ class GateBudget:
 
 # On a GPU gating is a guest in someone's generation. The host backend is for checking: there the
 # gate is the purpose, and a kernel runs a thousand times slower.
-BUDGETS = {"metal": GateBudget(2, 3), "cuda": GateBudget(2, 3), "host": GateBudget(120, 600)}
+BUDGETS = {"metal": GateBudget(2, 2), "cuda": GateBudget(2, 2), "host": GateBudget(120, 600)}
 
 
 @dataclass(frozen=True)
@@ -76,6 +83,7 @@ class Contender:
     params: dict[str, int]
     trusted: bool  # shipped, or accepted on this device before: may be gated in this process
     asked: int = 0  # how often it was judged already, and rejected by noise
+    proven: Verdict | None = None  # correct already, by a process that had no time for speed
 
 
 class Planner:
@@ -205,6 +213,12 @@ class Planner:
         that won elsewhere, or here under another version; that won at neighbouring lengths here;
         with their defaults; at last what noise rejected here, to be asked again in this process,
         which is a later one."""
+
+        def contender(
+            id: str, params: dict[str, int], asked: int = 0, proven: Verdict | None = None
+        ) -> Contender:
+            return Contender(kernels[id], params, id in shipped or id in here, asked, proven)
+
         shipped = {k.id: k for r in self.registries if not r.writable for k in r.kernels()}
         own = {k.id: k for r in self.registries if r.writable for k in r.kernels()}
         kernels = {**own, **shipped} if self.only is None else {self.only.id: self.only}
@@ -236,14 +250,15 @@ class Planner:
             except KernelError as error:
                 log.warning("%s", error)
         verdicts = self.verdicts(bucket)
+        known = [v for v in verdicts if v.kernel in kernels]
+        halves = [v for v in known if begun(v)]
+        again = [v for v in known if v.ask_again]
         judged = [(v.kernel, dict(v.params)) for v in verdicts]
-        chosen = [(*proposal, 0) for proposal in proposals if proposal not in judged]
-        again = [v for v in verdicts if v.ask_again and v.kernel in kernels]
-        chosen += [(v.kernel, dict(v.params), v.asked) for v in again]
+        fresh = [p for i, p in enumerate(proposals) if p not in (*judged, *proposals[:i])]
         return [
-            Contender(kernels[id], params, id in shipped or id in here, asked)
-            for i, (id, params, asked) in enumerate(chosen)
-            if (id, params, asked) not in chosen[:i]
+            *(contender(v.kernel, dict(v.params), v.asked - 1, v) for v in halves),
+            *(contender(id, params) for id, params in fresh),
+            *(contender(v.kernel, dict(v.params), v.asked) for v in again),
         ]
 
     def _gate(self, bucket: Bucket) -> Plan:
@@ -256,6 +271,12 @@ class Planner:
         if self.user.timeouts(*about) >= MAX_TIMEOUTS:
             said = self.user.trouble(*about)
             return Plan(bucket, FAILED.format(MAX_TIMEOUTS, said) if said else UNDECIDED)
+        # A prompt comes first, and what comes with every token would find no time left.
+        later = not bucket.steady and self.device.backend != "host"
+        if later and not self.user.timeouts(*about):
+            with contextlib.suppress(RegistryError):
+                self.user.timed_out(*about)
+                return Plan(bucket, DEFERRED)
         try:
             with self.user.gating(self.device.slug, bucket, seconds) as ours:
                 # Another process may have judged while this one waited.
@@ -270,8 +291,10 @@ class Planner:
                 for candidate in candidates:
                     left = seconds - (time.monotonic() - start)
                     try:
-                        made.append(self.judge(candidate, bucket, left))
+                        made.append(self.judge(candidate, bucket, left, wait=left))
                     except GateTimeout:
+                        break
+                    if self.serves(made[-1]) or begun(made[-1]):
                         break
                 if candidates and not made and seconds == self.budget.workload:
                     with contextlib.suppress(RegistryError):
@@ -289,15 +312,17 @@ class Planner:
         best = self._best(bucket, sorted(made, key=lambda v: v.ratio, reverse=True))
         if best is not None:
             return best
-        if len(made) < len(candidates):
+        if len(made) < len(candidates) or any(map(begun, made)):
             return Plan(bucket, PENDING)
         worst = (made or verdicts)[0]
         self._refused = True
         return Plan(bucket, f"rejected: {worst.reason}", verdict=worst)
 
-    def judge(self, candidate: Contender, bucket: Bucket, seconds: float) -> Verdict:
-        """The gate's verdict on a candidate, which is stored. Raises GateTimeout where `seconds`
-        do not suffice, and MachineError."""
+    def judge(
+        self, candidate: Contender, bucket: Bucket, seconds: float, wait: float = math.inf
+    ) -> Verdict:
+        """The gate's verdict on a candidate, which is stored; `wait`: seconds that may pass in all,
+        compilation included. Raises GateTimeout where they do not suffice, and MachineError."""
         # On the host a kernel always runs in a process of its own: metalhost sees to that.
         alone = candidate.trusted or self.device.backend == "host"
         if seconds <= 0:
@@ -314,6 +339,9 @@ class Planner:
                 self.device.backend,
                 seconds=seconds,
                 seed=candidate.asked,  # each time other questions and another sealed workload
+                brief=True,
+                wait=wait,
+                proven=candidate.proven,
             )
             verdict = replace(verdict, asked=candidate.asked + 1)
         except Poisoned as error:

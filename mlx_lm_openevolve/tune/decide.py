@@ -19,7 +19,7 @@ from ..gate import timing
 from ..gate.limits import memory_for
 from ..kernels.verdict import Verdict
 from ..ops import Bucket
-from ..runtime.planner import Planner
+from ..runtime.planner import Planner, begun
 from .workloads import Use
 
 __all__ = ["LEAST", "LEFT", "REJECTED", "SERVED", "UNSERVED", "Row", "decide", "stored", "worth"]
@@ -29,7 +29,7 @@ UNSERVED = "without a kernel"  # none applies
 LEFT = "left"  # no time, no memory or trouble of the machine: the next run tries it
 # Seconds for one verdict: the more, the narrower its interval. On the host a kernel runs a thousand
 # times slower.
-LEAST, _MOST, _MOST_ON_HOST = 3.0, 10.0, 120.0
+LEAST, _MOST, _MOST_ON_HOST = 3.0, 6.0, 120.0
 
 
 @dataclass(frozen=True)
@@ -76,11 +76,11 @@ def worth(use: Use, device: Device, seed: int = 0) -> float:
 
 def decide(planner: Planner, uses: Sequence[Use], end: float) -> Iterator[Row]:
     """Judge the candidates of every use, in this order, until one is accepted, and until `end`
-    (time.monotonic). Yields a row for each."""
+    (time.monotonic): the first get the time that a good verdict takes, the last what is left.
+    Yields a row for each."""
     most = _MOST_ON_HOST if planner.device.backend == "host" else _MOST
-    for at, use in enumerate(uses):
-        left = end - time.monotonic()
-        seconds = min(max(left / (len(uses) - at), LEAST), most)
+    for use in uses:
+        seconds = min(max(end - time.monotonic(), LEAST), most)
         yield _decide(planner, use, seconds, end)
 
 
@@ -91,6 +91,8 @@ def _decide(planner: Planner, use: Use, seconds: float, end: float) -> Row:
             return Row(use, LEFT, "the budget was spent", _best(made), bool(made))
         try:
             made.append(planner.judge(candidate, use.bucket, seconds))
+            if begun(made[-1]):
+                raise GateTimeout(f"{seconds:.0f} s held no time for its speed")
         except (GateTimeout, MachineError) as error:
             return Row(use, LEFT, str(error), _best(made), bool(made))
         if planner.serves(made[-1]):

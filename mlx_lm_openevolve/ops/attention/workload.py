@@ -249,6 +249,11 @@ class Bucket(_Shape):
         """The largest workload of the range: it has no more queries than keys."""
         return self.exact(q_len=min(self.q_len, self.kv_len))
 
+    @property
+    def steady(self) -> bool:
+        """A decode step or one of verifying, no chunk of a prompt."""
+        return self.q_len <= Q_LEN_BUCKETS[1]
+
     def neighbours(self) -> list[Bucket]:
         """Half and twice the keys."""
         lengths = {max(1, self.kv_len // 2), 2 * self.kv_len} - {self.kv_len}

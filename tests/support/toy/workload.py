@@ -70,5 +70,9 @@ class Bucket(_Shape):
     def largest(self) -> Workload:
         return Workload(**self._plain())
 
+    @property
+    def steady(self) -> bool:
+        return True
+
     def neighbours(self) -> list[Bucket]:
         return [replace(self, rows=2 * self.rows)]
