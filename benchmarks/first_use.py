@@ -4,7 +4,8 @@
 
 Each checkout judges the same workloads in processes of its own, in an order that is drawn. Seconds
 are those of the whole gate, and those in which a chain of calls was being timed: a GPU is busy
-then. On the host MLX's own attention stands in for a kernel, since nothing is timed there
+then. First what is planned, by the microseconds of a call, which no noise of the machine touches.
+On the host MLX's own attention stands in for a kernel, since nothing is timed there
 otherwise.
 """
 
@@ -73,15 +74,50 @@ def judged(slug: str, backend: str) -> dict[str, Any]:
     return {"workload": slug, "gate": time.monotonic() - start, **spent, "said": said}
 
 
+def asked(root: Path, backend: str, what: str) -> dict[str, Any]:
+    """What a process with the library of `root` says."""
+    words = [sys.executable, __file__, "--backend", backend, "--one", what]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    done = subprocess.run(words, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return answer
+
+
+def planned(call_seconds: float, left: float = 1.35) -> float:
+    """Seconds in which calls are timed for a verdict, where each takes `call_seconds`, and `left`
+    are left when timing begins: the original against itself, and against a contender twice."""
+    from mlx_lm_openevolve.gate import timing
+
+    total = 0
+
+    class Counted:
+        def seconds(self, calls: int) -> float:
+            nonlocal total
+            total += calls
+            return call_seconds
+
+    time.sleep, real = lambda seconds: None, time.sleep
+    try:
+        for share in (0.6 * 0.25, 0.6 * 0.5, 0.4 * 0.5):
+            arms: Any = (Counted(), Counted())
+            timing.paired(*arms, call_seconds, share * left, 0)
+    finally:
+        time.sleep = real
+    return total * call_seconds
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--against", type=Path, help="root of the other checkout")
     parser.add_argument("--backend", choices=("metal", "cuda", "host"), default="host")
     parser.add_argument("--workloads", nargs="+", metavar="SLUG")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3, help="0: only what is planned")
     parser.add_argument("-o", "--output", type=Path)
     parser.add_argument("--one", metavar="SLUG", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.one == "planned":
+        print(json.dumps({f"{n} us": planned(n * 1e-6) for n in (5, 10, 20, 40, 100, 400, 2000)}))
+        return 0
     if options.one:
         print(json.dumps(judged(options.one, options.backend)))
         return 0
@@ -90,15 +126,14 @@ def main() -> int:
     trees = {"new": HERE, "old": options.against.resolve()}
     slugs = options.workloads or (ON_A_CPU if options.backend == "host" else WORKLOADS)
     found: list[dict[str, Any]] = []
-    for slug in slugs:
+    plans = {name: asked(root, options.backend, "planned") for name, root in trees.items()}
+    for call, old in plans["old"].items():
+        new = plans["new"][call]
+        print(f"calls of {call:7}: timed {old:.3f} s, now {new:.3f} s: old/new {old / new:.3f}")
+    for slug in slugs if options.rounds else ():
         for turn in range(options.rounds):
             for name in random.sample(sorted(trees), 2):
-                words = [sys.executable, __file__, "--backend", options.backend, "--one", slug]
-                environment = {**os.environ, "PYTHONPATH": str(trees[name])}
-                done = subprocess.run(words, env=environment, stdout=subprocess.PIPE, text=True)
-                if done.returncode:
-                    return 2
-                record = json.loads(done.stdout.splitlines()[-1])
+                record = asked(trees[name], options.backend, slug)
                 found.append({"tree": name, "round": turn, **record})
         for what in ("gate", "timing"):
             old, new = (
@@ -115,6 +150,7 @@ def main() -> int:
         record = {
             "command": "python benchmarks/first_use.py " + " ".join(sys.argv[1:]),
             "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+            "planned": plans,
             "runs": found,
         }
         options.output.write_text(json.dumps(record, indent=1) + "\n")

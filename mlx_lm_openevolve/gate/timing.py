@@ -31,7 +31,8 @@ __all__ = ["CONFIDENCE", "RECHECKED", "Arm", "Comparison", "bandwidth", "paired"
 CONFIDENCE = 0.995
 MIN_BLOCKS, _BLOCKS, MAX_BLOCKS = 10, 16, 60
 CHAIN = 64
-SAMPLE_SECONDS = 2e-3
+# Not shorter: one 120 Hz pulse of a display in every block would split the ratios in two heaps.
+SAMPLE_SECONDS = 2.5e-3
 RECHECKED = 4  # results of the contender that are checked again
 # The gap before a block is drawn from zero to so many seconds.
 GAP_SECONDS = 2e-3

@@ -35,7 +35,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Any], Measur
     ) -> Measurement:
         module = SimpleNamespace(build=lambda kernel, params, exact: make(exact))
         monkeypatch.setattr(backends, "get", lambda name: module)
-        times = {"best": best, "seconds": 0.2, "sdpa_seconds": sdpa_seconds}
+        times = {"best": best, "seconds": 0.4, "sdpa_seconds": sdpa_seconds}
         request = Request("measure", workload.slug, 0, backend="host", **times)
         return measure.measure(evolve_kernels.kernel(), {"step": 1}, request)
 

@@ -60,6 +60,38 @@ def test_a_record_that_no_gate_writes_is_refused(changes: dict[str, Any]) -> Non
         Verdict.from_json({**record, **changes})
 
 
+OPEN = {"ratio": 1.05, "low": 1.01, "high": 1.09}
+FIRM = {"ratio": 0.99, "low": 0.97, "high": 1.01}
+FINE = {"ratio": 1.5, "low": 1.4, "high": 1.6}
+
+
+@pytest.mark.parametrize(
+    ("changes", "again"),
+    [
+        ({"timing": OPEN}, True),
+        ({"timing": OPEN, "asked": 2}, True),
+        ({"timing": OPEN, "asked": 3}, False),
+        ({"timing": FIRM}, False),
+        ({"timing": OPEN, "correct": False}, False),
+        ({"timing": OPEN, "faster": None}, False),
+        ({"timing": OPEN, "faster": True}, False),
+        # The original against itself was so noisy that even this did not suffice.
+        ({"timing": {**FINE, "same": {"high": 1.45}}}, True),
+        # Faster, and rejected all the same: another fault.
+        ({"timing": FINE}, False),
+        # The sealed workload decides where it was reached.
+        ({"timing": {**FINE, "sealed": OPEN}}, True),
+        ({"timing": {**FINE, "sealed": FIRM}}, False),
+        ({"timing": {"ratio": 1.1}}, False),
+        ({"timing": {**FINE, "sealed": "of another release"}}, False),
+    ],
+)
+def test_what_noise_rejected_and_nothing_else_is_asked_again(
+    changes: dict[str, Any], again: bool
+) -> None:
+    assert verdict(**{"faster": False, **changes}).ask_again is again
+
+
 def test_a_verdict_is_told_in_a_few_lines() -> None:
     errors = {"max_difference": 0.01, "avg_difference": 0.001, "margin": 0.8}
     arm = {"mean": 2e-5, "trials": 40}
