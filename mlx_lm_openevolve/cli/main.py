@@ -21,12 +21,14 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
 from .._version import __version__
 from ..bench import command as bench
 from ..device import BACKENDS
 from ..errors import OpenEvolveError, interrupted
 from ..evolve import options as evolve_options  # the core does without it: here the two meet
+from ..files import printable
 from . import inspect as inspection
 from . import run
 from .check import check as check_command
@@ -38,6 +40,10 @@ NOT_DONE, FAULT, INTERRUPTED = 2, 70, 130
 
 
 class _Console(Console):
+    def render_str(self, text: str, **options: Any) -> Text:  # type: ignore[override]
+        """What is printed may come from a file that anyone wrote."""
+        return super().render_str(printable(text), **options)
+
     def on_broken_pipe(self) -> None:
         """Rich would end the process with code 1, which means "rejected" here."""
         raise BrokenPipeError
@@ -58,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.verbose:
             traceback.print_exc()
         code, text = _failure(error)
-        print(f"mlx-lm-openevolve: {text}", file=sys.stderr)
+        print(f"mlx-lm-openevolve: {printable(text)}", file=sys.stderr)
         result = {"error": text}
     if options.json:
         try:

@@ -18,6 +18,7 @@ import numpy as np
 from .. import ops
 from ..device import Device
 from ..errors import GateTimeout
+from ..kernels.verdict import FASTER
 from ..ops import Bucket, Workload
 from . import timing
 from .correctness import Build
@@ -25,8 +26,6 @@ from .limits import Clock
 
 __all__ = ["FASTER", "Speed", "compare"]
 
-# The lower end of the interval of the original's time over the contender's must lie above this.
-FASTER = 1.02
 # A read may be faster than the copy that bandwidth is measured by; a time beyond that is a fault.
 _ROOFLINE = 1.5
 _MAX_SECONDS = 6.0
