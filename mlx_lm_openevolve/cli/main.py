@@ -40,7 +40,7 @@ NOT_DONE, FAULT, INTERRUPTED = 2, 70, 130
 
 
 class _Console(Console):
-    def render_str(self, text: str, **options: Any) -> Text:  # type: ignore[override]
+    def render_str(self, text: str, **options: Any) -> Text:
         """What is printed may come from a file that anyone wrote."""
         return super().render_str(printable(text), **options)
 

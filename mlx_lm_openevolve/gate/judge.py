@@ -9,6 +9,7 @@ and host_check.py for a kernel under metalhost's sanitizer.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -153,9 +154,11 @@ def judge_calls(
     MachineError.
     """
     memory = memory_for(device, elsewhere)
-    # Inputs, their negatives or another set of them, the answers and what fills freed buffers; and
-    # what the original, which goes through the same questions, takes for itself.
-    needed = 3 * bucket.moved_bytes() + bucket.scratch_bytes()
+    # Inputs, their negatives or another set of them, the answers and what fills freed buffers; what
+    # the original, which goes through the same questions, takes for itself; what the contender
+    # writes between its launches, and what fills that.
+    between = sum(math.prod(s) * d.size for s, d in buffers(bucket.largest()))
+    needed = 3 * bucket.moved_bytes() + bucket.scratch_bytes() + 2 * between
     if needed > memory:
         raise GateTimeout(f"{bucket.slug}: needs {needed >> 20} MiB, {memory >> 20} MiB are free")
     judged = Judgement()

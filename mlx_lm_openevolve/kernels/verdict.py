@@ -154,7 +154,7 @@ def _founded(verdict: Verdict) -> bool:
     if verdict.kind != "kernel" or not verdict.accepted:
         return True
     compared = verdict.timing, verdict.timing.get("sealed")
-    lows = [timed.get("low") if isinstance(timed, dict) else None for timed in compared]
+    lows = [timed.get("low", 0.0) if isinstance(timed, dict) else 0.0 for timed in compared]
     return all(_is_time(low) and low > FASTER for low in lows)
 
 

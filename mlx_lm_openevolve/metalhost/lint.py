@@ -19,11 +19,15 @@ _DIRECTIVES = (
     *("define", "undef", "if", "ifdef", "ifndef", "elif", "else", "endif", "error", "warning"),
     *("include", "pragma"),
 )
-_BLOCK = r"/\*.*?\*/"
-# Comments are not removed first: a quote in them could hide a directive from the removal.
+_BLOCK = r"/\*(?:[^*\n]|\*(?!/))*\*/"
+# Comments are not removed first: a quote in them could hide a directive from the removal. What
+# stands before a directive is taken whether one follows or not: it is never looked at twice.
 _DIRECTIVE = re.compile(
-    rf"(?:^|\*/)(?:[ \t]|{_BLOCK})*(?:\#|%:|\?\?=)(?:[ \t]|{_BLOCK})*([^\s/\"<]*)([^\n]*)", re.M
+    rf"(?:^|\*/)(?:[ \t]|{_BLOCK})*"
+    rf"(?:(?:\#|%:|\?\?=)(?:[ \t]|{_BLOCK})*([^\s/\"<]*)([^\n]*))?",
+    re.M,
 )
+MAX_OPERAND = 1000  # characters of an #include or a #pragma
 _PRAGMA = re.compile(
     r"\s*(?:once|mark\b.*|(?:no)?unroll\b[\s()\w]*|METAL\b[\s:()\w]*|STDC\b[\s\w]*"
     r"|clang\s+diagnostic\s+(?:push|pop|(?:ignored|warning|error)\s+\"-W[\w+-]*\")"
@@ -79,7 +83,13 @@ def _refusal(body: str, include_root: str | None) -> tuple[str, str, int] | None
     plain = body.replace("\r", "\n")
     plain = re.sub(r"\\[ \t]*\n", lambda m: " " * len(m.group()), plain)
     for m in _DIRECTIVE.finditer(plain):
-        word, operand = m.group(1), re.sub(r"//.*|/\*.*?\*/", "", m.group(2)).strip()
+        word = m.group(1)
+        if word not in ("include", "import", "pragma"):
+            operand = ""
+        elif len(m.group(2)) > MAX_OPERAND:
+            return "sandbox", f"#{word} is followed by too much", m.start(1)
+        else:
+            operand = re.sub(r"//.*|/\*.*?\*/", "", m.group(2)).strip()
         if word in ("include", "import"):
             if word == "import" or not _include_allowed(operand, include_root):
                 return "sandbox", f"#{word} {operand[:80]} is outside the sandbox", m.start(1)
@@ -184,7 +194,7 @@ def _missing_space(code: str) -> list[tuple[int, str]]:
     """Declarations of pointers or references without an address space."""
     names = set(re.findall(r"\b(?:typename|class|struct)\s+([A-Za-z_]\w*)", code))
     names |= set(re.findall(r"\busing\s+([A-Za-z_]\w*)\s*=", code))
-    names |= set(re.findall(r"\btypedef\s+[^;*&]*?\b([A-Za-z_]\w*)\s*;", code))
+    names |= set(re.findall(r"\btypedef\s+[^;*&]{0,400}?\b([A-Za-z_]\w*)\s*;", code))
     extra = "|".join(sorted(names)) or "(?!)"
     declaration = re.compile(
         r"(?<=[;{}(,\n])([ \t]*(?:\w+[ \t\n]+){0,6}?)"

@@ -200,7 +200,6 @@ def test_a_kernel_json_of_any_form_is_a_kernel_or_a_kernel_error() -> None:
                 if kernel.applies_to(WORKLOAD):
                     kernel.launches(WORKLOAD, kernel.default_params(WORKLOAD))
                 whole += 1
-            except KernelError as error:
-                assert len(str(error)) < 1000
+            except KernelError:
                 refused += 1
     assert refused > whole > 100

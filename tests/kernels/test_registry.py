@@ -417,8 +417,8 @@ for write in (
 @pytest.mark.skipif(os.name != "posix", reason="no such files elsewhere")
 @pytest.mark.parametrize("make", SPECIAL, ids=lambda f: f.__name__)
 def test_what_is_no_file_holds_nobody_up(tmp_path: Path, copy_first: Kernel, make: Any) -> None:
-    """Each file of a registry in turn is a FIFO, a socket, a link or a folder: read and written in a
-    process with a deadline, since what would fail is that it never ends."""
+    """Each file of a registry in turn is a FIFO, a socket, a link or a folder: read and written in
+    a process with a deadline, since what would fail is that it never ends."""
     root = tmp_path / "root"
     registry = Registry(root)
     registry.add(copy_first)

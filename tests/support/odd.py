@@ -23,4 +23,4 @@ def changed(value: Any, odd: Any) -> Iterator[Any]:
     elif isinstance(value, list):
         for i, part in enumerate(value):
             yield value[:i] + value[i + 1 :]
-            yield from (value[:i] + [new] + value[i + 1 :] for new in changed(part, odd))
+            yield from ([*value[:i], new, *value[i + 1 :]] for new in changed(part, odd))
