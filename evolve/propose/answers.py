@@ -25,21 +25,20 @@ import re
 from pathlib import Path
 
 from mlx_lm_openevolve.errors import KernelError, OpenEvolveError
+from mlx_lm_openevolve.files import read_regular
 from mlx_lm_openevolve.kernels.kernel import Kernel
 
-__all__ = ["AnswerError", "apply", "from_folder", "note_of", "parent_of"]
+__all__ = ["MAX_ANSWER", "AnswerError", "apply", "from_folder", "note_of", "parent_of"]
 
-_FILE = re.compile(
-    r"^[#*`\s]*FILE[:\s]+`?([A-Za-z0-9_]+\.(?:metal|cu|json))`?[*\s]*\n+```[^\n]*\n(.*?)^```",
-    re.M | re.S,
-)
-_EDIT = re.compile(
-    r"^<<<<<<< SEARCH[^\n]*\n(.*?)^=======[^\n]*\n(.*?)^>>>>>>> REPLACE", re.M | re.S
-)
-_HEAD = re.compile(r"^[#*`\s]*EDIT[:\s]+`?([A-Za-z0-9_]+\.(?:metal|cu|json))`?", re.M)
-_NOTE = re.compile(r"^[#*\s]*NOTE[:*\s]+(.+)$", re.M)
-_PARENT = re.compile(r"^[#*\s]*PARENT[:*\s]+([0-9a-f]{12})\b", re.M)
-_MAX_ANSWER = 1 << 20
+# All are tried on single lines, from their beginning: an answer costs what its length does.
+_NAME = r"[:\s]+`?([A-Za-z0-9_]+\.(?:metal|cu|json))`?"
+_FILE = re.compile(rf"[#*`\s]*FILE{_NAME}[*\s]*$")
+_HEAD = re.compile(rf"[#*`\s]*EDIT{_NAME}")
+_NOTE = re.compile(r"[#*\s]*NOTE[:*\s]+(\S.*)$")
+_PARENT = re.compile(r"[#*\s]*PARENT[:*\s]+([0-9a-f]{12})\b")
+_FENCE, _SEARCH, _BETWEEN, _REPLACE = "```", "<<<<<<< SEARCH", "=======", ">>>>>>> REPLACE"
+MAX_ANSWER = 1 << 20  # characters
+MAX_NOTE = 300
 
 
 class AnswerError(OpenEvolveError):
@@ -48,25 +47,28 @@ class AnswerError(OpenEvolveError):
 
 def note_of(text: str) -> str:
     """What the answer says that it changed."""
-    match = _NOTE.search(text)
-    return match[1].strip()[:300] if match else ""
+    return _first(_NOTE, text).strip()[:MAX_NOTE]
 
 
 def parent_of(text: str) -> str:
     """The id of the kernel that the answer names as its parent, "" where it names none."""
-    match = _PARENT.search(text)
-    return match[1] if match else ""
+    return _first(_PARENT, text)
+
+
+def _first(pattern: re.Pattern[str], text: str) -> str:
+    """What a pattern finds in the first line that begins with it, "" where none does."""
+    found = (pattern.match(line) for line in text[:MAX_ANSWER].splitlines())
+    return next((match[1] for match in found if match), "")
 
 
 def apply(text: str, parent: Kernel, origin: str) -> Kernel:
     """The kernel that an answer makes of its parent. Raises AnswerError with one clear line."""
     if not text.strip():
         raise AnswerError("the answer is empty")
-    if len(text) > _MAX_ANSWER:
-        raise AnswerError(f"the answer is longer than {_MAX_ANSWER} characters")
+    if len(text) > MAX_ANSWER:
+        raise AnswerError(f"the answer is longer than {MAX_ANSWER} characters")
     files = {**parent.sources, "kernel.json": json.dumps(parent.meta, indent=1)}
-    whole = dict(_FILE.findall(text))
-    edits = _edits(text)
+    whole, edits = _parts(text)
     if not whole and not edits:
         raise AnswerError("the answer holds neither a FILE with a code block nor an EDIT")
     files |= whole
@@ -83,16 +85,44 @@ def apply(text: str, parent: Kernel, origin: str) -> Kernel:
     return _kernel(files, origin)
 
 
-def _edits(text: str) -> list[tuple[str, str, str]]:
-    """(file, old, new) in the order of the answer; a file's name holds for all edits below it."""
-    heads = [(match.start(), match[1]) for match in _HEAD.finditer(text)]
-    edits = []
-    for match in _EDIT.finditer(text):
-        names = [name for at, name in heads if at < match.start()]
-        if not names:
-            raise AnswerError("an edit without a line EDIT <file> above it")
-        edits.append((names[-1], match[1], match[2]))
-    return edits
+def _parts(text: str) -> tuple[dict[str, str], list[tuple[str, str, str]]]:
+    """(whole files by name, edits as (file, old, new)) in the order of the answer; a file's name
+    holds for all edits below it."""
+    lines = text.splitlines(keepends=True)
+    fence, between, replace = (_places(lines, mark) for mark in (_FENCE, _BETWEEN, _REPLACE))
+    whole: dict[str, str] = {}
+    edits: list[tuple[str, str, str]] = []
+    name, at = "", 0
+    while at < len(lines):
+        line, at = lines[at], at + 1
+        if head := _HEAD.match(line):
+            name = head[1]
+        elif file := _FILE.match(line):
+            while at < len(lines) and not lines[at].strip():
+                at += 1
+            if at < fence[at] or (end := fence[at + 1]) == len(lines):
+                continue  # no block of code, or one without an end
+            whole[file[1]] = "".join(lines[at + 1 : end])
+            at = end + 1
+        elif line.startswith(_SEARCH):
+            middle = between[at]
+            end = replace[min(middle + 1, len(lines))]
+            if end == len(lines):
+                continue
+            if not name:
+                raise AnswerError("an edit without a line EDIT <file> above it")
+            edits.append((name, "".join(lines[at:middle]), "".join(lines[middle + 1 : end])))
+            at = end + 1
+    return whole, edits
+
+
+def _places(lines: list[str], mark: str) -> list[int]:
+    """For each line, and for the end, the first line from there on that begins with `mark`; the
+    number of lines where none does."""
+    places = [len(lines)] * (len(lines) + 2)
+    for i in reversed(range(len(lines))):
+        places[i] = i if lines[i].startswith(mark) else places[i + 1]
+    return places
 
 
 def _kernel(files: dict[str, str], origin: str) -> Kernel:
@@ -115,7 +145,9 @@ def from_folder(folder: Path, origin: str) -> tuple[Kernel, str]:
     try:
         kernel = Kernel.load(folder)
         note = folder / "note.txt"
-        text = note.read_text()[:300].strip() if note.is_file() else kernel.description[:300]
+        told = note.is_file()
+        text = read_regular(note, 4 * MAX_NOTE).decode(errors="replace") if told else ""
+        text = (text.strip() if told else kernel.description)[:MAX_NOTE]
         return Kernel.from_parts({**kernel.meta, "origin": origin}, kernel.sources), text
     except (KernelError, OSError, ValueError) as error:
         raise AnswerError(str(error)) from None

@@ -17,12 +17,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from mlx_lm_openevolve.errors import OpenEvolveError
-from mlx_lm_openevolve.files import write_atomic
+from mlx_lm_openevolve.files import read_regular, write_atomic
 from mlx_lm_openevolve.kernels.kernel import Kernel
 
 from ..archive import Archive
 from ..candidate import Candidate
-from .answers import AnswerError, apply, from_folder, note_of, parent_of
+from .answers import MAX_ANSWER, AnswerError, apply, from_folder, note_of, parent_of
 from .structural import ModelQuestion, ProfileParent, Structural, no_profile
 
 __all__ = ["Mailbox"]
@@ -81,7 +81,7 @@ class Mailbox(Structural):
         settled = []
         for path in sorted(answers.iterdir()):
             inside = list(path.iterdir()) if path.is_dir() else [path]
-            newest = max((p.stat().st_mtime for p in inside), default=now)
+            newest = max((p.lstat().st_mtime for p in inside), default=now)
             if (path.is_dir() or path.suffix == ".md") and now - newest > _SETTLED_SECONDS:
                 settled.append(path)
         return settled
@@ -94,7 +94,7 @@ class Mailbox(Structural):
             if path.is_dir():
                 kernel, note = from_folder(path, origin)
             else:
-                text = path.read_text(errors="replace")
+                text = read_regular(path, 4 * MAX_ANSWER).decode(errors="replace")
                 note = note_of(text)
                 parent = archive.registry.kernel(parent_of(text)) or question.parent
                 question = replace(question, parent=parent)

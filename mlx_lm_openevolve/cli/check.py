@@ -11,7 +11,7 @@ from rich.console import Console
 from .. import backends, metalhost, ops
 from ..device import detect
 from ..errors import GateTimeout, OpenEvolveError, UsageError
-from ..gate.host_check import check_on_host
+from ..gate.host_check import carried_on_host, check_on_host
 from ..gate.worker import judge_in_worker
 from ..kernels.kernel import Kernel
 from ..kernels.lookup import named
@@ -32,16 +32,15 @@ def check(options: argparse.Namespace, out: Console) -> Result:
     if options.workload:
         workloads = [ops.parse(slug).bucket() for slug in options.workload]
     else:
-        usual = ops.get(kernel.op).questions.usual
-        workloads = [bucket for bucket in usual if kernel.applies_to(bucket)][:4]
+        workloads = _usual(kernel)
+        if not workloads:
+            raise UsageError("name a --workload: the kernel applies to none of the usual ones")
     refused = [w.slug for w in workloads if not kernel.applies_to(w)]
-    if refused or not workloads:
-        raise UsageError(
-            f"kernel {kernel.id} does not apply to {refused[0]}"
-            if refused
-            else "name a --workload: the kernel applies to none of the usual ones"
-        )
+    if refused:
+        raise UsageError(f"kernel {kernel.id} does not apply to {refused[0]}")
     verdicts, profiles = [], []
+    if backend == "host":
+        workloads = list(dict.fromkeys(carried_on_host(kernel, w) for w in workloads))
     for workload in workloads:
         params = kernel.default_params(workload)
         profile = _on_host(kernel, params, workload, out)
@@ -65,6 +64,15 @@ def check(options: argparse.Namespace, out: Console) -> Result:
     }
 
 
+def _usual(kernel: Kernel) -> list[Bucket]:
+    """Up to four workloads that a kernel applies to: the family's usual ones, or where it is for
+    others the smallest of the family's suites."""
+    op = ops.get(kernel.op)
+    known = [bucket for suite in op.search.suites.values() for bucket in suite]
+    known = [*op.questions.usual, *sorted(dict.fromkeys(known), key=lambda b: b.flops())]
+    return [bucket for bucket in known if kernel.applies_to(bucket)][:4]
+
+
 def _on_host(
     kernel: Kernel, params: dict[str, int], bucket: Bucket, out: Console
 ) -> dict[str, Any]:
@@ -83,6 +91,7 @@ def _on_host(
     out.print(f"host check of {record['on']}: ", end="", markup=False)
     out.print(text, markup=False, style=colour)
     launches: list[metalhost.LaunchResult] = []
+    bucket = carried_on_host(kernel, bucket)
     question = next(ops.of(bucket).questions.cases(bucket, 0))()
     call = host.build(kernel, params, question.workload, sanitize=True, launches=launches)
     with contextlib.suppress(OpenEvolveError):  # the launches say why

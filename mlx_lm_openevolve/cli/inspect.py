@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.syntax import Syntax
 from rich.table import Table
 
@@ -23,6 +24,7 @@ from .. import ops
 from .._version import __version__
 from ..device import BACKENDS, detect, fingerprint, version_of
 from ..errors import RegistryError, UsageError, WorkloadError
+from ..files import printable
 from ..kernels.kernel import Kernel
 from ..kernels.lookup import named, registries
 from ..kernels.registry import VERSION, Registry, tuned_root, user_root
@@ -101,7 +103,9 @@ def list_verdicts(options: argparse.Namespace, out: Console) -> Result:
         ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f} [{row['low'] or 0:.2f}]"
         why = f"stale: {row['stale']}" if row["stale"] else verdict.status
         why += "" if verdict.accepted else f": {verdict.reason}"
-        table.add_row(device, verdict.workload, verdict.kernel, ratio, why, str(row["from"]))
+        table.add_row(
+            device, verdict.workload, verdict.kernel, ratio, escape(why), str(row["from"])
+        )
     used = {"registry": usage(user_root() / VERSION), "tuned": usage(tuned_root() / VERSION)}
     out.print(table if rows else "no verdict is stored yet: a workload is gated at first use")
     kernels = sum(len(registry.kernels()) for registry in registries())
@@ -189,7 +193,7 @@ def _here(bucket: Bucket) -> dict[str, Any]:
 
 
 def _show_kernel(kernel: Kernel, out: Console) -> Result:
-    out.print(f"[bold]{kernel.name}[/] {kernel.id} ({kernel.origin})")
+    out.print(f"[bold]{kernel.name}[/] {kernel.id} ({escape(kernel.origin)})")
     if kernel.description:
         out.print(kernel.description, markup=False)
     out.print(f"applies   {kernel.applies.text}", markup=False)
@@ -210,7 +214,7 @@ def _show_kernel(kernel: Kernel, out: Console) -> Result:
     for file, source in kernel.sources.items():
         out.print(f"\n{file}", style="bold", markup=False)
         if out.is_terminal:
-            out.print(Syntax(source, "cpp", word_wrap=True, background_color="default"))
+            out.print(Syntax(printable(source), "cpp", word_wrap=True, background_color="default"))
         else:
             out.print(source, markup=False, end="")
     return 0, {

@@ -21,12 +21,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from rich.console import Console
+from rich.text import Text
 
 from .._version import __version__
 from ..bench import command as bench
 from ..device import BACKENDS
 from ..errors import OpenEvolveError, interrupted
 from ..evolve import options as evolve_options  # the core does without it: here the two meet
+from ..files import printable
 from ..tune import options as tune_options
 from . import inspect as inspection
 from . import run
@@ -53,6 +55,10 @@ class _Parser(argparse.ArgumentParser):
 
 
 class _Console(Console):
+    def render_str(self, text: str, **options: Any) -> Text:
+        """What is printed may come from a file that anyone wrote."""
+        return super().render_str(printable(text), **options)
+
     def on_broken_pipe(self) -> None:
         """Rich would end the process with code 1, which means "rejected" here."""
         raise BrokenPipeError
@@ -97,7 +103,7 @@ def _refuse_empty(words: Sequence[str]) -> None:
 
 def _tell(text: str, as_json: bool, code: int = NOT_DONE) -> int:
     """Why a command ended, for a person and for a program; its exit code."""
-    print(f"mlx-lm-openevolve: {text}", file=sys.stderr)
+    print(f"mlx-lm-openevolve: {printable(text)}", file=sys.stderr)
     return _print_json({"error": text}, code) if as_json else code
 
 

@@ -15,7 +15,10 @@ from ..ops import Bucket, Workload
 from .correctness import passes
 from .static_rules import static_rules
 
-__all__ = ["check_on_host", "smallest"]
+__all__ = ["carried_on_host", "check_on_host", "smallest"]
+
+# What the CPU computes of a kernel in some seconds; a prompt asks for a hundred times as much.
+_HOST_FLOPS = 5e8
 
 
 def check_on_host(
@@ -46,6 +49,12 @@ def check_on_host(
         "version": version_of("mlx-lm-openevolve"),
         "seconds": round(time.monotonic() - start, 2),
     }
+
+
+def carried_on_host(kernel: Kernel, bucket: Bucket) -> Bucket:
+    """What the CPU is asked in place of a bucket: the bucket itself, or where that is too much for
+    it the small shapes of the host check, which ask the same."""
+    return bucket if bucket.flops() <= _HOST_FLOPS else smallest(kernel, bucket)
 
 
 def smallest(kernel: Kernel, bucket: Bucket) -> Bucket:

@@ -13,7 +13,6 @@ import math
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from math import prod
 from typing import Any
 
 import mlx.core as mx
@@ -180,9 +179,10 @@ def judge_calls(
     `judge`. Raises GateTimeout and MachineError.
     """
     memory = memory_for(device, elsewhere)
-    # Inputs, their negatives or another set of them, the answers and what fills freed buffers; and
-    # what the original, which goes through the same questions, takes for itself.
-    needed = 3 * bucket.moved_bytes() + bucket.scratch_bytes() + _poison(bucket, buffers)
+    # Inputs, their negatives or another set of them, the answers and what fills freed buffers; what
+    # the original, which goes through the same questions, takes for itself; what the contender
+    # writes between its launches, and what fills that.
+    needed = 3 * bucket.moved_bytes() + bucket.scratch_bytes() + _between(bucket, buffers)
     if needed > memory:
         raise GateTimeout(f"{bucket.slug}: needs {needed >> 20} MiB, {memory >> 20} MiB are free")
     judged = Judgement()
@@ -220,10 +220,12 @@ def judge_calls(
             raise
 
 
-def _poison(bucket: Bucket, buffers: Callable[[Workload], Buffers]) -> int:
-    """Bytes that fill the freed buffers of intermediate outputs; 0 where a kernel has no launch."""
+def _between(bucket: Bucket, buffers: Callable[[Workload], Buffers]) -> int:
+    """Bytes of intermediate outputs and of what fills their freed buffers; 0 where a kernel has no
+    launch."""
     try:
-        return sum(FREED * prod(shape) * dtype.size for shape, dtype in buffers(bucket.largest()))
+        outputs = buffers(bucket.largest())
+        return sum((1 + FREED) * math.prod(shape) * dtype.size for shape, dtype in outputs)
     except KernelError:
         return 0
 

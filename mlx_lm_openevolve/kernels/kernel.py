@@ -19,6 +19,7 @@ from typing import Any
 
 from .. import ops
 from ..errors import KernelError, NewerFormatError
+from ..files import read_regular
 from ..ops import DTYPES, Workload
 from ..ops.base import Value
 from .expressions import Expression
@@ -124,9 +125,11 @@ class Kernel:
         name = read.name(meta.get("name"), "name")
         op = ops.get(read.choice(meta.get("op"), "op", ops.FAMILIES))
         variants = meta.get("variants")
-        if not isinstance(variants, list) or not variants or len(set(variants)) != len(variants):
+        if not isinstance(variants, list) or not variants:
             raise KernelError(f"{where}: variants: expected a list of {', '.join(op.variants)}")
         variants = tuple(read.choice(variant, "variants", op.variants) for variant in variants)
+        if len(set(variants)) != len(variants):
+            raise KernelError(f"{where}: variants: one is named twice")
         origin, description = meta.get("origin", ""), meta.get("description", "")
         if not isinstance(origin, str) or not origin or not isinstance(description, str):
             raise KernelError(f"{where}: origin: expected where the kernel comes from")
@@ -264,8 +267,7 @@ def _text(path: Path, limit: int) -> str:
     try:
         if path.is_symlink() or not path.is_file():
             raise KernelError(f"{path}: no such file")
-        with path.open("rb") as file:
-            data = file.read(limit + 1)
+        data = read_regular(path, limit)
     except OSError as error:
         raise KernelError(f"{path}: {error.strerror or error}") from None
     if len(data) > limit:

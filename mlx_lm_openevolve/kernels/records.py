@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..files import write_atomic
+from ..files import read_regular, write_atomic
 
 __all__ = ["checksum", "plain", "read", "write"]
 
@@ -19,8 +19,7 @@ MAX_BYTES = 8 << 20
 def read(path: Path) -> dict[str, Any]:
     """A record whose checksum holds. Raises OSError where there is no file to read, ValueError
     where it holds no such record."""
-    with path.open("rb") as file:
-        data = file.read(MAX_BYTES + 1)
+    data = read_regular(path, MAX_BYTES)
     if len(data) > MAX_BYTES:
         raise ValueError("too long")
     try:

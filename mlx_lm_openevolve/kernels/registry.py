@@ -17,12 +17,15 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import io
 import json
 import logging
 import os
 import re
 import shutil
+import stat
 import tempfile
+import time
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -33,7 +36,7 @@ import platformdirs
 
 from .. import ops
 from ..errors import KernelError, NewerFormatError, RegistryError, WorkloadError
-from ..files import write_atomic
+from ..files import printable, read_regular, write_atomic
 from ..ops import Bucket, Workload
 from . import records
 from .kernel import KERNEL_ID, Kernel, content, kernel_id
@@ -46,7 +49,9 @@ log = logging.getLogger("mlx_lm_openevolve")
 VERSION = "v2"
 MAX_RAW_BYTES = 64 << 20
 LOCK_SECONDS = 10.0
+ABANDONED_SECONDS = 24 * 3600.0
 Read = tuple[Verdict, dict[str, Any]]  # a verdict, and the record as it was read
+_told: set[Path] = set()  # roots whose refusal was logged
 _DEVICE = re.compile(r"[a-z0-9][a-z0-9-]{0,79}")
 
 
@@ -67,7 +72,12 @@ class Registry:
     def __init__(self, root: Path | str, writable: bool = True) -> None:
         self.root = Path(root)
         self.writable = writable
-        self._base = self.root / VERSION
+        self.refusal = _open_to_all(self.root) if writable else ""
+        # What anyone may write is not read either: there is nothing below the null device.
+        self._base = (Path(os.devnull) if self.refusal else self.root) / VERSION
+        if self.refusal and self.root not in _told:
+            _told.add(self.root)
+            log.warning("%s: calls run on MLX's own", self.refusal)
         self._kernels: dict[str, Kernel] = {}
         self._damaged: set[Path] = set()
         self._files: dict[Path, tuple[Any, tuple[list[Read], list[Any], dict[str, Any]]]] = {}
@@ -209,7 +219,8 @@ class Registry:
         """The raw samples of a layout; {} where they are absent or damaged: verdicts do without."""
         path = self._base / "devices" / device / f"{layout}.raw.json.gz"
         try:
-            with gzip.open(path) as file:
+            packed = io.BytesIO(read_regular(path, MAX_RAW_BYTES))
+            with gzip.open(packed) as file:
                 data = file.read(MAX_RAW_BYTES + 1)
             raws = json.loads(data) if len(data) <= MAX_RAW_BYTES else {}
         except (OSError, EOFError, ValueError, zlib.error, RecursionError):
@@ -326,6 +337,8 @@ class Registry:
 
     def clear(self, device: str | None = None) -> int:
         """Remove the verdicts of a device, or the whole registry; returns the files removed."""
+        if self.refusal:
+            raise RegistryError(self.refusal)
         target = self._base / "devices" / device if device else self._base
         if device is not None and not _DEVICE.fullmatch(device):
             return 0
@@ -354,7 +367,8 @@ class Registry:
             return
         self._damaged.add(path)
         done = "moved aside" if self.writable else "not used"
-        log.warning("%s is damaged (%s): %s, calls run on MLX's own", path, reason[:200], done)
+        why = printable(reason[:200])
+        log.warning("%s is damaged (%s): %s, calls run on MLX's own", path, why, done)
         if not self.writable:
             return
         with contextlib.suppress(OSError):
@@ -365,10 +379,10 @@ class Registry:
 
     @contextlib.contextmanager
     def _folder(self, name: str) -> Iterator[Path]:
-        if not self.writable:
-            raise RegistryError(f"{self.root} is read-only")
+        if self.refusal or not self.writable:
+            raise RegistryError(self.refusal or f"{self.root} is read-only")
         folder = self._base / name
-        folder.mkdir(parents=True, exist_ok=True)
+        _make_folder(folder)
         yield folder
 
     @contextlib.contextmanager
@@ -379,6 +393,7 @@ class Registry:
                 self._folder(name) as folder,
                 filelock.FileLock(folder / ".lock", timeout=LOCK_SECONDS),
             ):
+                _clean(folder)
                 yield folder
         except filelock.Timeout:
             raise RegistryError(f"{self._base / name}: locked by another process") from None
@@ -386,6 +401,44 @@ class Registry:
             raise
         except OSError as error:
             raise RegistryError(f"{self._base / name}: {error.strerror or error}") from None
+
+
+def _open_to_all(root: Path) -> str:
+    """Why a root cannot be trusted, "" where it can: whoever may write it, or rename a folder that
+    it lies in, decides what runs here. In a sticky folder (/tmp) nobody renames what is another's,
+    so it may lie there, but not be one."""
+    try:
+        root = root.resolve()
+        for folder in (root / VERSION, root, *root.parents):
+            mode = folder.stat().st_mode if folder.exists() else 0
+            parent = folder in root.parents
+            if mode & stat.S_IWOTH and not (parent and mode & stat.S_ISVTX):
+                return f"{folder} can be written by every user of this machine (chmod o-w)"
+    except (OSError, RuntimeError):  # it cannot be looked at, and so not read
+        return ""
+    return ""
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder and those above it that are missing, closed to others whatever the umask."""
+    for path in reversed([folder, *folder.parents]):
+        if not path.is_dir():
+            path.mkdir(mode=0o755, exist_ok=True)
+
+
+def _clean(folder: Path) -> None:
+    """Remove what writers left that were killed. The folder is locked: no temporary file in it is
+    in use. A lock that nobody touched for long is nobody's."""
+    for left in [*folder.glob(".new-*"), *folder.glob("*/.new-*")]:
+        with contextlib.suppress(OSError):
+            if left.is_dir() and not left.is_symlink():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink()
+    for lock in folder.glob(".*.lock"):
+        with contextlib.suppress(OSError):
+            if time.time() - lock.lstat().st_mtime > ABANDONED_SECONDS:
+                lock.unlink()
 
 
 def _device_folder(device: str) -> str:

@@ -76,6 +76,11 @@ class LaunchSpec:
     when: Expression | None
 
 
+def _shown(value: Any) -> str:
+    """The beginning of a value, for a message."""
+    return repr(value)[:80]
+
+
 class Fields:
     """Checks fields of a parsed kernel.json; every message begins with the file and the field."""
 
@@ -85,22 +90,23 @@ class Fields:
     def known(self, value: Any, field: str, allowed: frozenset[str] | set[str]) -> None:
         unknown = sorted(set(value) - allowed) if isinstance(value, Mapping) else [value]
         if unknown:
-            raise KernelError(f"{self.where}: {field or 'top level'}: unknown {unknown[0]!r}")
+            raise KernelError(f"{self.where}: {field or 'top level'}: unknown {_shown(unknown[0])}")
 
     def name(self, value: Any, field: str) -> str:
         if not isinstance(value, str) or not _NAME.fullmatch(value):
-            raise KernelError(f"{self.where}: {field}: expected an identifier, got {value!r}")
+            raise KernelError(f"{self.where}: {field}: expected an identifier, got {_shown(value)}")
         return value
 
     def choice(self, value: Any, field: str, choices: tuple[str, ...]) -> str:
-        if value not in choices:
-            raise KernelError(f"{self.where}: {field}: {value!r} is none of {', '.join(choices)}")
-        return str(value)
+        if not isinstance(value, str) or value not in choices:
+            known = ", ".join(choices)
+            raise KernelError(f"{self.where}: {field}: {_shown(value)} is none of {known}")
+        return value
 
     def source(self, file: Any, field: str, sources: Mapping[str, str]) -> str:
         text = sources.get(file) if isinstance(file, str) and SOURCE_NAME.fullmatch(file) else None
         if text is None:
-            raise KernelError(f"{self.where}: {field}: no such file {file!r}")
+            raise KernelError(f"{self.where}: {field}: no such file {_shown(file)}")
         if not text.isascii() or len(text) > MAX_SOURCE_BYTES or not text.strip():
             raise KernelError(f"{self.where}: {field}: {file} is empty, too long or not ASCII")
         return text
@@ -154,7 +160,11 @@ def read_launch(
     source = read.source(raw.get("source"), f"{field}.source", sources)
     header = raw.get("header")
     inputs = raw.get("inputs")
-    if not isinstance(inputs, list) or not inputs or not all(name in arrays for name in inputs):
+    if (
+        not isinstance(inputs, list)
+        or not inputs
+        or not all(isinstance(name, str) and name in arrays for name in inputs)
+    ):
         raise KernelError(f"{where}: {field}.inputs: expected names of {sorted(arrays)}")
     raw_outputs = raw.get("outputs")
     if not isinstance(raw_outputs, list) or not 0 < len(raw_outputs) <= 8:

@@ -132,7 +132,7 @@ class Verdict:
             value = getattr(verdict, name)
             if type(value) not in kinds.get(str(f.type), (dict,)):
                 raise ValueError(f"{name} is {type(value).__name__}")
-        if record.get("status") != verdict.status:
+        if record.get("status") != verdict.status or not _founded(verdict):
             raise ValueError("the status does not follow from the evidence")
         if verdict.kind not in KINDS:
             raise ValueError("an unknown kind")
@@ -142,10 +142,30 @@ class Verdict:
             ops.parse(verdict.workload)
         if not all(type(v) is int for v in verdict.params.values()):
             raise ValueError("params are not integers")
-        ratio = verdict.timing.get("ratio", 0.0)
-        if not isinstance(ratio, float | int) or not 0 <= ratio < 1e6 or verdict.asked < 1:
+        times = [verdict.timing.get(name, 0.0) for name in ("ratio", "low", "high")]
+        if not all(map(_is_time, times)) or verdict.asked < 1:
             raise ValueError("a number is out of range")
         return verdict
+
+
+def _is_time(value: Any) -> bool:
+    """Whether a value can be how often one time goes into another."""
+    return type(value) in (int, float) and 0 <= value < 1e6
+
+
+def _founded(verdict: Verdict) -> bool:
+    """Whether the evidence carries what a verdict says: on correctness it may be absent and must
+    not speak against it, on speed it must be there."""
+    margin, of = verdict.errors.get("margin", 0.0), verdict.mutants.get("of")
+    wrong = type(margin) not in (int, float) or not margin >= 0
+    survived = verdict.mutants.get("survivors") or verdict.mutants.get("killed") != of
+    if verdict.correct and (wrong or survived):
+        return False
+    if verdict.kind != "kernel" or not verdict.accepted:
+        return True
+    compared = verdict.timing, verdict.timing.get("sealed")
+    lows = [timed.get("low", 0.0) if isinstance(timed, dict) else 0.0 for timed in compared]
+    return all(_is_time(low) and low > FASTER for low in lows)
 
 
 class Poisoned(OpenEvolveError):
@@ -175,7 +195,7 @@ def describe(verdict: Verdict) -> list[str]:
     )
     for name, words, found in evidence:
         # Evidence of another release, or of another kind of verdict, may be of another form.
-        with contextlib.suppress(KeyError, TypeError, ValueError):
+        with contextlib.suppress(KeyError, TypeError, ValueError, OverflowError):
             if found:
                 lines.append(f"  {name:8} {words(found)}")
     return lines

@@ -31,8 +31,8 @@ class Finding:
 
     kind: compile, strict, lint, sandbox, out-of-bounds, read-only, misaligned, race,
         divergent-barrier, divergent-collective, uninitialised, unwritten, division-by-zero,
-        missing-return, threadgroup-memory, threadgroup-size, non-ascii, time-limit, memory-limit,
-        stack-overflow, fault, runtime.
+        missing-return, bad-modulo, threadgroup-memory, threadgroup-size, non-ascii, time-limit,
+        memory-limit, stack-overflow, fault, runtime.
     line: of the kernel's body (1 is its first line), or of `file` for a header; None if unknown.
     other: the other side of a race or of divergent flow.
     thread, threadgroup: index in the threadgroup, and the threadgroup's position in the grid.

@@ -20,11 +20,15 @@ _DIRECTIVES = (
     *("define", "undef", "if", "ifdef", "ifndef", "elif", "else", "endif", "error", "warning"),
     *("include", "pragma"),
 )
-_BLOCK = r"/\*.*?\*/"
-# Comments are not removed first: a quote in them could hide a directive from the removal.
+_BLOCK = r"/\*(?:[^*\n]|\*(?!/))*\*/"
+# Comments are not removed first: a quote in them could hide a directive from the removal. What
+# stands before a directive is taken whether one follows or not: it is never looked at twice.
 _DIRECTIVE = re.compile(
-    rf"(?:^|\*/)(?:[ \t]|{_BLOCK})*(?:\#|%:|\?\?=)(?:[ \t]|{_BLOCK})*([^\s/\"<]*)([^\n]*)", re.M
+    rf"(?:^|\*/)(?:[ \t]|{_BLOCK})*"
+    rf"(?:(?:\#|%:|\?\?=)(?:[ \t]|{_BLOCK})*([^\s/\"<]*)([^\n]*))?",
+    re.M,
 )
+MAX_OPERAND = 1000  # characters of an #include or a #pragma
 _PRAGMA = re.compile(
     r"\s*(?:once|mark\b.*|(?:no)?unroll\b[\s()\w]*|METAL\b[\s:()\w]*|STDC\b[\s\w]*"
     r"|clang\s+diagnostic\s+(?:push|pop|(?:ignored|warning|error)\s+\"-W[\w+-]*\")"
@@ -80,6 +84,8 @@ def _refusal(body: str, include_root: str | None) -> tuple[str, str, int] | None
             return "non-ascii", f"character U+{ord(c):04X}: Metal sources here are ASCII", k
     plain = _joined(body)
     for word, operand, at in directives(plain):
+        if word in ("include", "import", "pragma") and len(operand) > MAX_OPERAND:
+            return "sandbox", f"#{word} is followed by too much", at
         if word in ("include", "import"):
             if word == "import" or not _include_allowed(operand, include_root):
                 return "sandbox", f"#{word} {operand[:80]} is outside the sandbox", at
@@ -104,9 +110,15 @@ def _joined(body: str) -> str:
 
 
 def directives(body: str) -> Iterator[tuple[str, str, int]]:
-    """Word, operand and position of each directive."""
+    """Word, operand and position of each directive; one of more than MAX_OPERAND characters as it
+    stands, comments and all."""
     for m in _DIRECTIVE.finditer(_joined(body)):
-        yield m.group(1), re.sub(r"//.*|/\*.*?\*/", "", m.group(2)).strip(), m.start(1)
+        if m.group(1) is None:  # a comment that no directive follows
+            continue
+        text = m.group(2)
+        if len(text) <= MAX_OPERAND:
+            text = re.sub(r"//.*|/\*.*?\*/", "", text).strip()
+        yield m.group(1), text, m.start(1)
 
 
 def _include_allowed(operand: str, include_root: str | None) -> bool:
@@ -235,7 +247,7 @@ def _missing_space(code: str) -> list[tuple[int, str]]:
     """Declarations of pointers or references without an address space."""
     names = set(re.findall(r"\b(?:typename|class|struct)\s+([A-Za-z_]\w*)", code))
     names |= set(re.findall(r"\busing\s+([A-Za-z_]\w*)\s*=", code))
-    names |= set(re.findall(r"\btypedef\s+[^;*&]*?\b([A-Za-z_]\w*)\s*;", code))
+    names |= set(re.findall(r"\btypedef\s+[^;*&]{0,400}?\b([A-Za-z_]\w*)\s*;", code))
     extra = "|".join(sorted(names)) or "(?!)"
     declaration = re.compile(
         r"(?<=[;{}(,\n])([ \t]*(?:\w+[ \t\n]+){0,6}?)"

@@ -159,6 +159,7 @@ _MESSAGES = {
         "{size} bytes of threadgroup memory with '{variable}'; the limit is {extent}"
     ),
     "division-by-zero": "integer division by zero",
+    "bad-modulo": "{call} with modulo {size}, which is no power of two that its group holds",
     "missing-return": "the end of a function that returns a value is reached",
     "stack-overflow": "the thread's stack is full: unbounded recursion?",
     "time-limit": "still running at the time limit: an endless loop?",

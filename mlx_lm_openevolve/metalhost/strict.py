@@ -8,7 +8,7 @@ instantiation, so that the rules here are exact where rules on the text would gu
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from .findings import Finding, Sources
@@ -26,6 +26,7 @@ _PLACE = re.compile(
     r"(?:^|[<, ])(?:line:(\d+):\d+|col:\d+|([^\s,<>]*|<[\w -]+>):(\d+):\d+)(?=[,> ]|$)"
 )
 _TYPE = re.compile(r"'([^']*)'(?::'([^']*)')?")
+_OPERATOR = re.compile(r"'[^']*'(?::'[^']*')?[^']* '([^']+)'")
 _SPACE_WORDS = {"__global_host": "constant", "__global": "device", "__local": "threadgroup"}
 _SCALARS = {
     *("bool", "char", "short", "int", "long", "unsigned", "signed"),
@@ -40,6 +41,14 @@ _CASTS = {
 _FUNCTIONS = ("FunctionDecl", "CXXMethodDecl", "CXXConstructorDecl", "CXXConversionDecl")
 _SCOPES = ("TranslationUnitDecl", "NamespaceDecl", "LinkageSpecDecl")
 _ASSIGNMENTS = ("BinaryOperator", "CompoundAssignOperator", "UnaryOperator")
+_LOGICAL = {"!", "&&", "||"}
+_MASKS = {"<", ">", "<=", ">=", "==", "!=", *_LOGICAL}
+_OF_MASKS = {"&", "|", "^"}  # of two masks they make a mask
+_AROUND = ("ParenExpr", "ExprWithCleanups", "MaterializeTemporaryExpr")
+_CHOOSING = ("ImplicitCastExpr", "ConditionalOperator")
+_COMPONENTS = ("ExtVectorElementExpr", "ArraySubscriptExpr")
+_HAND_ON = (*_AROUND, *_CHOOSING, "ExtVectorElementExpr")
+_TAKE_MASKS = ("any", "all", "select")
 
 
 @dataclass(frozen=True)
@@ -49,12 +58,21 @@ class _Node:
     file: str  # of the first of its places that lies in the user's sources, else ""
     line: int
     rest: str  # what follows the places: names, types, flags
+    index: int  # among its parent's children
 
     @property
     def type(self) -> str:
         """The canonical type."""
         m = _TYPE.search(self.rest)
         return "" if m is None else m[2] or m[1]
+
+    @property
+    def operator(self) -> str:
+        """Which operator an expression is, "" where it is none."""
+        if self.kind not in ("BinaryOperator", "UnaryOperator"):
+            return ""
+        m = _OPERATOR.search(self.rest)
+        return "" if m is None else m[1]
 
     def has(self, flag: str) -> bool:
         return flag in self.rest
@@ -63,10 +81,13 @@ class _Node:
 def _nodes(tree: str, sources: Sources) -> Iterator[_Node]:
     """The nodes in order. Clang prints of each place only what differs from the one before."""
     file, line = "", 0
+    children: dict[int, int] = {}  # by depth: the latest child of the present parent
     for text in tree.splitlines():
         m = _LINE.match(text)
         if m is None:
             continue
+        depth = len(m[1]) // 2
+        children[depth], children[depth + 1] = children.get(depth, -1) + 1, -1
         body, rest = _split(m[3])
         own = ("", 0)
         # A declaration's name has its place behind the range.
@@ -79,7 +100,7 @@ def _nodes(tree: str, sources: Sources) -> Iterator[_Node]:
                 file, line = place[2], int(place[3])
             if not own[0] and sources.known(file):
                 own = (file, line)
-        yield _Node(len(m[1]) // 2, m[2], *own, rest)
+        yield _Node(depth, m[2], *own, rest, children[depth])
 
 
 def _split(text: str) -> tuple[str, str]:
@@ -99,11 +120,18 @@ def strict_findings(
     names of the kernel functions and of the function constants."""
     findings: list[Finding] = []
     path: list[_Node] = []
+    called: dict[int, str] = {}  # by depth: the function of the latest call
     for node in _nodes(tree, sources):
         while path and path[-1].depth >= node.depth:
             path.pop()
         message = _judge(node, path, kernels, constants) if node.file else ""
         message = message or (_judge_operand(node, path) if path else "")
+        if node.file and path and "ext_vector_type" in node.type:
+            message = message or _judge_mask(node, path, called)
+        if node.kind == "DeclRefExpr" and len(path) > 1 and path[-2].kind == "CallExpr":
+            function = re.search(r"\bFunction (?:0x[0-9a-f]+ )?'(\w+)'", node.rest)
+            if function and path[-1].index == 0:
+                called[path[-2].depth] = function[1]
         path.append(node)
         if message:
             at = node if node.file else path[-2]
@@ -187,6 +215,39 @@ def _judge_operand(node: _Node, path: list[_Node]) -> str:
         source, target = _space(node.type), _space(cast.type)
         return f"{source} memory where {target} memory is expected"
     return ""
+
+
+def _judge_mask(node: _Node, path: list[_Node], called: Mapping[int, str]) -> str:
+    """A comparison of vectors is a bool vector in Metal, and here integers, -1 where it holds: it
+    must end where its truth alone counts, and nothing else may become a bool vector by itself."""
+    mask = node.operator in _MASKS
+    if not mask and (node.operator in _OF_MASKS or node.kind in _HAND_ON):
+        return ""  # its operands are judged
+    child, at = node, len(path) - 1
+    while at > 0 and _hands_on(path[at], child):
+        child, at = path[at], at - 1
+    user = path[at]
+    if user.kind == "ConditionalOperator":
+        return "" if mask else "the condition is a vector of numbers: compare it with 0"
+    bools = "Bools<" in user.type
+    if not mask:
+        if user.kind != "CXXConstructExpr" or not bools or path[at - 1].kind in _CASTS:
+            return ""
+        return "no implicit conversion from a vector of numbers to a bool vector"
+    if bools or user.operator in _LOGICAL or user.has("<IntegralToBoolean>"):
+        return ""
+    if user.kind == "CompoundStmt" or called.get(user.depth) in _TAKE_MASKS:
+        return ""
+    return "a comparison of vectors is used as numbers: make it a bool vector, as in bool4(a < b)"
+
+
+def _hands_on(node: _Node, child: _Node) -> bool:
+    """Whether a node gives the vector that `child` is, or components of it."""
+    if node.kind in _AROUND or node.operator in _OF_MASKS:
+        return True
+    if node.kind in _CHOOSING:
+        return child.index > 0 or node.has("<LValueToRValue>") or node.has("<NoOp>")
+    return node.kind in _COMPONENTS and child.index == 0
 
 
 def _plain(type_: str) -> str:

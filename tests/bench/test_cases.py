@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from samples import shipped_in_metal
+from samples import shipped_in_metal, timed
 
 from mlx_lm_openevolve.bench import cases
 from mlx_lm_openevolve.device import detect, fingerprint
@@ -85,7 +85,7 @@ def test_a_withdrawn_verdict_serves_no_longer_and_is_not_gated_again(home: Path)
         faster=True,
         reason="accepted",
         fingerprint=fingerprint(detect("host"), gate_version("attention")),
-        timing={"ratio": 1.3},
+        timing=timed(1.3),
     )
     user = Registry(home)
     user.publish("host", verdict)
@@ -111,4 +111,4 @@ def test_a_withdrawn_verdict_serves_no_longer_and_is_not_gated_again(home: Path)
     (kept,) = Registry(home).verdicts("host", BUCKET)
     assert kept.correct
     assert kept.evidence["end_to_end"]["ratio"] == 0.9
-    assert kept.timing == {"ratio": 1.3}
+    assert kept.timing == timed(1.3)

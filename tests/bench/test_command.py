@@ -16,7 +16,7 @@ import pytest
 from mlx_lm.models import base
 from mlx_lm.models.cache import make_prompt_cache
 from rich.console import Console
-from samples import shipped_in_metal, store_correct
+from samples import shipped_in_metal, store_correct, timed
 
 from mlx_lm_openevolve import errors
 from mlx_lm_openevolve.bench import cases
@@ -98,7 +98,9 @@ def test_a_slower_preset_fails_names_its_workloads_and_withdraws_them(
     kernel = next(k for k in shipped_in_metal() if k.applies_to(BUCKET))
     store_correct(home, kernel, [BUCKET])
     (verdict,) = Registry(home).verdicts("host", BUCKET)
-    Registry(home).publish("host", replace(verdict, faster=True, reason="accepted"))
+    Registry(home).publish(
+        "host", replace(verdict, faster=True, reason="accepted", timing=timed(1.3))
+    )
     (verdict,) = Registry(home).verdicts("host", BUCKET)
     row = {"kernel": kernel.id, "name": kernel.name, "params": {}, "verdict": verdict.to_json()}
     row |= {"reason": "accepted", "hits": 6, "fallbacks": 0}

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import io
 import json
+import random
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from odd import ODD, changed
 from rich.console import Console
 from samples import shipped_in_metal, store_correct
 
 from mlx_lm_openevolve.cli import inspect as inspection
 from mlx_lm_openevolve.cli.main import main
 from mlx_lm_openevolve.device import Device, detect, fingerprint
+from mlx_lm_openevolve.kernels import records
 from mlx_lm_openevolve.kernels.kernel import Kernel
 from mlx_lm_openevolve.kernels.registry import Registry
 from mlx_lm_openevolve.kernels.verdict import Verdict, gate_version
 from mlx_lm_openevolve.ops.attention.workload import Bucket
+from mlx_lm_openevolve.runtime.planner import Planner
 
 DECODE = Bucket(1, 8, 2, 1, 128, 64, 64, "bfloat16")
 
@@ -54,6 +58,7 @@ def verdict(kernel: Kernel, **changes: Any) -> Verdict:
             "on": DECODE.slug,
             "baseline": {"mean": 2e-5},
             "candidate": {"mean": 1.5e-5, "trials": 20},
+            "sealed": {"ratio": 1.2, "low": 1.15},
         },
     )
     return replace(made, **changes)
@@ -206,3 +211,47 @@ def test_clear_takes_a_device_or_all_but_never_a_run(
     assert (own / "cache" / "metalhost" / "x").exists()
     assert found(capsys, "clear", "--cache")["bytes"] == 2048
     assert (own / "runs" / "a" / "events.jsonl").exists()
+
+
+def test_text_of_a_file_is_printed_without_control_characters(
+    capsys: pytest.CaptureFixture[str], home: Path, kernel: Kernel
+) -> None:
+    """Nor does it end in a fault where it reads like markup."""
+    evil = "[/red] \x1b]0;owned\x07\x1b[2J\u009b31m \ud800 [bold]"
+    strange = Kernel.from_parts(
+        {**kernel.meta, "origin": evil, "description": evil}, kernel.sources
+    )
+    registry = Registry(home)
+    registry.add(strange)
+    registry.publish("host", verdict(strange, reason=evil, fingerprint={"mlx": evil}))
+    registry.poison("host", strange.id, evil)
+    for command in (["list"], ["status"], ["show", strange.id], ["show", DECODE.slug]):
+        assert main(command) == 0, capsys.readouterr().err
+        text = capsys.readouterr().out
+        assert all(c.isprintable() or c in "\n\t" for c in text), command
+        assert "owned" in text, command
+    assert main(["show", f"x\x1b[2J{evil}"]) == 2
+    assert "\x1b" not in capsys.readouterr().err
+
+
+def test_no_record_ends_a_command(
+    capsys: pytest.CaptureFixture[str], home: Path, kernel: Kernel
+) -> None:
+    """Each part of a verdict in turn is of another form, under a checksum that holds."""
+    registry = Registry(home)
+    registry.add(kernel)
+    registry.publish("host", verdict(kernel))
+    path = home / "v2" / "devices" / "host" / f"{DECODE.layout}.json"
+    (record,) = json.loads(path.read_text())["verdicts"]
+    forms = [strange for odd in ODD for strange in changed(record, odd)]
+    for strange in random.Random(17).sample(forms, 40):
+        content = {"verdicts": [strange]}
+        try:
+            text = json.dumps({**content, "checksum": records.checksum(content)})
+        except ValueError:  # JSON has no such number
+            continue
+        path.write_text(text)
+        for command in (["list"], ["show", kernel.id], ["show", DECODE.slug]):
+            assert main(command) == 0, (strange, capsys.readouterr().err)
+        capsys.readouterr()
+        Planner(detect("host"), [Registry(home)], mode="stored").plan(DECODE.bucket())

@@ -10,8 +10,11 @@ import pytest
 from mlx_lm.models import base
 from samples import shipped_in_metal
 
+from mlx_lm_openevolve.cli.check import _usual
 from mlx_lm_openevolve.cli.main import main
 from mlx_lm_openevolve.device import detect
+from mlx_lm_openevolve.gate.host_check import carried_on_host
+from mlx_lm_openevolve.kernels import lookup
 from mlx_lm_openevolve.kernels.kernel import Kernel
 from mlx_lm_openevolve.kernels.registry import Registry, tuned_root
 from mlx_lm_openevolve.ops.attention.workload import Bucket
@@ -305,3 +308,22 @@ def test_check_refuses_a_time_that_is_none(
     kernel = str(next(iter((tuned_root() / "v2" / "kernels").iterdir())))
     assert main(["check", kernel, "--seconds", seconds]) == 2
     assert "--seconds" in capsys.readouterr().err
+
+
+def test_check_without_a_workload_finds_some_that_the_kernel_applies_to() -> None:
+    known = {kernel.name: kernel for kernel in lookup.shipped().kernels()}
+    for name, kernel in known.items():
+        found = _usual(kernel)
+        assert 0 < len(found) <= 4, name
+        assert all(kernel.applies_to(bucket) for bucket in found), name
+
+
+def test_a_prompt_is_judged_on_small_shapes_on_the_host() -> None:
+    """At its full size a right kernel was "rejected: an endless loop?" after 90 seconds."""
+    (kernel,) = [k for k in lookup.shipped().kernels() if k.name == "tiles_quantized"]
+    prompt = max(_usual(kernel), key=lambda bucket: bucket.flops())
+    small = carried_on_host(kernel, prompt)
+    assert kernel.applies_to(small)
+    assert small.flops() < 5e8 < prompt.flops()
+    assert small.kv_bits == prompt.kv_bits
+    assert carried_on_host(kernel, small) == small

@@ -30,6 +30,7 @@ from mlx_lm_openevolve.evolve.config import Budget, Config, LanguageModel, LlmCo
 from mlx_lm_openevolve.evolve.evaluation import Evaluation
 from mlx_lm_openevolve.evolve.evaluator import LocalEvaluator
 from mlx_lm_openevolve.evolve.prompt import effect
+from mlx_lm_openevolve.evolve.propose import answers
 from mlx_lm_openevolve.evolve.propose.llm import LlmProposer, connect
 from mlx_lm_openevolve.evolve.propose.structural import WithParams
 from mlx_lm_openevolve.evolve.publish import publish
@@ -441,3 +442,60 @@ def await_server(port: int, server: subprocess.Popen[bytes]) -> None:
         except OSError:
             time.sleep(0.2)
     raise AssertionError("the server did not start")
+
+
+LONG = 100_000
+HOSTILE = {
+    "newlines": "\n" * LONG,
+    "stars": "*\n" * LONG,
+    "hashes": "#" * LONG + "\n" + "#\n" * LONG,
+    "a name behind spaces": " " * LONG + "FILE",
+    "searches": "<<<<<<< SEARCH\n" * LONG,
+    "searches without an end": "EDIT copy.metal\n" + "<<<<<<< SEARCH\n=======\n" * (LONG // 2),
+    "ends": ">>>>>>> REPLACE\n" * LONG,
+    "files without an end": "FILE a.metal\n" * LONG + "```\n",
+    "notes": "NOTE" + ":" * LONG + "\n" * LONG,
+    "blank lines below a file": ("FILE a.metal\n" + "\n" * 1000) * 100,
+}
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
+def test_an_answer_costs_what_its_length_does(copy_first: Kernel, text: str) -> None:
+    start = time.process_time()
+    with pytest.raises(answers.AnswerError):
+        answers.apply(text, copy_first, "test")
+    answers.note_of(text)
+    answers.parent_of(text)
+    assert time.process_time() - start < 2.0
+
+
+def test_edits_and_files_are_read_in_their_order(copy_first: Kernel) -> None:
+    source = copy_first.sources["copy.metal"]
+    first, second = source.splitlines(keepends=True)[1:3]
+    text = (
+        f"NOTE: three things\nEDIT `copy.metal`\n<<<<<<< SEARCH\n{first}=======\n// 1\n{first}"
+        f">>>>>>> REPLACE\nand\n<<<<<<< SEARCH\n{second}=======\n>>>>>>> REPLACE\n"
+    )
+    made = answers.apply(text, copy_first, "test")
+    assert made.sources["copy.metal"] == source.replace(first, "// 1\n" + first).replace(second, "")
+    whole = f"**FILE copy.metal**\n\n```metal\n// EDIT x.metal\n{source}```\nNOTE: all of it\n"
+    made = answers.apply(whole, copy_first, "test")
+    assert made.sources["copy.metal"] == f"// EDIT x.metal\n{source}"
+    assert answers.note_of(whole) == "all of it"
+    with pytest.raises(answers.AnswerError, match="without a line EDIT"):
+        answers.apply(text.replace("EDIT", "In"), copy_first, "test")
+
+
+def test_a_note_of_any_size_is_read_to_its_beginning(copy_first_folder: Path) -> None:
+    note = copy_first_folder / "note.txt"
+    with note.open("wb") as file:
+        file.write(b"fewer loads")
+        file.truncate(1 << 30)  # sparse
+    start = time.process_time()
+    _, text = answers.from_folder(copy_first_folder, "test")
+    assert text.startswith("fewer loads")
+    assert len(text) <= 300
+    assert time.process_time() - start < 1.0
+    note.unlink()
+    os.mkfifo(note)
+    assert answers.from_folder(copy_first_folder, "test")[1] == ""

@@ -641,3 +641,10 @@ def test_a_kernel_that_ends_its_worker_is_rejected_and_can_be_poisoned(
     registry.publish("host", verdict)
     registry.poison("host", verdict.kernel, verdict.reason)
     assert word in registry.poisoned("host")[verdict.kernel]
+
+
+def test_what_a_kernel_writes_between_its_launches_counts():
+    """A terabyte of intermediates: no memory for it, and none is taken to find that out."""
+    huge = [((1 << 20, 1 << 18), mx.float32)]
+    with pytest.raises(GateTimeout, match="MiB are free"):
+        judged(sdpa, buffers=lambda exact: huge)

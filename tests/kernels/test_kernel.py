@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from odd import ODD, changed
 from samples import COPY_FIRST, kernel_meta
 
 from mlx_lm_openevolve.errors import KernelError
@@ -180,3 +181,25 @@ def test_a_launch_without_its_input_or_without_out_is_refused() -> None:
     kernel = Kernel.from_parts(meta, {"copy.metal": COPY_FIRST})
     with pytest.raises(KernelError, match="lacks 'partial'"):
         kernel.launches(WORKLOAD, {"threads": 16})
+
+
+EXPRESSIONS = [
+    *("(" * 200 + "1" + ")" * 200, "-" * 499 + "1", "9" * 400, "2 ** 62 * 2 ** 62", "1 // 0"),
+    *("min()", "min((1, 2))", "abs('x')", "next_pow2(-5)", "next_pow2(2 ** 61)", "1 in 2"),
+    *("'a' in 'abc'", "(1, 2)", "True", "'a'", "not " * 100 + "1", "batch.real", "max(*(1, 2))"),
+]
+
+
+def test_a_kernel_json_of_any_form_is_a_kernel_or_a_kernel_error() -> None:
+    """And so is what its expressions come to: nothing else reaches a call, `list` or `show`."""
+    whole = refused = 0
+    for odd in [*ODD, *EXPRESSIONS]:
+        for meta in changed(kernel_meta(), odd):
+            try:
+                kernel = Kernel.from_parts(meta, {"copy.metal": COPY_FIRST})
+                if kernel.applies_to(WORKLOAD):
+                    kernel.launches(WORKLOAD, kernel.default_params(WORKLOAD))
+                whole += 1
+            except KernelError:
+                refused += 1
+    assert refused > whole > 100

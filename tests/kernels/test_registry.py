@@ -3,12 +3,17 @@ from __future__ import annotations
 import gzip
 import json
 import logging
+import os
+import shutil
+import socket
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from samples import COPY_FIRST, FINGERPRINT, accepted, kernel_meta
+from samples import COPY_FIRST, FINGERPRINT, accepted, kernel_meta, timed
 
 from mlx_lm_openevolve.errors import RegistryError
 from mlx_lm_openevolve.kernels import records
@@ -20,8 +25,11 @@ from mlx_lm_openevolve.ops.attention.workload import Workload
 WORKLOAD = Workload(1, 8, 2, 1, 1024, 64, 64, "bfloat16")
 
 
+HERE = [Path(__file__).parent, Path(__file__).parents[1] / "support"]
+
+
 def verdict(kernel: str = "0123456789ab", ratio: float = 1.5, **changes: Any) -> Verdict:
-    return accepted(WORKLOAD, **{"kernel": kernel, "timing": {"ratio": ratio}, **changes})
+    return accepted(WORKLOAD, **{"kernel": kernel, "timing": timed(ratio), **changes})
 
 
 def test_verdicts_are_stored_best_first_and_read_back_whole(tmp_path: Path) -> None:
@@ -178,7 +186,7 @@ def test_verdicts_of_two_versions_of_mlx_live_side_by_side(tmp_path: Path) -> No
     registry = Registry(tmp_path)
     old, new = (verdict(fingerprint={**FINGERPRINT, "mlx": mlx}) for mlx in ("0.1", "0.2"))
     registry.publish("host", old)
-    registry.publish("host", replace(new, timing={"ratio": 1.7}))
+    registry.publish("host", replace(new, timing=timed(1.7)))
     kept = Registry(tmp_path).verdicts("host", WORKLOAD)
     assert [v.ratio for v in kept if v.counts_for(old.fingerprint)] == [1.5]
     assert [v.ratio for v in kept if v.counts_for(new.fingerprint)] == [1.7]
@@ -252,7 +260,7 @@ def test_raw_samples_lie_beside_their_verdict_and_go_with_it(tmp_path: Path) -> 
     (stored,) = [v for v in again.verdicts("host", WORKLOAD) if v.kernel == first.kernel]
     assert stored.raw == {}
     assert again.raw("host", stored) == {"top": [1.0, 2.0]}
-    registry.publish("host", replace(first, raw={}, timing={"ratio": 1.1}))
+    registry.publish("host", replace(first, raw={}, timing=timed(1.1)))
     assert again.raw("host", first) == {}
     assert again.raw("host", other) == {"top": [3.0]}
     path = tmp_path / "v2" / "devices" / "host" / f"{WORKLOAD.bucket().layout}.raw.json.gz"
@@ -349,3 +357,156 @@ def test_a_file_is_read_once_until_another_process_has_written_it(
     assert len(read) == 1
     Registry(tmp_path).publish("host", verdict("00000000000a"))
     assert len(registry.verdicts("host", WORKLOAD)) == 2
+
+
+# Files that are none, roots that are everyone's, and what a killed writer leaves
+
+
+def _fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def _socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as server:
+        here = Path.cwd()
+        os.chdir(path.parent)  # the name of a socket is short
+        try:
+            server.bind(path.name)
+        finally:
+            os.chdir(here)
+
+
+def _endless(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+def _to_itself(path: Path) -> None:
+    path.symlink_to(path)
+
+
+def _folder_in_its_place(path: Path) -> None:
+    (path / "deeper").mkdir(parents=True)
+
+
+SPECIAL = (_fifo, _socket, _endless, _to_itself, _folder_in_its_place)
+_READ = """
+import sys
+sys.path[:0] = sys.argv[2:]
+from mlx_lm_openevolve.errors import RegistryError
+from mlx_lm_openevolve.kernels.registry import Registry
+from test_registry import WORKLOAD, verdict
+
+registry = Registry(sys.argv[1])
+registry.kernels(), registry.workloads("host"), registry.poisoned("host")
+registry.timeouts("host", WORKLOAD, {}), registry.host_checks("0" * 12)
+registry.raw("host", verdict())
+with registry.gating("host", WORKLOAD, 0.5):
+    pass
+for write in (
+    lambda: registry.publish("host", verdict(raw={"samples": [1.0]})),
+    lambda: registry.poison("host", "0" * 12, "hung"),
+    lambda: registry.timed_out("host", WORKLOAD, {}),
+):
+    try:
+        write()
+    except RegistryError as error:
+        assert "\\n" not in str(error)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="no such files elsewhere")
+@pytest.mark.parametrize("make", SPECIAL, ids=lambda f: f.__name__)
+def test_what_is_no_file_holds_nobody_up(tmp_path: Path, copy_first: Kernel, make: Any) -> None:
+    """Each file of a registry in turn is a FIFO, a socket, a link or a folder: read and written in
+    a process with a deadline, since what would fail is that it never ends."""
+    root = tmp_path / "root"
+    registry = Registry(root)
+    registry.add(copy_first)
+    registry.add_host_check(copy_first.id, {"params": {}, "workload": ""})
+    registry.publish("host", verdict(raw={"samples": [1.0]}))
+    registry.poison("host", "0" * 12, "hung")
+    registry.timed_out("host", WORKLOAD, {})
+    with registry.gating("host", WORKLOAD, 1.0):
+        pass
+    files = sorted(p.relative_to(root) for p in root.rglob("*") if p.is_file())
+    files.append(Path(f"v2/devices/host/.{WORKLOAD.slug}.lock"))
+    assert len(set(files)) >= 8
+    for name in set(files):
+        copy = tmp_path / "copy"
+        shutil.copytree(root, copy)
+        (copy / name).unlink(missing_ok=True)
+        make(copy / name)
+        paths = [str(Path(__file__).parents[2]), *(str(p) for p in HERE)]
+        done = subprocess.run(
+            [sys.executable, "-c", _READ, str(copy), *paths],
+            capture_output=True, text=True, timeout=30, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, (name, done.stderr)
+        shutil.rmtree(copy)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permission bits")
+@pytest.mark.parametrize(
+    ("folder", "mode", "refused"),
+    [
+        ("root", 0o777, True),
+        ("root", 0o1777, True),  # another user could make v2 in it first
+        ("root/v2", 0o777, True),
+        (".", 0o777, True),  # the root could be renamed, and another put in its place
+        (".", 0o1777, False),
+        ("root", 0o775, False),
+        ("root", 0o755, False),
+    ],
+)
+def test_a_root_that_everyone_may_write_is_refused(
+    tmp_path: Path, folder: str, mode: int, refused: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = tmp_path / "root"
+    Registry(root).publish("host", verdict())
+    (tmp_path / folder).chmod(mode)
+    try:
+        registry = Registry(root)
+        assert registry.verdicts("host", WORKLOAD) == ([] if refused else [verdict()])
+        assert Registry(root, writable=False).verdicts("host", WORKLOAD)  # what is shipped
+        assert [r.getMessage().count("chmod o-w") for r in caplog.records] == [1] * refused
+        if refused:
+            assert not registry.devices()
+            for write in (lambda: registry.publish("host", verdict()), registry.clear):
+                with pytest.raises(RegistryError, match="every user"):
+                    write()
+        else:
+            registry.publish("host", verdict(ratio=1.7))
+    finally:
+        (tmp_path / folder).chmod(0o755)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permission bits")
+def test_what_is_made_is_closed_to_others_whatever_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        Registry(tmp_path / "a" / "root").publish("host", verdict())
+    finally:
+        os.umask(before)
+    assert Registry(tmp_path / "a" / "root").verdicts("host", WORKLOAD) == [verdict()]
+
+
+def test_what_a_killed_writer_left_goes_with_the_next_write(
+    tmp_path: Path, copy_first: Kernel
+) -> None:
+    registry = Registry(tmp_path)
+    registry.add(copy_first)
+    registry.publish("host", verdict())
+    kernels, devices = tmp_path / "v2" / "kernels", tmp_path / "v2" / "devices" / "host"
+    (kernels / ".new-1" / "deeper").mkdir(parents=True)
+    left = [kernels / copy_first.id / ".new-2", devices / ".new-3", devices / ".old.lock"]
+    for path in left:
+        path.write_text("half")
+    os.utime(left[2], (0, 0))
+    young = devices / f".{WORKLOAD.slug}.lock"
+    young.write_text("")
+    registry.publish("host", verdict(ratio=1.7))
+    registry.add_host_check(copy_first.id, {"params": {}, "workload": ""})
+    assert not (kernels / ".new-1").exists()
+    assert not [path for path in left if path.exists()]
+    assert young.exists()
+    assert Registry(tmp_path).kernels() == [copy_first]

@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from samples import timed
 
 from mlx_lm_openevolve.errors import RegistryError
 from mlx_lm_openevolve.kernels.registry import Registry
@@ -37,7 +38,7 @@ def verdict(number: int, ratio: float = 1.0) -> Verdict:
         faster=number % 2 == 0,
         reason="published" if number % 2 == 0 else "not faster",
         fingerprint={"device": DEVICE, "architecture": "x", "mlx": "0.32", "gate": 1},
-        timing={"ratio": ratio, "samples": [0.001 * i for i in range(50)]},
+        timing={**timed(ratio), "samples": [0.001 * i for i in range(50)]},
     )
 
 

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from samples import FINGERPRINT, accepted
+from odd import ODD, changed
+from samples import FINGERPRINT, accepted, timed
 
 from mlx_lm_openevolve.kernels.registry import Registry
-from mlx_lm_openevolve.kernels.verdict import Verdict, binding, describe
+from mlx_lm_openevolve.kernels.verdict import FASTER, Verdict, binding, describe
 from mlx_lm_openevolve.ops.attention.workload import Workload
 
 WORKLOAD = Workload(1, 8, 2, 1, 1024, 64, 64, "bfloat16")
@@ -90,6 +91,58 @@ def test_what_noise_rejected_and_nothing_else_is_asked_again(
     changes: dict[str, Any], again: bool
 ) -> None:
     assert verdict(**{"faster": False, **changes}).ask_again is again
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"timing": {}},
+        {"timing": {"ratio": 1.5}},
+        {"timing": {**timed(1.5), "low": 1.01}},
+        {"timing": {**timed(1.5), "low": FASTER}},
+        {"timing": {**timed(1.5), "low": "1.4"}},
+        {"timing": {**timed(1.5), "low": True}},
+        {"timing": {**timed(1.5), "sealed": {"low": 0.9}}},
+        {"timing": {**timed(1.5), "sealed": {"low": "nan"}}},
+        {"timing": {**timed(1.5), "sealed": None}},
+        {"errors": {"margin": -0.01}},
+        {"errors": {"margin": "nan"}},
+        {"errors": {"margin": None}},
+        {"mutants": {"killed": 4, "of": 5}},
+        {"mutants": {"killed": 5, "of": 5, "survivors": ["half the keys"]}},
+    ],
+)
+def test_accepted_follows_from_the_evidence(changes: dict[str, Any]) -> None:
+    """A record that a person edited and sealed again says no more than its numbers do."""
+    good = {"errors": {"margin": 0.2}, "mutants": {"killed": 5, "of": 5, "survivors": []}}
+    record = json.loads(json.dumps(verdict(**good).to_json()))
+    assert Verdict.from_json(record).accepted
+    with pytest.raises(ValueError, match="evidence"):
+        Verdict.from_json({**record, **changes})
+
+
+def test_a_record_of_any_form_is_a_verdict_or_a_value_error() -> None:
+    arm = {"mean": 2e-5, "trials": 40}
+    times = {**timed(1.5), "high": 1.6, "on": WORKLOAD.slug, "baseline": arm, "candidate": arm}
+    differences = {"max_difference": 0.1, "avg_difference": 0.1, "margin": 0.1}
+    record = verdict(
+        timing={**times, "sealed": times},
+        errors={**differences, "stock": differences},
+        mutants={"killed": 7, "of": 7, "survivors": [], "source": {"killed": 4}},
+    ).to_json()
+    read = 0
+    for odd in ODD:
+        for strange in changed(record, odd):
+            try:
+                found = Verdict.from_json(strange)
+            except ValueError:
+                continue
+            read += 1
+            assert describe(found)
+            assert found.rank <= (True, True, 1e6)
+            assert not found.counts_for({**FINGERPRINT, "device": "another"})
+            json.dumps(found.to_json())
+    assert read > 100  # of another form where it matters to nobody
 
 
 def test_a_verdict_is_told_in_a_few_lines() -> None:

@@ -7,6 +7,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -246,3 +247,27 @@ def test_the_shim_and_the_runtime_are_ascii() -> None:
 def test_importing_metalhost_imports_no_mlx() -> None:
     code = "import sys, mlx_lm_openevolve.metalhost as m; sys.exit('mlx.core' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "refused"),
+    [
+        ("/* */" * 24 + "x", ""),
+        ("/* a */ " * 30_000 + "x", ""),
+        ("/**/" * 60_000, ""),
+        ("#define X " + "/*" * 120_000, ""),
+        ("#pragma " + "/*" * 100_000, "#pragma"),
+        ("#pragma unroll" + " " * 2000 + "evil", "#pragma"),
+        ("\n" * 200_000, ""),
+        ("\\\n" * 100_000, ""),
+        ("*/" * 100_000, ""),
+        ('/**/ /**/ # /**/ include "/etc/passwd"', "#include"),
+        ('/* a */ b */ #include "/etc/passwd"', "#include"),
+        ("#include /**/ /**/ <metal_stdlib>", ""),
+    ],
+)
+def test_directives_are_found_in_time_that_grows_with_the_text(text: str, refused: str) -> None:
+    start = time.process_time()
+    findings = metalhost.check_source(text)
+    assert time.process_time() - start < 2.0
+    assert [f.message.split()[0] for f in findings] == ([refused] if refused else [])

@@ -169,3 +169,14 @@ def test_collectives_in_uniform_loops_are_no_divergence(unroll: str) -> None:
     assert done.ok, messages(done)
     expected = 7 * sum(1 if i % 3 == 0 else 2 for i in range(32))
     assert done.outputs[0].tolist()[:32] == [expected] * 32
+
+
+@on_host
+@pytest.mark.parametrize("modulo", [0, 1, 3, 33, 64])
+@pytest.mark.parametrize("name", ["simd_shuffle_and_fill_up", "simd_shuffle_and_fill_down"])
+def test_a_modulo_that_metal_does_not_define(name: str, modulo: int) -> None:
+    body = "uint i = thread_position_in_grid.x;\n"
+    body += f"y[i] = {name}(float(i), -1.0f, ushort(1), ushort({modulo}));"
+    finding = only(launch(body), "bad-modulo")
+    assert finding.line == 2
+    assert f"modulo {modulo}," in finding.message

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from samples import COPY_FIRST, kernel_meta
+from samples import COPY_FIRST, kernel_meta, timed
 
 from mlx_lm_openevolve.device import Device, fingerprint
 from mlx_lm_openevolve.errors import GateTimeout
@@ -60,7 +60,7 @@ def make_verdict(kernel: Kernel, device: Device = CHIP, **changes: Any) -> Verdi
         faster=True,
         reason="accepted",
         fingerprint=fingerprint(device, gate_version("attention")),
-        timing={"ratio": 1.5},
+        timing=timed(1.5),
     )
     return replace(made, **changes)
 

@@ -55,6 +55,8 @@ __attribute__((nomerge)) void mh_simdgroup_barrier(unsigned flags);
 __attribute__((nomerge)) void mh_collective(const char* name, const void* in, unsigned in_size,
                                             void* out, unsigned out_size, MhCombine combine,
                                             int width, unsigned flops);
+// A shuffle was called with a `modulo` that Metal does not define.
+void mh_bad_modulo(const char* name, unsigned modulo);
 // Count mode: a basic block of `instructions` instructions and `flops` floating-point operations.
 void mh_block(unsigned id, unsigned instructions, unsigned flops);
 // The access of an atomic operation, checked and counted; the kernel then performs it.

@@ -308,6 +308,12 @@ inline Simdgroup& park(State state, const char* name, Address pc, const void* fr
 
 }  // namespace
 
+extern "C" void mh_bad_modulo(const char* name, unsigned modulo) {
+  Finding f("bad-modulo");
+  f.text("call", name).number("size", modulo).pc("pc", MH_PC).thread("thread", thread_number());
+  f.fatal();
+}
+
 #define MH_FRAME __builtin_frame_address(0)
 
 extern "C" void mh_barrier(unsigned flags) {

@@ -186,10 +186,12 @@ MH_SCAN(exclusive_product, Multiply, false)
     (void)base;                                                          \
     return mh::shuffle<T, WIDTH>(#NAME, x, FROM);                        \
   }
-// In each group of MODULO lanes: those that a plain shuffle leaves alone come from `fill`.
+// In each group of MODULO lanes (a power of two from 2 to WIDTH, MSL 6.9.2): those that a plain
+// shuffle leaves alone come from `fill`.
 #define MH_FILL(NAME, WIDTH, INSIDE, FROM, FROM_FILL)                            \
   template <class T, class = mh::Reducible<T>>                                   \
   MH_INLINE T NAME(T x, T fill, ushort k, ushort modulo = WIDTH) {               \
+    if (modulo < 2 || modulo > WIDTH || (modulo & (modulo - 1))) mh_bad_modulo(#NAME, modulo); \
     const uint at = mh::lane(), base = at / modulo * modulo;                     \
     const T a = mh::shuffle<T, WIDTH>(#NAME, x, FROM);                           \
     const T b = mh::shuffle<T, WIDTH>(#NAME, fill, FROM_FILL);                   \

@@ -164,11 +164,16 @@ template <class T, int N> struct packed_vec : mh_packed<T, N> {
   using mh_packed<T, N>::data;
   typedef typename mh::VecOf<T, N>::type full;
   packed_vec() = default;
-  template <class... A, class = enable_if_t<(sizeof...(A) > 0)>>
-  MH_INLINE packed_vec(A... a) {
-    const full v = mh::make<full>(a...);
+  MH_INLINE packed_vec(full v) {
     for (int i = 0; i < N; ++i) data[i] = v[i];
   }
+  template <class A, enable_if_t<mh::Shape<A>::size == 1, int> = 0>
+  MH_INLINE packed_vec(A a) : packed_vec(mh::make<full>(a)) {}
+  // A vector of other elements converts where that is written.
+  template <class A, enable_if_t<(mh::Shape<A>::size > 1), int> = 0>
+  MH_INLINE explicit packed_vec(A a) : packed_vec(mh::make<full>(a)) {}
+  template <class... A, enable_if_t<(sizeof...(A) > 1), int> = 0>
+  MH_INLINE packed_vec(A... a) : packed_vec(mh::make<full>(a...)) {}
   MH_INLINE operator full() const {
     full v;
     for (int i = 0; i < N; ++i) v[i] = data[i];
