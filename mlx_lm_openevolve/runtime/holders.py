@@ -14,12 +14,12 @@ from functools import partial
 from types import CellType, FrameType, FunctionType, ModuleType
 from typing import Any, NamedTuple
 
-__all__ = ["Binding", "model_modules", "survey"]
+__all__ = ["Holder", "model_modules", "survey"]
 
 OURS = __name__.partition(".")[0]
 
 
-class Binding(NamedTuple):
+class Holder(NamedTuple):
     """One place that a function is called from: what stands there, and how to put another."""
 
     held: Any
@@ -57,24 +57,22 @@ def _models() -> Iterator[type]:
             yield cls
 
 
-def survey(
-    home: ModuleType, name: str, functions: Iterable[Any]
-) -> tuple[list[Binding], list[str]]:
-    """The places that any of `functions` is called from, and, for people, who else holds one."""
+def survey(home: ModuleType, name: str, functions: Iterable[Any]) -> tuple[list[Holder], list[str]]:
+    """Where any of `functions` is called from, and, for people, who else holds one."""
     wanted = {id(function): function for function in functions}
     spaces = {id(space): space for space in (vars(home), *model_modules(home))}
-    places: list[Binding] = []
+    holders: list[Holder] = []
     above: set[int] = set()  # another's wrappers in a model's module
     for space in spaces.values():
         held = space.get(name)
         if id(held) in wanted:
-            places.append(Binding(held, partial(space.__setitem__, name)))
+            holders.append(Holder(held, partial(space.__setitem__, name)))
         while held is not None and id(held) not in wanted:
             above.add(id(held))
             held = getattr(held, "__wrapped__", None)
         for cls in list(space.values()):
             if isinstance(cls, type) and cls.__module__ == space.get("__name__"):
-                places += _attributes(cls, wanted)
+                holders += _attributes(cls, wanted)
     others: list[str] = []
     cells: list[CellType] = []
     for referrer in gc.get_referrers(*wanted.values()):
@@ -90,18 +88,18 @@ def survey(
         if str(owner.get("__name__")).partition(".")[0] == OURS:
             continue
         if id(owner) in spaces or id(function) in above:
-            places.append(Binding(cell.cell_contents, partial(setattr, cell, "cell_contents")))
+            holders.append(Holder(cell.cell_contents, partial(setattr, cell, "cell_contents")))
         else:
             others.append(f"a closure of {owner.get('__name__')}.{function.__qualname__}")
-    return places, sorted(set(others))
+    return holders, sorted(set(others))
 
 
-def _attributes(cls: type, wanted: Mapping[int, Any]) -> Iterator[Binding]:
+def _attributes(cls: type, wanted: Mapping[int, Any]) -> Iterator[Holder]:
     for key, value in list(vars(cls).items()):
         if isinstance(value, staticmethod) and id(value.__func__) in wanted:
-            yield Binding(value.__func__, partial(_put_static, cls, key))
+            yield Holder(value.__func__, partial(_put_static, cls, key))
         elif id(value) in wanted:
-            yield Binding(value, partial(setattr, cls, key))
+            yield Holder(value, partial(setattr, cls, key))
 
 
 def _put_static(cls: type, key: str, new: Any) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from types import ModuleType
 from typing import Any, Protocol
 
-from .holders import Binding, model_modules, survey
+from .holders import Holder, model_modules, survey
 
 __all__ = ["MethodPatch", "Patch", "Replacement", "made"]
 
@@ -69,10 +69,10 @@ class Patch:
             return
         originals = list(self._originals())
         # Before anything is wrapped: a replacement holds its original too.
-        places, self._unreached = survey(self._home, self._name, originals)
+        holders, self._unreached = survey(self._home, self._name, originals)
         self._replacements = [(old, functools.wraps(old)(self._wrap(old))) for old in originals]
         try:
-            _put(places, self._replacements)
+            _put(holders, self._replacements)
         except BaseException:
             self.restore()
             raise
@@ -82,14 +82,14 @@ class Patch:
         if not self.installed:
             return
         back = [(new, old) for old, new in self._replacements]
-        places, _ = survey(self._home, self._name, [new for new, _ in back])
+        holders, _ = survey(self._home, self._name, [new for new, _ in back])
         # What was imported since took the replacement for the function itself.
         for module in list(sys.modules.values()):
             if isinstance(module, ModuleType) and self._name in vars(module):
                 space = vars(module)
                 put = functools.partial(space.__setitem__, self._name)
-                places.append(Binding(space[self._name], put))
-        _put(places, back)
+                holders.append(Holder(space[self._name], put))
+        _put(holders, back)
         self._replacements, self._unreached = [], []
 
     def unreached(self) -> list[str]:
@@ -161,8 +161,8 @@ class MethodPatch:
         return []
 
 
-def _put(places: Iterable[Binding], swaps: Iterable[tuple[Any, Any]]) -> None:
+def _put(holders: Iterable[Holder], swaps: Iterable[tuple[Any, Any]]) -> None:
     new = {id(old): new for old, new in swaps}
-    for place in places:
-        if id(place.held) in new:
-            place.put(new[id(place.held)])
+    for holder in holders:
+        if id(holder.held) in new:
+            holder.put(new[id(holder.held)])
