@@ -10,8 +10,11 @@ loads it.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import math
+import shlex
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -50,6 +53,14 @@ class Judges(NamedTuple):
 def begun(verdict: Verdict) -> bool:
     """Whether a verdict waits for its second half: the kernel is correct, its speed unknown."""
     return verdict.correct and verdict.faster is None
+
+
+def tune_command(argv: Sequence[str]) -> str:
+    """The command that decides what a process meets before it meets it, for the model that its
+    command line names."""
+    given = [word.partition("=")[2] for word in argv if word.startswith("--model=")]
+    given += [after for word, after in itertools.pairwise(argv) if word == "--model"]
+    return f"mlx-lm-openevolve tune --model {shlex.quote(given[0]) if given else 'MODEL'}"
 
 
 @dataclass(frozen=True)
@@ -116,7 +127,7 @@ class Planner:
         self._stamps: dict[str, dict[str, Any]] = {}  # by family
         self._lock = threading.RLock()
         self._spent = 0.0
-        self._refused = self._warned = False
+        self._gated = self._warned = False
 
     def stamp(self, bucket: Bucket) -> dict[str, Any]:
         """What a verdict on a bucket must share with this process to count."""
@@ -134,15 +145,17 @@ class Planner:
                 plan = self._plan(bucket)
                 self.plans[bucket] = plan
                 if plan.kernel is None:
-                    # A person sees what the gate refused just now, once; the rest is for a log.
-                    seen = self._refused and not self._warned
+                    # A person sees once what the gate did not decide, or refused, just now; the
+                    # rest is for a log.
+                    seen = self._gated and not self._warned
                     self._warned = self._warned or seen
                     log.log(
                         logging.WARNING if seen else logging.INFO,
-                        "%s runs on %s: %s (`mlx-lm-openevolve evolve` looks for a kernel)",
+                        "%s runs on %s: %s (`%s` decides beforehand)",
                         bucket.slug,
                         ops.of(bucket).stock,
                         plan.reason,
+                        tune_command(sys.argv),
                     )
             return plan
 
@@ -160,6 +173,7 @@ class Planner:
             return Plan(bucket, NEVER_FASTER.format(ops.of(bucket).stock))
         if self.mode != "auto" or self._judges is None:
             return Plan(bucket, "no stored verdict, and gate='stored' makes none")
+        self._gated = True
         return self._gate(bucket)
 
     def stored(self, bucket: Bucket) -> Plan | None:
@@ -315,7 +329,6 @@ class Planner:
         if len(made) < len(candidates) or any(map(begun, made)):
             return Plan(bucket, PENDING)
         worst = (made or verdicts)[0]
-        self._refused = True
         return Plan(bucket, f"rejected: {worst.reason}", verdict=worst)
 
     def judge(

@@ -28,7 +28,7 @@ from mlx_lm_openevolve.ops.attention.reference import question as questions_of
 from mlx_lm_openevolve.ops.attention.reference import sdpa, timing_inputs
 from mlx_lm_openevolve.ops.attention.reference.baseline import answer
 from mlx_lm_openevolve.ops.attention.reference.question import AttentionQuestion
-from mlx_lm_openevolve.runtime.planner import Judges, Planner
+from mlx_lm_openevolve.runtime.planner import BUDGETS, MAX_TIMEOUTS, UNDECIDED, Judges, Planner
 
 HOST = detect("host")
 SMALL = Bucket(2, 4, 2, 8, 64, 64, 64, "float32", "causal")
@@ -358,21 +358,50 @@ def test_what_a_cold_compiler_takes_never_counts(invented, monkeypatch):
     assert cold.now == pytest.approx(7 * 0.8)
 
 
-def test_a_cold_compiler_never_leaves_a_workload_undecided(invented, monkeypatch, tmp_path):
-    """As a user meets it: processes one after the other, each with the planner's budget."""
+@pytest.fixture
+def first_use(invented, monkeypatch, tmp_path):
+    """(a cold machine, its bucket, what makes the planner of a process there)."""
     cold, metal = Cold(monkeypatch), backends.get("metal")
+    monkeypatch.setattr(gate, "_trials", {})
     monkeypatch.setattr(metal, "unavailable", lambda: "")
     contender = cold.build(invented(1.3))
     monkeypatch.setattr(metal, "build", lambda kernel, params, exact: contender(exact))
     chip = Device("metal", "apple-m9", "Apple M9", "applegpu_g19")
     monkeypatch.setattr(gate, "detect", lambda backend: chip)
+    judges = Judges(gate.judge, gate.judge)
+    options = {"judges": lambda: judges, "only": naive()}
     bucket = Bucket(1, 4, 2, 1, 1024, 64, 64, "float32")
-    kernel = naive()
-    registry = Registry(tmp_path)
-    planner = Planner(chip, [registry], judges=lambda: Judges(gate.judge, gate.judge), only=kernel)
-    cold.process()
-    assert planner.plan(bucket).kernel == kernel
-    assert registry.timeouts(chip.slug, bucket, planner.stamp(bucket)) == 0
+    return cold, bucket, lambda: Planner(chip, [Registry(tmp_path)], **options)
+
+
+def test_a_cold_compiler_makes_nobody_wait_and_tune_decides(first_use):
+    """Where nothing that was compiled is kept, three processes wait their share, then none."""
+    cold, bucket, planner = first_use
+    waited = []
+    for _ in range(MAX_TIMEOUTS + 2):
+        cold.process()
+        before, plan = cold.now, planner().plan(bucket)
+        waited.append(cold.now - before)
+    # What compiles when the time ends cannot be stopped.
+    assert max(waited) < BUDGETS["metal"].process + 0.8
+    assert waited[MAX_TIMEOUTS:] == [0, 0]
+    assert plan.reason == UNDECIDED
+    assert "`tune`" in plan.reason
+    asked = planner()
+    [candidate] = asked.candidates(bucket)
+    assert asked.judge(candidate, bucket, 6.0).accepted
+    assert planner().plan(bucket).kernel == candidate.kernel
+
+
+def test_where_compiled_text_is_kept_the_second_process_decides(first_use):
+    cold, bucket, planner = first_use
+    plans = []
+    for _ in range(3):
+        gate._trials.clear()
+        plans.append(planner().plan(bucket))
+    assert plans[0].kernel is None
+    assert plans[-1].kernel is not None
+    assert cold.now == pytest.approx(7 * 0.8)
 
 
 def test_no_memory_no_verdict(monkeypatch):

@@ -75,6 +75,7 @@ class Judge:
         self.answer = answer
         self.asked: list[tuple[str, str]] = []
         self.seeds: list[int] = []
+        self.proven: list[Verdict | None] = []
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> Judge:
         for module, name in ((gate, "judge"), (gate_worker, "judge_in_worker")):
@@ -90,9 +91,14 @@ class Judge:
             *,
             seconds: float,
             seed: int,
+            brief: bool,
+            wait: float,
+            proven: Verdict | None,
         ) -> Verdict:
             self.seeds.append(seed)
-            assert 0 < seconds <= BUDGETS[backend].workload
+            self.proven.append(proven)
+            assert 0 < seconds <= wait <= BUDGETS[backend].workload
+            assert brief
             self.asked.append((name, kernel.name))
             return self.answer(kernel)
 
