@@ -101,7 +101,8 @@ def _new_setup(workload: Bucket, backend: str, seed: int) -> _Setup:
     device, asked = detect(backend), ops.of(workload).questions
     inputs = asked.timing_inputs(workload.largest(), device.cache, memory_for(device), seed)
     stock = timing.Arm(inputs, inputs.baseline())
-    questions = tuple(case() for case in itertools.islice(asked.cases(workload, seed), _CASES))
+    cases = asked.cases(workload, seed, brief=True)
+    questions = tuple(case() for case in itertools.islice(cases, _CASES))
     return _Setup(inputs, stock, questions, timing.bandwidth(device.cache))
 
 

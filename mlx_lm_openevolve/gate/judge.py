@@ -53,12 +53,14 @@ def judge(
     *,
     seconds: float,
     speed: bool = True,
+    brief: bool = False,
     seed: int = 0,
     elsewhere: int = 0,
 ) -> Verdict:
     """The verdict on a kernel for a workload's bucket, in this process.
 
-    speed=False leaves the speed step out: such a verdict says nothing of it. elsewhere: bytes of
+    speed=False leaves the speed step out: such a verdict says nothing of it. brief: ask no more
+    than a first use has time for. elsewhere: bytes of
     the device that the process which asked has in use. Raises GateTimeout
     where `seconds` do not suffice, BackendError where the backend cannot run here at all, and
     MachineError where the machine is to blame.
@@ -79,6 +81,7 @@ def judge(
             clock,
             seed=seed,
             speed=speed and backend != "host",
+            brief=brief,
             label=f"{kernel.id} {sorted(params.items())}",
             buffers=lambda exact: _intermediates(kernel, params, exact),
             elsewhere=elsewhere,
@@ -143,6 +146,7 @@ def judge_calls(
     *,
     seed: int = 0,
     speed: bool = True,
+    brief: bool = False,
     label: str = "",
     buffers: Callable[[Workload], Buffers] = lambda exact: (),
     elsewhere: int = 0,
@@ -162,7 +166,7 @@ def judge_calls(
     with machines():
         try:
             with undisturbed():
-                judged, limit = _proven(build, bucket, clock, seed, buffers)
+                judged, limit = _proven(build, bucket, clock, seed, brief, buffers)
                 if not judged.correct:
                     return judged
                 if not speed:
@@ -187,6 +191,7 @@ def _proven(
     bucket: Bucket,
     clock: Clock,
     seed: int,
+    brief: bool,
     buffers: Callable[[Workload], Buffers],
 ) -> tuple[Judgement, float]:
     """Mutants and correctness: (judgement, with a reason where it is a rejection; largest error
@@ -194,7 +199,7 @@ def _proven(
     mutants, reason = _mutants(bucket, seed, clock)
     if reason:
         return Judgement(reason=reason, mutants=mutants), 0.0
-    outcome, errors, cases, limit = _correct(build, bucket, clock, seed, buffers)
+    outcome, errors, cases, limit = _correct(build, bucket, clock, seed, brief, buffers)
     raw = {"cases": cases}
     correct = not outcome.reason
     return Judgement(correct, False, outcome.reason, errors, mutants=mutants, raw=raw), limit
@@ -230,7 +235,8 @@ def _try_mutants(small: Bucket, seed: int, clock: Clock) -> MutantTrial:
     """The mutants of a proxy workload, tried once in a process."""
     key = (small, seed)
     if key not in _trials:
-        questions = [case() for case in ops.of(small).questions.cases(small, seed)]
+        cases = ops.of(small).questions.cases(small, seed, brief=True)
+        questions = [case() for case in cases]
         _trials[key] = try_mutants(small, questions, lambda: clock.check("mutants"))
     return _trials[key]
 
@@ -240,6 +246,7 @@ def _correct(
     bucket: Bucket,
     clock: Clock,
     seed: int,
+    brief: bool,
     buffers: Callable[[Workload], Buffers],
 ) -> tuple[Outcome, dict[str, Any], list[dict[str, Any]], float]:
     """(first outcome that is no pass, errors, the single cases, largest error that any allowed)."""
@@ -247,7 +254,7 @@ def _correct(
     outcomes: list[Outcome] = []
     own: list[tuple[float, float]] = []
     cases: list[dict[str, Any]] = []
-    for case in ops.of(bucket).questions.cases(bucket, seed):
+    for case in ops.of(bucket).questions.cases(bucket, seed, brief):
         clock.check("correctness")
         question = case()
         try:

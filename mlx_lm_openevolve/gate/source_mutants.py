@@ -88,7 +88,7 @@ def kill(
     """What the host check says of each mutant that applies: its reason, "survived", or "not run"
     with the reason where it does not compile."""
     host, exact = backends.get("host"), small.bucket().largest()
-    questions = [case() for case in ops.of(small).questions.cases(small, 0)]
+    questions = [case() for case in ops.of(small).questions.cases(small, 0, brief=True)]
     reasons: dict[str, str] = {}
     for mutant in mutants:
         broken = change(mutant, kernel, params, exact) if mutant.applies(small) else None

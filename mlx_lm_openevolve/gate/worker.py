@@ -39,6 +39,7 @@ class Task:
     backend: str
     seconds: float
     speed: bool
+    brief: bool
     seed: int
     elsewhere: int
 
@@ -51,6 +52,7 @@ def judge_in_worker(
     *,
     seconds: float,
     speed: bool = True,
+    brief: bool = False,
     seed: int = 0,
 ) -> Verdict:
     """As `judge`, in a process of its own. Raises Poisoned, with the rejection, where the kernel
@@ -65,7 +67,7 @@ def judge_in_worker(
 
     task = Task(
         dict(kernel.meta), dict(kernel.sources), dict(params), bucket.slug,
-        backend, seconds, speed, seed, mx.get_active_memory(),
+        backend, seconds, speed, brief, seed, mx.get_active_memory(),
     )  # fmt: skip
     try:
         answer = _ask(task)
@@ -107,6 +109,7 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
             task.backend,
             seconds=task.seconds,
             speed=task.speed,
+            brief=task.brief,
             seed=task.seed,
             elsewhere=task.elsewhere,
         )

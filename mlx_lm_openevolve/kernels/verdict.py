@@ -12,11 +12,24 @@ from ..errors import OpenEvolveError
 from . import records
 from .kernel import KERNEL_ID
 
-__all__ = ["GATE_VERSION", "KINDS", "Poisoned", "Verdict", "binding", "describe", "gate_version"]
+__all__ = [
+    "GATE_VERSION",
+    "KINDS",
+    "TUNED_GATE",
+    "Poisoned",
+    "Verdict",
+    "binding",
+    "describe",
+    "gate_version",
+]
 
 # Raised with any change of the gate after which an old verdict should not count; what changes for
 # one family alone raises Op.version.
-GATE_VERSION = 2
+GATE_VERSION = 3
+
+# The one exception: what ships in tuned/ was judged by this version of the gate, and serves until
+# it is judged anew.
+TUNED_GATE = "2.1"
 
 # What a verdict is about: a kernel by its id, or by name a rewriting in MLX's own operations, a
 # whole decode step, or settings of MLX.
@@ -84,10 +97,11 @@ class Verdict:
         """Orders verdicts: the higher, the better."""
         return self.accepted, self.correct, self.ratio
 
-    def counts_for(self, fingerprint: Mapping[str, Any]) -> bool:
+    def counts_for(self, fingerprint: Mapping[str, Any], *, shipped: bool = False) -> bool:
         """Whether this verdict was made on such a device, by this gate, version of mlx and, on
-        Metal, of macOS."""
-        return binding(self.fingerprint) == binding(fingerprint)
+        Metal, of macOS. shipped: whether it lies in tuned/, see TUNED_GATE."""
+        own, asked = binding(self.fingerprint), binding(fingerprint)
+        return own == asked or (shipped and own == {**asked, "gate": TUNED_GATE})
 
     def to_json(self) -> dict[str, Any]:
         """The short record, without `raw`, as JSON can hold it: what is not finite is text."""

@@ -158,7 +158,8 @@ class Planner:
         for registry in self.registries:
             for verdict in registry.verdicts(self.device.slug, bucket):
                 key = (verdict.kernel, tuple(sorted(verdict.params.items())))
-                if verdict.kind == "kernel" and verdict.counts_for(stamp):
+                counts = verdict.counts_for(stamp, shipped=not registry.writable)
+                if verdict.kind == "kernel" and counts:
                     verdicts.setdefault(key, verdict)
         return sorted(verdicts.values(), key=lambda v: v.rank, reverse=True)
 
@@ -285,7 +286,12 @@ class Planner:
         self.off.append("gate")
         try:
             return judge(
-                candidate.kernel, candidate.params, bucket, self.device.backend, seconds=seconds
+                candidate.kernel,
+                candidate.params,
+                bucket,
+                self.device.backend,
+                seconds=seconds,
+                brief=True,
             )
         except GateTimeout:
             return None
