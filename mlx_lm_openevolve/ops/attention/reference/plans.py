@@ -67,6 +67,8 @@ def plans(bucket: Bucket | Workload, seed: int, brief: bool) -> list[tuple[Workl
     made = []
     for i, kind in enumerate(kinds):
         drawn = {name: column[i] for name, column in columns.items()}
+        if drawn["form"] == "one" and biases[i] in ("below", "above"):  # no key alone decides
+            drawn["form"] = "rows"
         plan = Plan(kind, scales[i], bias=biases[i], keys=keys[i], values=values[i], **drawn)
         made.append((shapes[i], plan))
     # The first is what a model asks most: its cache, its scale, the longest context.
@@ -102,8 +104,7 @@ def _apart(rng: np.random.Generator, count: int) -> tuple[list[str], list[str]]:
 
 
 def _scales(rng: np.random.Generator, head_dim: int, kinds: Sequence[str]) -> list[float]:
-    """Near 1/sqrt(D) where logits are even; else tiny, 1, larger, negative, and 1/sqrt(D) itself,
-    each within few questions."""
+    """Near 1/sqrt(D) where logits are even; else tiny, 1, larger and negative in turn."""
     own = float(head_dim**-0.5)
 
     def drawn(name: str) -> float:
@@ -113,24 +114,30 @@ def _scales(rng: np.random.Generator, head_dim: int, kinds: Sequence[str]) -> li
             return float(rng.uniform(1.5, 6.0))
         if name == "negative":
             return float(-own * rng.uniform(0.5, 1.5))
-        return {"one": 1.0, "own": own}[name]
+        return 1.0
 
-    sharp = [i for i, kind in enumerate(kinds) if kind not in ("even", "large", "flat")][1:]
     scales = [float(own * rng.choice((0.75, 1.25, 1.5))) for _ in kinds]
-    for i, name in zip(sharp, _spread(rng, ("tiny", "one", "large", "negative"), len(sharp)),
-                       strict=True):  # fmt: skip
-        # Logits of thousands at a tiny scale are beyond what half precision holds.
-        scales[i] = drawn("own" if name == "tiny" and kinds[i] == "strong" else name)
+    # Where one key takes all, only the sign shows; and at a tiny scale half precision holds no
+    # logits of thousands.
+    strong = [i for i, kind in enumerate(kinds) if kind == "strong"]
+    sharp = [i for i, kind in enumerate(kinds) if kind in ("needles", "peaked", "crowd")][1:]
+    names = ("tiny", "one", "large") if len(sharp) <= 3 else ("tiny", "one", "large", "negative")
+    for i, name in zip(strong, ("negative", "one"), strict=False):
+        scales[i] = drawn(name)
+    for i, name in zip(sharp, _spread(rng, names, len(sharp)), strict=True):
+        scales[i] = drawn(name)
     return scales
 
 
 def _biases(rng: np.random.Generator, kinds: Sequence[str], sinks: bool) -> list[str]:
-    """What an additive mask adds: noise or ALiBi; where logits are even, one key's may decide.
-    A sink above all of them would leave nothing to judge."""
-    decides = _spread(rng, ("above",) if sinks else ("below", "above"), len(kinds))
+    """What an additive mask adds: noise or ALiBi; where logits are even, one key's decides, far
+    below zero or above. A sink above all of them would leave nothing to judge."""
+    even = [kind for kind in kinds if kind in ("even", "flat")]
+    decides = _spread(rng, ("above",) if sinks else ("below", "above"), len(even))
     plain = _spread(rng, ("normal", "alibi"), len(kinds))
-    even = ("even", "flat", "large")
-    return [d if kind in even else p for kind, d, p in zip(kinds, decides, plain, strict=True)]
+    chosen = [decides.pop() if kind in even else p for kind, p in zip(kinds, plain, strict=True)]
+    # A sum that must overflow needs even weights.
+    return ["normal" if kind == "large" else b for kind, b in zip(kinds, chosen, strict=True)]
 
 
 # Shapes
