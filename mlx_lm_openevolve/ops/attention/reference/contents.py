@@ -206,11 +206,11 @@ def _strong(draw: Draw) -> Content:
     Far below the first key is all else that a row sees, and far above it what is hidden: what
     half precision keeps decides nothing."""
     w = draw.workload
-    top = float(10 ** draw.rng.uniform(2.7, 3.4))
+    top = float(10 ** draw.rng.uniform(2.9, 3.4))
     keys, values = draw.cache()
     common = _share(draw, keys)
     first, second = _targets(draw)
-    hidden = np.zeros(first.shape, np.bool_)
+    third, hidden = first.copy(), np.zeros(first.shape, np.bool_)
     for at in np.ndindex(first.shape) if draw.seen is not None else ():
         row = draw.row(*at)
         if not row[first[at]]:
@@ -218,16 +218,21 @@ def _strong(draw: Draw) -> Content:
         if not row[first[at]] and row.any():
             first[at] = draw.rng.choice(np.flatnonzero(row))
         hidden[at] = not row[second[at]]
+        if row.any():
+            third[at] = draw.rng.choice(np.flatnonzero(row))
     queries = draw.towards(keys, second, np.where(hidden, 1.5 * top, 0.8 * top), common)
-    # What is hidden does not weaken what is seen.
+    # Beside a key that is hidden two are seen, and it does not weaken the first.
+    beside = 0.5 * top - draw.logits(keys, third, queries)
+    queries += draw.towards(keys, third, np.where(hidden, beside, 0.0), common)
     owed = np.where(hidden, draw.logits(keys, first, queries), 0)
     queries += draw.towards(keys, first, top - owed, common)
     head = np.arange(w.q_heads)
-    below = np.where(head % 2, 2 * top, 0.0)
+    negative = (head + head // 2) % 2 == 1
+    below = np.where(negative, 2 * top, 0.0)
     shared = common.repeat(w.group, 1)
     size = (shared * shared).sum(-1, keepdims=True)
     queries -= shared / size * (below / draw.scale)[:, None, None]
-    sinks = np.where(head % 4 == 3, -0.5, np.where(head % 2, -1.5, 0.3)) * top
+    sinks = np.where(negative, np.where(head % 4 == 2, -0.5, -1.5), 0.3) * top
     return draw.stored(queries, keys, values, sinks)
 
 
