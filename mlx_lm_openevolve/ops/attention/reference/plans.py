@@ -146,7 +146,8 @@ def _biases(rng: np.random.Generator, kinds: Sequence[str], sinks: bool) -> list
 def _shapes(
     rng: np.random.Generator, bucket: Bucket | Workload, kinds: Sequence[str], brief: bool
 ) -> list[Workload]:
-    """Exact workloads of a bucket. What shows little of a shape ("large") gets a small one."""
+    """Exact workloads of a bucket. What shows little of a shape ("large") gets one that was asked
+    before: a contender that keeps a result then repeats it."""
     q_low, q_high = _q_range(bucket)
     sharp = len(kinds) - kinds.count("large")
     lengths = _lengths(rng, bucket.kv_len, brief)
@@ -158,9 +159,9 @@ def _shapes(
     shapes = [bucket.exact(q_len=q_high, kv_len=max(bucket.kv_len, q_high))]
     for kind in kinds[1:]:
         if kind == "large":
-            batch, q_len, kv_len = batches[0], q_lens[0], int(rng.choice(lengths))
-        else:
-            batch, q_len, kv_len = sequences.pop(), rows.pop(), rest.pop()
+            shapes.append(shapes[1])
+            continue
+        batch, q_len, kv_len = sequences.pop(), rows.pop(), rest.pop()
         kv_len = max(kv_len, q_low)
         shapes.append(bucket.exact(batch=batch, q_len=min(q_len, kv_len), kv_len=kv_len))
     return shapes
