@@ -165,6 +165,8 @@ def _targets(draw: Draw) -> tuple[Positions, Positions]:
             first[r], second[r] = edge - 1 if edge else 0, edge
         if r % 8 == 5:
             second[r] = rng.integers(n)
+        if 0 < i == w.q_len - 1 and h % 2 == 0:  # under causality it alone sees the last key
+            first[r], second[r] = n - 2, n - 1
     swapped = (np.arange(len(first)) // 2 + rng.integers(2)) % 2 == 1
     first, second = np.where(swapped, second, first), np.where(swapped, first, second)
     return first.reshape(shape), second.reshape(shape)
