@@ -28,7 +28,7 @@ from ..files import printable
 from ..kernels.kernel import Kernel
 from ..kernels.lookup import named, registries
 from ..kernels.registry import VERSION, Registry, tuned_root, user_root
-from ..kernels.verdict import Verdict, describe, gate_version
+from ..kernels.verdict import TUNED_GATE, Verdict, describe, gate_version
 from ..ops import Bucket
 from ..runtime.api import families
 from ..runtime.planner import Planner
@@ -96,7 +96,7 @@ def list_verdicts(options: argparse.Namespace, out: Console) -> Result:
             "reason": verdict.reason,
             "ratio": verdict.timing.get("ratio"),
             "low": verdict.timing.get("low"),
-            "stale": _stale(verdict),
+            "stale": _stale(verdict, shipped=not registry.writable),
             "from": "user" if registry.writable else "tuned",
         }
         rows.append(row)
@@ -136,13 +136,16 @@ def _stored(device: str | None = None) -> list[tuple[Registry, str, Verdict]]:
     ]
 
 
-def _stale(verdict: Verdict) -> str:
-    """Why a verdict counts no longer on its own device, "" where it does."""
+def _stale(verdict: Verdict, *, shipped: bool) -> str:
+    """Why a verdict counts no longer on its own device, "" where it does. shipped: whether it
+    lies in tuned/."""
     current = fingerprint(detect(), gate_version(ops.of_slug(verdict.workload).name))
     keys = ["mlx", "gate"]
     if "macos" in current and "macos" in verdict.fingerprint:  # both are Metal's
         keys.append("macos")
     for key in keys:
+        if shipped and key == "gate" and verdict.fingerprint.get(key) == TUNED_GATE:
+            continue
         if verdict.fingerprint.get(key) != current[key]:
             return f"made by {key} {verdict.fingerprint.get(key)}, now {current[key]}"
     return ""
@@ -166,13 +169,13 @@ def show(options: argparse.Namespace, out: Console) -> Result:
     out.print(bucket.slug, style="bold", markup=False)
     out.print(f"  here     {here['text']}", markup=False)
     verdicts = []
-    for _, device, verdict in _stored():
+    for registry, device, verdict in _stored():
         if verdict.workload == bucket.slug:
             verdicts.append({"device": device, **verdict.to_json()})
             out.print(f"\n{device}", style="dim", markup=False)
             for line in describe(verdict):
                 out.print(line, markup=False, style=None if verdict.correct else "red")
-            stale = _stale(verdict)
+            stale = _stale(verdict, shipped=not registry.writable)
             if stale:
                 out.print(f"  stale    {stale}: it is gated again at first use", markup=False)
     return 0, {"workload": bucket.slug, "here": here, "verdicts": verdicts}

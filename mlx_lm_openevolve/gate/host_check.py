@@ -35,7 +35,7 @@ def check_on_host(
     small = smallest(kernel, workload.bucket())
     reason = static_rules(kernel, params, small)
     if not reason:
-        questions = (case() for case in ops.of(small).questions.cases(small, seed))
+        questions = (case() for case in ops.of(small).questions.cases(small, seed, True))
         reason = passes(
             lambda exact: host.build(kernel, params, exact, sanitize=True), questions
         ).reason

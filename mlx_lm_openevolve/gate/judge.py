@@ -64,21 +64,22 @@ def judge(
     *,
     seconds: float,
     speed: bool = True,
+    brief: bool = False,
     seed: int = 0,
     elsewhere: int = 0,
-    brief: bool = False,
+    staged: bool = False,
     wait: float = math.inf,
     proven: Verdict | None = None,
 ) -> Verdict:
     """The verdict on a kernel for a workload's bucket, in this process.
 
-    speed=False leaves the speed step out: such a verdict says nothing of it. elsewhere: bytes of
-    the device that the process which asked has in use. brief: what a first look shows to be slower
-    is rejected unasked, and where time ends after correctness the verdict says that (faster is
-    None). wait: seconds that may pass in all, compilation included. proven: such a verdict, of
-    this gate on this device: its speed alone is measured. Raises GateTimeout where `seconds` do not
-    suffice, BackendError where the backend cannot run here at all, and MachineError where the
-    machine is to blame.
+    speed=False leaves the speed step out: such a verdict says nothing of it. brief: ask no more
+    than a first use has time for. elsewhere: bytes of the device that the process which asked has
+    in use. staged: what a first look shows to be slower is rejected unasked, and where time ends
+    after correctness the verdict says that (faster is None). wait: seconds that may pass in all,
+    compilation included. proven: such a verdict, of this gate on this device: its speed alone is
+    measured. Raises GateTimeout where `seconds` do not suffice, BackendError where the backend
+    cannot run here at all, and MachineError where the machine is to blame.
     """
     clock = Clock(seconds, wait)
     module = backends.get(backend)
@@ -96,10 +97,11 @@ def judge(
             clock,
             seed=seed,
             speed=speed and backend != "host",
+            brief=brief,
             label=f"{kernel.id} {sorted(params.items())}",
             buffers=lambda exact: _intermediates(kernel, params, exact),
             elsewhere=elsewhere,
-            brief=brief and backend != "host",
+            staged=staged and backend != "host",
             proven=_judgement(proven) if proven else None,
         )
         if judgement.correct and backend == "host":
@@ -167,15 +169,16 @@ def judge_calls(
     *,
     seed: int = 0,
     speed: bool = True,
+    brief: bool = False,
     label: str = "",
     buffers: Callable[[Workload], Buffers] = lambda exact: (),
     elsewhere: int = 0,
-    brief: bool = False,
+    staged: bool = False,
     proven: Judgement | None = None,
 ) -> Judgement:
     """Mutants, correctness and speed for whatever `build` makes of exact workloads of a bucket.
 
-    `label` names the contender: the sealed workload is drawn from it. brief, proven: as for
+    `label` names the contender: the sealed workload is drawn from it. brief, staged, proven: as for
     `judge`. Raises GateTimeout and MachineError.
     """
     memory = memory_for(device, elsewhere)
@@ -189,12 +192,12 @@ def judge_calls(
     with machines():
         try:
             with undisturbed():
-                if brief and proven is None:
+                if staged and proven is None:
                     look = first_look(build, bucket, device, clock, seed, memory)
                     if look is not None:
                         raw = {"samples": look.samples}
                         return Judgement(reason=look.reason, timing=look.timing, raw=raw)
-                judged = proven or _proven(build, bucket, clock, seed, buffers)
+                judged = proven or _proven(build, bucket, clock, seed, brief, buffers)
                 if not judged.correct:
                     return judged
                 judged = replace(judged, faster=None, reason="correct; speed was not measured")
@@ -203,7 +206,7 @@ def judge_calls(
                 try:
                     timed = compare(build, bucket, device, clock, seed, label, memory)
                 except GateTimeout:
-                    if brief and proven is None:
+                    if staged and proven is None:
                         return judged
                     raise
                 return replace(
@@ -235,13 +238,14 @@ def _proven(
     bucket: Bucket,
     clock: Clock,
     seed: int,
+    brief: bool,
     buffers: Callable[[Workload], Buffers],
 ) -> Judgement:
     """Mutants and correctness; with a reason where it is a rejection."""
     mutants, reason = _mutants(bucket, seed, clock)
     if reason:
         return Judgement(reason=reason, mutants=mutants)
-    outcome, errors, cases = _correct(build, bucket, clock, seed, buffers)
+    outcome, errors, cases = _correct(build, bucket, clock, seed, brief, buffers)
     raw = {"cases": cases}
     correct = not outcome.reason
     return Judgement(correct, False, outcome.reason, errors, mutants=mutants, raw=raw)
@@ -279,7 +283,7 @@ def _try_mutants(small: Bucket, seed: int, clock: Clock) -> MutantTrial:
     if key not in _trials:
         asked = ops.of(small).questions
         with clock.paused():  # MLX's own functions
-            questions = [case() for case in asked.cases(small, seed)]
+            questions = [case() for case in asked.cases(small, seed, brief=True)]
             passes(asked.correct.build, questions[:1])
         _trials[key] = try_mutants(small, questions, lambda: clock.check("mutants"))
     return _trials[key]
@@ -290,6 +294,7 @@ def _correct(
     bucket: Bucket,
     clock: Clock,
     seed: int,
+    brief: bool,
     buffers: Callable[[Workload], Buffers],
 ) -> tuple[Outcome, dict[str, Any], list[dict[str, Any]]]:
     """(first outcome that is no pass, errors, the single cases)."""
@@ -297,7 +302,7 @@ def _correct(
     outcomes: list[Outcome] = []
     own: list[tuple[float, float]] = []
     cases: list[dict[str, Any]] = []
-    for case in ops.of(bucket).questions.cases(bucket, seed):
+    for case in ops.of(bucket).questions.cases(bucket, seed, brief):
         clock.check("correctness")
         with nullcontext() if outcomes else clock.paused():  # MLX's own function at this size
             question = case()

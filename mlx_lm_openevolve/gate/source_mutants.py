@@ -26,10 +26,10 @@ from ..ops import Bucket, Workload
 from ..ops.source_mutants import SourceMutant, without_comments
 from .correctness import passes
 
-__all__ = ["change", "kill", "matrix", "matrix_entry"]
+__all__ = ["NOT_RUN", "change", "kill", "matrix", "matrix_entry"]
 
-# What the outcome of a mutant says that does not even compile: it proves nothing.
-_NOT_RUN = re.compile(r"BackendError: [^:]+: \S+: (compile|strict|lint|non-ascii|sandbox)\b")
+# What is said of a kernel that does not even compile: it proves nothing.
+NOT_RUN = re.compile(r"BackendError: [^:]+: \S+: (compile|strict|lint|non-ascii|sandbox)\b")
 
 
 def change(
@@ -88,7 +88,7 @@ def kill(
     """What the host check says of each mutant that applies: its reason, "survived", or "not run"
     with the reason where it does not compile."""
     host, exact = backends.get("host"), small.bucket().largest()
-    questions = [case() for case in ops.of(small).questions.cases(small, 0)]
+    questions = [case() for case in ops.of(small).questions.cases(small, 0, brief=True)]
     reasons: dict[str, str] = {}
     for mutant in mutants:
         broken = change(mutant, kernel, params, exact) if mutant.applies(small) else None
@@ -96,7 +96,7 @@ def kill(
             continue
         build = functools.partial(host.build, broken, params, sanitize=True)
         reason = passes(build, questions).reason
-        prefix = "not run: " if _NOT_RUN.search(reason) else ""
+        prefix = "not run: " if NOT_RUN.search(reason) else ""
         reasons[mutant.name] = f"{prefix}{reason}" if reason else "survived"
     return reasons
 

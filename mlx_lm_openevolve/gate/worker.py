@@ -40,9 +40,10 @@ class Task:
     backend: str
     seconds: float
     speed: bool
+    brief: bool
     seed: int
     elsewhere: int
-    brief: bool = False
+    staged: bool = False
     wait: float | None = None
     proven: Mapping[str, Any] | None = None
 
@@ -55,8 +56,9 @@ def judge_in_worker(
     *,
     seconds: float,
     speed: bool = True,
-    seed: int = 0,
     brief: bool = False,
+    seed: int = 0,
+    staged: bool = False,
     wait: float = math.inf,
     proven: Verdict | None = None,
 ) -> Verdict:
@@ -72,8 +74,8 @@ def judge_in_worker(
 
     task = Task(
         dict(kernel.meta), dict(kernel.sources), dict(params), bucket.slug,
-        backend, seconds, speed, seed, mx.get_active_memory(),
-        brief, None if wait == math.inf else wait, proven.to_json() if proven else None,
+        backend, seconds, speed, brief, seed, mx.get_active_memory(),
+        staged, None if wait == math.inf else wait, proven.to_json() if proven else None,
     )  # fmt: skip
     try:
         answer = _ask(task)
@@ -115,9 +117,10 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
             task.backend,
             seconds=task.seconds,
             speed=task.speed,
+            brief=task.brief,
             seed=task.seed,
             elsewhere=task.elsewhere,
-            brief=task.brief,
+            staged=task.staged,
             wait=math.inf if task.wait is None else task.wait,
             proven=Verdict.from_json(task.proven) if task.proven else None,
         )

@@ -380,8 +380,9 @@ class Questions(ABC, Generic[B, W]):
     usual: Sequence[B]  # what `check` asks of a kernel where no workload is named
 
     @abstractmethod
-    def cases(self, bucket: B, seed: int) -> Iterator[Callable[[], Question]]:
-        """The cases of a bucket; calling one uploads it and computes its reference."""
+    def cases(self, bucket: B, seed: int, brief: bool = False) -> Iterator[Callable[[], Question]]:
+        """The cases of a bucket, drawn from a seed; calling one uploads it and computes its
+        reference. brief: the fewest that meet every kind of mistake, for the first use."""
 
     @abstractmethod
     def quick(self, small: B, bucket: B, seed: int) -> Sequence[Question]:

@@ -187,7 +187,8 @@ class Planner:
         for registry in self.registries:
             for verdict in registry.verdicts(self.device.slug, bucket):
                 key = (verdict.kernel, tuple(sorted(verdict.params.items())))
-                if verdict.kind == "kernel" and verdict.counts_for(stamp):
+                counts = verdict.counts_for(stamp, shipped=not registry.writable)
+                if verdict.kind == "kernel" and counts:
                     verdicts.setdefault(key, verdict)
         return sorted(verdicts.values(), key=lambda v: v.rank, reverse=True)
 
@@ -352,7 +353,8 @@ class Planner:
                 self.device.backend,
                 seconds=seconds,
                 seed=candidate.asked,  # each time other questions and another sealed workload
-                brief=True,
+                brief=wait < math.inf,
+                staged=True,
                 wait=wait,
                 proven=candidate.proven,
             )

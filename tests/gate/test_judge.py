@@ -55,7 +55,7 @@ def judged(build, bucket=SMALL, seconds=60.0, **options):
 
 
 def test_a_judgement_holds_the_evidence():
-    found = judged(sdpa, speed=False)
+    found = judged(sdpa, speed=False, brief=True)
     assert found.correct
     assert not found.faster
     assert found.mutants["killed"] == found.mutants["of"] >= 40
@@ -65,6 +65,7 @@ def test_a_judgement_holds_the_evidence():
     assert 0 < errors["margin"] < 1
     assert errors["stock"]["max_difference"] == errors["max_difference"]
     assert len(found.raw["cases"]) == 8
+    assert len(judged(sdpa, speed=False).raw["cases"]) == 16
 
 
 @pytest.mark.parametrize("name", ["zeros", "last-key-lost", "replayed-output", "wrong-gqa-map"])

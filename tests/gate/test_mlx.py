@@ -47,8 +47,13 @@ def sdpa_vector(w: Workload):
             5: mlx.packed("i", w.kv_len),
             10: mlx.packed("f", scale.item()),
         }
-        for slot, cache in ((6, keys), (8, values)):
-            steps = strides(cache)
+        for at, slot in ((1, 6), (2, 8)):
+            steps = strides(buffers[at])
+            # MLX copies what its kernels cannot walk: `kv_copy_unless` in
+            # mlx/backend/metal/scaled_dot_product_attention.cpp.
+            if steps[3] != 1 or (w.batch > 1 and steps[0] != w.kv_heads * steps[1]):
+                buffers[at] = mx.contiguous(buffers[at])
+                steps = strides(buffers[at])
             buffers |= {slot: mlx.packed("Q", steps[1]), slot + 1: mlx.packed("Q", steps[2])}
         if mask is not None:
             slot = 11 if w.mask == "bool" else 12
@@ -74,7 +79,7 @@ def sdpa_vector(w: Workload):
 
 def judged(seed: int, dtype: str, mask: str, count: int) -> str:
     bucket = Workload(1, 4, 2, 8, 64, 64, 64, dtype, mask, sinks=bool(seed % 2))
-    cases = itertools.islice(OP.questions.cases(bucket, seed), count)
+    cases = itertools.islice(OP.questions.cases(bucket, seed, brief=True), count)
     found = (case() for case in cases)
     return correctness.passes(sdpa_vector, found).reason
 

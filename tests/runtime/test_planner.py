@@ -20,7 +20,7 @@ from mlx_lm_openevolve.gate import judge as gate
 from mlx_lm_openevolve.gate import worker as gate_worker
 from mlx_lm_openevolve.kernels.kernel import Kernel
 from mlx_lm_openevolve.kernels.registry import Registry
-from mlx_lm_openevolve.kernels.verdict import Poisoned, Verdict, gate_version
+from mlx_lm_openevolve.kernels.verdict import TUNED_GATE, Poisoned, Verdict, gate_version
 from mlx_lm_openevolve.ops.attention import Bucket
 from mlx_lm_openevolve.runtime.planner import (
     BUDGETS,
@@ -92,6 +92,7 @@ class Judge:
             seconds: float,
             seed: int,
             brief: bool,
+            staged: bool,
             wait: float,
             proven: Verdict | None,
         ) -> Verdict:
@@ -99,6 +100,7 @@ class Judge:
             self.proven.append(proven)
             assert 0 < seconds <= wait <= BUDGETS[backend].workload
             assert brief
+            assert staged
             self.asked.append((name, kernel.name))
             return self.answer(kernel)
 
@@ -262,6 +264,24 @@ def test_a_verdict_of_another_fingerprint_is_judged_again(
     assert {v.fingerprint[changed] for v in kept} == {"other", made.fingerprint[changed]}
     assert made in kept
     assert len(kept) == 2
+
+
+def test_what_ships_serves_under_the_gate_before_and_what_the_user_has_does_not(
+    user: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlx_lm_openevolve.kernels.verdict.GATE_VERSION", 9)
+    stamp = {**fingerprint(CHIP, gate_version("attention")), "gate": TUNED_GATE}
+    writer = Registry(tmp_path / "tuned")
+    writer.add(make_kernel())
+    shipped = Registry(tmp_path / "tuned", writable=False)
+    for registry, serves in ((user, False), (writer, True)):
+        registry.publish(CHIP.slug, make_verdict(make_kernel(), fingerprint=stamp))
+        plan = Planner(CHIP, [user, shipped], mode="stored").plan(BUCKET)
+        assert (plan.kernel is not None) == serves
+    other = {**stamp, "gate": "1.1"}
+    assert not make_verdict(make_kernel(), fingerprint=other).counts_for(
+        fingerprint(CHIP, gate_version("attention")), shipped=True
+    )
 
 
 def test_the_users_own_verdict_overrules_the_shipped_one(user: Registry, tmp_path: Path) -> None:

@@ -32,8 +32,10 @@ class _AttentionQuestions(Questions[Bucket, Workload]):
         if (q_len, mask) != (1, "causal")
     )
 
-    def cases(self, bucket: Bucket, seed: int) -> Iterator[Callable[[], Question]]:
-        for made in cases(bucket, seed):
+    def cases(
+        self, bucket: Bucket, seed: int, brief: bool = False
+    ) -> Iterator[Callable[[], Question]]:
+        for made in cases(bucket, seed, brief):
             yield lambda made=made: AttentionQuestion(made)  # type: ignore[misc]
 
     def quick(self, small: Bucket, bucket: Bucket, seed: int) -> Sequence[Question]:
@@ -42,8 +44,9 @@ class _AttentionQuestions(Questions[Bucket, Workload]):
         times as many keys."""
         q_len = min(small.q_len, small.kv_len - 4)
         exact = small.exact(kv_len=max(small.kv_len - 3, q_len + 1), q_len=q_len)
-        needles, flat = (case(kind, exact, seed) for kind in ("needles", "flat"))
-        made = [AttentionQuestion(needles), AttentionQuestion(replace(flat, columns=True))]
+        needles = case("needles", exact, seed)
+        flat = case("flat", exact, seed, keys="columns", values="columns")
+        made = [AttentionQuestion(needles), AttentionQuestion(flat)]
         longest = min(4 * small.kv_len, bucket.kv_len)
         if longest > small.kv_len:
             long = exact.exact(kv_len=longest - 3)

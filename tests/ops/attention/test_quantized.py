@@ -10,6 +10,7 @@ import pytest
 
 from mlx_lm_openevolve.ops.attention import quantized
 from mlx_lm_openevolve.ops.attention.reference import Packed, case, decode, pack
+from mlx_lm_openevolve.ops.attention.reference.layouts import Layout
 from mlx_lm_openevolve.ops.attention.workload import Workload
 
 
@@ -47,12 +48,12 @@ def test_what_does_not_fit_is_named(keys: Any, values: Any, why: str) -> None:
 def test_the_reference_unpacks_as_mlx_does(bits: int) -> None:
     rng = np.random.default_rng(bits)
     x = rng.standard_normal((1, 2, 5, 128)).astype(np.float32)
-    found = pack(x, "float32", bits, 32)
+    found = pack(x, "float32", bits, 32, [Layout(lead=(0, 0, 3, 0))] * 3)
     parts = tuple(mx.array(np.ascontiguousarray(p)) for p in (found.words, found.scales))
     want = mx.dequantize(*parts, mx.array(np.ascontiguousarray(found.biases)), 32, bits)
     for head in range(2):
         np.testing.assert_allclose(found.decode(0, head), np.array(want)[0, head], atol=1e-5)
-    outside = np.asarray(found.scales.base)[:, :, :3]
+    outside = found.placed[1].buffer[:, :, :3]
     assert np.isnan(outside).all()
 
 

@@ -94,19 +94,103 @@ def test_cases_stay_in_their_bucket_and_reach_its_edges(mask, q_len):
     if q_len <= 32:
         assert any(c.workload.kv_len > c.workload.q_len for c in made)
     if 1 < q_len < 2048:
-        assert len({c.workload.q_len for c in made}) == 2
+        assert len({c.workload.q_len for c in made}) == (7 if q_len == 8 else 11)
+        assert len({c.workload.q_len for c in cases(asked, 0, brief=True)}) == 3
 
 
 def test_decode_reaches_the_lower_edge():
-    assert {c.workload.kv_len for c in cases(bucket(q_len=1), 0)} >= {33, 63, 64}
+    for brief in (False, True):
+        assert {c.workload.kv_len for c in cases(bucket(q_len=1), 0, brief)} >= {33, 63, 64}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_every_residue_of_a_length_is_asked(seed):
+    lengths = {c.workload.kv_len for c in cases(bucket(q_len=1, kv_len=256), seed)}
+    assert {n % 8 for n in lengths} >= {0, 1, 2, 3, 4, 5, 6, 7}
+    for step in (16, 32, 64):
+        assert any(n % step == 0 and n < 256 for n in lengths)
+    few = {c.workload.kv_len for c in cases(bucket(q_len=1, kv_len=256), seed, brief=True)}
+    assert len(few) >= 6
+    assert {n % 2 for n in few - {256}} == {0, 1}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_small_bucket_is_asked_at_every_batch_and_a_verify_at_an_odd_q_len(seed):
+    asked = bucket("causal", q_len=8, batch=8)
+    made, few = list(cases(asked, seed)), list(cases(asked, seed, brief=True))
+    assert {c.workload.batch for c in made} == {5, 6, 7, 8}
+    assert {c.workload.q_len for c in made} == set(range(2, 9))
+    assert {2, 8} < {c.workload.q_len for c in few}
+    assert any(c.workload.q_len % 2 for c in few)
+    assert {5, 8} < {c.workload.batch for c in few}
+
+
+def strides(array):
+    bits = array if array.dtype in (mx.float32, mx.bool_) else array.view(mx.uint16)
+    return tuple(s // bits.itemsize for s in np.asarray(bits).strides)
+
+
+@pytest.mark.parametrize(("brief", "seed"), list(itertools.product((True, False), range(3))))
+def test_operands_lie_apart_from_each_other(brief, seed):
+    made = [c.upload() for c in cases(bucket("bool", dtype="float32"), seed, brief)]
+    keys, values = ([strides(getattr(x, name)) for x in made] for name in ("keys", "values"))
+    assert keys[0] == values[0]  # as in a model's cache
+    for axis in range(1, 4):
+        assert any(k[axis] != v[axis] for k, v in zip(keys, values, strict=True))
+    assert any(k[3] != 1 for k in keys)
+    assert any(v[3] != 1 for v in values)
+    queries = [strides(x.queries) for x in made if x.queries.shape[2] > 1]
+    assert {q[1] > q[2] for q in queries} == {True, False}
+    masks = [x.mask for x in made if x.mask.ndim > 1 and x.mask.shape[-2] > 1]
+    assert any(strides(m)[-1] != 1 for m in masks)
+    assert any(m.ndim < 4 for m in masks)
+
+
+@pytest.mark.parametrize("brief", [True, False])
+def test_scales_and_logits_reach_what_models_use(brief):
+    made = list(cases(bucket(q_len=8), 1, brief))
+    scales = [c.scale for c in made]
+    assert min(scales) < 0 < min(abs(s) for s in scales) < 0.01
+    assert max(scales) > 1
+    assert made[0].scale == 0.125
+    logits = [c.reference().logit for c in made]
+    assert max(logits) > 400
+    assert min(logits) < 10
+
+
+def test_light_keys_outweigh_a_heavy_one():
+    made = case("crowd", bucket(q_len=1, batch=1, kv_len=2048), 0)
+    k, v = (decode(x, "bfloat16")[0, 0] for x in (made.keys, made.values))
+    scores = k @ decode(made.queries, "bfloat16")[0, 0, 0] * made.scale
+    heavy = scores.argmax()
+    assert not v[heavy].any()
+    weights = np.exp(scores - scores[heavy])
+    assert np.sort(weights)[-2] < 0.1
+    assert weights.sum() - 1 > 0.5
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_an_additive_mask_hides_in_every_way_and_may_decide_alone(dtype):
+    made = [
+        decode(c.mask, dtype)
+        for seed in range(2)
+        for c in cases(bucket("additive", dtype=dtype), seed, brief=True)
+    ]
+    assert any(np.isneginf(m).any() for m in made)
+    assert any((m == decode(encode(np.array([-1e4]), dtype), dtype)).any() for m in made)
+    finite = [m[np.isfinite(m)] for m in made]
+    assert any((m > 1000).any() for m in finite)
+    assert any(((m < -1000) & (m > -9000)).any() for m in finite)
 
 
 def test_masks_come_in_every_form_that_mlx_lm_passes():
     decode_shapes = {c.mask.shape for c in cases(bucket("bool", q_len=1), 0)}
-    assert {len(shape) for shape in decode_shapes} == {1, 4}
+    assert {len(shape) for shape in decode_shapes} == {1, 3, 4}
     assert {shape[1] for shape in decode_shapes if len(shape) == 4} == {1, 4}
     prefill = list(cases(bucket("additive", q_len=8), 0))
-    assert {c.mask.ndim for c in prefill} == {2, 4}
+    assert {c.mask.ndim for c in prefill} == {2, 3, 4}
+    for axis in range(4):
+        assert {c.mask.shape[axis] == 1 for c in prefill if c.mask.ndim == 4} == {True, False}
     assert any(np.isneginf(decode(c.mask, "bfloat16")).any() for c in prefill)
     assert any((decode(c.mask, "bfloat16") < -3e38).any() for c in prefill)
 

@@ -85,7 +85,9 @@ class _ToyQuestions(Questions[Bucket, Workload]):
     correct = ToyMutant("correct", lambda *given: target.affine(*given))
     usual = (Bucket(8, 64, "float32"), Bucket(8, 64, "bfloat16"))
 
-    def cases(self, bucket: Bucket, seed: int) -> Iterator[Callable[[], Question]]:
+    def cases(
+        self, bucket: Bucket, seed: int, brief: bool = False
+    ) -> Iterator[Callable[[], Question]]:
         low = bucket.rows // 2 + 1
         for turn, rows in enumerate((bucket.rows, low)):
             w = Workload(rows, bucket.width, bucket.dtype)

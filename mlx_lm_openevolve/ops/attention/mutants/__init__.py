@@ -8,6 +8,7 @@ stride cannot show at batch 1), never because it survived.
 from __future__ import annotations
 
 from . import (  # each declares its mutants when imported
+    conditions,
     masking,
     operands,
     packing,
@@ -21,6 +22,7 @@ __all__ = [
     "Attention",
     "Mutant",
     "applicable",
+    "conditions",
     "correct",
     "masking",
     "operands",

@@ -112,6 +112,23 @@ def _mutants() -> Iterator[SourceMutant]:
             "queries", {1: "queries_shape[2] * queries_shape[3]", 2: "int64_t(queries_shape[3])"}
         ),
     )
+    yield body(
+        "values-by-the-keys-strides",
+        "values that lie otherwise than keys do",
+        _own_values,
+        _strides("values", {axis: f"keys_strides[{axis}]" for axis in range(4)}),
+    )
+    adjacent = "(mask_strides[3] == 0 ? 0 : 1)"
+    yield body("mask-keys-adjacent", "mask_strides[3]", masked, _strides("mask", {3: adjacent}))
+    end = "(mask_strides[2] == 0 ? 0 : int64_t(keys_shape[2]))"
+    yield body(
+        "mask-rows-end-to-end",
+        "mask_strides[2]",
+        _both(masked, many_rows),
+        _strides("mask", {2: end}),
+    )
+    yield body("scale-clamped", "scale", always, replaced(_SCALE, "metal::min(scale[0], 1.0f)"))
+    yield body("scale-unsigned", "scale", always, replaced(_SCALE, "metal::fabs(scale[0])"))
     yield body("scale-ignored", "scale", always, replaced(_SCALE, "1.0f"))
     yield body("scale-twice", "scale", always, replaced(_SCALE, "(scale[0] * scale[0])"))
     yield body(

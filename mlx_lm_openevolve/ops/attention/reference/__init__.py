@@ -1,5 +1,6 @@
 """Reference: attention in float64, and inputs on which a wrong kernel cannot look right.
 
+    bucket --plans.py--> what to ask --inputs.py: contents, masks, layouts--> Case
     bucket --cases(seed)--> Case (NumPy) --upload()--> Inputs (MLX) --> the kernel under test
                               `--reference()--> Reference (float64) --error(out)--> (max, average)
 
@@ -12,9 +13,10 @@ a lost key are then errors of order one, whatever the magnitude of V.
 from __future__ import annotations
 
 from .baseline import answer, baseline_name, floats, mass, sdpa
-from .encoding import Packed, decode, download, encode, pack, smallest
+from .encoding import decode, download, encode, smallest
 from .float64 import Case, Inputs, Reference, attention
 from .inputs import KINDS, case, cases, mask
+from .layouts import Packed, pack
 
 __all__ = [
     "KINDS",

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
 from ..workload import Workload
-from .encoding import Array, Bool, Float, Packed, decode, lowest, smallest, upload
+from .encoding import Array, Bool, Float, decode, lowest, smallest, upload
+from .layouts import Packed, Placed
 
 __all__ = ["Case", "Inputs", "Reference", "attention", "causal", "visible"]
 
@@ -18,6 +21,8 @@ Operand = mx.array | tuple[mx.array, ...]
 # Elements of K and V that `reference` converts to float64 for a case, and its query rows.
 _REFERENCE_ELEMENTS = 2 << 20
 _REFERENCE_ROWS = 16
+# A row whose largest score is lower than this sees no key.
+_UNSEEN = -3e4
 
 
 def attention(
@@ -34,7 +39,9 @@ def attention(
     queries [G, R, D] for the G query heads that share keys [N, D] and values [N, Dv]; mask bool
     or additive, broadcast to [G, R, N]; sinks [G] are logits of a key without a value. mass is
     the sum of p_j |v_j|, or of p_j times `sizes` [N, Dv]. A row with every key masked spreads
-    evenly over all keys, as MLX's own composition does (with sinks it is zero).
+    evenly over all keys, as MLX's own composition does (with sinks it is zero). The largest logit
+    is that of any key before the mask, and of the first key of a row after it: what rounding of
+    scores is relative to.
     """
     scores = np.einsum("grd,nd->grn", queries, keys, optimize=True) * scale
     largest = float(np.abs(scores).max())
@@ -42,6 +49,7 @@ def attention(
         floor = np.finfo(np.float64).min
         scores = np.where(mask, scores, floor) if mask.dtype == np.bool_ else scores + mask
     top = scores.max(-1, keepdims=True)
+    largest = max(largest, float(np.abs(top[top > _UNSEEN]).max(initial=0.0)))
     if sinks is not None:
         top = np.maximum(top, sinks[:, None, None])
     top = np.maximum(top, np.finfo(np.float64).min)  # a row of -inf stays a row of zeros
@@ -78,7 +86,8 @@ class Reference:
     logit: float  # the largest magnitude of a logit
 
     def error(self, out: Array) -> tuple[float, float]:
-        """(max, average) of |out - reference| / mass, out [B, Hq, L, Dv]; inf where NaN."""
+        """(max, root mean square) of |out - reference| / mass for out [B, Hq, L, Dv]; inf where
+        it is NaN."""
         worst, total, count = 0.0, 0.0, 0
         for (b, h), want, mass, live in zip(
             self.pairs, self.out, self.mass, self.live, strict=True
@@ -90,18 +99,18 @@ class Reference:
             off = np.where(np.isfinite(off), off, np.inf)
             if off.size:
                 worst = max(worst, float(off.max()))
-                total, count = total + float(off.sum()), count + off.size
-        return worst, total / max(count, 1)
+                with np.errstate(over="ignore"):
+                    total, count = total + float((off * off).sum()), count + off.size
+        return worst, (total / max(count, 1)) ** 0.5
 
 
 @dataclass(frozen=True, eq=False)
 class Case:
     """One attention call as NumPy arrays, stored as `encode` does.
 
-    workload is exact; keys and values are [B, Hkv, N, D] views into buffers that hold NaN around
-    them, or Packed; mask has the form in which mlx-lm passes it (None, bool, or additive), not
-    broadcast.
-    columns: on the device the elements of a key lie apart, as in a transposed array.
+    workload is exact; queries, keys, values and mask are views into buffers that hold NaN, or a
+    mask's opposite, around them: those of `placed`, by name; keys and values may be Packed. mask
+    has the form in which mlx-lm passes it (None, bool, or additive), not broadcast.
     """
 
     name: str
@@ -113,45 +122,34 @@ class Case:
     mask: Array | None
     sinks: Array | None
     seed: int
-    columns: bool = False
+    placed: Mapping[str, Placed] = field(default_factory=dict)
 
     def upload(self) -> Inputs:
-        """The case as evaluated MLX arrays: caches are strided slices, queries transposed views
-        of [B, L, Hq, D] as the models make them."""
+        """The case as evaluated MLX arrays, laid out as `placed` says."""
         w = self.workload
-        queries = upload(np.ascontiguousarray(self.queries.transpose(0, 2, 1, 3)), w.dtype)
         held: list[mx.array] = []
-        keys = self._stored(self.keys, held)
-        latent = w.latent
+        queries = self._stored("queries", self.queries, held)
+        keys = self._stored("keys", self.keys, held)
         inputs = Inputs(
-            queries=queries.transpose(0, 2, 1, 3),
+            queries=queries,
             keys=keys,
-            values=keys if latent else self._stored(self.values, held),
+            values=keys if w.latent else self._stored("values", self.values, held),
             scale=mx.array([self.scale], mx.float32),
-            mask=None if self.mask is None else upload(self.mask, w.dtype),
+            mask=None if self.mask is None else self._stored("mask", self.mask, held),
             sinks=None if self.sinks is None else upload(self.sinks, w.dtype),
-            buffers=(queries, *held),
+            buffers=tuple(held),
         )
-        mx.eval(inputs.queries, inputs.keys, inputs.values, *inputs.buffers)
+        mx.eval(inputs.queries, inputs.keys, inputs.values, inputs.mask, *inputs.buffers)
         return inputs
 
-    def _stored(self, x: Array | Packed, held: list[mx.array]) -> Operand:
-        """Keys or values on the device: slices of buffers, which are appended to `held`."""
+    def _stored(self, name: str, x: Array | Packed, held: list[mx.array]) -> Any:
+        """An operand on the device; its buffers are appended to `held`."""
         if isinstance(x, Packed):
-            parts = (x.words, x.scales, x.biases)
-            return tuple(self._slice(part, held) for part in parts)
-        return self._slice(x, held)
-
-    def _slice(self, view: Array, held: list[mx.array]) -> mx.array:
-        buffer = np.asarray(view.base)
-        lead = (view.ctypes.data - buffer.ctypes.data) // buffer.strides[2]
-        if self.columns:
-            turned = upload(np.ascontiguousarray(buffer.swapaxes(-1, -2)), self.workload.dtype)
-            stored = turned.swapaxes(-1, -2)
-        else:
-            stored = upload(buffer, self.workload.dtype)
-        held.append(stored)
-        return stored[:, :, lead : lead + self.workload.kv_len]
+            return tuple(part.upload(self.workload.dtype, held) for part in x.placed)
+        if name in self.placed:
+            return self.placed[name].upload(self.workload.dtype, held)
+        held.append(upload(np.ascontiguousarray(x), self.workload.dtype))
+        return held[-1]
 
     def dead_rows(self) -> Bool:
         """Rows [B, Hq, L] with every key masked: no implementation owes a value there."""

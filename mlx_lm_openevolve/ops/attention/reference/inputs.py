@@ -1,263 +1,39 @@
-"""Cases of a bucket: shapes at its edges, contents that show mistakes, masks in mlx-lm's forms."""
+"""Cases of a bucket: what plans.py draws, made of contents and masks, laid out in memory."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from statistics import NormalDist
+from dataclasses import replace
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
-import numpy.typing as npt
 
-from ..workload import Q_LEN_BUCKETS, Bucket, Workload
-from .encoding import LEAD, TAIL, Array, Bool, Packed, decode, encode, lowest, pack, upload
+from ..workload import Bucket, Workload
+from .contents import CONTENTS, Draw
+from .encoding import Array, Bool, encode, lowest, upload
 from .float64 import Case, causal, visible
+from .layouts import Layout, Placed, cut, keys_layout, mask_layout, pack, query_layout
+from .plans import Plan, plans
 
 __all__ = ["KINDS", "case", "cases", "mask"]
 
+KINDS = tuple(CONTENTS)
+
 # Elements of a mask of its own for every head.
 _MASK_ELEMENTS = 16 << 20
-# Random entries that are drawn for a cache; a larger one repeats them, shifted.
-_POOL = 4 << 20
-
-# 256 quantiles of the standard normal: a random byte is an index, which is fast for large caches.
-_NORMAL = np.array([NormalDist().inv_cdf((i + 0.5) / 256) for i in range(256)], np.float32)
-_SIGNS = np.where(np.arange(256) < 128, np.float32(1), np.float32(-1))
 
 
-# Shapes: the edges of a bucket
+def cases(bucket: Bucket | Workload, seed: int, brief: bool = False) -> Iterator[Case]:
+    """The cases of a bucket, made one at a time: 8 where they must be `brief`, else 16."""
+    for turn, (workload, plan) in enumerate(plans(bucket, seed, brief)):
+        yield _case(plan, workload, seed, turn)
 
 
-def _q_range(bucket: Bucket | Workload) -> tuple[int, int]:
-    below = [n for n in Q_LEN_BUCKETS if n < bucket.q_len]
-    low = below[-1] + 1 if below else 1
-    return min(low, bucket.kv_len), min(bucket.q_len, bucket.kv_len)
-
-
-def _shapes(rng: np.random.Generator, bucket: Bucket | Workload) -> list[Workload]:
-    """Exact workloads of a bucket: both ends, next to an end, and off every tile."""
-    q_low, q_high = _q_range(bucket)
-    kv_low, kv_high = bucket.kv_len // 2 + 1, bucket.kv_len
-    b_low = bucket.batch // 2 + 1
-    odd = int(rng.integers(kv_low, kv_high + 1)) | 1
-
-    def shape(batch: int, q_len: int, kv_len: int) -> Workload:
-        kv_len = max(min(kv_len, kv_high), q_len, kv_low)
-        return bucket.exact(batch=batch, q_len=q_len, kv_len=kv_len)
-
-    return [
-        shape(bucket.batch, q_high, kv_high),
-        shape(b_low, q_low, kv_low),
-        shape(bucket.batch, q_high, odd),
-        shape(b_low, q_low, kv_high - 1),
-    ]
-
-
-# Contents: what each kind of input makes visible
-
-
-def _filled(rng: np.random.Generator, shape: tuple[int, ...], table: Array, dtype: str) -> Array:
-    """A cache slice of random entries of `table` inside a buffer of NaN."""
-    batch, heads, length, width = shape
-    buffer = np.empty((batch, heads, LEAD + length + TAIL, width), encode(table[:1], dtype).dtype)
-    nan = encode(np.array([np.nan], np.float32), dtype)[0]
-    buffer[:, :, :LEAD] = nan
-    buffer[:, :, LEAD + length :] = nan
-    stored = encode(table, dtype)
-    total = batch * heads * length * width
-    pool = stored[rng.integers(0, 256, min(total, _POOL), np.uint8)]
-    used = 0
-    for b in range(batch):
-        for h in range(heads):
-            rows = buffer[b, h, LEAD : LEAD + length].reshape(-1)
-            at = 0
-            while at < rows.size:  # a large cache is windows of the pool, each from another place
-                start = used if total <= _POOL else int(rng.integers(pool.size // 2))
-                part = pool[start : start + rows.size - at]
-                rows[at : at + part.size] = part
-                at, used = at + part.size, used + part.size
-    return buffer[:, :, LEAD : LEAD + length]
-
-
-@dataclass(frozen=True, eq=False)
-class _Content:
-    """Arrays of one kind before they are stored: queries and sinks in float32."""
-
-    queries: Array
-    keys: Array
-    values: Array
-    sinks: Array
-
-
-def _shape_of(w: Workload, width: int) -> tuple[int, int, int, int]:
-    return (w.batch, w.kv_heads, w.kv_len, width)
-
-
-def _needles(rng: np.random.Generator, w: Workload, scale: float, seen: Bool | None) -> _Content:
-    """Each query points at two keys, e times as much at the first: at both sides of what it may
-    see, of tiles, of halves. A lost, extra, shifted or foreign key changes the output wholly."""
-    keys = _filled(rng, _shape_of(w, w.head_dim), _SIGNS, w.dtype)
-    values = _filled(rng, _shape_of(w, w.v_head_dim), _NORMAL, w.dtype)
-    top = float(np.log(w.kv_len)) + 6
-    first, second = _targets(rng, w, seen)
-    b, h = np.ogrid[: w.batch, : w.q_heads]
-    b, h = b[..., None], (h // w.group)[..., None]
-    a = decode(keys[b, h, first], w.dtype)
-    c = decode(keys[b, h, second], w.dtype)
-    queries = (a + (1 - 1 / top) * c) * (top / (scale * w.head_dim))
-    sinks = top + rng.uniform(-1, 1, w.q_heads)
-    return _Content(queries, keys, values, sinks)
-
-
-def _targets(
-    rng: np.random.Generator, w: Workload, seen: Bool | None
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Two key positions for each query row, [B, Hq, L] each: one on either side of an edge."""
-    shape = (w.batch, w.q_heads, w.q_len)
-    rows = int(np.prod(shape))
-    n = w.kv_len
-    edges = [n - 1, 1, w.q_len, n // 2, *(1 << p for p in range(3, 13)), n - n % 32, n - n % 8]
-    edges = list(dict.fromkeys(e for e in edges if 0 < e < n)) or [0]
-    first = np.empty(rows, np.int64)
-    second = np.empty(rows, np.int64)
-    turn = int(rng.integers(len(edges)))
-    for r, (b, h, i) in enumerate(np.ndindex(shape)):
-        if seen is None:
-            ends = np.array([0, n - 1])
-        else:
-            row = seen[min(b, seen.shape[0] - 1), min(h, seen.shape[1] - 1)]
-            row = row[min(i, row.shape[0] - 1)]
-            steps = np.flatnonzero(row[1:] != row[:-1])
-            ends = np.concatenate([steps, steps + 1])
-            if r % 4 == 3 or not ends.size:
-                ends = np.flatnonzero(row)[[0, -1]] if row.any() else np.array([0, n - 1])
-        if r % 2 == 0:  # the ends of what the row may see, and the first keys beyond them
-            pick = int(rng.integers(len(ends) // 2))
-            first[r], second[r] = ends[pick], ends[pick + len(ends) // 2]
-        else:  # a tile's edge
-            edge = edges[(turn + r // 2) % len(edges)]
-            first[r], second[r] = edge - 1 if edge else 0, edge
-        if r % 8 == 5:
-            second[r] = rng.integers(n)
-    if rng.integers(2):
-        first, second = second, first
-    return first.reshape(shape), second.reshape(shape)
-
-
-def _peaked(rng: np.random.Generator, w: Workload, scale: float, seen: Bool | None) -> _Content:
-    """Random logits with a deviation of 3: a few keys carry most of the weight."""
-    shape = (w.batch, w.q_heads, w.q_len, w.head_dim)
-    queries = _NORMAL[rng.integers(0, 256, shape, np.uint8)] * (3 / (scale * w.head_dim**0.5))
-    return _Content(
-        queries,
-        _filled(rng, _shape_of(w, w.head_dim), _NORMAL, w.dtype),
-        _filled(rng, _shape_of(w, w.v_head_dim), _NORMAL, w.dtype),
-        3 * rng.standard_normal(w.q_heads) + np.log(w.kv_len),
-    )
-
-
-def _large(rng: np.random.Generator, w: Workload, scale: float, seen: Bool | None) -> _Content:
-    """Nearly even weights over values up to 5e4: a sum kept in half precision overflows."""
-    shape = (w.batch, w.q_heads, w.q_len, w.head_dim)
-    queries = _NORMAL[rng.integers(0, 256, shape, np.uint8)] * (0.5 / (scale * w.head_dim**0.5))
-    if w.latent:  # keys are the values: large ones would make large logits
-        keys = _filled(rng, _shape_of(w, w.head_dim), 300 + 30 * _NORMAL, w.dtype)
-        return _Content(queries / 30, keys, keys, rng.standard_normal(w.q_heads))
-    return _Content(
-        queries,
-        _filled(rng, _shape_of(w, w.head_dim), _NORMAL, w.dtype),
-        _filled(rng, _shape_of(w, w.v_head_dim), 4e4 + 4e3 * _NORMAL, w.dtype),
-        rng.standard_normal(w.q_heads),
-    )
-
-
-def _flat(rng: np.random.Generator, w: Workload, scale: float, seen: Bool | None) -> _Content:
-    """All logits of a row are 120 or -120, by head: a softmax without its maximum overflows or
-    divides by zero, a padded key with logit 0 takes all. Every other column of V is constant."""
-    keys = _filled(rng, _shape_of(w, w.head_dim), _SIGNS, w.dtype)
-    keys[:] = keys[:, :, :1]
-    values = _filled(rng, _shape_of(w, w.v_head_dim), _NORMAL + 0.5, w.dtype)
-    values[..., ::2] = values[:, :, :1, ::2]
-    sign = np.where(np.arange(w.q_heads) % 2, 1.0, -1.0)[None, :, None, None]
-    direction = decode(keys[:, :, :1], w.dtype).repeat(w.group, 1)
-    queries = np.broadcast_to(
-        direction * sign * (120 / (scale * w.head_dim)),
-        (w.batch, w.q_heads, w.q_len, w.head_dim),
-    )
-    return _Content(queries, keys, values, 120 * sign.ravel() + np.log(w.kv_len))
-
-
-KINDS = {"needles": _needles, "peaked": _peaked, "large": _large, "flat": _flat}
-
-
-# Masks, in the forms in which mlx-lm passes them
-
-
-def _mask(rng: np.random.Generator, w: Workload, form: str, padded: bool) -> Array | None:
-    """An array mask in one of three forms, [B, 1, L, N], [L, N] (or [N]) and [B, Hq, L, N].
-
-    padded=False leaves the last sequence without padding even where it is the only one."""
-    if w.mask in ("none", "causal"):
-        return None
-    if form == "heads" and w.batch * w.q_heads * w.q_len * w.kv_len > _MASK_ELEMENTS:
-        form = "padding"
-    seen = causal(w.q_len, w.kv_len)
-    if form == "padding":  # BatchKVCache: [B, 1, L, N], each sequence padded on its left
-        pads = rng.integers(1, max(2, w.kv_len // 2), w.batch)
-        if w.batch > 1 or not padded:
-            pads[-1] = 0  # the longest sequence has none
-        seen = seen & (np.arange(w.kv_len) >= pads[:, None, None, None])
-        if w.q_len > 1:
-            seen[0, 0, 0] = False
-    elif form == "window":  # RotatingKVCache: [N] when decoding, [L, N] in prefill
-        window = max(1, w.kv_len // 3)
-        rows = np.arange(w.kv_len - w.q_len, w.kv_len)[:, None]
-        seen = seen & (np.arange(w.kv_len) > rows - window)
-        seen = seen[0] if w.q_len == 1 else seen
-    else:  # one of its own for every head
-        seen = seen & (rng.random((w.batch, w.q_heads, w.q_len, w.kv_len)) < 0.7)
-        if w.batch * w.q_heads * w.q_len > 1:
-            seen[0, 0, 0] = False
-    if w.mask == "bool":
-        return seen
-    bias = rng.standard_normal(seen.shape, np.float32)
-    hidden = -np.inf if form == "window" else lowest(w.dtype)
-    return encode(np.where(seen, bias, np.float32(hidden)), w.dtype)
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """One case: kind, index of its shape, factor on 1/sqrt(D) (models scale by other numbers
-    too), the form of its mask where it has one, and whether its keys and values lie in memory
-    column by column."""
-
-    kind: str
-    shape: int
-    factor: float
-    form: str
-    padded: bool = True
-    columns: bool = False
-
-
-_PLANS = (
-    _Plan("needles", 0, 1.0, "padding", padded=False),
-    _Plan("peaked", 0, 0.75, "window"),
-    _Plan("needles", 1, 1.25, "window"),
-    _Plan("large", 1, 1.0, "heads"),
-    _Plan("flat", 2, 1.5, "padding"),
-    _Plan("needles", 2, 0.75, "heads", columns=True),
-    _Plan("needles", 3, 1.0, "padding"),
-    _Plan("peaked", 3, 1.25, "heads"),
-)
-
-
-def cases(bucket: Bucket | Workload, seed: int) -> Iterator[Case]:
-    """The cases of a bucket, made one at a time; every one differs from the others in kind,
-    shape, scale or form of the mask."""
-    shapes = _shapes(np.random.default_rng([seed, 0]), bucket)
-    for turn, plan in enumerate(_PLANS):
-        yield _case(plan, shapes[plan.shape], seed, turn)
+def case(kind: str, workload: Workload, seed: int, **plan: Any) -> Case:
+    """One case of a kind (see KINDS) for an exact workload; `plan`: other fields of its Plan."""
+    usual = Plan(kind, workload.head_dim**-0.5)
+    return _case(replace(usual, **plan), workload, seed, 99)
 
 
 def mask(workload: Workload, seed: int) -> mx.array | None:
@@ -276,35 +52,132 @@ def mask(workload: Workload, seed: int) -> mx.array | None:
     return upload(encode(np.where(seen, bias, np.float32(lowest(w.dtype))), w.dtype), w.dtype)
 
 
-def case(kind: str, workload: Workload, seed: int) -> Case:
-    """One case of a kind (see KINDS) for an exact workload."""
-    return _case(_Plan(kind, 0, 1.0, "padding"), workload, seed, len(_PLANS))
-
-
-def _case(plan: _Plan, w: Workload, seed: int, turn: int) -> Case:
+def _case(plan: Plan, w: Workload, seed: int, turn: int) -> Case:
     rng = np.random.default_rng([seed, 1 + turn])
-    scale = float(np.float32(plan.factor * w.head_dim**-0.5))
-    masking = _mask(rng, w, plan.form, plan.padded)
-    name = f"{plan.kind} batch={w.batch} q_len={w.q_len} kv_len={w.kv_len}"
+    scale = float(np.float32(plan.scale))
+    masking, seen = _mask(rng, w, plan)
+    keys_at, values_at = (keys_layout(rng, name) for name in (plan.keys, plan.values))
+    if plan.keys == plan.values:  # as a cache's are
+        values_at = replace(keys_at)
+    content = CONTENTS[plan.kind](Draw(rng, w, scale, seen, keys_at, values_at))
+    queries = cut(
+        encode(content.queries, w.dtype),
+        query_layout(rng, plan.queries),
+        encode(np.array([np.nan]), w.dtype),
+    )
+    placed = {"queries": queries, "keys": content.keys, "values": content.values}
+    operands: dict[str, Any] = {name: array.view for name, array in placed.items()}
     if masking is not None:
-        name += f" mask={'x'.join(str(n) for n in masking.shape)}"
-    content = KINDS[plan.kind](rng, w, scale, visible(w, masking))
-    keys: Array | Packed = content.keys
-    values: Array | Packed = content.keys if w.latent else content.values
+        placed["mask"] = masking
     if w.kv_bits:
-        keys, values = (
-            pack(x, w.dtype, w.kv_bits, w.kv_group, aligned=turn % 2 == 0)
-            for x in (content.keys, content.values)
-        )
+        for operand in ("keys", "values"):
+            at = [_beside(rng, plan) for _ in range(3)]
+            operands[operand] = pack(operands[operand], w.dtype, w.kv_bits, w.kv_group, at)
+    name = f"{plan.kind} batch={w.batch} q_len={w.q_len} kv_len={w.kv_len} scale={scale:.3g}"
+    name += f" queries={plan.queries} keys={plan.keys}"
+    name += "" if w.latent else f" values={plan.values}"
+    if masking is not None:
+        shape = "x".join(str(n) for n in masking.view.shape)
+        name += f" mask={shape} {plan.mask}"
+    if w.mask == "additive":
+        name += f" bias={plan.bias} hidden={plan.hidden}"
     return Case(
         name=name,
         workload=w,
         scale=scale,
-        queries=encode(content.queries, w.dtype),
-        keys=keys,
-        values=values,
-        mask=masking,
+        **operands,
+        mask=None if masking is None else masking.view,
         sinks=encode(content.sinks, w.dtype) if w.sinks else None,
         seed=seed,
-        columns=plan.columns,
+        placed=placed,
     )
+
+
+def _beside(rng: np.random.Generator, plan: Plan) -> Layout:
+    """A part of a quantised operand, [B, Hkv, N, ...]: `aligned`, as in mlx-lm's caches, which the
+    fast paths of kernels are for, or at any address."""
+    lead, tail = (int(n) for n in rng.integers(1, 4, 2))
+    if plan.aligned:
+        return Layout(lead=(0, 0, 8 * lead, 0), tail=(0, 0, 8 * tail, 0))
+    return Layout(lead=(0, 0, 2 * lead + 1, 0), tail=(0, 0, tail, 0))
+
+
+# Masks
+
+
+def _mask(rng: np.random.Generator, w: Workload, plan: Plan) -> tuple[Placed | None, Bool | None]:
+    """An array mask as a plan says, None where there is none, and which keys rows see: see
+    float64.visible."""
+    if w.mask in ("none", "causal"):
+        return None, visible(w, None)
+    seen, axes = _seen(rng, w, plan)
+    layout = mask_layout(rng, plan.mask)
+    if w.mask == "bool":
+        around = rng.random(layout.buffer(seen.shape)) < 0.5
+        return cut(seen, layout, around, axes), seen
+    hidden = {"lowest": lowest(w.dtype), "infinity": -np.inf, "ten thousand": -1e4}[plan.hidden]
+    stored = encode(np.where(seen, _bias(rng, w, seen, plan.bias), np.float32(hidden)), w.dtype)
+    return cut(stored, layout, encode(np.array([np.nan]), w.dtype), axes), seen
+
+
+def _seen(rng: np.random.Generator, w: Workload, plan: Plan) -> tuple[Bool, int]:
+    """Which keys rows see, four axes of which each may be 1, and how many of them are passed."""
+    form = plan.form
+    n = w.kv_len
+    if form in ("heads", "batch", "three") and w.rows * n > _MASK_ELEMENTS:
+        form = "padding"
+    # A mask of -1e4 leaves even a row with every key masked an answer: none is.
+    dead = w.mask == "bool" or plan.hidden != "ten thousand"
+    below = causal(w.q_len, n)[None, None]
+    if form == "padding":  # BatchKVCache: [B, 1, L, N], each sequence padded on its left
+        pads = rng.integers(1, max(2, n // 2), w.batch)
+        if w.batch > 1 or not plan.padded:
+            pads[-1] = 0  # the longest sequence has none
+        seen = below & (np.arange(n) >= pads[:, None, None, None])
+        if not dead:
+            seen = seen | (np.arange(n) == np.arange(n - w.q_len, n)[:, None])
+        elif w.q_len > 1:
+            seen[0, 0, 0] = False
+        return seen, 4
+    if form == "window":  # RotatingKVCache: [N] when decoding, [L, N] in prefill
+        rows = np.arange(n - w.q_len, n)[:, None]
+        seen = below & (np.arange(n) > rows - max(1, n // 3))
+        return seen, 1 if w.q_len == 1 else 2
+    if form == "one":  # rows that see every key or none: [B, Hq, L, 1]
+        seen = np.arange(w.rows).reshape(w.batch, w.q_heads, w.q_len, 1) % 5 != 4
+        return seen if dead else np.ones_like(seen), 4
+    shape = {
+        "heads": (w.batch, w.q_heads, w.q_len, n),
+        "rows": (w.batch, 1, 1, n),
+        "batch": (1, w.q_heads, w.q_len, n),
+        "three": (1, w.q_heads, w.q_len, n),
+    }[form]
+    seen = rng.random(shape) < 0.7
+    seen = seen if form == "rows" else seen & below
+    seen[..., 0] |= ~seen.any(-1)
+    if dead and form == "heads" and w.rows > 1:
+        seen[0, 0, 0] = False
+    return seen, 3 if form == "three" else 4
+
+
+def _bias(rng: np.random.Generator, w: Workload, seen: Array, kind: str) -> Array:
+    """What an additive mask adds to the keys that are seen: noise; ALiBi, whose slopes fall from
+    head to head; or one key's far above the others', all of them "below" or "above" zero."""
+    shape = seen.shape
+    if kind == "alibi":
+        slopes = 2.0 ** (-8.0 * (np.arange(shape[1]) + 1) / max(4, shape[1]))
+        away = np.arange(w.kv_len)[-shape[3] :] - (w.kv_len - 1)
+        return np.broadcast_to(slopes[:, None, None] * away, shape).astype(np.float32)
+    if kind == "normal" or shape[3] == 1:
+        return rng.standard_normal(shape, np.float32)
+    rows = (*shape[:3], 1)
+    size = np.resize(rng.permutation([40.0, 300.0, 2500.0]), rows) * rng.uniform(0.8, 1.2, rows)
+    top = size if kind == "above" else -size
+    gap = np.maximum(24.0, size / 4)
+    # The key that decides lies behind a tile, a half, or among the last.
+    keys = np.unique(np.clip([0, w.kv_len // 2, w.kv_len - 2, w.kv_len - 1], 0, None))
+    chosen = rng.choice(keys, (*shape[:3], 1))
+    chosen = np.where(np.take_along_axis(seen, chosen, -1), chosen, seen.argmax(-1)[..., None])
+    bias = top - gap * rng.uniform(1, 2, shape)
+    np.put_along_axis(bias, chosen, top, -1)
+    return bias.astype(np.float32)

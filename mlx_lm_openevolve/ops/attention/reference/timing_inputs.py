@@ -18,8 +18,9 @@ import numpy as np
 from ...base import Call, TimingInputs
 from ..workload import Workload
 from .baseline import answer, mass, sdpa
-from .encoding import Array, Packed, download, encode, smallest, upload
+from .encoding import Array, download, encode, smallest, upload
 from .float64 import Case
+from .layouts import DENSE, Packed, cut
 from .question import BELIEVED, MULTIPLE, Float32, as_float32, floors, suspects
 
 __all__ = ["STEP", "AttentionTimingInputs"]
@@ -141,8 +142,8 @@ class AttentionTimingInputs(TimingInputs):
         def stored(x: Any) -> Array | Packed:
             if not w.kv_bits:
                 return download(x)
-            words, scales, biases = map(download, x)
-            return Packed(words, scales, biases, w.kv_bits, w.dtype)
+            words, scales, biases = (cut(part, DENSE, part.flat[:1]) for part in map(download, x))
+            return Packed((words, scales, biases), w.kv_bits, w.dtype)
 
         mask = None if self.mask is None else download(self.mask)
         sinks = None if self.sinks is None else download(self.sinks)

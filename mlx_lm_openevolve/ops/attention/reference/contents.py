@@ -1,0 +1,341 @@
+"""Contents of a case: what each kind of queries, keys, values and sinks makes visible."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..workload import Workload
+from .encoding import Bool, decode, encode
+from .layouts import Layout, Placed
+
+__all__ = ["CONTENTS", "Content", "filled"]
+
+# Random entries that are drawn for a cache; a larger one repeats them, shifted.
+_POOL = 4 << 20
+# No query of float16 is larger.
+_MOST = 3e4
+
+# 256 quantiles of the standard normal: a random byte is an index, which is fast for large caches.
+_NORMAL: Floats = np.array([NormalDist().inv_cdf((i + 0.5) / 256) for i in range(256)], np.float32)
+
+Positions = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class Content:
+    """Arrays of one kind before they are stored: queries [B, Hq, L, D] and sinks [Hq]."""
+
+    queries: Floats
+    keys: Placed
+    values: Placed
+    sinks: Floats
+
+
+@dataclass(frozen=True, eq=False)
+class Draw:
+    """What contents are drawn for."""
+
+    rng: np.random.Generator
+    workload: Workload
+    scale: float
+    seen: Bool | None  # see float64.visible
+    keys: Layout
+    values: Layout
+
+    def normal(self) -> Floats:
+        """Queries of standard normals."""
+        w = self.workload
+        shape = (w.batch, w.q_heads, w.q_len, w.head_dim)
+        drawn: Floats = _NORMAL[self.rng.integers(0, 256, shape, np.uint8)]
+        return drawn
+
+    def cache(self) -> tuple[Placed, Placed]:
+        """Keys and values of normals, of a magnitude each; in a latent cache they are one."""
+        keys = self.filled(self.keys, _NORMAL * np.float32(2.0 ** self.rng.integers(-3, 4)))
+        if self.workload.latent:
+            return keys, keys
+        return keys, self.filled(self.values, _NORMAL)
+
+    def filled(self, layout: Layout, table: Floats) -> Placed:
+        """A cache of random entries of `table`."""
+        w = self.workload
+        width = w.head_dim if layout is self.keys else w.v_head_dim
+        return filled(self.rng, (w.batch, w.kv_heads, w.kv_len, width), layout, table, w.dtype)
+
+    def towards(
+        self, keys: Placed, at: Positions, logit: npt.ArrayLike, common: Floats | None = None
+    ) -> Floats:
+        """Queries whose logit on the key at a position [B, Hq, L] is `logit`, which broadcasts;
+        along what that key has beside what is `common` to a KV head's [B, Hkv, 1, D]."""
+        rows = self._rows(keys, at)
+        if common is not None:
+            rows = rows - common.repeat(self.workload.group, 1)
+        size = np.maximum((rows * rows).sum(-1), 1e-9)
+        queries: Floats = rows * (np.asarray(logit) / (self.scale * size))[..., None]
+        return queries
+
+    def logits(self, keys: Placed, at: Positions, queries: Floats) -> Floats:
+        """The logits [B, Hq, L] of queries on the keys at those positions."""
+        found: Floats = (self._rows(keys, at) * queries).sum(-1) * self.scale
+        return found
+
+    def _rows(self, keys: Placed, at: Positions) -> Floats:
+        """The keys [B, Hq, L, D] at positions [B, Hq, L]."""
+        w = self.workload
+        b, h = np.ogrid[: w.batch, : w.q_heads]
+        return decode(keys.view[b[..., None], (h // w.group)[..., None], at], w.dtype)
+
+    def row(self, b: int, h: int, i: int) -> Bool:
+        """Which keys one row may see, [N]; there is a mask."""
+        assert self.seen is not None
+        at = (min(x, size - 1) for x, size in zip((b, h, i), self.seen.shape, strict=False))
+        found: Bool = np.broadcast_to(self.seen[tuple(at)], (self.workload.kv_len,))
+        return found
+
+    def stored(self, queries: Floats, keys: Placed, values: Placed, sinks: Floats) -> Content:
+        """As a dtype can hold it."""
+        top = float(np.abs(queries).max())
+        if self.workload.dtype == "float16" and top > _MOST:
+            queries = queries * (_MOST / top)
+        return Content(queries, keys, values, sinks)
+
+
+def filled(
+    rng: np.random.Generator, shape: tuple[int, ...], layout: Layout, table: Floats, dtype: str
+) -> Placed:
+    """An array of random entries of `table` in a buffer of NaN."""
+    batch, heads, length, width = shape
+    stored = encode(table, dtype)
+    nan = encode(np.array([np.nan], np.float32), dtype)[0]
+    placed = Placed(np.full(layout.buffer(shape), nan, stored.dtype), layout, shape)
+    view = placed.view
+    total, size = batch * heads * length * width, length * width
+    pool = stored[rng.integers(0, 256, min(total, _POOL), np.uint8)]
+    used = 0
+    for b in range(batch):
+        for h in range(heads):
+            parts = []
+            at = 0
+            while at < size:  # a large cache is windows of the pool, each from another place
+                start = used if total <= _POOL else int(rng.integers(pool.size // 2))
+                parts.append(pool[start : start + size - at])
+                at, used = at + parts[-1].size, used + parts[-1].size
+            rows = parts[0] if len(parts) == 1 else np.concatenate(parts)
+            view[b, h] = rows.reshape(length, width)
+    return placed
+
+
+def _edges(rng: np.random.Generator, w: Workload) -> list[int]:
+    """Keys behind an edge: of what rows may see, of tiles, of halves."""
+    n = w.kv_len
+    edges = [n - 1, 1, w.q_len, n // 2, *(1 << p for p in range(3, 13)), n - n % 32, n - n % 8]
+    return list(dict.fromkeys(e for e in edges if 0 < e < n)) or [0]
+
+
+def _targets(draw: Draw) -> tuple[Positions, Positions]:
+    """Two key positions for each query row, [B, Hq, L] each: one on either side of an edge."""
+    rng, w, seen = draw.rng, draw.workload, draw.seen
+    shape = (w.batch, w.q_heads, w.q_len)
+    n = w.kv_len
+    edges = _edges(rng, w)
+    first = np.empty(int(np.prod(shape)), np.int64)
+    second = np.empty_like(first)
+    turn = int(rng.integers(len(edges)))
+    for r, (b, h, i) in enumerate(np.ndindex(shape)):
+        if seen is None:
+            ends = np.array([0, n - 1])
+        else:
+            row = draw.row(b, h, i)
+            steps = np.flatnonzero(row[1:] != row[:-1])
+            ends = np.concatenate([steps, steps + 1])
+            if r % 4 == 3 or not ends.size:
+                ends = np.flatnonzero(row)[[0, -1]] if row.any() else np.array([0, n - 1])
+        if r % 2 == 0:  # the ends of what the row may see, and the first keys beyond them
+            pick = int(rng.integers(len(ends) // 2))
+            first[r], second[r] = ends[pick], ends[pick + len(ends) // 2]
+        else:  # a tile's edge
+            edge = edges[(turn + r // 2) % len(edges)]
+            first[r], second[r] = edge - 1 if edge else 0, edge
+        if r % 8 == 5:
+            second[r] = rng.integers(n)
+        if 0 < i == w.q_len - 1 and h % 2 == 0:  # under causality it alone sees the last key
+            first[r], second[r] = n - 2, n - 1
+    swapped = (np.arange(len(first)) // 2 + rng.integers(2)) % 2 == 1
+    first, second = np.where(swapped, second, first), np.where(swapped, first, second)
+    return first.reshape(shape), second.reshape(shape)
+
+
+def _spike(draw: Draw, values: Placed) -> None:
+    """One value of every column as large as all others together, at the keys behind edges and at
+    random ones: where weights are even, every such key decides a column."""
+    rng, w = draw.rng, draw.workload
+    n, width = w.kv_len, w.v_head_dim
+    last = np.arange(max(0, n - w.q_len - 1), n)
+    edges = np.array(_edges(rng, w))
+    keys = np.unique(np.concatenate([[0], edges, edges - 1, rng.permutation(last)[:24]]))
+    view = values.view
+    for b in range(w.batch):
+        for h in range(w.kv_heads):
+            at = np.concatenate([keys, rng.integers(0, n, max(0, width - len(keys)))])
+            at = rng.permutation(at)[:width]
+            size = min(n, 1e4) * rng.uniform(0.5, 1.5, width) * rng.choice((-1, 1), width)
+            view[b, h, at, np.arange(width)] = encode(size, w.dtype)
+
+
+# Kinds
+
+
+def _needles(draw: Draw) -> Content:
+    """Each query points at two keys, e times as much at the first: at both sides of what it may
+    see, of tiles, of halves. A lost, extra, shifted or foreign key changes the output wholly."""
+    w = draw.workload
+    top = float(np.log(w.kv_len)) + 6
+    keys, values = draw.cache()
+    first, second = _targets(draw)
+    queries = draw.towards(keys, first, top) + draw.towards(keys, second, top - 1)
+    return draw.stored(queries, keys, values, top + draw.rng.uniform(-2, 2, w.q_heads))
+
+
+def _strong(draw: Draw) -> Content:
+    """Needles with logits of hundreds and thousands, in every other head all of them below zero.
+    Far below the first key is all else that a row sees, and far above it what is hidden: what
+    half precision keeps decides nothing."""
+    w = draw.workload
+    top = float(10 ** draw.rng.uniform(2.9, 3.4))
+    keys, values = draw.cache()
+    common = _share(draw, keys)
+    first, second = _targets(draw)
+    third, hidden = first.copy(), np.zeros(first.shape, np.bool_)
+    for at in np.ndindex(first.shape) if draw.seen is not None else ():
+        row = draw.row(*at)
+        if not row[first[at]]:
+            first[at], second[at] = second[at], first[at]
+        if not row[first[at]] and row.any():
+            first[at] = draw.rng.choice(np.flatnonzero(row))
+        hidden[at] = not row[second[at]]
+        if row.any():
+            third[at] = draw.rng.choice(np.flatnonzero(row))
+    queries = draw.towards(keys, second, np.where(hidden, 1.5 * top, 0.8 * top), common)
+    # Beside a key that is hidden two are seen, and it does not weaken the first.
+    beside = 0.5 * top - draw.logits(keys, third, queries)
+    queries += draw.towards(keys, third, np.where(hidden, beside, 0.0), common)
+    owed = np.where(hidden, draw.logits(keys, first, queries), 0)
+    queries += draw.towards(keys, first, top - owed, common)
+    head = np.arange(w.q_heads)
+    negative = (head + head // 2) % 2 == 1
+    below = np.where(negative, 2 * top, 0.0)
+    shared = common.repeat(w.group, 1)
+    size = (shared * shared).sum(-1, keepdims=True)
+    queries -= shared / size * (below / draw.scale)[:, None, None]
+    sinks = np.where(negative, np.where(head % 4 == 2, -0.5, -1.5), 0.3) * top
+    return draw.stored(queries, keys, values, sinks)
+
+
+def _share(draw: Draw, keys: Placed) -> Floats:
+    """Gives the keys of a head one vector in common, to which all else of them is orthogonal:
+    these vectors [B, Hkv, 1, D]. The queries' part along one is a logit of all keys alike."""
+    w, view = draw.workload, keys.view
+    common = np.empty((w.batch, w.kv_heads, 1, w.head_dim))
+    for b, h in np.ndindex(w.batch, w.kv_heads):
+        rows = decode(view[b, h], w.dtype)
+        own = _NORMAL[draw.rng.integers(0, 256, w.head_dim)].astype(np.float64)
+        own *= 2 * np.sqrt((rows * rows).mean())
+        rows += (1 - rows @ own / (own @ own))[:, None] * own
+        view[b, h] = encode(rows.astype(np.float32), w.dtype)
+        common[b, h, 0] = own
+    return common
+
+
+def _peaked(draw: Draw) -> Content:
+    """Random logits with a deviation of 3, and a key behind an edge among the largest."""
+    w = draw.workload
+    keys, values = draw.cache()
+    size = float(np.sqrt((decode(keys.view[0, 0], w.dtype) ** 2).mean()))
+    queries = draw.normal() * (3 / (draw.scale * w.head_dim**0.5 * size))
+    top = 3 * (2 * np.log(w.kv_len)) ** 0.5
+    queries = queries + draw.towards(keys, _targets(draw)[0], top)
+    sinks = 3 * draw.rng.standard_normal(w.q_heads) + np.log(w.kv_len)
+    return draw.stored(queries, keys, values, sinks)
+
+
+def _crowd(draw: Draw) -> Content:
+    """One heavy key whose value is zero: all of the answer is many light keys', down to e^-8 of
+    its weight each."""
+    rng, w = draw.rng, draw.workload
+    keys, values = draw.cache()
+    if not w.latent:
+        _spike(draw, values)
+    heavy = rng.integers(0, w.kv_len, (w.batch, w.kv_heads))
+    if not w.latent:
+        for b, h in np.ndindex(heavy.shape):
+            values.view[b, h, heavy[b, h]] = 0
+    most = np.log(w.kv_len) - 1 if w.latent else 7.0 if w.dtype == "float16" else 8.0
+    tops = rng.uniform(1.5, max(2.0, most), (w.batch, w.q_heads, w.q_len))
+    tops.reshape(-1)[::3] = most
+    at = np.broadcast_to(heavy.repeat(w.group, 1)[:, :, None], tops.shape)
+    queries = draw.towards(keys, at, tops)
+    sinks = rng.uniform(0, 8, w.q_heads)
+    return draw.stored(queries, keys, values, sinks)
+
+
+def _even(draw: Draw) -> Content:
+    """Logits near zero, of another deviation in every head from 0.005 to 1.5."""
+    rng, w = draw.rng, draw.workload
+    keys, values = draw.cache()
+    size = float(np.sqrt((decode(keys.view[0, 0], w.dtype) ** 2).mean()))
+    deviations = np.resize(rng.permutation([0.005, 0.5, 1.5]), w.q_heads)[:, None, None]
+    if not w.latent:
+        _spike(draw, values)
+    queries = draw.normal() * (deviations / (draw.scale * w.head_dim**0.5 * size))
+    sinks = np.log(w.kv_len) + rng.uniform(-6, 3, w.q_heads)
+    return draw.stored(queries, keys, values, sinks)
+
+
+def _large(draw: Draw) -> Content:
+    """Nearly even weights over values up to 5e4: a sum kept in half precision overflows."""
+    rng, w = draw.rng, draw.workload
+    queries = draw.normal() * (0.5 / (draw.scale * w.head_dim**0.5))
+    if w.latent:  # keys are the values: large ones would make large logits
+        keys = draw.filled(draw.keys, 300 + 30 * _NORMAL)
+        return draw.stored(queries / 30, keys, keys, rng.standard_normal(w.q_heads))
+    keys = draw.filled(draw.keys, _NORMAL)
+    values = draw.filled(draw.values, 4e4 + 4e3 * _NORMAL)
+    return draw.stored(queries, keys, values, rng.standard_normal(w.q_heads) - 30)
+
+
+def _flat(draw: Draw) -> Content:
+    """All logits of a row are 120 or -120, by head: a softmax without its maximum overflows or
+    divides by zero, a padded key with logit 0 takes all. Every other column of V is constant."""
+    w = draw.workload
+    keys = draw.filled(draw.keys, _NORMAL)
+    view = keys.view
+    view[:] = view[:, :, :1]
+    values = keys
+    if not w.latent:
+        values = draw.filled(draw.values, _NORMAL + 0.5)
+        _spike(draw, values)
+        values.view[..., ::2] = values.view[:, :, :1, ::2]
+    head = np.arange(w.q_heads)
+    sign = np.where(head % 2, 1.0, -1.0)
+    first = np.zeros((w.batch, w.q_heads, w.q_len), np.int64)
+    queries = draw.towards(keys, first, 120 * sign[:, None])
+    sinks = 120 * sign + np.where(head // 2 % 2, 6000, -40)
+    return draw.stored(queries, keys, values, sinks)
+
+
+CONTENTS: dict[str, Callable[[Draw], Content]] = {
+    "needles": _needles,
+    "strong": _strong,
+    "peaked": _peaked,
+    "crowd": _crowd,
+    "even": _even,
+    "large": _large,
+    "flat": _flat,
+}

@@ -1,0 +1,215 @@
+"""What the gate asks of a bucket, drawn from a seed: every axis by its strata, in an order of its
+own, so that a few questions meet them all and no two seeds ask the same.
+
+    plans(bucket, seed) -> [(exact workload, Plan)] --inputs.py--> Case
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+
+from ..workload import Q_LEN_BUCKETS, Bucket, Workload
+from .layouts import KEYS, NARROW
+
+__all__ = ["Plan", "plans"]
+
+X = TypeVar("X")
+
+# Contents (see contents.py). The first question of all is of needles, the second peaked.
+_BRIEF = ("needles", "peaked", "crowd", "even", "strong", "flat", "needles", "large")
+_MORE = ("needles", "peaked", "crowd", "even", "strong", "needles", "crowd", "peaked")
+
+_FORMS = ("padding", "window", "heads", "rows", "batch", "three", "window", "one")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a case is made: its contents, its scale, the form of its mask, how that lies in memory
+    and hides keys, what an additive one adds, and how keys, values and queries lie.
+
+    padded=False leaves the last sequence without padding. aligned: quantised operands start at
+    multiples of 16 bytes."""
+
+    kind: str
+    scale: float
+    form: str = "padding"
+    mask: str = "whole"
+    hidden: str = "lowest"
+    bias: str = "normal"
+    keys: str = "window"
+    values: str = "window"
+    queries: str = "rows"
+    padded: bool = True
+    aligned: bool = False
+
+
+def plans(bucket: Bucket | Workload, seed: int, brief: bool) -> list[tuple[Workload, Plan]]:
+    """The cases of a bucket: 8 where they must be `brief`, else 16 that ask every q_len and batch
+    of a small bucket."""
+    rng = np.random.default_rng([seed, 0])
+    kinds = _BRIEF if brief else _BRIEF + _MORE
+    count = len(kinds)
+    shapes = _shapes(rng, bucket, kinds, brief)
+    scales = _scales(rng, bucket.head_dim, kinds)
+    columns: dict[str, list[Any]] = {
+        "form": _spread(rng, _FORMS, count),
+        "mask": _spread(rng, ("whole", "slice", "turned", "heads"), count),
+        "hidden": _spread(rng, ("lowest", "infinity", "ten thousand"), count),
+        "queries": _spread(rng, ("rows", "whole", "rows", "fused"), count),
+        "aligned": _spread(rng, (True, False), count),
+    }
+    keys, values = _apart(rng, count)
+    biases = _biases(rng, kinds, bucket.sinks)
+    made = []
+    for i, kind in enumerate(kinds):
+        drawn = {name: column[i] for name, column in columns.items()}
+        if drawn["form"] == "one" and biases[i] in ("below", "above"):  # no key alone decides
+            drawn["form"] = "rows"
+        plan = Plan(kind, scales[i], bias=biases[i], keys=keys[i], values=values[i], **drawn)
+        made.append((shapes[i], plan))
+    # The first is what a model asks most: its cache, its scale, the longest context.
+    usual = Plan(
+        "needles", bucket.head_dim**-0.5, keys="cache", values="cache", padded=False, aligned=True
+    )
+    return [(shapes[0], usual), *made[1:]]
+
+
+def _spread(rng: np.random.Generator, values: Sequence[X], count: int) -> list[X]:
+    """`count` of the values, each as often as any other, in a random order."""
+    drawn: list[X] = []
+    while len(drawn) < count:
+        drawn += [values[i] for i in rng.permutation(len(values))]
+    return drawn[:count]
+
+
+def _apart(rng: np.random.Generator, count: int) -> tuple[list[str], list[str]]:
+    """Layouts of keys and of values. They differ, and where one keeps a kernel from reading 16
+    bytes at once the other does not: what one of them hides the other then shows."""
+    keys, values = _spread(rng, KEYS, count), _spread(rng, KEYS, count)
+
+    def clash(key: str, value: str) -> bool:
+        return key == value or (key in NARROW and value in NARROW)
+
+    for i in range(count):
+        if clash(keys[i], values[i]):
+            for j in rng.permutation(count):
+                if not clash(keys[i], values[j]) and not clash(keys[j], values[i]):
+                    values[i], values[j] = values[j], values[i]
+                    break
+    return keys, values
+
+
+def _scales(rng: np.random.Generator, head_dim: int, kinds: Sequence[str]) -> list[float]:
+    """Near 1/sqrt(D) where logits are even; else tiny, 1, larger and negative in turn."""
+    own = float(head_dim**-0.5)
+
+    def drawn(name: str) -> float:
+        if name == "tiny":
+            return float(10 ** rng.uniform(-3.5, -2.2))
+        if name == "large":
+            return float(rng.uniform(1.5, 6.0))
+        if name == "negative":
+            return float(-own * rng.uniform(0.5, 1.5))
+        return 1.0
+
+    scales = [float(own * rng.choice((0.75, 1.25, 1.5))) for _ in kinds]
+    # Where one key takes all, only the sign shows; and at a tiny scale half precision holds no
+    # logits of thousands.
+    strong = [i for i, kind in enumerate(kinds) if kind == "strong"]
+    sharp = [i for i, kind in enumerate(kinds) if kind in ("needles", "peaked", "crowd")][1:]
+    names = ("tiny", "one", "large") if len(sharp) <= 3 else ("tiny", "one", "large", "negative")
+    for i, name in zip(strong, ("negative", "one"), strict=False):
+        scales[i] = drawn(name)
+    for i, name in zip(sharp, _spread(rng, names, len(sharp)), strict=True):
+        scales[i] = drawn(name)
+    return scales
+
+
+def _biases(rng: np.random.Generator, kinds: Sequence[str], sinks: bool) -> list[str]:
+    """What an additive mask adds: noise or ALiBi; where logits are even, one key's decides, far
+    below zero or above. A sink above all of them would leave nothing to judge."""
+    even = [kind for kind in kinds if kind in ("even", "flat")]
+    decides = _spread(rng, ("above",) if sinks else ("below", "above"), len(even))
+    plain = _spread(rng, ("normal", "alibi"), len(kinds))
+    chosen = [decides.pop() if kind in even else p for kind, p in zip(kinds, plain, strict=True)]
+    # A sum that must overflow needs even weights.
+    return ["normal" if kind == "large" else b for kind, b in zip(kinds, chosen, strict=True)]
+
+
+# Shapes
+
+
+def _shapes(
+    rng: np.random.Generator, bucket: Bucket | Workload, kinds: Sequence[str], brief: bool
+) -> list[Workload]:
+    """Exact workloads of a bucket. What shows little of a shape ("large") gets one that was asked
+    before: a contender that keeps a result then repeats it."""
+    q_low, q_high = _q_range(bucket)
+    sharp = len(kinds) - kinds.count("large")
+    lengths = _lengths(rng, bucket.kv_len, brief)
+    q_lens = _between(rng, q_low, q_high, brief and 3)
+    batches = _between(rng, bucket.batch // 2 + 1, bucket.batch, brief and 4)
+    rest = _spread(rng, lengths[1:], sharp - 1)
+    rows = _spread(rng, q_lens, sharp - 1)
+    sequences = _spread(rng, batches, sharp - 1)
+    shapes = [bucket.exact(q_len=q_high, kv_len=max(bucket.kv_len, q_high))]
+    for kind in kinds[1:]:
+        if kind == "large":
+            shapes.append(shapes[1])
+            continue
+        batch, q_len, kv_len = sequences.pop(), rows.pop(), rest.pop()
+        kv_len = max(kv_len, q_low)
+        shapes.append(bucket.exact(batch=batch, q_len=min(q_len, kv_len), kv_len=kv_len))
+    return shapes
+
+
+def _q_range(bucket: Bucket | Workload) -> tuple[int, int]:
+    below = [n for n in Q_LEN_BUCKETS if n < bucket.q_len]
+    low = below[-1] + 1 if below else 1
+    return min(low, bucket.kv_len), min(bucket.q_len, bucket.kv_len)
+
+
+def _lengths(rng: np.random.Generator, high: int, brief: bool) -> list[int]:
+    """Key lengths of a bucket: both ends and next to the upper one, then one of each residue that
+    a vector path, a pair of rows, a tile or a split could treat apart."""
+    classes = [(3, 8), (5, 8), (int(rng.choice((1, 7))), 8), (2, 8), (6, 8), (4, 16), (12, 16)]
+    classes += [(8, 16), (16, 32), (32, 64), (64, 128)]
+    if brief:
+        classes = [
+            classes[int(rng.choice(part))] for part in ([0, 1], [3, 4], [5, 6], range(7, 11))
+        ]
+    found = [high, high // 2 + 1, high - 1]
+    for residue, modulus in classes:
+        low = high // 2 + 1
+        first = low + (residue - low) % modulus
+        count = (high - 1 - first) // modulus + 1
+        found.append(
+            first + modulus * int(rng.integers(count))
+            if count > 0
+            else int(rng.integers(low, high + 1))
+        )
+    return [min(max(n, high // 2 + 1), high) for n in found]
+
+
+def _between(rng: np.random.Generator, low: int, high: int, most: int) -> list[int]:
+    """Both ends of a range and values between: `most` in all, or (0) all of a small range and of
+    another each residue modulo 8, two multiples of 8 among them. One at least is odd."""
+    inner = list(range(low + 1, high))
+    if not most and len(inner) <= 6:
+        return [*dict.fromkeys((low, high)), *inner]
+    if most:
+        odd = [n for n in inner if n % 2]
+        first = odd if odd and not (low % 2 or high % 2) else inner
+        chosen = [int(rng.choice(first))] if first else []
+        rest = [n for n in inner if n not in chosen]
+        more = min(most - 2 - len(chosen), len(rest))
+        chosen += [int(n) for n in rng.choice(rest, more, replace=False)] if more > 0 else []
+        return [*dict.fromkeys((low, high)), *chosen]
+    by_residue = [[n for n in inner if n % 8 == residue] for residue in range(8)]
+    chosen = [int(rng.choice(part)) for part in by_residue if part]
+    chosen += [int(rng.choice([n for n in by_residue[0] if n not in chosen] or chosen))]
+    return [low, high, *dict.fromkeys(chosen)]
