@@ -219,6 +219,44 @@ def test_a_faster_kernel_is_accepted_with_both_arms_and_the_sealed_length(invent
         assert len(found.raw["samples"]["sealed"][arm]) == times["sealed"][arm]["trials"]
 
 
+def test_a_first_look_rejects_what_is_clearly_slower_unasked(invented, monkeypatch):
+    asked = []
+    monkeypatch.setattr(gate, "_proven", lambda *given: asked.append(given))
+    found = judged(invented(0.7), staged=True)
+    assert (found.correct, found.faster, asked) == (False, False, [])
+    assert found.reason.startswith("not faster: 0.7")
+    assert found.timing["ratio"] == pytest.approx(0.7, rel=0.01)
+    assert set(found.raw["samples"]) == {"look"}
+    # Not for noise: it is not asked again.
+    verdict = gate.verdict_of(naive(), {}, SMALL, HOST, found, 0)
+    assert not verdict.ask_again
+
+
+@pytest.mark.parametrize("speed", [0.97, 1.0, 1.3])
+def test_a_first_look_leaves_all_else_to_the_questions(invented, speed):
+    found = judged(invented(speed), staged=True)
+    assert found.correct
+    assert found.faster is (speed > 1.02)
+
+
+def test_a_verdict_in_two_halves(invented, monkeypatch):
+    def late(*given, **options):
+        raise GateTimeout("no time")
+
+    with monkeypatch.context() as first:
+        first.setattr(gate, "compare", late)
+        half = judged(invented(1.3), staged=True)
+        with pytest.raises(GateTimeout):
+            judged(invented(1.3))
+    assert (half.correct, half.faster) == (True, None)
+    monkeypatch.setattr(gate, "_proven", lambda *given: pytest.fail("asked again"))
+    whole = judged(invented(1.3), staged=True, proven=half)
+    assert whole.faster
+    assert (whole.errors, whole.mutants) == (half.errors, half.mutants)
+    slow = judged(invented(0.9), staged=True, proven=half)
+    assert (slow.correct, slow.faster) == (True, False)
+
+
 def test_one_percent_is_not_enough(invented):
     found = judged(invented(1.01))
     assert found.correct

@@ -24,12 +24,14 @@ from mlx_lm_openevolve.kernels.verdict import TUNED_GATE, Poisoned, Verdict, gat
 from mlx_lm_openevolve.ops.attention import Bucket
 from mlx_lm_openevolve.runtime.planner import (
     BUDGETS,
+    DEFERRED,
     MAX_TIMEOUTS,
     NEVER_FASTER,
     PENDING,
     UNDECIDED,
     GateBudget,
     Judges,
+    tune_command,
 )
 from mlx_lm_openevolve.runtime.planner import Planner as PlannerWithoutGate
 
@@ -484,3 +486,53 @@ def test_processes_that_ask_at_once_gate_once(tmp_path: Path, tuned: Registry) -
         worker.join()
     assert [worker.exitcode for worker in workers] == [0, 0, 0]
     assert log.read_text() == "judged\n"
+
+
+def test_a_verdict_that_one_process_began_another_ends(
+    user: Registry, tuned: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half = make_verdict(make_kernel(), faster=None, reason="correct; speed unknown", timing={})
+    judge = Judge(lambda k: half).install(monkeypatch)
+    assert Planner(CHIP, [user, tuned]).plan(BUCKET).reason == PENDING
+    assert judge.proven == [None]
+    judge.answer = make_verdict
+    assert Planner(CHIP, [user, tuned]).plan(BUCKET).kernel == make_kernel()
+    assert judge.proven == [None, half]
+    assert [v.faster for v in user.verdicts(CHIP.slug, BUCKET)] == [True]
+
+
+def test_a_prompt_waits_one_process_for_what_comes_with_every_token(
+    user: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompt, meta = replace(BUCKET, q_len=2048), kernel_meta(applies="head_dim == v_head_dim")
+    kernel = Kernel.from_parts(meta, {"copy.metal": COPY_FIRST})
+    user.add(kernel)
+    judge = Judge(lambda k: make_verdict(k, workload=prompt.slug)).install(monkeypatch)
+    assert Planner(CHIP, [user]).plan(prompt).reason == DEFERRED
+    assert judge.asked == []
+    assert Planner(CHIP, [user]).plan(prompt).kernel == kernel
+
+
+def test_what_won_at_a_neighbouring_length_is_tried_first(user: Registry) -> None:
+    meta = kernel_meta(params={"threads": {"values": [32, 64], "default": "32"}})
+    kernel = Kernel.from_parts(meta, {"copy.metal": COPY_FIRST})
+    user.add(kernel)
+    for n in (512, 4096):
+        near = replace(BUCKET, kv_len=n)
+        params = {"threads": 64 if n == 512 else 32}
+        user.publish(CHIP.slug, make_verdict(kernel, workload=near.slug, params=params))
+    tried = [dict(c.params) for c in Planner(CHIP, [user]).candidates(BUCKET)]
+    assert tried == [{"threads": 64}, {"threads": 32}]  # 4096 is no neighbour of 1024
+
+
+@pytest.mark.parametrize(
+    ("argv", "model"),
+    [
+        (["mlx_lm.generate", "--model", "a b", "--prompt", "x"], "'a b'"),
+        (["run", "--model=org/name"], "org/name"),
+        (["script.py"], "MODEL"),
+        (["run", "--model"], "MODEL"),
+    ],
+)
+def test_the_line_for_a_person_names_tune_for_this_model(argv: list[str], model: str) -> None:
+    assert tune_command(argv) == f"mlx-lm-openevolve tune --model {model}"
