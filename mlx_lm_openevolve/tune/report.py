@@ -71,7 +71,8 @@ def measured(model: str, shape: str, device: Device, step: Callable[[str], None]
         rows[arm].append(row)
         step(arm)
     hits = [sum(w["hits"] for w in row["info"]["workloads"].values()) for row in rows["patched"]]
-    return {**task, **cases.compared(rows), "hits": hits}
+    named = {"model": Path(model).name or None, "draft": None}  # no path of the user's
+    return {**task, **named, **cases.compared(rows), "hits": hits}
 
 
 def record(
