@@ -3,10 +3,10 @@
     python benchmarks/afresh.py [--registry FOLDER] [--lengths 20] [--below 0.99]
                                 [--layout TEXT ...] [--backend cuda] [--output FILE]
 
-For every accepted decode workload that is stored for this device: MLX's own call and the kernel's at
-lengths drawn from its bucket, in chains in which every call needs the one before (a thousandth of the
-result is added to the next queries, in both arms), blocks A B B A. Prints the workloads with a length
-below `--below` of stock, worst first. Neither buffers nor clock are the gate's.
+For every accepted decode workload that is stored for this device: MLX's own call and the kernel's
+at lengths drawn from its bucket, in chains in which every call needs the one before (a thousandth of
+the result is added to the next queries, in both arms), blocks A B B A. Prints the workloads with a
+length below `--below` of stock, worst first. Neither buffers nor clock are the gate's.
 """
 
 from __future__ import annotations
