@@ -4,8 +4,8 @@
                                 [--layout TEXT ...] [--backend cuda] [--output FILE]
 
 For every accepted decode workload that is stored for this device: MLX's own call and the kernel's
-at lengths drawn from its bucket, in chains in which every call needs the one before (a thousandth of
-the result is added to the next queries, in both arms), blocks A B B A. Prints the workloads with a
+at lengths drawn from its bucket, in chains in which every call needs the one before (a thousandth
+of the result is added to the next queries, in both arms), blocks A B B A. Prints workloads with a
 length below `--below` of stock, worst first. Neither buffers nor clock are the gate's.
 """
 
