@@ -11,6 +11,7 @@ What a Call takes and returns is the family's: see ops/<family>/signature.py.
 from __future__ import annotations
 
 import importlib
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
@@ -93,30 +94,47 @@ def chain(
     absent = op.absent(workload)
     read = frozenset(name for launch in launches for name in launch.spec.inputs)
     arrays_of = op.bind(workload, read, broadcast=broadcast)
-    dummies = []
+    # All arrays of a call lie in one list: what `bind` gives, dummies, then outputs as they come.
+    places = {name: at for at, name in enumerate(names)}
+    dummies: list[mx.array] = []
     for name in absent if passes_absent else ():
         dummy = mx.zeros((8, *[1] * (absent[name].axes - 1)), dtype_of(absent[name].dtype))
         mx.eval(dummy)
-        dummies.append((names.index(name), dummy))
-    scalars = [names.index(name) for name in op.scalars if name in read] if held else []
+        places[name] = len(names) + len(dummies)
+        dummies.append(dummy)
+    given = size = len(names) + len(dummies)
+    scalars = [places[name] for name in op.scalars if name in read] if held else []
     steps = []
     for i, launch in enumerate(launches):
         inputs = [n for n in launch.spec.inputs if passes_absent or n not in absent]
         run = make(launch, f"{kernel.name}_{kernel.id}_{i}", inputs)
-        steps.append((run, [names.index(name) for name in inputs]))
-        names += [name for name, _, _ in launch.outputs]
-    # Two launches of one call may write `out` only where one is left out: the last one is it.
-    out = len(names) - 1 - names[::-1].index("out")
+        steps.append((run, _picker([places[name] for name in inputs])))
+        # Two launches of one call may write `out` only where one is left out: the last one is it.
+        for name, _, _ in launch.outputs:
+            places[name] = size
+            size += 1
+    out = places["out"]
 
-    def call(*arguments: Any, **more: Any) -> mx.array:
-        arrays: list[Any] = arrays_of(*arguments, **more)
-        for at, dummy in dummies:
-            arrays[at] = dummy
+    def call(*arguments: Any) -> mx.array:
+        arrays: list[Any] = arrays_of(*arguments) + dummies
         for at in scalars:
             arrays[at] = held(arrays[at])  # type: ignore[misc]
-        for run, inputs in steps:
-            arrays += run([arrays[at] for at in inputs])
+        for run, pick in steps:
+            arrays += run(pick(arrays))
         result: mx.array = arrays[out]
         return result
 
-    return call
+    (first, pick_first), which = steps[0], out - given
+
+    def one_launch(*arguments: Any) -> mx.array:
+        return first(pick_first(arrays_of(*arguments) + dummies))[which]
+
+    return call if scalars or len(steps) > 1 else one_launch
+
+
+def _picker(places: Sequence[int]) -> Callable[[Sequence[Any]], Sequence[Any]]:
+    """A function that takes the items at these places."""
+    if len(places) == 1:
+        (only,) = places
+        return lambda items: (items[only],)
+    return operator.itemgetter(*places)

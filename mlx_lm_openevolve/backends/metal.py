@@ -51,11 +51,14 @@ def _make(launch: Launch, name: str, inputs: list[str]) -> Run:
         ensure_row_contiguous=False,
         compile_options={"math_mode": spec.math_mode},
     )
-    arguments: dict[str, Any] = {
-        "template": template_of(launch),
-        "grid": launch.grid,
-        "threadgroup": launch.threadgroup,
-        "output_shapes": [shape for _, shape, _ in launch.outputs],
-        "output_dtypes": [dtype_of(dtype) for _, _, dtype in launch.outputs],
-    }
-    return lambda arrays: function(inputs=arrays, **arguments)
+    template, grid, threadgroup = template_of(launch), launch.grid, launch.threadgroup
+    shapes = [shape for _, shape, _ in launch.outputs]
+    dtypes = [dtype_of(dtype) for _, _, dtype in launch.outputs]
+    return lambda arrays: function(
+        inputs=arrays,
+        template=template,
+        grid=grid,
+        threadgroup=threadgroup,
+        output_shapes=shapes,
+        output_dtypes=dtypes,
+    )

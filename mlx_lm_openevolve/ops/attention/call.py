@@ -1,17 +1,19 @@
 """mlx-lm's attention function, replaced: what a call is, and the fast way to its route.
 
-call -> key of its exact shapes -> Route -> kernel | original        (hot: one dict lookup)
+call -> key -> Route without a kernel -> original                  (hot: one dict lookup)
+            -> Route with one, the call's rest as expected -> kernel
 """
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
 import mlx.core as mx
 
 from ...errors import BackendError, WorkloadError
-from ..base import ON_CPU, Call, Router
+from ..base import ON_CPU, Call, Route, Router
 from . import quantized
 from .signature import Operand
 from .workload import Workload
@@ -20,6 +22,9 @@ __all__ = ["arguments", "describe", "differentiable", "substitute", "trial", "wr
 
 MAX_SCALES = 256
 LARGEST = 3.4e38  # of a float32: beyond it a scale is the original's
+UNSEEN = (None, None)  # neither a route nor what it expects
+
+_shape_and_dtype = operator.attrgetter("shape", "dtype")
 
 
 def wrap(original: Callable[..., Any], router: Router) -> Callable[..., Any]:
@@ -50,26 +55,26 @@ def wrap(original: Callable[..., Any], router: Router) -> Callable[..., Any]:
         if unknown:
             router.refuse(f"unknown argument {min(unknown)!r}")
             return original(queries, keys, values, cache, scale, mask, sinks, **unknown)
-        if on_cpu():
-            router.refuse(ON_CPU)
-            return original(queries, keys, values, cache, scale, mask, sinks)
-        try:
-            key = (
-                queries.shape,
-                keys.shape,
-                None if keys is values else values.shape,
-                queries.dtype,
-                keys.dtype,
-                values.dtype,
-                mask if mask is None or mask.__class__ is str else (mask.shape, mask.dtype),
-                sinks if sinks is None else (sinks.shape, sinks.dtype),
-            )
-            route = routes[key]
-        except KeyError:
-            described = _described(queries, keys, values, cache, scale, mask, sinks)
-            route = router.route(key, described, (queries, keys, values))
-        except AttributeError:  # a quantised cache holds tuples of arrays
+        if keys.__class__ is tuple:  # a quantised cache's arrays
             return packed(queries, keys, values, cache, scale, mask, sinks)
+        # The key is what tells workloads apart, the rest what else a kernel must be sure of: where
+        # none serves, it is not read. To read an attribute of an array and hash it takes 0.1 us.
+        array = mask is not None and mask.__class__ is not str
+        try:
+            key = (queries.shape, keys.shape, queries.dtype, mask.dtype if array else mask)
+            route, expected = routes.get(key, UNSEEN)
+            if route is None or expected is not None:
+                rest = _rest(keys, values, mask if array else None, sinks)
+                if rest != expected:
+                    route = routes.get((key, rest))
+        except AttributeError:  # no arrays
+            return packed(queries, keys, values, cache, scale, mask, sinks)
+        if route is None or route.call is not None:
+            if on_cpu():
+                router.refuse(ON_CPU)
+                return original(queries, keys, values, cache, scale, mask, sinks)
+            if route is None:
+                route = _new(router, key, rest, (queries, keys, values, cache, scale, mask, sinks))
         call = route.call
         if call is None:
             route.fallbacks += 1
@@ -88,30 +93,58 @@ def wrap(original: Callable[..., Any], router: Router) -> Callable[..., Any]:
     return scaled_dot_product_attention
 
 
+def _rest(keys: Any, values: Any, mask: Any, sinks: Any) -> tuple[Any, ...]:
+    """What a call must share with another of its key, beside the key, to be served as that is."""
+    return (
+        keys.dtype,
+        values.dtype,
+        None if keys is values else values.shape,
+        None if mask is None else mask.shape,
+        None if sinks is None else _shape_and_dtype(sinks),
+    )
+
+
+def _new(router: Router, key: Any, rest: Any, call: tuple[Any, ...]) -> Route:
+    """The route of a call that is new. `routes` has it under (key, rest), and the first one of a
+    key also under that: (route, rest), or (route, None) where the original serves a workload, and
+    so whatever else has this key."""
+    described = _described(*call)
+    route = router.route((key, rest), described, call[:3])
+    if (key, rest) in router.routes:  # not while tracing
+        originals = route.call is None and route.substitute is None
+        same = None if originals and not isinstance(described, str) else rest
+        router.routes.setdefault(key, (route, same))
+    return route
+
+
 def _wrap_quantised(
     original: Callable[..., Any], router: Router, scales: _Scales
 ) -> Callable[..., Any]:
     """The part of `wrap` for a quantised cache, whose keys and values are tuples."""
+    routes = router.routes
 
     def attention(
         queries: Any, keys: Any, values: Any, cache: Any, scale: float, mask: Any, sinks: Any
     ) -> Any:
+        array = mask is not None and not isinstance(mask, str)
         try:
-            key = (
-                queries.shape,
-                tuple(array.shape for array in (*keys, *values)),
-                queries.dtype,
-                tuple(array.dtype for array in (*keys, *values)),
-                mask if mask is None or isinstance(mask, str) else (mask.shape, mask.dtype),
-                sinks is None,
-            )
-        except (AttributeError, TypeError):
+            parts = (*keys, *values)
+            words, groups = parts[0].shape, parts[1].shape
+            key = (queries.shape, words, groups, queries.dtype, mask.dtype if array else mask)
+            route, expected = routes.get(key, UNSEEN)
+            if route is None or expected is not None:
+                rest = _rest_quantised(parts, mask if array else None, sinks)
+                if rest != expected:
+                    route = routes.get((key, rest))
+        except (AttributeError, IndexError, TypeError):
             router.refuse("keys or values are neither arrays nor a quantised cache's tuples")
             return original(queries, keys, values, cache, scale, mask, sinks)
-        route = router.routes.get(key)
-        if route is None:
-            described = _described(queries, keys, values, cache, scale, mask, sinks)
-            route = router.route(key, described, (queries, keys, values))
+        if route is None or route.call is not None or route.substitute is not None:
+            if router.on_cpu():
+                router.refuse(ON_CPU)
+                return original(queries, keys, values, cache, scale, mask, sinks)
+            if route is None:
+                route = _new(router, key, rest, (queries, keys, values, cache, scale, mask, sinks))
         try:
             if route.call is not None:
                 out = route.call(queries, keys, values, scales.make(scale), mask, sinks)
@@ -125,6 +158,15 @@ def _wrap_quantised(
         return original(queries, keys, values, cache, scale, mask, sinks)
 
     return attention
+
+
+def _rest_quantised(parts: tuple[Any, ...], mask: Any, sinks: Any) -> tuple[Any, ...]:
+    """`_rest` for the arrays of a quantised cache."""
+    return (
+        *map(_shape_and_dtype, parts),
+        None if mask is None else mask.shape,
+        sinks is None,
+    )
 
 
 class _Scales(dict[float, mx.array]):

@@ -59,8 +59,8 @@ def bind(
 ) -> Callable[..., list[mx.array | None]]:
     """See Op.bind. An additive mask comes in the workload's dtype; with broadcast=False a mask of
     one to four axes is handed over as it is."""
-    masked = workload.mask in ("bool", "additive")
     packed, wants_length = workload.kv_bits > 0, "length" in names
+    masked, additive = workload.mask in ("bool", "additive"), workload.mask == "additive"
     dtype: mx.Dtype = getattr(mx, workload.dtype)
     rows = (workload.batch, workload.q_heads, workload.q_len)
 
@@ -76,7 +76,7 @@ def bind(
         if not masked:
             mask = None
         elif mask is not None:
-            if mask.dtype != mx.bool_:
+            if additive:
                 mask = mask.astype(dtype)
             if broadcast or not 0 < mask.ndim <= 4:
                 mask = mx.broadcast_to(mask, (*rows, key_count(keys)))
@@ -86,4 +86,15 @@ def bind(
             return [queries, *keys, *values, mask, scale, length]
         return [queries, keys, values, mask, sinks, scale, length]
 
-    return arrays
+    def plain(
+        queries: mx.array,
+        keys: mx.array,
+        values: mx.array,
+        scale: mx.array,
+        mask: Any,
+        sinks: mx.array | None,
+        length: mx.array | None = None,
+    ) -> list[mx.array | None]:
+        return [queries, keys, values, None, sinks, scale, length]
+
+    return arrays if masked or packed or wants_length else plain
