@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from .. import ops
 from ..device import Device, fingerprint
-from ..errors import GateTimeout, KernelError, RegistryError, interrupted
+from ..errors import GateMemory, GateTimeout, KernelError, RegistryError, interrupted
 from ..kernels.kernel import Kernel
 from ..kernels.registry import Registry
 from ..kernels.verdict import Poisoned, Verdict, gate_version
@@ -266,16 +266,20 @@ class Planner:
                 if not ours:
                     return Plan(bucket, "pending: another process is gating it")
                 candidates = self.candidates(bucket)[:MAX_CANDIDATES]
+                waited = time.monotonic() - start  # for another process, which says nothing of ours
                 made: list[Verdict] = []
+                short = ""
                 for candidate in candidates:
                     left = seconds - (time.monotonic() - start)
                     try:
                         made.append(self.judge(candidate, bucket, left))
-                    except GateTimeout:
+                    except GateTimeout as error:
+                        short = str(error) if isinstance(error, GateMemory) else ""
                         break
-                if candidates and not made and seconds == self.budget.workload:
+                whole = seconds == self.budget.workload and waited < seconds / 10
+                if candidates and not made and (whole or short):
                     with contextlib.suppress(RegistryError):
-                        self.user.timed_out(*about)
+                        self.user.timed_out(*about, trouble=short)
         except Exception as error:  # a full disk or a full GPU, say: nothing was decided
             if interrupted(error):
                 raise KeyboardInterrupt from None
@@ -290,7 +294,7 @@ class Planner:
         if best is not None:
             return best
         if len(made) < len(candidates):
-            return Plan(bucket, PENDING)
+            return Plan(bucket, f"pending: {short}" if short else PENDING)
         worst = (made or verdicts)[0]
         self._refused = True
         return Plan(bucket, f"rejected: {worst.reason}", verdict=worst)
