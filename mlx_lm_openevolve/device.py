@@ -179,7 +179,11 @@ def fingerprint(device: Device, gate: str, *, evidence: bool = True) -> dict[str
 def _macos() -> str:
     """Major version of macOS, such as "15"; "" elsewhere."""
     try:
-        return platform.mac_ver()[0].split(".")[0]
+        major = platform.mac_ver()[0].split(".")[0]
+        if major in ("10", "16"):  # what a Python built for an older macOS is told, on every later
+            darwin = int(platform.release().split(".")[0])
+            major = str(darwin - 9 if darwin < 25 else darwin + 1)
+        return major
     except Exception:  # it parses a file of the system's
         return ""
 

@@ -153,6 +153,21 @@ def test_the_fingerprint_on_metal_alone_holds_the_major_version_of_macos(
         assert "macos" not in device.fingerprint(device.Device(other, "x", "x", "x"), "2.1")
 
 
+@pytest.mark.parametrize(
+    ("told", "darwin", "major"),
+    [("10.16", "23.6.0", "14"), ("10.16", "24.6.0", "15"), ("16.0", "25.1.0", "26")],
+)
+def test_a_python_of_an_older_macos_does_not_hide_which_one_runs(
+    told: str, darwin: str, major: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system tells it a version of that time, the same from one release to the next."""
+    monkeypatch.setattr(platform, "mac_ver", lambda: (told, ("", "", ""), "arm64"))
+    monkeypatch.setattr(platform, "release", lambda: darwin)
+    device._macos.cache_clear()
+    assert device._macos() == major
+    device._macos.cache_clear()
+
+
 def test_the_fingerprint_keeps_patch_versions_apart() -> None:
     found = device.fingerprint(device.detect("host"), 3)
     assert found["gate"] == 3

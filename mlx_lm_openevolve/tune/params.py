@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Mapping
 
 from .. import backends, ops
+from ..backends.trouble import machines
 from ..errors import GateTimeout, MachineError, OpenEvolveError
 from ..gate import timing
 from ..gate.limits import memory_for
@@ -53,11 +54,12 @@ def better(planner: Planner, row: Row, end: float) -> Row | None:
         return None
     own = Contender(kernel, dict(known.params), trusted=True)  # it was judged right just now
     try:
-        found = fastest(planner, own, row.bucket, end - LEAST)
+        with machines():
+            found = fastest(planner, own, row.bucket, end - LEAST)
         if found is None:
             return None
         verdict = planner.judge(found, row.bucket, max(LEAST, end - time.monotonic()))
-    except (GateTimeout, MachineError, MemoryError):
+    except (GateTimeout, MachineError):
         return None
     if not planner.serves(verdict) or verdict.rank <= known.rank:
         return None

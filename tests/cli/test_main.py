@@ -10,8 +10,10 @@ import pytest
 from mlx_lm.models import base
 from samples import shipped_in_metal
 
+from mlx_lm_openevolve.cli import check
 from mlx_lm_openevolve.cli.main import main
 from mlx_lm_openevolve.device import detect
+from mlx_lm_openevolve.errors import GateMemory, GateTimeout
 from mlx_lm_openevolve.kernels.kernel import Kernel
 from mlx_lm_openevolve.kernels.registry import Registry, tuned_root
 from mlx_lm_openevolve.ops.attention.workload import Bucket
@@ -296,6 +298,27 @@ def test_help_to_a_reader_that_has_seen_enough_is_no_error(command: str) -> None
     assert reader.stdin is not None
     reader.stdin.close()
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("raised", "advice"), [(GateMemory, False), (GateTimeout, True)], ids=["memory", "time"]
+)
+def test_more_seconds_are_no_advice_where_memory_is_short(
+    raised: type[GateTimeout],
+    advice: bool,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise raised("needs 9 MiB")
+
+    monkeypatch.setattr(check, "judge_in_worker", refuse)
+    monkeypatch.setattr(check, "_on_host", lambda *_: {})
+    kernel = shipped_in_metal()[0]
+    assert main(["check", kernel.id, "--backend", "host"]) == 2
+    err = capsys.readouterr().err
+    assert "needs 9 MiB" in err
+    assert ("allow more with --seconds" in err) == advice
 
 
 @pytest.mark.parametrize("seconds", ["nan", "0", "-1"])

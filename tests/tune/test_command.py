@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from mlx_messages import MACHINES
+from samples import store_correct
 
 import mlx_lm_openevolve
 from mlx_lm_openevolve.cli.main import main
 from mlx_lm_openevolve.device import detect
-from mlx_lm_openevolve.errors import GateTimeout
+from mlx_lm_openevolve.errors import GateTimeout, MachineError
+from mlx_lm_openevolve.gate import timing
 from mlx_lm_openevolve.gate.judge import judge
 from mlx_lm_openevolve.kernels.lookup import registries
 from mlx_lm_openevolve.ops.attention.workload import Bucket
@@ -138,6 +142,43 @@ def test_what_the_gate_has_no_time_for_is_left() -> None:
 def test_what_stock_loses_is_weighed_by_calls() -> None:
     one, two = (decide.worth(Use(BUCKET, calls), detect("host")) for calls in (1.0, 1000.0))
     assert 0 <= one < two < math.inf
+
+
+def test_what_is_weighed_and_the_probe_share_what_a_small_mac_has(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A probe larger than the last-level cache alone takes 384 MiB, of the 170 that are free."""
+    free, probed = 170 << 20, list[int]()
+    monkeypatch.setattr(decide, "memory_for", lambda device: free)
+    monkeypatch.setattr(timing, "bandwidth", lambda cache: probed.append(cache) or 1e12)
+    chip = replace(detect("host"), cache=96 << 20)
+    decide.worth(Use(BUCKET, 1.0), chip)
+    (cache,) = probed
+    assert timing._probe_bytes(cache) < free // 2
+    with pytest.raises(MachineError, match="timing needs"):
+        decide.worth(Use(replace(BUCKET, batch=8, kv_len=65536), 1.0), chip)
+
+
+@pytest.mark.parametrize("at", ["worth", "params"])
+def test_a_gpu_without_memory_ends_no_run(
+    at: str, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> float:
+        raise RuntimeError(MACHINES[0])
+
+    monkeypatch.setattr(timing.Arm, "seconds", full)
+    if at == "worth":
+        monkeypatch.setattr(decide.timing, "bandwidth", lambda cache: 1e12)
+        with pytest.raises(MachineError, match="Insufficient Memory"):
+            decide.worth(Use(BUCKET, 1.0), detect("host"))
+        return
+    asked = planner()
+    kernel = next(k for r in registries() for k in r.kernels() if k.name == "gqa_decode")
+    store_correct(home, kernel, [BUCKET])
+    row = decide.stored(asked, Use(BUCKET, 1.0))
+    assert row is not None
+    monkeypatch.setattr(params, "fastest", full)
+    assert params.better(asked, row, time.monotonic() + 9) is None
 
 
 def test_settings_are_drawn_near_first_and_may_be_launched() -> None:
