@@ -314,8 +314,10 @@ def test_more_seconds_are_no_advice_where_memory_is_short(
 
     monkeypatch.setattr(check, "judge_in_worker", refuse)
     monkeypatch.setattr(check, "_on_host", lambda *_: {})
-    kernel = shipped_in_metal()[0]
-    assert main(["check", kernel.id, "--backend", "host"]) == 2
+    bucket = Bucket(1, 4, 2, 1, 64, 64, 64, "bfloat16")
+    kernel = next(k for k in shipped_in_metal() if k.applies_to(bucket))
+    words = ["--backend", "host", "--workload", bucket.slug]
+    assert main(["check", kernel.id, *words]) == 2
     err = capsys.readouterr().err
     assert "needs 9 MiB" in err
     assert ("allow more with --seconds" in err) == advice
