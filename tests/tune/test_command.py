@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 from mlx_messages import MACHINES
-from samples import store_correct
+from probe import on_host
+from samples import shipped_in_metal, store_correct
 
 import mlx_lm_openevolve
+from mlx_lm_openevolve.backends.metal import fitting
 from mlx_lm_openevolve.cli.main import main
 from mlx_lm_openevolve.device import detect
 from mlx_lm_openevolve.errors import GateTimeout, MachineError
@@ -222,6 +224,26 @@ def test_the_clock_finds_a_setting_that_is_faster(monkeypatch: pytest.MonkeyPatc
     assert found is not None
     assert dict(found.params) == good
     assert len(tried) > 2
+
+
+@on_host
+@pytest.mark.parametrize("backend", ["metal", "cuda"])
+def test_settings_that_metal_has_no_threadgroup_memory_for_are_not_tried(backend: str) -> None:
+    wide = Bucket(1, 16, 8, 32, 1024, 256, 256, "float32", "causal")
+    tiles = next(k for k in shipped_in_metal() if k.name == "tiles")
+    asked = planner()
+    asked.device = replace(asked.device, backend=backend)
+    own = Contender(tiles, tiles.default_params(wide), True)
+    offered = list(params.settings(tiles, wide, own.params, 0))
+    tried = list(params._launchable(asked, own, wide))
+    large = {"tiles": 1, "row_groups": 4, "keys": 32, "key_groups": 1, "splits": 1}
+    assert fitting(tiles, wide, [large]) == []
+    assert fitting(tiles, wide, [{**large, "keys": 8}]) == [{**large, "keys": 8}]
+    if backend == "cuda":
+        assert tried == offered
+    else:
+        assert tried == fitting(tiles, wide, offered)
+        assert 0 < len(tried) < len(offered)
 
 
 def test_a_report_says_what_changes_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
