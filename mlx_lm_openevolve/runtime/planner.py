@@ -256,8 +256,10 @@ class Planner:
         if self.user.timeouts(*about) >= MAX_TIMEOUTS:
             said = self.user.trouble(*about)
             return Plan(bucket, FAILED.format(MAX_TIMEOUTS, said) if said else UNDECIDED)
+        made: list[Verdict] = []
         try:
             with self.user.gating(self.device.slug, bucket, seconds) as ours:
+                waited = time.monotonic() - start  # for another process, which says nothing of ours
                 # Another process may have judged while this one waited.
                 verdicts = self.verdicts(bucket)
                 best = self._best(bucket, verdicts)
@@ -266,8 +268,6 @@ class Planner:
                 if not ours:
                     return Plan(bucket, "pending: another process is gating it")
                 candidates = self.candidates(bucket)[:MAX_CANDIDATES]
-                waited = time.monotonic() - start  # for another process, which says nothing of ours
-                made: list[Verdict] = []
                 short = ""
                 for candidate in candidates:
                     left = seconds - (time.monotonic() - start)
@@ -280,9 +280,12 @@ class Planner:
                 if candidates and not made and (whole or short):
                     with contextlib.suppress(RegistryError):
                         self.user.timed_out(*about, trouble=short)
-        except Exception as error:  # a full disk or a full GPU, say: nothing was decided
+        except Exception as error:  # a full disk or a full GPU, say: nothing more was decided
             if interrupted(error):
                 raise KeyboardInterrupt from None
+            best = self._best(bucket, sorted(made, key=lambda v: v.ratio, reverse=True))
+            if best is not None:
+                return best
             with contextlib.suppress(OSError):
                 self.user.timed_out(*about, trouble=str(error) or type(error).__name__)
             stock = ops.of(bucket).stock

@@ -15,7 +15,7 @@ import pytest
 from samples import COPY_FIRST, kernel_meta
 
 from mlx_lm_openevolve.device import Device, fingerprint
-from mlx_lm_openevolve.errors import GateMemory, GateTimeout
+from mlx_lm_openevolve.errors import GateMemory, GateTimeout, MachineError
 from mlx_lm_openevolve.gate import judge as gate
 from mlx_lm_openevolve.gate import worker as gate_worker
 from mlx_lm_openevolve.kernels.kernel import Kernel
@@ -443,6 +443,26 @@ def test_what_was_spent_on_waiting_for_another_process_counts_for_nothing(
     assert user.timeouts(*about) == 0
     assert Planner(CHIP, [user, tuned]).plan(BUCKET).reason == PENDING
     assert user.timeouts(*about) == 1
+
+
+def test_what_was_accepted_before_the_machine_failed_serves(
+    user: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("one", "two"):
+        Registry(tmp_path / "tuned").add(make_kernel(name))
+    judged: list[Kernel] = []
+
+    def then_full(kernel: Kernel) -> Verdict:
+        if judged:
+            raise MachineError("[METAL] Insufficient Memory")
+        judged.append(kernel)
+        return make_verdict(kernel)
+
+    Judge(then_full).install(monkeypatch)
+    tuned = Registry(tmp_path / "tuned", writable=False)
+    planner = Planner(CHIP, [user, tuned])
+    assert planner.plan(BUCKET).kernel == judged[0]
+    assert user.timeouts(CHIP.slug, BUCKET, planner.stamp(BUCKET)) == 0
 
 
 def test_memory_that_does_not_suffice_is_what_is_said(
