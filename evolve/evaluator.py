@@ -55,7 +55,7 @@ class LocalEvaluator:
 
     def baselines(self, archive: Archive) -> Iterator[events.Baseline]:
         """SDPA's time and floor for each workload that has none yet. Raises OpenEvolveError where a
-        workload cannot be run here at all."""
+        workload cannot be run here at all, and MachineError."""
         for slug in archive.slugs:
             if slug in archive.baseline:
                 continue
@@ -64,6 +64,8 @@ class LocalEvaluator:
                 continue
             request = Request("baseline", slug, archive.config.seed, backend=self._backend)
             answer = answer_of(self._gpu, request.to_json(), self._seconds)
+            if answer.get("cause") in (MACHINE, TIMEOUT):  # it was busy, or full
+                raise _machine_error(archive, answer["finding"])
             if answer.get("cause"):
                 raise OpenEvolveError(
                     f"{slug} cannot be measured here ({answer['finding']}); leave it out"
@@ -158,10 +160,13 @@ class LocalEvaluator:
 def _refuse_machine(archive: Archive, answer: HostCheck | Measurement) -> None:
     """Raise MachineError where the machine failed: the candidate is still pending then."""
     if answer.cause == MACHINE:
-        raise MachineError(
-            f"{answer.finding}; nothing before this is lost, go on later with --resume "
-            f"{archive.folder}"
-        )
+        raise _machine_error(archive, answer.finding)
+
+
+def _machine_error(archive: Archive, finding: str) -> MachineError:
+    return MachineError(
+        f"{finding}; nothing before this is lost, go on later with --resume {archive.folder}"
+    )
 
 
 def _result(measured: Measurement, check: HostCheck) -> WorkloadResult:

@@ -116,9 +116,10 @@ def healthy() -> bool:
 
 
 def baseline(workload: Bucket, backend: str, seed: int) -> Baseline:
-    """SDPA's seconds for a workload, and the floor below which no implementation goes."""
+    """SDPA's seconds for a workload, and the floor below which no implementation goes. Raises
+    MachineError where the machine is to blame."""
     device = detect(backend)
-    with gpu(device):
+    with machines(), gpu(device):
         setup = _setup(workload, backend, seed)
         seconds = timing.warm_up((setup.stock,), 0.3)
         samples = [setup.stock.seconds(timing.calls_for(seconds)) for _ in range(9)]

@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
@@ -61,6 +62,15 @@ def _command(*argv: str, seconds: float = 2) -> str:
     except (OSError, subprocess.SubprocessError):
         return ""
     return done.stdout.decode("utf-8", "replace").strip()
+
+
+def _said(ask: Callable[[], str]) -> str:
+    """What Python's `platform` says, "" where it raises: it reads files and runs `uname`, whose
+    bytes may be any."""
+    try:
+        return ask()
+    except Exception:
+        return ""
 
 
 def _info(device: Any) -> dict[str, Any]:
@@ -145,7 +155,8 @@ def detect(backend: str | None = None) -> Device:
     if backend == "cuda":
         return _nvidia()
     machine = platform.machine() or "unknown"
-    return Device("host", "host", platform.processor() or machine, machine, os.cpu_count() or 0)
+    name = _said(platform.processor) or machine
+    return Device("host", "host", name, machine, os.cpu_count() or 0)
 
 
 def fingerprint(device: Device, gate: str, *, evidence: bool = True) -> dict[str, Any]:
@@ -169,7 +180,7 @@ def fingerprint(device: Device, gate: str, *, evidence: bool = True) -> dict[str
             "mlx": mlx,
             "mlx_lm": version_of("mlx-lm"),
             "python": platform.python_version(),
-            "os": platform.platform(),
+            "os": _said(platform.platform),
             "driver": _driver(device.backend),
         },
     }
@@ -178,10 +189,11 @@ def fingerprint(device: Device, gate: str, *, evidence: bool = True) -> dict[str
 @functools.cache
 def _macos() -> str:
     """Major version of macOS, such as "15"; "" elsewhere."""
-    try:
-        return platform.mac_ver()[0].split(".")[0]
-    except Exception:  # it parses a file of the system's
-        return ""
+    major = _said(lambda: platform.mac_ver()[0].split(".")[0])
+    if major in ("10", "16"):  # what a Python built for an older macOS is told, on every later one
+        darwin = int(os.uname().release.split(".")[0])
+        major = str(darwin - 9 if darwin < 25 else darwin + 1)
+    return major
 
 
 @functools.cache

@@ -76,3 +76,7 @@ def interrupted(error: BaseException | None) -> bool:
 
 class GateTimeout(OpenEvolveError):
     """The time, memory or steadiness at hand did not suffice for a verdict."""
+
+
+class GateMemory(GateTimeout):
+    """The memory at hand did not suffice for a verdict."""

@@ -29,6 +29,8 @@ __all__ = ["Died", "Worker", "child_environment", "kill_session", "memory_of", "
 
 START_SECONDS = 120.0  # what a worker may take to start, beside the seconds of its first answer
 _POLL_SECONDS = 0.5
+# Signals that no process raises by what it does wrong.
+_SENT = ("SIGHUP", "SIGINT", "SIGKILL", "SIGQUIT", "SIGTERM")
 
 
 def child_environment(**extra: str) -> dict[str, str]:
@@ -57,6 +59,12 @@ class Died(Exception):
     def __init__(self, cause: str, text: str, *, signal: str = "", last: str = "") -> None:
         super().__init__(text)
         self.cause, self.signal, self.last = cause, signal, last
+
+    @property
+    def from_outside(self) -> bool:
+        """Whether a kernel cannot have done it: a signal that others send, as a system without
+        memory does, or Python's own end, as where an import fails."""
+        return self.cause == "crash" and self.signal in ("", *_SENT)
 
 
 class Worker:

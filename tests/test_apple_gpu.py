@@ -48,6 +48,23 @@ def test_what_a_gpu_cannot_do_is_the_reason_for_skipping(monkeypatch: pytest.Mon
     assert asked(monkeypatch, zeros).endswith("its answer is wrong")
 
 
+def test_a_mac_without_a_gpu_is_named_and_no_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Headless or virtual: MLX was built for Metal, and finds no device."""
+
+    def absent(device: Any) -> Any:
+        raise RuntimeError("[metal::load_device] No Metal device available.")
+
+    monkeypatch.setattr(mx.metal, "is_available", lambda: True)
+    monkeypatch.setattr(mx, "device_info", absent)
+    said = apple_gpu.lacking.__wrapped__()
+    assert said.startswith("this machine runs no bfloat16 simdgroup kernel: [metal::load_device]")
+    monkeypatch.setattr(apple_gpu, "LACKING", said)
+    apple_gpu.main()
+    assert capsys.readouterr().out == f"left out: {said}\n"
+
+
 def test_the_workflow_asks_the_gpu_first_and_shows_why_tests_are_skipped() -> None:
     text = (ROOT / ".github" / "workflows" / "test.yml").read_text()
     steps = yaml.safe_load(text)["jobs"]["macos"]["steps"]

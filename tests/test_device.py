@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
+import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
@@ -96,6 +99,20 @@ def test_programs_that_print_any_bytes_are_read_as_far_as_they_go(
     device._driver.cache_clear()
 
 
+def test_a_uname_that_prints_any_bytes_is_no_error(tmp_path: Path) -> None:
+    """Python's `platform` runs it, for the processor and for the name of the system."""
+    uname = tmp_path / "uname"
+    uname.write_text("#!/bin/sh\nprintf '\\377\\376'\n")
+    uname.chmod(0o755)
+    code = (
+        "from mlx_lm_openevolve import device\nfound = device.detect('host')\n"
+        "assert found.name\ndevice.fingerprint(found, '1')"
+    )
+    environment = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, check=False)
+    assert done.returncode == 0
+
+
 def test_no_start_waits_for_a_slow_program(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     slow = "exec /bin/sleep 20"
     programs(tmp_path, monkeypatch, ioreg=slow, sysctl=slow)
@@ -151,6 +168,21 @@ def test_the_fingerprint_on_metal_alone_holds_the_major_version_of_macos(
     device._macos.cache_clear()
     for other in ("cuda", "host"):
         assert "macos" not in device.fingerprint(device.Device(other, "x", "x", "x"), "2.1")
+
+
+@pytest.mark.parametrize(
+    ("told", "darwin", "major"),
+    [("10.16", "23.6.0", "14"), ("10.16", "24.6.0", "15"), ("16.0", "25.1.0", "26")],
+)
+def test_a_python_of_an_older_macos_does_not_hide_which_one_runs(
+    told: str, darwin: str, major: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system tells it a version of that time, the same from one release to the next."""
+    monkeypatch.setattr(platform, "mac_ver", lambda: (told, ("", "", ""), "arm64"))
+    monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(release=darwin))
+    device._macos.cache_clear()
+    assert device._macos() == major
+    device._macos.cache_clear()
 
 
 def test_the_fingerprint_keeps_patch_versions_apart() -> None:

@@ -16,11 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from mlx_lm_openevolve.backends import dtype_of
+from mlx_lm_openevolve.backends.metal import fitting
 from mlx_lm_openevolve.errors import KernelError
 from mlx_lm_openevolve.kernels.kernel import Kernel
 from mlx_lm_openevolve.kernels.spec import MATH_MODES
-from mlx_lm_openevolve.metalhost import THREADGROUP_BYTES, threadgroup_bytes
 from mlx_lm_openevolve.ops import Bucket
 
 from ..archive import Archive
@@ -28,7 +27,7 @@ from ..candidate import Candidate
 from ..evaluation import WorkloadResult
 from . import surrogate
 
-__all__ = ["ParamsProposer", "fitting", "headroom", "launch_key", "switches"]
+__all__ = ["ParamsProposer", "headroom", "launch_key", "switches"]
 
 Params = dict[str, int]
 _POOL = 160
@@ -277,33 +276,6 @@ def launch_key(kernel: Kernel, workload: Bucket, params: Mapping[str, int]) -> A
     """What params come to in the launches of a workload: equal for settings that differ in name
     alone; None where they cannot be launched."""
     return _launch_key(kernel, workload, tuple(params.items()))
-
-
-# Bytes of threadgroup memory by kernel, file and template arguments.
-_threadgroup: dict[tuple[str, str, Any], int] = {}
-
-
-def fitting(kernel: Kernel, workload: Bucket, settings: Sequence[Params]) -> list[Params]:
-    """The settings whose launches fit Metal's threadgroup memory, which the host check would refuse
-    otherwise: one run of the compiler says it of all. Where it cannot, they count as fitting."""
-    launches = [launch_key(kernel, workload, params) or () for params in settings]
-    for spec in kernel.specs:
-        used = {(x[0], x[1]) for launched in launches for x in launched if x[0] == spec.file}
-        new = [key for key in used if (kernel.id, *key) not in _threadgroup]
-        if not new or spec.language != "metal":
-            continue
-        templates = [
-            [(name, dtype_of(v) if isinstance(v, str) else v) for name, v in template]
-            for _, template in new
-        ]
-        sizes = threadgroup_bytes(spec.source, spec.header, templates) or [0] * len(new)
-        for key, size in zip(new, sizes, strict=True):
-            _threadgroup[(kernel.id, *key)] = size
-    return [
-        params
-        for params, launched in zip(settings, launches, strict=True)
-        if all(_threadgroup.get((kernel.id, x[0], x[1]), 0) <= THREADGROUP_BYTES for x in launched)
-    ]
 
 
 def _those_that_fit(

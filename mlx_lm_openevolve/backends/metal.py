@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import mlx.core as mx
 
 from ..device import version_of
-from ..errors import BackendError
+from ..errors import BackendError, KernelError
 from ..kernels.kernel import Kernel, Launch
 from ..ops import Workload
 from ..ops.base import Call
 from . import Run, chain, dtype_of, template_of
 
-__all__ = ["build", "unavailable"]
+__all__ = ["build", "fitting", "unavailable"]
 
 
 # The first release whose metal_kernel takes compile_options, and whose GPU errors raise: see
@@ -62,3 +62,42 @@ def _make(launch: Launch, name: str, inputs: list[str]) -> Run:
         output_shapes=shapes,
         output_dtypes=dtypes,
     )
+
+
+# Bytes of threadgroup memory by kernel, file and template arguments.
+_threadgroup: dict[tuple[str, str, Any], int] = {}
+
+
+def fitting(
+    kernel: Kernel, workload: Workload, settings: Sequence[dict[str, int]]
+) -> list[dict[str, int]]:
+    """The params whose launches fit Metal's threadgroup memory; the others do not compile. One run
+    of metalhost's compiler says it of all. Where it cannot, or is absent, they count as fitting."""
+    from ..metalhost import THREADGROUP_BYTES, threadgroup_bytes  # not needed to serve
+
+    launches = [_templates(kernel, workload, params) for params in settings]
+    for spec in kernel.specs:
+        used = {key for launched in launches for key in launched if key[0] == spec.file}
+        new = [key for key in used if (kernel.id, *key) not in _threadgroup]
+        if not new or spec.language != "metal":
+            continue
+        templates = [
+            [(name, dtype_of(v) if isinstance(v, str) else v) for name, v in template]
+            for _, template in new
+        ]
+        sizes = threadgroup_bytes(spec.source, spec.header, templates) or [0] * len(new)
+        for key, size in zip(new, sizes, strict=True):
+            _threadgroup[(kernel.id, *key)] = size
+    return [
+        params
+        for params, launched in zip(settings, launches, strict=True)
+        if all(_threadgroup.get((kernel.id, *key), 0) <= THREADGROUP_BYTES for key in launched)
+    ]
+
+
+def _templates(kernel: Kernel, workload: Workload, params: Mapping[str, int]) -> list[Any]:
+    """(file, template arguments) of each launch, none where params cannot be launched."""
+    try:
+        return [(x.spec.file, x.template) for x in kernel.launches(workload, params)]
+    except KernelError:
+        return []

@@ -4,13 +4,15 @@
 
 MLX raises RuntimeError for nearly everything, so the text decides. Where it comes from:
 
-* Metal: `check_error` in mlx/backend/metal puts "[METAL] Command buffer execution failed: " before
-  the driver's text, which ends in IOGPU's number and name of the fault; metal/allocator.cpp says
-  "[metal::malloc] Resource limit" and "[malloc] Unable to allocate" (once "[malloc_or_wait]");
-  metal/device.cpp "Unable to build metal library from source" or "Unable to load kernel", with the
-  compiler's own words in the next line: an XPC error there means that its service was lost.
+* Metal: `CommandEncoder::commit` in mlx/backend/metal/device.cpp puts "[METAL] Command buffer
+  execution failed: " before the driver's text, which ends in IOGPU's number and name of the fault;
+  it also says "Failed to make new command queue", "No Metal device available", and "Unable to build
+  metal library from source" or "Unable to load kernel", with the compiler's own words in the next
+  line: an XPC error there means that its service was lost. metal/allocator.cpp says
+  "[metal::malloc] Resource limit" and "[malloc] Unable to allocate" (once "[malloc_or_wait]").
 * CUDA: `check_cuda_error` in mlx/backend/cuda/utils.cpp says "<call> failed: " and what
-  cudaGetErrorString or cuGetErrorString say: NVIDIA's documentation of cudaError_t lists them.
+  cudaGetErrorString or cuGetErrorString say: NVIDIA's documentation of cudaError_t lists them. Its
+  likes for cuDNN and NVRTC say their status by name, that for cuBLAS "failed with code: <number>.".
 
 The rest is a kernel's: page faults and illegal accesses, launches that fail, what does not compile.
 Only whole, known sentences count, at the place where MLX puts them: a compiler quotes the source,
@@ -34,7 +36,9 @@ class GpuTimeout(MachineError):
 
 
 _METAL = r"\[METAL\] Command buffer execution failed: "
-_CUDA = r"\w+(?:\(.*\))? failed: "
+_CUDA = r"(?:\w+(?:->|\.))?\w+(?:\(.*\))? failed: "
+# Of its numbers 1 is NOT_INITIALIZED, what it says where a handle found no memory; 3 ALLOC_FAILED.
+_CUBLAS = r"cublas\w+\(.*\) failed with code: "
 
 # Ended for its time: by the machine's load, or by a kernel that does not end.
 _TIMEOUT = (
@@ -49,7 +53,8 @@ _MACHINE = (
     _METAL + r"Insufficient Memory",
     r"\[metal::malloc\] Resource limit",
     r"\[malloc(?:_or_wait)?\] Unable to allocate",
-    _CUDA + r"out of memory",
+    _CUDA + r"(?:out of memory|NVRTC_ERROR_OUT_OF_MEMORY|CUDNN_STATUS_\w*ALLOC(?:ATION)?_FAILED)",
+    _CUBLAS + r"(?:1|3)\.",
     r"std::bad_alloc",
     # Others go first, or did wrong: a display, another process, what this one ran before.
     _METAL + r".*kIOGPUCommandBufferCallbackError"
@@ -57,7 +62,8 @@ _MACHINE = (
     _METAL + r"(?:Impacting Interactivity|Discarded \(victim of|Ignored \(for causing prior)",
     # The compiler's service was lost.
     r"\[metal::Device\] Unable to (?:build|load) [^\n]*\n[A-Z][A-Za-z ]*\bXPC_ERROR_CONNECTION_\w+",
-    r"\[metal::Device\] (?:Failed to make new command queue|Unable to create new command buffer)",
+    r"\[metal::\w+\] Failed to make new command queue",
+    r"\[metal::load_device\] No Metal device available",
     # The device or its driver was lost, or taken.
     _CUDA + r"(?:no CUDA-capable device is detected"
     r"|CUDA-capable device\(s\) is/are busy or unavailable"

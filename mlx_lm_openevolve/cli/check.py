@@ -10,7 +10,7 @@ from rich.console import Console
 
 from .. import backends, metalhost, ops
 from ..device import detect
-from ..errors import GateTimeout, OpenEvolveError, UsageError
+from ..errors import GateMemory, GateTimeout, OpenEvolveError, UsageError
 from ..gate.host_check import carried_on_host, check_on_host
 from ..gate.worker import judge_in_worker
 from ..kernels.kernel import Kernel
@@ -47,6 +47,8 @@ def check(options: argparse.Namespace, out: Console) -> Result:
         profiles.append(profile)
         try:
             verdict = judge_in_worker(kernel, params, workload, backend, seconds=options.seconds)
+        except GateMemory:  # more seconds do not help
+            raise
         except GateTimeout as error:
             raise UsageError(f"{workload.slug}: {error}; allow more with --seconds") from None
         except Poisoned as error:

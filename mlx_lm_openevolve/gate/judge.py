@@ -20,7 +20,7 @@ import mlx.core as mx
 from .. import backends, ops
 from ..backends.trouble import machines
 from ..device import Device, detect, fingerprint
-from ..errors import BackendError, GateTimeout, KernelError
+from ..errors import BackendError, GateMemory, GateTimeout, KernelError
 from ..kernels.kernel import Kernel
 from ..kernels.verdict import Verdict, gate_version
 from ..ops import Bucket, Workload
@@ -187,7 +187,7 @@ def judge_calls(
     # writes between its launches, and what fills that.
     needed = 3 * bucket.moved_bytes() + bucket.scratch_bytes() + _between(bucket, buffers)
     if needed > memory:
-        raise GateTimeout(f"{bucket.slug}: needs {needed >> 20} MiB, {memory >> 20} MiB are free")
+        raise GateMemory(f"{bucket.slug}: needs {needed >> 20} MiB, {memory >> 20} MiB are free")
     judged = Judgement()
     with machines():
         try:

@@ -17,7 +17,7 @@ import numpy as np
 
 from .. import ops
 from ..device import Device
-from ..errors import GateTimeout
+from ..errors import GateMemory, GateTimeout
 from ..kernels.verdict import FASTER
 from ..ops import Bucket, Workload
 from ..ops.base import TimingInputs
@@ -113,7 +113,7 @@ def _contest(
     try:
         inputs = ops.of(w).questions.timing_inputs(w, device.cache, room, seed)
     except MemoryError as error:
-        raise GateTimeout(f"{w.slug}: {error}, {memory >> 20} MiB are free") from None
+        raise GateMemory(f"{w.slug}: {error}, {memory >> 20} MiB are free") from None
     baseline, twin = (timing.Arm(inputs, inputs.baseline()) for _ in range(2))
     contender = timing.Arm(inputs, build(w), keep=timing.RECHECKED)
     with clock.paused():

@@ -6,9 +6,8 @@ judge_in_worker --Task--> python -m mlx_lm_openevolve.gate.worker: judge --> ver
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import mlx.core as mx
@@ -16,7 +15,7 @@ import mlx.core as mx
 from .. import ops
 from ..backends.trouble import GpuTimeout
 from ..device import detect
-from ..errors import BackendError, GateTimeout, MachineError
+from ..errors import BackendError, GateMemory, GateTimeout, MachineError
 from ..kernels.kernel import Kernel
 from ..kernels.verdict import Poisoned, Verdict
 from ..ops import Workload
@@ -65,7 +64,7 @@ def judge_in_worker(
     """As `judge`, in a process of its own. Raises Poisoned, with the rejection, where the kernel
     crashed or hung it, or was ended for its time by the GPU in two of them, and MachineError where
     the machine is to blame."""
-    bucket, start = workload.bucket(), time.monotonic()
+    bucket = workload.bucket()
 
     def poisoned(reason: str) -> Poisoned:
         refused = Judgement(reason=reason)
@@ -79,16 +78,20 @@ def judge_in_worker(
     )  # fmt: skip
     try:
         answer = _ask(task)
-        late, left = answer.get("gpu_timeout"), seconds - (time.monotonic() - start)
-        if late and left > 0:  # the machine may have been busy: once more, in a fresh process
-            answer = _ask(replace(task, seconds=left))
+        late = answer.get("gpu_timeout")
+        if late:
+            # The machine may have been busy: once more, in a fresh process. A GPU's driver waits
+            # longer than the gate may take at first use, so the seconds start anew.
+            answer = _ask(task)
             if "gpu_timeout" in answer:
                 raise poisoned(f"the GPU ended the kernel for its time, twice: {late}")
     except Died as death:
+        if death.from_outside:
+            raise MachineError(str(death)) from None
         end = f"the kernel ended its worker process: {death.signal}" if death.signal else ""
         raise poisoned(end or str(death)) from None
-    if "gpu_timeout" in answer:
-        raise GpuTimeout(str(answer["gpu_timeout"]))
+    if "no_memory" in answer:
+        raise GateMemory(str(answer["no_memory"]))
     if "timeout" in answer:
         raise GateTimeout(str(answer["timeout"]))
     if "error" in answer:
@@ -124,6 +127,8 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
             wait=math.inf if task.wait is None else task.wait,
             proven=Verdict.from_json(task.proven) if task.proven else None,
         )
+    except GateMemory as error:
+        return {"no_memory": str(error)}
     except GateTimeout as error:
         return {"timeout": str(error)}
     except GpuTimeout as error:

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from .. import ops
 from ..device import Device, fingerprint
-from ..errors import GateTimeout, KernelError, RegistryError, interrupted
+from ..errors import GateMemory, GateTimeout, KernelError, RegistryError, interrupted
 from ..kernels.kernel import Kernel
 from ..kernels.registry import Registry
 from ..kernels.verdict import Poisoned, Verdict, gate_version
@@ -292,8 +292,10 @@ class Planner:
             with contextlib.suppress(RegistryError):
                 self.user.timed_out(*about)
                 return Plan(bucket, DEFERRED)
+        made: list[Verdict] = []
         try:
             with self.user.gating(self.device.slug, bucket, seconds) as ours:
+                waited = time.monotonic() - start  # for another process, which says nothing of ours
                 # Another process may have judged while this one waited.
                 verdicts = self.verdicts(bucket)
                 best = self._best(bucket, verdicts)
@@ -302,21 +304,26 @@ class Planner:
                 if not ours:
                     return Plan(bucket, "pending: another process is gating it")
                 candidates = self.candidates(bucket)[:MAX_CANDIDATES]
-                made: list[Verdict] = []
+                short = ""
                 for candidate in candidates:
                     left = seconds - (time.monotonic() - start)
                     try:
                         made.append(self.judge(candidate, bucket, left, wait=left))
-                    except GateTimeout:
+                    except GateTimeout as error:
+                        short = str(error) if isinstance(error, GateMemory) else ""
                         break
                     if self.serves(made[-1]) or begun(made[-1]):
                         break
-                if candidates and not made and seconds == self.budget.workload:
+                whole = seconds == self.budget.workload and waited < seconds / 10
+                if candidates and not made and (whole or short):
                     with contextlib.suppress(RegistryError):
-                        self.user.timed_out(*about)
-        except Exception as error:  # a full disk or a full GPU, say: nothing was decided
+                        self.user.timed_out(*about, trouble=short)
+        except Exception as error:  # a full disk or a full GPU, say: nothing more was decided
             if interrupted(error):
                 raise KeyboardInterrupt from None
+            best = self._best(bucket, sorted(made, key=lambda v: v.ratio, reverse=True))
+            if best is not None:
+                return best
             with contextlib.suppress(OSError):
                 self.user.timed_out(*about, trouble=str(error) or type(error).__name__)
             stock = ops.of(bucket).stock
@@ -328,7 +335,7 @@ class Planner:
         if best is not None:
             return best
         if len(made) < len(candidates) or any(map(begun, made)):
-            return Plan(bucket, PENDING)
+            return Plan(bucket, f"pending: {short}" if short else PENDING)
         worst = (made or verdicts)[0]
         return Plan(bucket, f"rejected: {worst.reason}", verdict=worst)
 

@@ -25,7 +25,7 @@ from .. import ops
 from ..bench.command import SHAPES, write
 from ..bench.model_configs import build
 from ..device import Device, detect
-from ..errors import BackendError, UsageError
+from ..errors import BackendError, MachineError, UsageError
 from ..gate.judge import judge
 from ..gate.worker import judge_in_worker
 from ..hub import check_model
@@ -130,7 +130,7 @@ def tuned(planner: Planner, todo: Sequence[Use], end: float, bar: Progress) -> I
             # The host backend's times are modelled: there calls count alone.
             on_gpu = planner.device.backend != "host"
             worth[use] = deciding.worth(use, planner.device) if on_gpu else use.calls
-        except MemoryError as error:
+        except MachineError as error:
             yield Row(use, LEFT, str(error))
         bar.update(task, advance=1)
     order = sorted(worth, key=worth.__getitem__, reverse=True)

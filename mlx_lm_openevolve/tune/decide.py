@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from .. import ops
+from ..backends.trouble import machines
 from ..device import Device
 from ..errors import GateTimeout, MachineError
 from ..gate import timing
@@ -64,14 +65,16 @@ def stored(planner: Planner, use: Use) -> Row | None:
 
 def worth(use: Use, device: Device, seed: int = 0) -> float:
     """Seconds a token that the original takes beyond what its bytes take, as measured now: what a
-    kernel could save at most. Raises MemoryError where the device cannot hold the inputs."""
+    kernel could save at most. Raises MachineError, also where the device cannot hold the inputs."""
     workload = use.bucket.largest()
     questions = ops.of(workload).questions
-    inputs = questions.timing_inputs(workload, device.cache, memory_for(device), seed)
-    arm = timing.Arm(inputs, inputs.baseline())
-    arm.seconds(2)  # compiles
-    seconds = min(arm.seconds(timing.calls_for(arm.seconds(2))) for _ in range(2))
-    return use.calls * max(0.0, seconds - inputs.bytes / timing.bandwidth(device.cache))
+    cache, room = timing.room(device.cache, memory_for(device))
+    with machines():
+        inputs = questions.timing_inputs(workload, device.cache, room, seed)
+        arm = timing.Arm(inputs, inputs.baseline())
+        arm.seconds(2)  # compiles
+        seconds = min(arm.seconds(timing.calls_for(arm.seconds(2))) for _ in range(2))
+        return use.calls * max(0.0, seconds - inputs.bytes / timing.bandwidth(cache))
 
 
 def decide(planner: Planner, uses: Sequence[Use], end: float) -> Iterator[Row]:

@@ -3,11 +3,14 @@ the gate."""
 
 from __future__ import annotations
 
+import itertools
 import random
 import time
 from collections.abc import Iterator, Mapping
 
 from .. import backends, ops
+from ..backends.metal import fitting
+from ..backends.trouble import machines
 from ..errors import GateTimeout, MachineError, OpenEvolveError
 from ..gate import timing
 from ..gate.limits import memory_for
@@ -21,6 +24,7 @@ __all__ = ["better", "fastest", "settings"]
 
 _GAIN = 1.03  # what a setting must win on the clock before the gate looks at it
 _ROUNDS = 3
+_FEW = 8  # settings whose threadgroup memory is asked for at once
 
 
 def settings(
@@ -53,11 +57,12 @@ def better(planner: Planner, row: Row, end: float) -> Row | None:
         return None
     own = Contender(kernel, dict(known.params), trusted=True)  # it was judged right just now
     try:
-        found = fastest(planner, own, row.bucket, end - LEAST)
+        with machines():
+            found = fastest(planner, own, row.bucket, end - LEAST)
         if found is None:
             return None
         verdict = planner.judge(found, row.bucket, max(LEAST, end - time.monotonic()))
-    except (GateTimeout, MachineError, MemoryError):
+    except (GateTimeout, MachineError):
         return None
     if not planner.serves(verdict) or verdict.rank <= known.rank:
         return None
@@ -85,7 +90,7 @@ def fastest(planner: Planner, known: Contender, bucket: Bucket, end: float) -> C
         return None
     best, bar = None, _GAIN
     judged = [v.params for v in planner.verdicts(bucket) if v.kernel == known.kernel.id]
-    for params in settings(known.kernel, bucket, known.params, 0):
+    for params in _launchable(planner, known, bucket):
         if time.monotonic() > end:
             break
         other = None if params in judged else arm(params)
@@ -97,3 +102,14 @@ def fastest(planner: Planner, known: Contender, bucket: Bucket, end: float) -> C
         if ratios[_ROUNDS // 2] > bar:
             best, bar = params, ratios[_ROUNDS // 2]
     return None if best is None else Contender(known.kernel, best, known.trusted)
+
+
+def _launchable(planner: Planner, known: Contender, bucket: Bucket) -> Iterator[dict[str, int]]:
+    """`settings`, on Metal without those that have too much threadgroup memory: asked of the
+    compiler a few at a time."""
+    offered = settings(known.kernel, bucket, known.params, 0)
+    if planner.device.backend != "metal":
+        yield from offered
+        return
+    while some := list(itertools.islice(offered, _FEW)):
+        yield from fitting(known.kernel, bucket, some)

@@ -10,9 +10,11 @@ import pytest
 from mlx_lm.models import base
 from samples import shipped_in_metal
 
+from mlx_lm_openevolve.cli import check
 from mlx_lm_openevolve.cli.check import _usual
 from mlx_lm_openevolve.cli.main import main
 from mlx_lm_openevolve.device import detect
+from mlx_lm_openevolve.errors import GateMemory, GateTimeout
 from mlx_lm_openevolve.gate.host_check import carried_on_host
 from mlx_lm_openevolve.kernels import lookup
 from mlx_lm_openevolve.kernels.kernel import Kernel
@@ -299,6 +301,29 @@ def test_help_to_a_reader_that_has_seen_enough_is_no_error(command: str) -> None
     assert reader.stdin is not None
     reader.stdin.close()
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("raised", "advice"), [(GateMemory, False), (GateTimeout, True)], ids=["memory", "time"]
+)
+def test_more_seconds_are_no_advice_where_memory_is_short(
+    raised: type[GateTimeout],
+    advice: bool,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise raised("needs 9 MiB")
+
+    monkeypatch.setattr(check, "judge_in_worker", refuse)
+    monkeypatch.setattr(check, "_on_host", lambda *_: {})
+    bucket = Bucket(1, 4, 2, 1, 64, 64, 64, "bfloat16")
+    kernel = next(k for k in shipped_in_metal() if k.applies_to(bucket))
+    words = ["--backend", "host", "--workload", bucket.slug]
+    assert main(["check", kernel.id, *words]) == 2
+    err = capsys.readouterr().err
+    assert "needs 9 MiB" in err
+    assert ("allow more with --seconds" in err) == advice
 
 
 @pytest.mark.parametrize("seconds", ["nan", "0", "-1"])

@@ -11,7 +11,7 @@ import evolve_kernels
 import pytest
 
 from mlx_lm_openevolve import metalhost
-from mlx_lm_openevolve.errors import MachineError
+from mlx_lm_openevolve.errors import MachineError, OpenEvolveError
 from mlx_lm_openevolve.evolve import evaluator as evaluator_module
 from mlx_lm_openevolve.evolve import measure
 from mlx_lm_openevolve.evolve.archive import Archive
@@ -103,6 +103,23 @@ def test_a_fault_of_the_machine_is_no_candidates(
         with pytest.raises(MachineError, match=r"No space left on device; .* --resume"):
             list(evaluator.run(archive, [candidate()]))
     assert archive.done == {}
+
+
+@pytest.mark.parametrize("cause", ["machine", "timeout", "error"])
+def test_a_baseline_that_the_machine_failed_is_asked_later_and_not_left_out(
+    cause: str, archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        evaluator_module, "answer_of", lambda *_: {"cause": cause, "finding": "why"}
+    )
+    archive.baseline.clear()
+    with LocalEvaluator(archive) as evaluator:
+        evaluator._backend = "cuda"
+        with pytest.raises(OpenEvolveError) as raised:
+            list(evaluator.baselines(archive))
+    assert isinstance(raised.value, MachineError) == (cause != "error")
+    assert ("--resume" in str(raised.value)) == (cause != "error")
+    assert ("leave it out" in str(raised.value)) == (cause == "error")
 
 
 @pytest.mark.parametrize(

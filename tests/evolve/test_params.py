@@ -12,13 +12,13 @@ import evolve_kernels
 import pytest
 from probe import on_host
 
+from mlx_lm_openevolve.backends.metal import fitting
 from mlx_lm_openevolve.evolve import events
 from mlx_lm_openevolve.evolve.archive import Archive
 from mlx_lm_openevolve.evolve.config import Config
 from mlx_lm_openevolve.evolve.evaluation import Evaluation, WorkloadResult
 from mlx_lm_openevolve.evolve.propose.params import (
     ParamsProposer,
-    fitting,
     headroom,
     launch_key,
     switches,

@@ -157,12 +157,13 @@ def test_the_machines_trouble_stays_its_own_when_the_device_is_lost_too(
     assert (answer["cause"], answer["ended"]) == (cause, True)
 
 
-def test_measuring_calls_a_full_gpu_the_machines(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("op", ["measure", "baseline"])
+def test_measuring_calls_a_full_gpu_the_machines(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise RuntimeError(MACHINES[0])
 
     monkeypatch.setattr(measure, "_setup", full)
     kernel = next(k for k in shipped_in_metal() if k.applies_to(evolve_kernels.DECODE))
-    request = Request("measure", evolve_kernels.DECODE.slug, 0, kernel, None, "host")
+    request = Request(op, evolve_kernels.DECODE.slug, 0, kernel, None, "host")
     answer = worker_module.answer(request.to_json())
     assert (answer["cause"], "Insufficient Memory" in answer["finding"]) == (MACHINE, True)

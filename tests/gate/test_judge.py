@@ -682,23 +682,52 @@ def test_a_worker_that_cannot_start_its_work_is_no_fault_of_the_kernel():
         judge_in_worker(broken, {}, SMALL, "host", seconds=1)
 
 
+def ends_as(script, tmp_path, monkeypatch):
+    """Have workers be a shell script."""
+    program = tmp_path / "worker"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+
+
 @pytest.mark.parametrize(
     ("script", "word"),
     [
-        ("kill -9 $$", "SIGKILL"),
-        ("kill -SEGV $$", "SIGSEGV"),
-        ("echo 'GPU fault' >&2; exit 3", "status 3: GPU fault"),
+        ("kill -9 $$", "SIGKILL"),  # a system without memory
+        ("kill -TERM $$", "SIGTERM"),
+        ("echo 'ImportError: no mlx' >&2; exit 1", "status 1: ImportError: no mlx"),
         ("echo '{\"verdict'", "status 0"),
+    ],
+)
+def test_a_worker_that_was_ended_from_outside_is_no_fault_of_the_kernel(
+    tmp_path, monkeypatch, script, word
+):
+    ends_as(script, tmp_path, monkeypatch)
+    registry, kernel = Registry(tmp_path / "registry"), naive()
+    judges = Judges(judge_in_worker, judge_in_worker)
+    options = {"only": kernel, "require_faster": False}
+    bucket = replace(SMALL, q_len=1, mask="none")
+    for _ in range(2):
+        plan = Planner(HOST, [registry], judges=lambda: judges, **options).plan(bucket)
+        assert plan.kernel is None
+        assert plan.reason.startswith("pending: ")
+        assert word in plan.reason
+    assert registry.poisoned("host") == {}
+    assert registry.verdicts("host", bucket) == []
+
+
+@pytest.mark.parametrize(
+    ("script", "word"),
+    [
+        ("kill -SEGV $$", "SIGSEGV"),
+        ("kill -ABRT $$", "SIGABRT"),
         ("exec sleep 60", "hung"),
     ],
 )
 def test_a_kernel_that_ends_its_worker_is_rejected_and_can_be_poisoned(
     tmp_path, monkeypatch, script, word
 ):
-    program = tmp_path / "worker"
-    program.write_text(f"#!/bin/sh\n{script}\n")
-    program.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(program))
+    ends_as(script, tmp_path, monkeypatch)
     monkeypatch.setattr(worker, "_STARTUP", 1.0 if word == "hung" else 30.0)
     with pytest.raises(Poisoned, match=word) as caught:
         judge_in_worker(naive(), {}, SMALL, "host", seconds=0.5)

@@ -15,7 +15,7 @@ import pytest
 from samples import COPY_FIRST, kernel_meta, timed
 
 from mlx_lm_openevolve.device import Device, fingerprint
-from mlx_lm_openevolve.errors import GateTimeout
+from mlx_lm_openevolve.errors import GateMemory, GateTimeout, MachineError
 from mlx_lm_openevolve.gate import judge as gate
 from mlx_lm_openevolve.gate import worker as gate_worker
 from mlx_lm_openevolve.kernels.kernel import Kernel
@@ -25,6 +25,7 @@ from mlx_lm_openevolve.ops.attention import Bucket
 from mlx_lm_openevolve.runtime.planner import (
     BUDGETS,
     DEFERRED,
+    FAILED,
     MAX_TIMEOUTS,
     NEVER_FASTER,
     PENDING,
@@ -440,6 +441,71 @@ def test_what_is_left_of_a_spent_budget_counts_for_nothing(
     assert [planner.plan(w).reason for w in (BUCKET, longer)] == [PENDING, PENDING]
     stamp = planner.stamp(BUCKET)
     assert [user.timeouts(CHIP.slug, w, stamp) for w in (BUCKET, longer)] == [1, 0]
+
+
+def test_what_was_spent_on_waiting_for_another_process_counts_for_nothing(
+    user: Registry, tuned: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three servers that start at once, the first of which comes to no verdict."""
+
+    def timeout(kernel: Kernel) -> Verdict:
+        raise GateTimeout("2 s")
+
+    Judge(timeout).install(monkeypatch)
+    monkeypatch.setitem(BUDGETS, "metal", GateBudget(1.0, 3.0))
+    planner = Planner(CHIP, [user, tuned])
+    about = CHIP.slug, BUCKET, planner.stamp(BUCKET)
+    held, free = threading.Event(), threading.Event()
+
+    def other() -> None:
+        with Registry(user.root).gating(CHIP.slug, BUCKET, 1.0) as ours:
+            assert ours
+            held.set()
+            free.wait(0.4)
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    held.wait()
+    assert planner.plan(BUCKET).reason == PENDING
+    thread.join()
+    assert user.timeouts(*about) == 0
+    assert Planner(CHIP, [user, tuned]).plan(BUCKET).reason == PENDING
+    assert user.timeouts(*about) == 1
+
+
+def test_what_was_accepted_before_the_machine_failed_serves(
+    user: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("one", "two"):
+        Registry(tmp_path / "tuned").add(make_kernel(name))
+    judged: list[Kernel] = []
+
+    def then_full(kernel: Kernel) -> Verdict:
+        if judged:
+            raise MachineError("[METAL] Insufficient Memory")
+        judged.append(kernel)
+        return make_verdict(kernel)
+
+    Judge(then_full).install(monkeypatch)
+    tuned = Registry(tmp_path / "tuned", writable=False)
+    planner = Planner(CHIP, [user, tuned])
+    assert planner.plan(BUCKET).kernel == judged[0]
+    assert user.timeouts(CHIP.slug, BUCKET, planner.stamp(BUCKET)) == 0
+
+
+def test_memory_that_does_not_suffice_is_what_is_said(
+    user: Registry, tuned: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(kernel: Kernel) -> Verdict:
+        raise GateMemory("needs 1500 MiB, 168 MiB are free")
+
+    judge = Judge(full).install(monkeypatch)
+    reasons = [Planner(CHIP, [user, tuned]).plan(BUCKET).reason for _ in range(5)]
+    said = "needs 1500 MiB, 168 MiB are free"
+    undecided = FAILED.format(MAX_TIMEOUTS, said)
+    assert reasons == [f"pending: {said}"] * MAX_TIMEOUTS + [undecided] * (5 - MAX_TIMEOUTS)
+    assert len(judge.asked) == MAX_TIMEOUTS
+    assert user.workloads(CHIP.slug) == []
 
 
 def test_a_registry_that_cannot_be_written_still_serves_this_process(

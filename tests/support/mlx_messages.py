@@ -26,8 +26,14 @@ MACHINES = [
     "cudaFree(data) failed: driver shutting down",
     _METAL + "Insufficient Permission (to submit GPU work from background) "
     "(00000006:kIOGPUCommandBufferCallbackErrorBackgroundExecutionNotPermitted)",
-    "[metal::Device] Failed to make new command queue",
-    "[metal::Device] Unable to create new command buffer",
+    "[metal::CommandEncoder] Failed to make new command queue.",
+    "[metal::load_device] No Metal device available. This typically occurs in headless sessions.",
+    "cublasLtCreate(&storage.handle) failed with code: 1.",
+    "cublasLtMatmul( handle, desc, nullptr) failed with code: 3.",
+    "cudnnCreate(&storage.handle) failed: CUDNN_STATUS_ALLOC_FAILED.",
+    "graph.build() failed: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED.",
+    "nvrtcCreateProgram(&prog, source, name, 0, nullptr, nullptr) failed: "
+    "NVRTC_ERROR_OUT_OF_MEMORY",
     "std::bad_alloc",
     "cuInit(0) failed: initialization error",
     "cudaGetDeviceCount(&count) failed: system not yet initialized",
@@ -51,6 +57,7 @@ KERNELS = [
     "cudaStreamSynchronize(stream) failed: misaligned address",
     "cudaStreamSynchronize(stream) failed: unspecified launch failure",
     "cudaGraphLaunch(exec, stream) failed: too many resources requested for launch",
+    "cublasLtMatmul( handle, desc, nullptr) failed with code: 13.",
     "Failed to compile kernel: a.cu(3): error: identifier 'x' is undefined",
     "[metal::malloc] Attempting to allocate 99 bytes which is greater than the maximum",
 ]

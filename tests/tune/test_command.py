@@ -5,15 +5,21 @@ from __future__ import annotations
 import json
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from mlx_messages import MACHINES
+from probe import on_host
+from samples import shipped_in_metal, store_correct
 
 import mlx_lm_openevolve
+from mlx_lm_openevolve.backends.metal import fitting
 from mlx_lm_openevolve.cli.main import main
 from mlx_lm_openevolve.device import detect
-from mlx_lm_openevolve.errors import GateTimeout
+from mlx_lm_openevolve.errors import GateTimeout, MachineError
+from mlx_lm_openevolve.gate import timing
 from mlx_lm_openevolve.gate.judge import judge
 from mlx_lm_openevolve.kernels.lookup import registries
 from mlx_lm_openevolve.ops.attention.workload import Bucket
@@ -140,6 +146,43 @@ def test_what_stock_loses_is_weighed_by_calls() -> None:
     assert 0 <= one < two < math.inf
 
 
+def test_what_is_weighed_and_the_probe_share_what_a_small_mac_has(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A probe larger than the last-level cache alone takes 384 MiB, of the 170 that are free."""
+    free, probed = 170 << 20, list[int]()
+    monkeypatch.setattr(decide, "memory_for", lambda device: free)
+    monkeypatch.setattr(timing, "bandwidth", lambda cache: probed.append(cache) or 1e12)
+    chip = replace(detect("host"), cache=96 << 20)
+    decide.worth(Use(BUCKET, 1.0), chip)
+    (cache,) = probed
+    assert timing._probe_bytes(cache) < free // 2
+    with pytest.raises(MachineError, match="timing needs"):
+        decide.worth(Use(replace(BUCKET, batch=8, kv_len=65536), 1.0), chip)
+
+
+@pytest.mark.parametrize("at", ["worth", "params"])
+def test_a_gpu_without_memory_ends_no_run(
+    at: str, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> float:
+        raise RuntimeError(MACHINES[0])
+
+    monkeypatch.setattr(timing.Arm, "seconds", full)
+    if at == "worth":
+        monkeypatch.setattr(decide.timing, "bandwidth", lambda cache: 1e12)
+        with pytest.raises(MachineError, match="Insufficient Memory"):
+            decide.worth(Use(BUCKET, 1.0), detect("host"))
+        return
+    asked = planner()
+    kernel = next(k for r in registries() for k in r.kernels() if k.name == "gqa_decode")
+    store_correct(home, kernel, [BUCKET])
+    row = decide.stored(asked, Use(BUCKET, 1.0))
+    assert row is not None
+    monkeypatch.setattr(params, "fastest", full)
+    assert params.better(asked, row, time.monotonic() + 9) is None
+
+
 def test_settings_are_drawn_near_first_and_may_be_launched() -> None:
     kernel = next(k for r in registries() for k in r.kernels() if k.name == "gqa_decode")
     first = kernel.default_params(BUCKET)
@@ -181,6 +224,26 @@ def test_the_clock_finds_a_setting_that_is_faster(monkeypatch: pytest.MonkeyPatc
     assert found is not None
     assert dict(found.params) == good
     assert len(tried) > 2
+
+
+@on_host
+@pytest.mark.parametrize("backend", ["metal", "cuda"])
+def test_settings_that_metal_has_no_threadgroup_memory_for_are_not_tried(backend: str) -> None:
+    wide = Bucket(1, 16, 8, 32, 1024, 256, 256, "float32", "causal")
+    tiles = next(k for k in shipped_in_metal() if k.name == "tiles")
+    asked = planner()
+    asked.device = replace(asked.device, backend=backend)
+    own = Contender(tiles, tiles.default_params(wide), True)
+    offered = list(params.settings(tiles, wide, own.params, 0))
+    tried = list(params._launchable(asked, own, wide))
+    large = {"tiles": 1, "row_groups": 4, "keys": 32, "key_groups": 1, "splits": 1}
+    assert fitting(tiles, wide, [large]) == []
+    assert fitting(tiles, wide, [{**large, "keys": 8}]) == [{**large, "keys": 8}]
+    if backend == "cuda":
+        assert tried == offered
+    else:
+        assert tried == fitting(tiles, wide, offered)
+        assert 0 < len(tried) < len(offered)
 
 
 def test_a_report_says_what_changes_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
