@@ -104,6 +104,8 @@ def _wrap_quantised(
                 tuple(array.dtype for array in (*keys, *values)),
                 mask if mask is None or isinstance(mask, str) else (mask.shape, mask.dtype),
                 sinks is None,
+                cache.group_size,  # the original reads both off the cache
+                cache.bits,
             )
         except (AttributeError, TypeError):
             router.refuse("keys or values are neither arrays nor a quantised cache's tuples")
@@ -212,6 +214,8 @@ def describe(
         if sinks is not None:
             return "sinks with a quantised cache"
         bits, group, v_head_dim = layout
+        if (cache.bits, cache.group_size) != (bits, group):
+            return "keys and values are quantised otherwise than the cache says"
         # What follows asks the shapes and the dtype of the floats that the words stand for.
         keys, values = (
             _Floats((*packed[0].shape[:3], width), packed[1].dtype)
