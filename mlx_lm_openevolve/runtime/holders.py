@@ -52,6 +52,10 @@ def model_modules(home: ModuleType) -> list[dict[str, Any]]:
         if isinstance(module, ModuleType) and f"{name}.".startswith(f"{package}.")
     }
     for cls in _models():
+        module = sys.modules.get(cls.__module__)
+        if getattr(module, cls.__name__, None) is cls:
+            found[id(vars(module))] = vars(module)
+            continue
         for member in list(vars(cls).values()):
             space = getattr(member, "__globals__", None)
             if isinstance(space, dict) and space.get("__name__") == cls.__module__:

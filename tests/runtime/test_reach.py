@@ -275,6 +275,36 @@ def test_a_foreign_wrapper_over_ours_is_served_through_and_kept(proven: Kernel) 
     assert hits() == 1
 
 
+def test_who_puts_the_original_back_is_named(proven: Kernel) -> None:
+    stock = [base.scaled_dot_product_attention]
+    enable()
+    setattr(llama, NAME, stock[0])
+    assert unreached() == [f"mlx_lm.models.llama.{NAME} (changed since)"]
+    enable()
+    assert unreached() == []
+    llama.scaled_dot_product_attention(**attention())
+    assert hits() == 1
+    mlx_lm_openevolve.disable_optimizations()
+    assert llama.scaled_dot_product_attention is stock[0]
+
+
+def test_a_module_whose_models_have_no_functions_is_reached(
+    proven: Kernel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bare_model.py").write_text(
+        f"import mlx_lm.models.llama\nfrom mlx_lm.models.base import {NAME}\n"
+        "class Model(mlx_lm.models.llama.Model): pass\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    bare = importlib.import_module("bare_model")
+    enable()
+    bare.scaled_dot_product_attention(**attention())
+    assert hits() == 1
+    mlx_lm_openevolve.disable_optimizations()
+    assert bare.scaled_dot_product_attention is base.scaled_dot_product_attention
+    del sys.modules["bare_model"]
+
+
 def test_the_models_past_the_patch_are_those_that_status_names() -> None:
     """They call MLX's own function, which takes no cache: nothing would tell training from
     inference there, so that it is left to MLX."""
