@@ -153,6 +153,8 @@ def connect(settings: LlmConfig) -> tuple[Any, tuple[LanguageModel, ...]]:
         raise UsageError(
             "--proposer llm needs OPENAI_API_KEY, or OPENAI_BASE_URL of an endpoint of your own"
         )
+    if not (key.isascii() and key.isprintable()):  # no header takes it, and errors would show it
+        raise UsageError("OPENAI_API_KEY holds characters that no key has")
     where = address or "OpenAI's endpoint"
     names: list[str] = []
     try:
@@ -161,6 +163,9 @@ def connect(settings: LlmConfig) -> tuple[Any, tuple[LanguageModel, ...]]:
             timeout=openai.Timeout(settings.timeout, connect=_REACH),
             max_retries=0,  # ours are on record
         )
+    except Exception as error:  # an address that is none
+        raise UsageError(f"{where}: {_line(error)}") from None
+    try:
         names = [model.id for model in client.models.list(timeout=_REACH)]
     except openai.AuthenticationError as error:
         raise UsageError(f"{where} refuses OPENAI_API_KEY: HTTP {error.status_code}") from None

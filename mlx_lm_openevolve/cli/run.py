@@ -115,7 +115,7 @@ def command_line(command: str, arguments: Sequence[str]) -> list[str]:
     scripts = _scripts()
     if command not in scripts:
         _check_program(command, scripts)
-        return [sys.executable, command, *arguments]
+        return [sys.executable, "--", command, *arguments]  # its name may begin with a dash
     script = Path(sysconfig.get_path("scripts")) / command
     if script.is_file():
         return [sys.executable, str(script), *arguments]

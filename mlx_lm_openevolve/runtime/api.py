@@ -11,7 +11,7 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -263,8 +263,9 @@ def families(wanted: Sequence[str] | None = None) -> list[str]:
     from .. import ops
     from ..errors import UsageError
 
-    if isinstance(wanted, str):
+    if isinstance(wanted, str) or not isinstance(wanted, Iterable | None):
         raise UsageError(f'ops is a tuple of names such as ("{ops.FAMILIES[0]}",), not {wanted!r}')
+    wanted = None if wanted is None else tuple(wanted)
     variable = os.environ.get(OPS, "")
     named = [name.strip() for name in variable.split(",") if name.strip()]
     for source, names in (("ops", wanted or ()), (OPS, named)):

@@ -2,7 +2,8 @@
 
 Called from: in a module that defines models, the global of the function's very name (or what
 another library's wrapper under that name closes over), attributes of classes, and closures.
-Everything else is a memory, such as `stock = base.function` in a script.
+Everything else is a memory, such as `stock = base.function` in a script. Where that script defines
+a model itself, its global of that very name is replaced, and nothing else in it.
 """
 
 from __future__ import annotations
@@ -11,15 +12,29 @@ import gc
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
-from types import CellType, FrameType, FunctionType, ModuleType
+from types import (
+    AsyncGeneratorType,
+    CellType,
+    CoroutineType,
+    FrameType,
+    FunctionType,
+    GeneratorType,
+    ModuleType,
+)
 from typing import Any, NamedTuple
 
-__all__ = ["Holder", "model_modules", "survey"]
+__all__ = ["Binding", "model_modules", "survey"]
 
 OURS = __name__.partition(".")[0]
+PROGRAM = "__main__"
+# Objects without a name of their own; their holders are named instead.
+CONTAINERS = (dict, list, tuple, set, staticmethod)
+DEEPEST = 3
+# What holds the variables of functions at work.
+RUNNING = (FrameType, GeneratorType, CoroutineType, AsyncGeneratorType)
 
 
-class Holder(NamedTuple):
+class Binding(NamedTuple):
     """One place that a function is called from: what stands there, and how to put another."""
 
     held: Any
@@ -37,6 +52,10 @@ def model_modules(home: ModuleType) -> list[dict[str, Any]]:
         if isinstance(module, ModuleType) and f"{name}.".startswith(f"{package}.")
     }
     for cls in _models():
+        module = sys.modules.get(cls.__module__)
+        if getattr(module, cls.__name__, None) is cls:
+            found[id(vars(module))] = vars(module)
+            continue
         for member in list(vars(cls).values()):
             space = getattr(member, "__globals__", None)
             if isinstance(space, dict) and space.get("__name__") == cls.__module__:
@@ -57,49 +76,97 @@ def _models() -> Iterator[type]:
             yield cls
 
 
-def survey(home: ModuleType, name: str, functions: Iterable[Any]) -> tuple[list[Holder], list[str]]:
-    """Where any of `functions` is called from, and, for people, who else holds one."""
+def survey(
+    home: ModuleType, name: str, functions: Iterable[Any]
+) -> tuple[list[Binding], list[str]]:
+    """The places that any of `functions` is called from, and, for people, who else holds one."""
     wanted = {id(function): function for function in functions}
     spaces = {id(space): space for space in (vars(home), *model_modules(home))}
-    holders: list[Holder] = []
+    places: list[Binding] = []
     above: set[int] = set()  # another's wrappers in a model's module
+    reached: set[int] = set()  # classes
     for space in spaces.values():
         held = space.get(name)
         if id(held) in wanted:
-            holders.append(Holder(held, partial(space.__setitem__, name)))
+            places.append(Binding(held, partial(space.__setitem__, name)))
         while held is not None and id(held) not in wanted:
             above.add(id(held))
             held = getattr(held, "__wrapped__", None)
-        for cls in list(space.values()):
-            if isinstance(cls, type) and cls.__module__ == space.get("__name__"):
-                holders += _attributes(cls, wanted)
+        if space.get("__name__") != PROGRAM:
+            for cls in _classes(space):
+                attributes = list(_attributes(cls, wanted))
+                places += attributes
+                if attributes:
+                    reached.add(id(cls))
     others: list[str] = []
     cells: list[CellType] = []
-    for referrer in gc.get_referrers(*wanted.values()):
-        if isinstance(referrer, CellType):
-            cells.append(referrer)
-        elif isinstance(referrer, dict) and "__spec__" in referrer:  # a module's globals
-            others += _aliases(referrer, wanted, called=name if id(referrer) in spaces else "")
-        elif not isinstance(referrer, dict | tuple | list | FrameType | staticmethod):
-            kind = type(referrer)
-            others.append(f"an object of {kind.__module__}.{kind.__qualname__}")
+    holders, containers = _holders(wanted)
+    for holder in holders:
+        if isinstance(holder, CellType):
+            cells.append(holder)
+        elif type(holder) is dict:  # a module's globals
+            others += _aliases(holder, containers, called=name if id(holder) in spaces else "")
+        elif isinstance(holder, FunctionType):
+            others.append(f"a default of {holder.__module__}.{holder.__qualname__}")
+        elif id(holder) not in reached:
+            kind = holder if isinstance(holder, type) else type(holder)
+            what = "a class" if isinstance(holder, type) else "an object of"
+            others.append(f"{what} {kind.__module__}.{kind.__qualname__}")
     for cell, function in _closures(cells):
         owner = function.__globals__
         if str(owner.get("__name__")).partition(".")[0] == OURS:
             continue
-        if id(owner) in spaces or id(function) in above:
-            holders.append(Holder(cell.cell_contents, partial(setattr, cell, "cell_contents")))
+        model = id(owner) in spaces and owner.get("__name__") != PROGRAM
+        if id(cell.cell_contents) in wanted and (model or id(function) in above):
+            places.append(Binding(cell.cell_contents, partial(setattr, cell, "cell_contents")))
         else:
             others.append(f"a closure of {owner.get('__name__')}.{function.__qualname__}")
-    return holders, sorted(set(others))
+    return places, sorted(set(others))
 
 
-def _attributes(cls: type, wanted: Mapping[int, Any]) -> Iterator[Holder]:
+def _classes(space: Mapping[str, Any]) -> list[type]:
+    """The classes that a module defines, nested ones included."""
+    found: list[type] = []
+    spaces: list[Mapping[str, Any]] = [space]
+    for some in spaces:
+        for cls in list(some.values()):
+            own = isinstance(cls, type) and cls.__module__ == space.get("__name__")
+            if own and cls not in found:
+                found.append(cls)
+                spaces.append(vars(cls))
+    return found
+
+
+def _holders(wanted: Mapping[int, Any]) -> tuple[list[Any], dict[int, Any]]:
+    """Cells, modules' globals, functions (by their defaults), classes and other objects that hold
+    one of `wanted`, directly or in containers; and, by id, `wanted` with these containers."""
+    found: list[Any] = []
+    inner = list(wanted.values())
+    held = dict(wanted)
+    for _ in range(DEEPEST):
+        outer: list[Any] = []
+        for holder in gc.get_referrers(*inner) if inner else []:
+            if holder is inner or holder is wanted or holder is held or id(holder) in held:
+                continue
+            if type(holder) in CONTAINERS and not (type(holder) is dict and "__spec__" in holder):
+                outer.append(holder)
+            elif isinstance(holder, FunctionType):
+                # Not by its attributes: __wrapped__ is a wrapper's, which closes over it too.
+                if id(holder.__defaults__) in held or id(holder.__kwdefaults__) in held:
+                    found.append(holder)
+            elif not isinstance(holder, (*RUNNING, Binding)):
+                found.append(holder)
+        held.update((id(container), container) for container in outer)
+        inner = outer
+    return found, held
+
+
+def _attributes(cls: type, wanted: Mapping[int, Any]) -> Iterator[Binding]:
     for key, value in list(vars(cls).items()):
         if isinstance(value, staticmethod) and id(value.__func__) in wanted:
-            yield Holder(value.__func__, partial(_put_static, cls, key))
+            yield Binding(value.__func__, partial(_put_static, cls, key))
         elif id(value) in wanted:
-            yield Holder(value, partial(setattr, cls, key))
+            yield Binding(value, partial(setattr, cls, key))
 
 
 def _put_static(cls: type, key: str, new: Any) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from types import ModuleType
 from typing import Any, Protocol
 
-from .holders import Holder, model_modules, survey
+from .holders import Binding, model_modules, survey
 
 __all__ = ["MethodPatch", "Patch", "Replacement", "made"]
 
@@ -88,17 +88,22 @@ class Patch:
             if isinstance(module, ModuleType) and self._name in vars(module):
                 space = vars(module)
                 put = functools.partial(space.__setitem__, self._name)
-                holders.append(Holder(space[self._name], put))
+                holders.append(Binding(space[self._name], put))
         _put(holders, back)
         self._replacements, self._unreached = [], []
 
     def unreached(self) -> list[str]:
-        found = list(self._unreached)
-        if self.installed and all(
-            getattr(self._home, self._name, None) is not new for _, new in self._replacements
-        ):
-            found.append(f"{self._home.__name__}.{self._name} (changed since)")
-        return found
+        if not self.installed:
+            return []
+        changed = {
+            f"{space.get('__name__')}.{self._name} (changed since)"
+            for space in model_modules(self._home)
+            if self._is_original(space.get(self._name))
+        }
+        here = getattr(self._home, self._name, None)
+        if all(here is not new for _, new in self._replacements):
+            changed.add(f"{self._home.__name__}.{self._name} (changed since)")
+        return [*self._unreached, *sorted(changed)]
 
     def _originals(self) -> Iterator[Any]:
         current = getattr(self._home, self._name)
@@ -108,14 +113,16 @@ class Patch:
         seen = {id(current)}
         for space in model_modules(self._home):
             held = space.get(self._name)
-            if (
-                id(held) not in seen
-                and getattr(held, "__module__", None) == self._home.__name__
-                and getattr(held, "__qualname__", None) == self._name
-                and not hasattr(held, "__wrapped__")
-            ):
+            if id(held) not in seen and self._is_original(held):
                 seen.add(id(held))
                 yield held
+
+    def _is_original(self, held: Any) -> bool:
+        return (
+            getattr(held, "__module__", None) == self._home.__name__
+            and getattr(held, "__qualname__", None) == self._name
+            and not hasattr(held, "__wrapped__")
+        )
 
 
 class MethodPatch:
@@ -161,7 +168,7 @@ class MethodPatch:
         return []
 
 
-def _put(holders: Iterable[Holder], swaps: Iterable[tuple[Any, Any]]) -> None:
+def _put(holders: Iterable[Binding], swaps: Iterable[tuple[Any, Any]]) -> None:
     new = {id(old): new for old, new in swaps}
     for holder in holders:
         if id(holder.held) in new:

@@ -130,6 +130,16 @@ def test_a_script_keeps_its_exit_code_and_its_children_are_patched(
     assert "2 processes" in done.stderr
 
 
+def test_who_merely_looks_for_the_module_is_patched_once_it_is_loaded(
+    script: Path, proven: None
+) -> None:
+    looks = "import importlib.util\nassert importlib.util.find_spec('mlx_lm.models.base')\n"
+    script.write_text(2 * looks + script.read_text())
+    done = start("--json", *HOST, script, "alone")
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert (found["hits"], done.stderr.count(LINE)) == (1, 1)
+
+
 def test_nothing_is_left_in_the_temporary_folder(
     script: Path, proven: None, tmp_path: Path
 ) -> None:
@@ -336,7 +346,7 @@ def test_a_saved_prompt_cache_brings_its_model(model: Path, proven: None, tmp_pa
     assert int(line.removeprefix(LINE).split()[0]) > 0, line
 
 
-@pytest.mark.parametrize("form", ["module", "folder", "no suffix"])
+@pytest.mark.parametrize("form", ["module", "folder", "no suffix", "a dash"])
 def test_what_python_runs_is_run(form: str, script: Path, proven: None, tmp_path: Path) -> None:
     (tmp_path / "package").mkdir()
     words: list[str | Path] = [tmp_path / "package"]
@@ -346,10 +356,12 @@ def test_what_python_runs_is_run(form: str, script: Path, proven: None, tmp_path
     elif form == "folder":
         (tmp_path / "package" / "__main__.py").write_text(script.read_text())
     else:
-        words = [tmp_path / "script"]
-        script.rename(tmp_path / "script")
+        name = "script" if form == "no suffix" else "-script.py"
+        words = [tmp_path / name] if form == "no suffix" else ["--", name]
+        script.rename(tmp_path / name)
     path = os.pathsep.join([str(ROOT), str(tmp_path)])
-    done = start(*HOST, *words, "alone", "--json", "--ver", env={**os.environ, "PYTHONPATH": path})
+    env = {**os.environ, "PYTHONPATH": path}
+    done = start(*HOST, *words, "alone", "--json", "--ver", env=env, cwd=tmp_path)
     assert done.returncode == 7, done.stderr
     assert done.stdout == "['alone', '--json', '--ver'] 256.0 False\n"
     assert done.stderr.startswith(f"{LINE}1 attention calls on kernels")

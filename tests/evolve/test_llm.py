@@ -305,6 +305,24 @@ def test_what_cannot_be_asked_is_one_line_at_once_and_no_folder(
     assert not (home / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("variable", "value", "says"),
+    [
+        ("OPENAI_BASE_URL", "http://[::bad", "Invalid port"),
+        ("OPENAI_API_KEY", "k\u00e9y", "holds characters that no key has"),
+        ("OPENAI_API_KEY", "a\nsecret", "holds characters that no key has"),
+    ],
+)
+def test_what_no_request_can_be_made_of_is_told_before_a_run(
+    endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, says: str
+) -> None:
+    """Also where the model is named, so that nobody needs to list any."""
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(UsageError, match=says) as raised:
+        connect(LlmConfig(models=(LanguageModel("m"),)))
+    assert "secret" not in str(raised.value)
+
+
 def test_an_endpoint_that_refuses_the_key_is_told_before_a_run(
     endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:

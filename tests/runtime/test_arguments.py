@@ -13,7 +13,7 @@ import mlx.core as mx
 import mlx_lm.models.base as base
 import numpy as np
 import pytest
-from mlx_lm.models.cache import QuantizedKVCache
+from mlx_lm.models.cache import KVCache, QuantizedKVCache
 from samples import shipped_in_metal, store_correct
 from serving import BUCKETS, attention, close, enable, hits
 
@@ -159,6 +159,32 @@ def test_a_mask_of_any_type(make: Callable[..., dict[str, Any]], mask: str) -> N
 def test_an_operand_that_is_no_array(make: Callable[..., dict[str, Any]], name: str) -> None:
     for value in (None, 1.0, [[1.0]], np.zeros((1, 2, 20, 64), np.float32)):
         assert same(make, lambda value=value: {name: value}) == 0
+
+
+CACHES: dict[str, Callable[[], Any]] = {
+    "no bits": KVCache,
+    "another group": lambda: QuantizedKVCache(group_size=64, bits=8),
+    "other bits": lambda: QuantizedKVCache(group_size=32, bits=4),
+    "no cache's class": object,
+}
+
+
+@pytest.mark.parametrize("cache", CACHES)
+def test_a_cache_that_does_not_fit_what_it_holds(cache: str) -> None:
+    """mlx-lm reads bits and group off the cache, also where calls of those shapes were served."""
+    assert same(quantized, lambda: {"cache": CACHES[cache]()}) == 0
+    outcome(quantized)
+    assert same(quantized, lambda: {"cache": CACHES[cache]()}) == 0
+
+
+def test_a_served_call_leaves_the_queries_as_they_are() -> None:
+    """mlx-lm's attention over a quantised cache scales the caller's queries in place."""
+    queries = attention()["queries"]
+    given = mx.array(queries)
+    enable()
+    outcome(quantized, queries=given)
+    assert hits() == 1
+    assert mx.array_equal(given, queries)
 
 
 def test_sinks_of_numpy() -> None:

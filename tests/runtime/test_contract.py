@@ -340,6 +340,8 @@ def test_families_can_be_switched(everything: None, monkeypatch: pytest.MonkeyPa
     assert set(info["ops"]) == {"attention"}
     base.scaled_dot_product_attention(**attention())
     assert hits() == 1
+    for some in (iter(["attention"]), {"attention"}, ["attention"] * 2):
+        assert set(mlx_lm_openevolve.enable_optimizations(**on, ops=some)["ops"]) == {"attention"}
     info = mlx_lm_openevolve.enable_optimizations(**on, ops=())
     assert (info["enabled"], info["ops"]) == (True, {})
     assert base.scaled_dot_product_attention is stock[0]
@@ -355,6 +357,7 @@ def test_families_can_be_switched(everything: None, monkeypatch: pytest.MonkeyPa
     [
         (("nonsense",), "", "ops: 'nonsense' is none of attention"),
         ("attention", "", "ops is a tuple of names such as (\"attention\",), not 'attention'"),
+        (5, "", 'ops is a tuple of names such as ("attention",), not 5'),
         (None, "attention,linaer", "MLX_LM_OPENEVOLVE_OPS: 'linaer' is none of attention"),
     ],
 )

@@ -234,4 +234,5 @@ def test_lora_steps_are_stocks_bit_for_bit(architecture: str) -> None:
         assert mx.array_equal(a, b), name
     assert any(mx.any(x != 0).item() for name, x in want if name.endswith("lora_b"))
     info = mlx_lm_openevolve.get_optimization_info()
-    assert info["workloads"] == {} == info["fallbacks"], "no call was routed at all"
+    assert info["workloads"] == {}, "no call was routed at all"
+    assert set(info["fallbacks"]) == {"no cache, as in training"}

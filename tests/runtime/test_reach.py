@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import importlib
 import subprocess
 import sys
@@ -24,6 +25,12 @@ from mlx_lm_openevolve.kernels.kernel import Kernel
 NAME = "scaled_dot_product_attention"
 
 
+@pytest.fixture(autouse=True)
+def models_of_other_tests_are_gone() -> None:
+    """They hold the function for as long as they live."""
+    gc.collect()
+
+
 def step(model: Any) -> tuple[mx.array, int]:
     """Logits of a decode step, and how many of its attention calls a kernel served."""
     cache = make_prompt_cache(model)
@@ -35,7 +42,9 @@ def step(model: Any) -> tuple[mx.array, int]:
 
 
 def unreached() -> list[str]:
-    return mlx_lm_openevolve.get_optimization_info()["ops"]["attention"]["unreached"]
+    """Who holds the original, other than tests in variables of their own."""
+    names = mlx_lm_openevolve.get_optimization_info()["ops"]["attention"]["unreached"]
+    return [name for name in names if " tests." not in name]
 
 
 @pytest.mark.parametrize("way", own_code.CODE)
@@ -86,7 +95,55 @@ def test_an_alias_of_own_code_is_left_alone_and_named(tmp_path: Path) -> None:
     assert "custom_model.sdpa" in unreached()
 
 
+HELD = {
+    "an instance": (
+        own_code._KEPT.replace(f"attention_of(base.{NAME})", "base.{}"),
+        "an object of custom_model.Attention",
+    ),
+    "a default": ("def f(*, function=base.{}): pass\n", "a default of custom_model.f"),
+    "a positional default": ("def f(function=base.{}): pass\n", "a default of custom_model.f"),
+    "a table": ("table = {{'sdpa': base.{}}}\n", "custom_model.table"),
+    "a list in a table": ("table = {{'sdpa': [base.{}]}}\n", "custom_model.table"),
+    "a set": ("known = {{base.{}}}\n", "custom_model.known"),
+    "a partial": (
+        "import functools\npart = functools.partial(base.{})\n",
+        "an object of functools.partial",
+    ),
+    "a closure over a list": (
+        "def f(some):\n    return lambda: some\ng = f([base.{}])\n",
+        "a closure of custom_model.f.<locals>.<lambda>",
+    ),
+}
+
+
+@pytest.mark.parametrize("way", HELD)
+def test_who_holds_it_by_another_way_is_left_alone_and_named(way: str, tmp_path: Path) -> None:
+    before, name = HELD[way]
+    code = own_code._code(before.format(NAME), f"base.{NAME}")
+    if way == "an instance":
+        code = own_code._code("", "self.attend", before.format(NAME))
+    model = own_code.load(code, tmp_path)
+    enable()
+    assert unreached() == [name]
+    del model
+
+
+def test_a_class_in_a_class_is_reached(proven: Kernel, tmp_path: Path) -> None:
+    inside = f"""class Attention(qwen3.Attention):
+    class Inner:
+        attend = staticmethod(base.{NAME})
+    Inner.outer = Inner
+"""
+    model = own_code.load(own_code._code("", "self.Inner.attend", inside), tmp_path)
+    stock = [base.scaled_dot_product_attention]
+    enable()
+    assert step(model)[1] == 2
+    mlx_lm_openevolve.disable_optimizations()
+    assert type(model.layers[0].self_attn).Inner.attend is stock[0]
+
+
 AB = """
+import mlx.nn
 import mlx_lm_openevolve
 from mlx_lm.models import base, llama
 stock = base.scaled_dot_product_attention
@@ -96,27 +153,41 @@ class Harness:
 def arms(function):
     return lambda *call: function(*call)
 arm = arms(stock)
+def inside():
+    stock = base.scaled_dot_product_attention
+    return lambda: stock
+inner = inside()
+MORE
 mlx_lm_openevolve.enable_optimizations(backend="host", gate="stored")
 ours = base.scaled_dot_product_attention
 assert ours is llama.scaled_dot_product_attention is not stock
-assert stock is scaled_dot_product_attention is Harness.function is ours.__wrapped__
-assert arm.__closure__[0].cell_contents is stock
+assert stock is Harness.function is ours.__wrapped__
+assert scaled_dot_product_attention is (ours if models else stock)
+assert stock is inner() is arm.__closure__[0].cell_contents
 info = mlx_lm_openevolve.get_optimization_info()
 print(*info["ops"]["attention"]["unreached"], sep="|")
 mlx_lm_openevolve.disable_optimizations()
 assert base.scaled_dot_product_attention is llama.scaled_dot_product_attention is stock
+assert scaled_dot_product_attention is stock is inner() is Harness.function
 assert ours is not stock, "what remembers the patched function keeps it"
 """
 
 
-def test_a_program_that_compares_stock_with_patched_keeps_both(tmp_path: Path) -> None:
+@pytest.mark.parametrize("models", [False, True])
+def test_a_program_that_compares_stock_with_patched_keeps_both(
+    models: bool, tmp_path: Path
+) -> None:
+    """Also one that defines a model: of it nothing but the global of that very name is replaced."""
+    more = f"models = {models}\n" + ("class Model(mlx.nn.Module):\n    def f(self): ...\n" * models)
     script = tmp_path / "compare.py"
-    script.write_text(AB)
+    script.write_text(AB.replace("MORE", more))
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    found = done.stdout.strip().split("|")
-    assert {"__main__.stock", f"__main__.{NAME}"} <= set(found)
+    found = set(done.stdout.strip().split("|"))
+    assert {"__main__.stock", "a class __main__.Harness"} <= found
+    assert (f"__main__.{NAME}" in found) is not models
     assert "a closure of __main__.arms.<locals>.<lambda>" in found
+    assert "a closure of __main__.inside.<locals>.<lambda>" in found
 
 
 @pytest.fixture
@@ -202,6 +273,36 @@ def test_a_foreign_wrapper_over_ours_is_served_through_and_kept(proven: Kernel) 
     enable()
     base.scaled_dot_product_attention(**attention())
     assert hits() == 1
+
+
+def test_who_puts_the_original_back_is_named(proven: Kernel) -> None:
+    stock = [base.scaled_dot_product_attention]
+    enable()
+    setattr(llama, NAME, stock[0])
+    assert unreached() == [f"mlx_lm.models.llama.{NAME} (changed since)"]
+    enable()
+    assert unreached() == []
+    llama.scaled_dot_product_attention(**attention())
+    assert hits() == 1
+    mlx_lm_openevolve.disable_optimizations()
+    assert llama.scaled_dot_product_attention is stock[0]
+
+
+def test_a_module_whose_models_have_no_functions_is_reached(
+    proven: Kernel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bare_model.py").write_text(
+        f"import mlx_lm.models.llama\nfrom mlx_lm.models.base import {NAME}\n"
+        "class Model(mlx_lm.models.llama.Model): pass\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    bare = importlib.import_module("bare_model")
+    enable()
+    bare.scaled_dot_product_attention(**attention())
+    assert hits() == 1
+    mlx_lm_openevolve.disable_optimizations()
+    assert bare.scaled_dot_product_attention is base.scaled_dot_product_attention
+    del sys.modules["bare_model"]
 
 
 def test_the_models_past_the_patch_are_those_that_status_names() -> None:

@@ -130,7 +130,9 @@ def _wrap_quantised(
         try:
             parts = (*keys, *values)
             words, groups = parts[0].shape, parts[1].shape
-            key = (queries.shape, words, groups, queries.dtype, mask.dtype if array else mask)
+            packed = cache.group_size, cache.bits  # the original reads both off the cache
+            shown = mask.dtype if array else mask
+            key = (queries.shape, words, groups, queries.dtype, shown, packed)
             route, expected = routes.get(key, UNSEEN)
             if route is None or expected is not None:
                 rest = _rest_quantised(parts, mask if array else None, sinks)
@@ -254,6 +256,8 @@ def describe(
         if sinks is not None:
             return "sinks with a quantised cache"
         bits, group, v_head_dim = layout
+        if (cache.bits, cache.group_size) != (bits, group):
+            return "keys and values are quantised otherwise than the cache says"
         # What follows asks the shapes and the dtype of the floats that the words stand for.
         keys, values = (
             _Floats((*packed[0].shape[:3], width), packed[1].dtype)

@@ -20,25 +20,33 @@ PATCHED = "mlx_lm.models.base"
 
 
 class Finder:
-    """Finds mlx_lm.models.base as the other finders do, and patches it once it is loaded."""
+    """Finds mlx_lm.models.base as the other finders do, and patches it once it is loaded: whoever
+    merely looks for it (importlib.util.find_spec) loads nothing."""
+
+    asking = False  # the others, which may look for it by all finders themselves
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if name != PATCHED:
+        if name != PATCHED or self.asking:
             return None
-        sys.meta_path.remove(self)  # once is enough, and the others must not meet us again
         spec = None
-        for finder in list(sys.meta_path):
-            spec = finder.find_spec(name, path, target)
-            if spec is not None:
-                break
+        self.asking = True
+        try:
+            for finder in list(sys.meta_path):
+                spec = finder.find_spec(name, path, target)
+                if spec is not None:
+                    break
+        finally:
+            self.asking = False
         if spec is None or spec.loader is None:
             return spec
         loader, execute = spec.loader, spec.loader.exec_module
 
         def exec_module(module: ModuleType) -> None:
             del loader.exec_module  # the class has its own
+            if self in sys.meta_path:
+                sys.meta_path.remove(self)  # once is enough
             execute(module)
             activate()
 
