@@ -354,7 +354,7 @@ def differentiable(workload: Workload, call: Call) -> Call:
         if length is not None:
             keys, values = _first(keys, length), _first(values, length)
         chosen = "causal" if mask_kind == "causal" else mask
-        if bits and mask is not None and _by_head(mask):  # of the gate; mlx-lm's refuses it
+        if bits and isinstance(mask, mx.array) and _by_head(mask):  # mlx-lm's refuses it
             stock = quantized.dequantised(queries, keys, values, number, chosen, bits, group)
         elif bits:
             stock = quantized.stock(queries, keys, values, number, chosen, bits, group)
