@@ -177,6 +177,15 @@ def test_a_cache_that_does_not_fit_what_it_holds(cache: str) -> None:
     assert same(quantized, lambda: {"cache": CACHES[cache]()}) == 0
 
 
+@pytest.mark.parametrize("shape", [(4, 1, 20), (1, 4, 1, 20), (2, 1, 20), (1, 2, 1, 20)])
+def test_a_mask_of_several_heads_over_a_quantised_cache(shape: tuple[int, ...]) -> None:
+    """mlx-lm takes some of them, in its own meaning, and refuses one for each query head; a kernel
+    alone would serve it."""
+    mask = mx.random.normal(shape, key=mx.random.key(3)).astype(mx.bfloat16)
+    assert isinstance(attention_call.describe(**quantized(mask=mask)), str)
+    assert same(quantized, lambda: {"mask": mask}) == 0
+
+
 def test_a_served_call_leaves_the_queries_as_they_are() -> None:
     """mlx-lm's attention over a quantised cache scales the caller's queries in place."""
     queries = attention()["queries"]

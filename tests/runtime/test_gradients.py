@@ -20,6 +20,8 @@ from samples import shipped_in_metal, store_correct
 from serving import enable, hits
 
 import mlx_lm_openevolve
+from mlx_lm_openevolve.backends import host
+from mlx_lm_openevolve.ops.attention.quantized import dequantised
 from mlx_lm_openevolve.ops.attention.workload import Workload
 
 DECODE = Workload(1, 4, 2, 1, 32, 64, 64, "float32")
@@ -200,6 +202,27 @@ def test_a_kernel_s_result_is_not_changed_by_what_it_is_derived_by(home: Path) -
     plain, (derived,) = f(*given), mx.vjp(lambda *a: f(*a), given, [stock])[0]
     assert mx.array_equal(plain, derived)
     assert not mx.array_equal(plain, stock), "other bits than SDPA's, or this says nothing"
+
+
+def test_a_mask_for_each_head_over_a_quantised_cache_is_judged_and_derived() -> None:
+    """The gate asks it of a kernel; mlx-lm's own attention refuses it."""
+    w = replace(DECODE, kv_bits=8, kv_group=32, mask="additive", kv_len=20)
+    kernel = next(k for k in shipped_in_metal() if k.applies_to(w.bucket()))
+    call = host.build(kernel, kernel.default_params(w.bucket()), w)
+    q, mask = normal(1, 4, 1, 64, seed=0), normal(1, 4, 1, 20, seed=3)
+    k, v = (mx.quantize(normal(1, 2, 20, 64, seed=n), 32, 8) for n in (1, 2))
+    scale = mx.array([0.125])
+
+    def ours(q: mx.array, mask: mx.array) -> mx.array:
+        return call(q, k, v, scale, mask, None)
+
+    def stock(q: mx.array, mask: mx.array) -> mx.array:
+        return dequantised(q, k, v, 0.125, mask, 8, 32)
+
+    assert mx.allclose(ours(q, mask), stock(q, mask), atol=1e-4)
+    for a, b in zip(gradients(ours, [q, mask]), gradients(stock, [q, mask]), strict=True):
+        assert mx.any(b != 0).item()
+        assert mx.allclose(a, b, atol=1e-3)
 
 
 def lora_steps(architecture: str, steps: int = 3) -> list[tuple[str, mx.array]]:

@@ -280,6 +280,8 @@ def describe(
         fits = all(m in (1, n) for m, n in zip(mask.shape[::-1], scores[::-1], strict=False))
         if not 0 < mask.ndim <= 4 or not fits:
             return "the mask does not broadcast to the scores"
+        if bits and _by_head(mask):
+            return "a mask of several heads over a quantised cache"  # mlx-lm refuses most of them
         if kind == "additive" and not _adds(mask.dtype, queries.dtype):
             return f"the mask is {mask.dtype}"
     try:
@@ -300,6 +302,10 @@ def describe(
         )
     except WorkloadError as error:
         return str(error)
+
+
+def _by_head(mask: mx.array) -> bool:
+    return mask.ndim > 2 and mask.shape[-3] != 1
 
 
 def _adds(mask: mx.Dtype, dtype: mx.Dtype) -> bool:
@@ -390,7 +396,9 @@ def differentiable(workload: Workload, call: Call) -> Call:
         if length is not None:
             keys, values = _first(keys, length), _first(values, length)
         chosen = "causal" if mask_kind == "causal" else mask
-        if bits:
+        if bits and isinstance(mask, mx.array) and _by_head(mask):  # mlx-lm's refuses it
+            stock = quantized.dequantised(queries, keys, values, number, chosen, bits, group)
+        elif bits:
             stock = quantized.stock(queries, keys, values, number, chosen, bits, group)
         else:
             stock = mx.fast.scaled_dot_product_attention(
