@@ -70,9 +70,11 @@ def _usual(kernel: Kernel) -> list[Bucket]:
     """Up to four workloads that a kernel applies to: the family's usual ones, or where it is for
     others the smallest of the family's suites."""
     op = ops.get(kernel.op)
-    known = [bucket for suite in op.search.suites.values() for bucket in suite]
-    known = [*op.questions.usual, *sorted(dict.fromkeys(known), key=lambda b: b.flops())]
-    return [bucket for bucket in known if kernel.applies_to(bucket)][:4]
+    suites = {bucket for suite in op.search.suites.values() for bucket in suite}
+    for known in (op.questions.usual, sorted(suites, key=lambda b: (b.flops(), b.slug))):
+        if found := [bucket for bucket in known if kernel.applies_to(bucket)]:
+            return found[:4]
+    return []
 
 
 def _on_host(

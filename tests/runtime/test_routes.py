@@ -67,16 +67,18 @@ def packed(bits: int = 4, group: int = 32, dtype: mx.Dtype = mx.bfloat16) -> Any
     return tuple(mx.quantize(floats(2, KEYS, 64, dtype), group_size=group, bits=bits))
 
 
-def quantised(keys: Any, values: Any, **changes: Any) -> dict[str, Any]:
-    cache = QuantizedKVCache(group_size=32, bits=4)
+def quantised(
+    keys: Any, values: Any, bits: int = 4, group: int = 32, **changes: Any
+) -> dict[str, Any]:
+    cache = QuantizedKVCache(group_size=group, bits=bits)
     return call(keys=keys, values=values, cache=cache) | changes
 
 
 WORDS, SCALES, BIASES = packed()
 QUANTISED = {
     "plain": quantised(packed(), packed()),
-    "eight bits": quantised(packed(8), packed(8)),
-    "greater groups": quantised(packed(4, 64), packed(4, 64)),
+    "eight bits": quantised(packed(8), packed(8), 8),
+    "greater groups": quantised(packed(4, 64), packed(4, 64), 4, 64),
     "values of greater groups": quantised(packed(), packed(4, 64)),
     "values of eight bits": quantised(packed(), packed(8)),
     "scales of another dtype": quantised(packed(dtype=mx.float16), packed(dtype=mx.float16)),

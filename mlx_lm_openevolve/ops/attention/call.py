@@ -130,9 +130,9 @@ def _wrap_quantised(
         try:
             parts = (*keys, *values)
             words, groups = parts[0].shape, parts[1].shape
-            packed = cache.group_size, cache.bits  # the original reads both off the cache
             shown = mask.dtype if array else mask
-            key = (queries.shape, words, groups, queries.dtype, shown, packed)
+            layout = cache.group_size, cache.bits  # the original reads both off the cache
+            key = (queries.shape, words, groups, queries.dtype, shown, layout)
             route, expected = routes.get(key, UNSEEN)
             if route is None or expected is not None:
                 rest = _rest_quantised(parts, mask if array else None, sinks)
