@@ -326,20 +326,23 @@ def _large(draw: Draw) -> Content:
 
 def _flat(draw: Draw) -> Content:
     """All logits of a row are 120 or -120, by head: a softmax without its maximum overflows or
-    divides by zero, a padded key with logit 0 takes all. Every other column of V is constant."""
+    divides by zero, a padded key with logit 0 takes all. Every other column of V is constant;
+    where keys are the values, what queries see of them is."""
     w = draw.workload
-    keys = draw.filled(draw.keys, _NORMAL)
-    view = keys.view
-    view[:] = view[:, :, :1]
-    values = keys
-    if not w.latent:
+    keys = values = draw.filled(draw.keys, _NORMAL)
+    head = np.arange(w.q_heads)
+    sign = np.where(head % 2, 1.0, -1.0)
+    logits = np.broadcast_to(120 * sign[:, None], (w.batch, w.q_heads, w.q_len))
+    if w.latent:
+        common = _share(draw, keys).repeat(w.group, 1)
+        size = (common * common).sum(-1, keepdims=True)
+        queries = common * (logits[..., None] / (draw.scale * size))
+    else:
+        keys.view[:] = keys.view[:, :, :1]
+        queries = draw.towards(keys, np.zeros(logits.shape, np.int64), logits)
         values = draw.filled(draw.values, _NORMAL + 0.5)
         _spike(draw, values)
         values.view[..., ::2] = values.view[:, :, :1, ::2]
-    head = np.arange(w.q_heads)
-    sign = np.where(head % 2, 1.0, -1.0)
-    first = np.zeros((w.batch, w.q_heads, w.q_len), np.int64)
-    queries = draw.towards(keys, first, 120 * sign[:, None])
     sinks = 120 * sign + np.where(head // 2 % 2, 6000, -40)
     return draw.stored(queries, keys, values, sinks)
 
