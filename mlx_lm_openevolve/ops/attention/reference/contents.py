@@ -317,7 +317,7 @@ def _large(draw: Draw) -> Content:
     rng, w = draw.rng, draw.workload
     queries = draw.normal() * (0.5 / (draw.scale * w.head_dim**0.5))
     if w.latent:  # keys are the values: large ones would make large logits
-        keys = draw.filled(draw.keys, 4e3 + 4e2 * _NORMAL)
+        keys = draw.filled(draw.keys, 3e4 + 3e2 * _NORMAL)
         return draw.stored(queries / 8e2, keys, keys, rng.standard_normal(w.q_heads))
     keys = draw.filled(draw.keys, _NORMAL)
     values = draw.filled(draw.values, 4e4 + 4e3 * _NORMAL)
