@@ -202,6 +202,13 @@ def _needles(draw: Draw) -> Content:
     keys, values = draw.cache()
     first, second = _targets(draw)
     queries = draw.towards(keys, first, top) + draw.towards(keys, second, top - 1)
+    if draw.seen is not None:  # beside a key that is hidden two are seen: else no logit counts
+        seen = np.broadcast_to(draw.seen, (w.batch, w.q_heads, w.q_len, w.kv_len))
+        row = tuple(np.ogrid[: w.batch, : w.q_heads, : w.q_len])
+        some = draw.rng.integers(0, w.kv_len, (16, *first.shape))
+        third = np.take_along_axis(some, seen[(*row, some)].argmax(0)[None], 0)[0]
+        hidden = ~(seen[(*row, first)] & seen[(*row, second)]) & seen[(*row, third)]
+        queries += draw.towards(keys, third, np.where(hidden, top - 1, 0.0))
     return draw.stored(queries, keys, values, top + draw.rng.uniform(-2, 2, w.q_heads))
 
 
