@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 from dataclasses import replace
 
 import pytest
@@ -13,7 +14,7 @@ from mlx_lm_openevolve.ops.attention import OP
 from mlx_lm_openevolve.ops.attention.mutants import MUTANTS, applicable, correct
 from mlx_lm_openevolve.ops.attention.reference import case, sdpa
 from mlx_lm_openevolve.ops.attention.reference.question import AttentionQuestion as prepare
-from mlx_lm_openevolve.ops.attention.workload import DTYPES, MASKS, Workload
+from mlx_lm_openevolve.ops.attention.workload import DTYPES, MASKS, Bucket, Workload
 
 
 def workload(dtype: str, mask: str, **fields: object) -> Workload:
@@ -72,6 +73,55 @@ def test_every_mutant_is_killed_in_every_setting(dtype, mask, q_len, seed):
         )
         result = try_mutants(small, questions(small, seed))
         assert result.survivors == (), small.slug
+
+
+def asked_for_first() -> list[Bucket]:
+    """The proxies of what is asked for most, of the source mutants' buckets, and those with the
+    fewest rows: one query head."""
+    few = (
+        Bucket(1, 1, 1, q_len, 2048, 64, 64, dtype, mask, sinks)
+        for q_len, dtype, mask, sinks in itertools.product(
+            (1, 8, 2048), DTYPES, MASKS, (False, True)
+        )
+        if (q_len, mask) != (1, "causal")
+    )
+    matrix = (bucket for _, bucket, _ in OP.questions.matrix())
+    found = map(OP.questions.proxy, (*matrix, *OP.questions.usual, *few))
+    return list(dict.fromkeys(found))
+
+
+def survivors(bucket: Bucket, seed: int) -> tuple[str, ...]:
+    """The mutants that live through a brief verdict's questions."""
+    brief = [made() for made in OP.questions.cases(bucket, seed, brief=True)]
+    return try_mutants(bucket, brief).survivors
+
+
+DRAWN = random.Random(17).sample([*itertools.product(asked_for_first(), range(4))], 6)
+
+
+@pytest.mark.parametrize(
+    ("bucket", "seed"),
+    [
+        # The last key of a single row, in a length that one weak question had; light keys behind
+        # a mask; a sum of few latent keys.
+        (Bucket(1, 1, 1, 2048, 64, 64, 64, "float16", "additive"), 0),
+        (Bucket(1, 1, 1, 1, 128, 64, 64, "bfloat16", "additive"), 1),
+        (Bucket(2, 8, 2, 8, 128, 64, 64, "bfloat16", "additive", kv_bits=4, kv_group=32), 1),
+        (Bucket(1, 16, 1, 1, 128, 512, 512, "bfloat16", "additive", latent=True), 0),
+        (Bucket(2, 16, 1, 8, 128, 512, 512, "float16", "none", latent=True), 0),
+        *DRAWN,
+    ],
+    ids=lambda value: value.slug if isinstance(value, Bucket) else str(value),
+)
+def test_every_mutant_is_killed_by_few_questions(bucket, seed):
+    assert survivors(bucket, seed) == ()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+def test_every_mutant_is_killed_by_few_questions_wherever_asked(seed):
+    for bucket in asked_for_first():
+        assert survivors(bucket, seed) == (), bucket.slug
 
 
 def test_a_mutant_is_left_out_by_its_predicate_alone():

@@ -165,8 +165,10 @@ def _targets(draw: Draw) -> tuple[Positions, Positions]:
             first[r], second[r] = edge - 1 if edge else 0, edge
         if r % 8 == 5:
             second[r] = rng.integers(n)
-        if 0 < i == w.q_len - 1 and h % 2 == 0:  # under causality it alone sees the last key
-            first[r], second[r] = n - 2, n - 1
+        if i == w.q_len - 1 and h % 2 == 0:  # under causality it alone sees the last key
+            second[r] = n - 1
+            if i or first[r] == n - 1:
+                first[r] = max(0, n - 2)
     swapped = (np.arange(len(first)) // 2 + rng.integers(2)) % 2 == 1
     first, second = np.where(swapped, second, first), np.where(swapped, first, second)
     return first.reshape(shape), second.reshape(shape)
@@ -200,6 +202,13 @@ def _needles(draw: Draw) -> Content:
     keys, values = draw.cache()
     first, second = _targets(draw)
     queries = draw.towards(keys, first, top) + draw.towards(keys, second, top - 1)
+    if draw.seen is not None:  # beside a key that is hidden two are seen: else no logit counts
+        seen = np.broadcast_to(draw.seen, (w.batch, w.q_heads, w.q_len, w.kv_len))
+        row = tuple(np.ogrid[: w.batch, : w.q_heads, : w.q_len])
+        some = draw.rng.integers(0, w.kv_len, (16, *first.shape))
+        third = np.take_along_axis(some, seen[(*row, some)].argmax(0)[None], 0)[0]
+        hidden = ~(seen[(*row, first)] & seen[(*row, second)]) & seen[(*row, third)]
+        queries += draw.towards(keys, third, np.where(hidden, top - 1, 0.0))
     return draw.stored(queries, keys, values, top + draw.rng.uniform(-2, 2, w.q_heads))
 
 
@@ -254,13 +263,14 @@ def _share(draw: Draw, keys: Placed) -> Floats:
 
 
 def _peaked(draw: Draw) -> Content:
-    """Random logits with a deviation of 3, and a key behind an edge among the largest."""
+    """Random logits with a deviation of 3, and the keys at both sides of an edge the largest."""
     w = draw.workload
     keys, values = draw.cache()
     size = float(np.sqrt((decode(keys.view[0, 0], w.dtype) ** 2).mean()))
     queries = draw.normal() * (3 / (draw.scale * w.head_dim**0.5 * size))
     top = 3 * (2 * np.log(w.kv_len)) ** 0.5
-    queries = queries + draw.towards(keys, _targets(draw)[0], top)
+    first, second = _targets(draw)
+    queries += draw.towards(keys, first, top) + draw.towards(keys, second, top - 1)
     sinks = 3 * draw.rng.standard_normal(w.q_heads) + np.log(w.kv_len)
     return draw.stored(queries, keys, values, sinks)
 
@@ -272,7 +282,7 @@ def _crowd(draw: Draw) -> Content:
     keys, values = draw.cache()
     if not w.latent:
         _spike(draw, values)
-    heavy = rng.integers(0, w.kv_len, (w.batch, w.kv_heads))
+    heavy = _common(draw)
     if not w.latent:
         for b, h in np.ndindex(heavy.shape):
             values.view[b, h, heavy[b, h]] = 0
@@ -283,6 +293,17 @@ def _crowd(draw: Draw) -> Content:
     queries = draw.towards(keys, at, tops)
     sinks = rng.uniform(0, 8, w.q_heads)
     return draw.stored(queries, keys, values, sinks)
+
+
+def _common(draw: Draw) -> Positions:
+    """A random key for each KV head, [B, Hkv], of those that many of its rows see."""
+    rng, w = draw.rng, draw.workload
+    chance = rng.random((w.batch, w.kv_heads, w.kv_len))
+    if draw.seen is not None:
+        rows = np.broadcast_to(draw.seen.sum(2), (w.batch, w.q_heads, draw.seen.shape[3]))
+        rows = rows.reshape(w.batch, w.kv_heads, w.group, -1).sum(2)
+        chance = np.where(2 * rows >= rows.max(-1, keepdims=True), chance, -1.0)
+    return np.asarray(chance.argmax(-1))
 
 
 def _even(draw: Draw) -> Content:
@@ -303,8 +324,8 @@ def _large(draw: Draw) -> Content:
     rng, w = draw.rng, draw.workload
     queries = draw.normal() * (0.5 / (draw.scale * w.head_dim**0.5))
     if w.latent:  # keys are the values: large ones would make large logits
-        keys = draw.filled(draw.keys, 300 + 30 * _NORMAL)
-        return draw.stored(queries / 30, keys, keys, rng.standard_normal(w.q_heads))
+        keys = draw.filled(draw.keys, 3e4 + 3e2 * _NORMAL)
+        return draw.stored(queries / 8e2, keys, keys, rng.standard_normal(w.q_heads))
     keys = draw.filled(draw.keys, _NORMAL)
     values = draw.filled(draw.values, 4e4 + 4e3 * _NORMAL)
     return draw.stored(queries, keys, values, rng.standard_normal(w.q_heads) - 30)
@@ -312,20 +333,23 @@ def _large(draw: Draw) -> Content:
 
 def _flat(draw: Draw) -> Content:
     """All logits of a row are 120 or -120, by head: a softmax without its maximum overflows or
-    divides by zero, a padded key with logit 0 takes all. Every other column of V is constant."""
+    divides by zero, a padded key with logit 0 takes all. Every other column of V is constant;
+    where keys are the values, what queries see of them is."""
     w = draw.workload
-    keys = draw.filled(draw.keys, _NORMAL)
-    view = keys.view
-    view[:] = view[:, :, :1]
-    values = keys
-    if not w.latent:
+    keys = values = draw.filled(draw.keys, _NORMAL)
+    head = np.arange(w.q_heads)
+    sign = np.where(head % 2, 1.0, -1.0)
+    logits = np.broadcast_to(120 * sign[:, None], (w.batch, w.q_heads, w.q_len))
+    if w.latent:
+        common = _share(draw, keys).repeat(w.group, 1)
+        size = (common * common).sum(-1, keepdims=True)
+        queries = common * (logits[..., None] / (draw.scale * size))
+    else:
+        keys.view[:] = keys.view[:, :, :1]
+        queries = draw.towards(keys, np.zeros(logits.shape, np.int64), logits)
         values = draw.filled(draw.values, _NORMAL + 0.5)
         _spike(draw, values)
         values.view[..., ::2] = values.view[:, :, :1, ::2]
-    head = np.arange(w.q_heads)
-    sign = np.where(head % 2, 1.0, -1.0)
-    first = np.zeros((w.batch, w.q_heads, w.q_len), np.int64)
-    queries = draw.towards(keys, first, 120 * sign[:, None])
     sinks = 120 * sign + np.where(head // 2 % 2, 6000, -40)
     return draw.stored(queries, keys, values, sinks)
 

@@ -155,6 +155,8 @@ def _seen(rng: np.random.Generator, w: Workload, plan: Plan) -> tuple[Bool, int]
     seen = rng.random(shape) < 0.7
     seen = seen if form == "rows" else seen & below
     seen[..., 0] |= ~seen.any(-1)
+    if plan.kind != "needles":  # a single row may be all that shows the last key
+        seen[-1, -1, -1, -1] = True
     if dead and form == "heads" and w.rows > 1:
         seen[0, 0, 0] = False
     return seen, 3 if form == "three" else 4
@@ -171,12 +173,15 @@ def _bias(rng: np.random.Generator, w: Workload, seen: Array, kind: str) -> Arra
     if kind == "normal" or shape[3] == 1:
         return rng.standard_normal(shape, np.float32)
     rows = (*shape[:3], 1)
-    size = np.resize(rng.permutation([40.0, 300.0, 2500.0]), rows) * rng.uniform(0.8, 1.2, rows)
+    # The largest is always among them: a mask may have one row.
+    sizes = np.array([2500.0, *rng.permutation([40.0, 300.0])])
+    size = np.resize(sizes, rows) * rng.uniform(0.8, 1.2, rows)
     top = size if kind == "above" else -size
     gap = np.maximum(24.0, size / 4)
     # The key that decides lies behind a tile, a half, or among the last.
     keys = np.unique(np.clip([0, w.kv_len // 2, w.kv_len - 2, w.kv_len - 1], 0, None))
     chosen = rng.choice(keys, (*shape[:3], 1))
+    chosen[-1, -1, -1] = w.kv_len - 1
     chosen = np.where(np.take_along_axis(seen, chosen, -1), chosen, seen.argmax(-1)[..., None])
     bias = top - gap * rng.uniform(1, 2, shape)
     np.put_along_axis(bias, chosen, top, -1)
