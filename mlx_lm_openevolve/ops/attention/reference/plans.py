@@ -67,7 +67,8 @@ def plans(bucket: Bucket | Workload, seed: int, brief: bool) -> list[tuple[Workl
     made = []
     for i, kind in enumerate(kinds):
         drawn = {name: column[i] for name, column in columns.items()}
-        if drawn["form"] == "one" and biases[i] in ("below", "above"):  # no key alone decides
+        decided = bucket.mask == "additive" and biases[i] in ("below", "above")
+        if drawn["form"] == "one" and decided:  # no key alone decides
             drawn["form"] = "rows"
         plan = Plan(kind, scales[i], bias=biases[i], keys=keys[i], values=values[i], **drawn)
         made.append((shapes[i], plan))
