@@ -112,7 +112,7 @@ def judge(
 
 def _judgement(verdict: Verdict) -> Judgement:
     """What a verdict holds that was proven before."""
-    return Judgement(verdict.correct, None, verdict.reason, verdict.errors, mutants=verdict.mutants)
+    return Judgement(verdict.correct, None, errors=verdict.errors, mutants=verdict.mutants)
 
 
 def verdict_of(
@@ -200,14 +200,14 @@ def judge_calls(
                 judged = proven or _proven(build, bucket, clock, seed, brief, buffers)
                 if not judged.correct:
                     return judged
-                judged = replace(judged, faster=None, reason="correct; speed was not measured")
+                half = replace(judged, faster=None, reason="correct; speed was not measured")
                 if not speed:
-                    return judged
+                    return half
                 try:
                     timed = compare(build, bucket, device, clock, seed, label, memory)
                 except GateTimeout:
                     if staged and proven is None:
-                        return judged
+                        return half
                     raise
                 return replace(
                     judged,
