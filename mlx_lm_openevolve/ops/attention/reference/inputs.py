@@ -70,8 +70,9 @@ def _case(plan: Plan, w: Workload, seed: int, turn: int) -> Case:
     if masking is not None:
         placed["mask"] = masking
     if w.kv_bits:
-        for operand in ("keys", "values"):
-            at = [_beside(rng, plan) for _ in range(3)]
+        for operand, name in (("keys", plan.keys), ("values", plan.values)):
+            apart = name in ("columns", "apart")  # else rows whose elements are neighbours
+            at = [keys_layout(rng, name) if apart else _beside(rng, plan) for _ in range(3)]
             operands[operand] = pack(operands[operand], w.dtype, w.kv_bits, w.kv_group, at)
     name = f"{plan.kind} batch={w.batch} q_len={w.q_len} kv_len={w.kv_len} scale={scale:.3g}"
     name += f" queries={plan.queries} keys={plan.keys}"
