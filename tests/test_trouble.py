@@ -433,7 +433,7 @@ def test_a_worker_says_that_the_gpu_ended_it(
     monkeypatch.setattr(backends.get("host"), "build", raising(TIMEOUTS[0], []))
     params = kernel.default_params(DECODE)
     task = gate_worker.Task(
-        dict(kernel.meta), dict(kernel.sources), params, DECODE.slug, "host", 60, False, 0, 0
+        dict(kernel.meta), dict(kernel.sources), params, DECODE.slug, "host", 60, False, False, 0, 0
     )
     assert gate_worker._answer(asdict(task)) == {"gpu_timeout": TIMEOUTS[0]}
 

@@ -94,7 +94,7 @@ def test_a_withdrawn_verdict_serves_no_longer_and_is_not_gated_again(home: Path)
         tuned = Registry(tuned_root(), writable=False)
         return Planner(detect("host"), [Registry(home), tuned], only=kernel)
 
-    assert planner().plan(BUCKET).kernel == kernel
+    assert planner().plan(BUCKET.bucket()).kernel == kernel
     other = replace(BUCKET, kv_len=32).slug
     found = case(
         ratio=0.9,
@@ -105,7 +105,7 @@ def test_a_withdrawn_verdict_serves_no_longer_and_is_not_gated_again(home: Path)
         },
     )
     assert cases.withdraw("code_generation", found, user, "host") == [BUCKET.slug]
-    plan = planner().plan(BUCKET)
+    plan = planner().plan(BUCKET.bucket())
     assert plan.kernel is None
     assert plan.reason == "rejected: withdrawn: code_generation ran at 0.900x of stock end to end"
     (kept,) = Registry(home).verdicts("host", BUCKET)

@@ -104,7 +104,8 @@ def test_a_slower_preset_fails_names_its_workloads_and_withdraws_them(
     (verdict,) = Registry(home).verdicts("host", BUCKET)
     row = {"kernel": kernel.id, "name": kernel.name, "params": {}, "verdict": verdict.to_json()}
     row |= {"reason": "accepted", "hits": 6, "fallbacks": 0}
-    info = {"workloads": {BUCKET.slug: row}, "fallbacks": {}, "device_info": {"slug": "host"}}
+    said = {"attention": {"fallbacks": {}, "unreached": []}}
+    info = {"workloads": {BUCKET.slug: row}, "ops": said, "device_info": {"slug": "host"}}
 
     def answered(task: dict[str, Any], which: str) -> dict[str, Any]:
         if which == "logits":

@@ -132,6 +132,7 @@ def test_a_mutant_is_left_out_by_its_predicate_alone():
     settings = itertools.product(DTYPES, MASKS, (1, 8))
     asked = [workload(d, mask, q_len=n) for d, mask, n in settings]
     asked.append(replace(asked[0], kv_bits=4, kv_group=32, sinks=False))
+    asked.append(workload("bfloat16", "additive", sinks=False))
     named = {m.name for w in asked for m in applicable(w)}
     assert named == {m.name for m in MUTANTS}
 

@@ -10,7 +10,7 @@ import pytest
 
 from mlx_lm_openevolve.ops.attention import quantized
 from mlx_lm_openevolve.ops.attention.reference import Packed, case, decode, pack
-from mlx_lm_openevolve.ops.attention.reference.layouts import Layout
+from mlx_lm_openevolve.ops.attention.reference.layouts import Placing
 from mlx_lm_openevolve.ops.attention.workload import Workload
 
 
@@ -48,7 +48,7 @@ def test_what_does_not_fit_is_named(keys: Any, values: Any, why: str) -> None:
 def test_the_reference_unpacks_as_mlx_does(bits: int) -> None:
     rng = np.random.default_rng(bits)
     x = rng.standard_normal((1, 2, 5, 128)).astype(np.float32)
-    found = pack(x, "float32", bits, 32, [Layout(lead=(0, 0, 3, 0))] * 3)
+    found = pack(x, "float32", bits, 32, [Placing(lead=(0, 0, 3, 0))] * 3)
     parts = tuple(mx.array(np.ascontiguousarray(p)) for p in (found.words, found.scales))
     want = mx.dequantize(*parts, mx.array(np.ascontiguousarray(found.biases)), 32, bits)
     for head in range(2):

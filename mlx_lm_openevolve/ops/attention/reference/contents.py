@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from ..workload import Workload
 from .encoding import Bool, decode, encode
-from .layouts import Layout, Placed
+from .layouts import Placed, Placing
 
 __all__ = ["CONTENTS", "Content", "filled"]
 
@@ -46,8 +46,8 @@ class Draw:
     workload: Workload
     scale: float
     seen: Bool | None  # see float64.visible
-    keys: Layout
-    values: Layout
+    keys: Placing
+    values: Placing
 
     def normal(self) -> Floats:
         """Queries of standard normals."""
@@ -63,7 +63,7 @@ class Draw:
             return keys, keys
         return keys, self.filled(self.values, _NORMAL)
 
-    def filled(self, layout: Layout, table: Floats) -> Placed:
+    def filled(self, layout: Placing, table: Floats) -> Placed:
         """A cache of random entries of `table`."""
         w = self.workload
         width = w.head_dim if layout is self.keys else w.v_head_dim
@@ -108,7 +108,7 @@ class Draw:
 
 
 def filled(
-    rng: np.random.Generator, shape: tuple[int, ...], layout: Layout, table: Floats, dtype: str
+    rng: np.random.Generator, shape: tuple[int, ...], layout: Placing, table: Floats, dtype: str
 ) -> Placed:
     """An array of random entries of `table` in a buffer of NaN."""
     batch, heads, length, width = shape

@@ -13,8 +13,8 @@ from ..workload import Bucket, Workload
 from .contents import CONTENTS, Draw
 from .encoding import Array, Bool, encode, lowest, upload
 from .float64 import Case, causal, visible
-from .layouts import Layout, Placed, cut, keys_layout, mask_layout, pack, query_layout
-from .plans import Plan, plans
+from .layouts import Placed, Placing, cut, keys_layout, mask_layout, pack, query_layout
+from .plans import CasePlan, plans
 
 __all__ = ["KINDS", "case", "cases", "mask"]
 
@@ -31,8 +31,8 @@ def cases(bucket: Bucket | Workload, seed: int, brief: bool = False) -> Iterator
 
 
 def case(kind: str, workload: Workload, seed: int, **plan: Any) -> Case:
-    """One case of a kind (see KINDS) for an exact workload; `plan`: other fields of its Plan."""
-    usual = Plan(kind, workload.head_dim**-0.5)
+    """One case of a kind (see KINDS) for an exact workload; `plan`: the rest of its CasePlan."""
+    usual = CasePlan(kind, workload.head_dim**-0.5)
     return _case(replace(usual, **plan), workload, seed, 99)
 
 
@@ -52,7 +52,7 @@ def mask(workload: Workload, seed: int) -> mx.array | None:
     return upload(encode(np.where(seen, bias, np.float32(lowest(w.dtype))), w.dtype), w.dtype)
 
 
-def _case(plan: Plan, w: Workload, seed: int, turn: int) -> Case:
+def _case(plan: CasePlan, w: Workload, seed: int, turn: int) -> Case:
     rng = np.random.default_rng([seed, 1 + turn])
     scale = float(np.float32(plan.scale))
     masking, seen = _mask(rng, w, plan)
@@ -94,19 +94,21 @@ def _case(plan: Plan, w: Workload, seed: int, turn: int) -> Case:
     )
 
 
-def _beside(rng: np.random.Generator, plan: Plan) -> Layout:
+def _beside(rng: np.random.Generator, plan: CasePlan) -> Placing:
     """A part of a quantised operand, [B, Hkv, N, ...]: `aligned`, as in mlx-lm's caches, which the
     fast paths of kernels are for, or at any address."""
     lead, tail = (int(n) for n in rng.integers(1, 4, 2))
     if plan.aligned:
-        return Layout(lead=(0, 0, 8 * lead, 0), tail=(0, 0, 8 * tail, 0))
-    return Layout(lead=(0, 0, 2 * lead + 1, 0), tail=(0, 0, tail, 0))
+        return Placing(lead=(0, 0, 8 * lead, 0), tail=(0, 0, 8 * tail, 0))
+    return Placing(lead=(0, 0, 2 * lead + 1, 0), tail=(0, 0, tail, 0))
 
 
 # Masks
 
 
-def _mask(rng: np.random.Generator, w: Workload, plan: Plan) -> tuple[Placed | None, Bool | None]:
+def _mask(
+    rng: np.random.Generator, w: Workload, plan: CasePlan
+) -> tuple[Placed | None, Bool | None]:
     """An array mask as a plan says, None where there is none, and which keys rows see: see
     float64.visible."""
     if w.mask in ("none", "causal"):
@@ -121,7 +123,7 @@ def _mask(rng: np.random.Generator, w: Workload, plan: Plan) -> tuple[Placed | N
     return cut(stored, layout, encode(np.array([np.nan]), w.dtype), axes), seen
 
 
-def _seen(rng: np.random.Generator, w: Workload, plan: Plan) -> tuple[Bool, int]:
+def _seen(rng: np.random.Generator, w: Workload, plan: CasePlan) -> tuple[Bool, int]:
     """Which keys rows see, four axes of which each may be 1, and how many of them are passed."""
     form = plan.form
     n = w.kv_len

@@ -12,7 +12,7 @@ import numpy as np
 from .encoding import Array, Float, decode, download, encode, upload
 
 __all__ = [
-    *("DENSE", "KEYS", "NARROW", "Layout", "Packed", "Placed"),
+    *("DENSE", "KEYS", "NARROW", "Placing", "Packed", "Placed"),
     *("cut", "keys_layout", "mask_layout", "pack", "query_layout"),
 ]
 
@@ -26,7 +26,7 @@ NARROW = ("columns", "apart", "odd")
 
 
 @dataclass(frozen=True)
-class Layout:
+class Placing:
     """An array of four axes as a view into a buffer: `order` names the axes from the outermost in
     memory, `lead` and `tail` are what the buffer has of each axis before and behind the array,
     of whose last axis it has `step` times as much."""
@@ -49,7 +49,7 @@ class Layout:
         return turned[tuple(slice(first, first + n * step, step) for first, n, step in parts)]
 
 
-DENSE = Layout()
+DENSE = Placing()
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +57,7 @@ class Placed:
     """An array of the last `axes` of a shape of four, with its buffer as `encode` stores it."""
 
     buffer: Array
-    layout: Layout
+    layout: Placing
     shape: tuple[int, ...]
     axes: int = 4
 
@@ -77,7 +77,7 @@ class Placed:
         return array[(0,) * (4 - self.axes)] if self.axes < 4 else array
 
 
-def cut(x: Array, layout: Layout, around: Array, axes: int = 4) -> Placed:
+def cut(x: Array, layout: Placing, around: Array, axes: int = 4) -> Placed:
     """An array of four axes laid out; `around`, one element or a buffer's, is what surrounds it."""
     shape = layout.buffer(x.shape)
     buffer = np.empty(shape, x.dtype)
@@ -128,7 +128,7 @@ class Packed:
         return steps
 
 
-def pack(x: Array, dtype: str, bits: int, group: int, layouts: Sequence[Layout]) -> Packed:
+def pack(x: Array, dtype: str, bits: int, group: int, layouts: Sequence[Placing]) -> Packed:
     """The quantisation by MLX of a stored array [B, Hkv, N, D]; words, scales and biases as
     `layouts` say, inside buffers of NaN scales."""
     parts = mx.quantize(upload(np.ascontiguousarray(x), dtype), group_size=group, bits=bits)
@@ -142,45 +142,45 @@ def pack(x: Array, dtype: str, bits: int, group: int, layouts: Sequence[Layout])
     return Packed((words, scales, biases), bits, dtype)
 
 
-def keys_layout(rng: np.random.Generator, name: str) -> Layout:
+def keys_layout(rng: np.random.Generator, name: str) -> Placing:
     """One of KEYS, with what lies around it drawn."""
     lead, tail, few = (int(n) for n in rng.integers([1, 1, 1], [9, 9, 4]))
     if name == "whole":
         return DENSE
     if name == "cache":
-        return Layout(tail=(0, 0, 8 * tail, 0))
+        return Placing(tail=(0, 0, 8 * tail, 0))
     if name == "sequences":
-        return Layout((0, 2, 1, 3), (0, 0, lead, 0), (0, 0, tail, 0))
+        return Placing((0, 2, 1, 3), (0, 0, lead, 0), (0, 0, tail, 0))
     if name == "columns":
-        return Layout((0, 1, 3, 2), (0, 0, lead, 0), (0, 0, tail, 0))
+        return Placing((0, 1, 3, 2), (0, 0, lead, 0), (0, 0, tail, 0))
     if name == "apart":
-        return Layout(lead=(0, 0, lead, 0), tail=(0, 0, tail, 0), step=2)
+        return Placing(lead=(0, 0, lead, 0), tail=(0, 0, tail, 0), step=2)
     if name == "wide":
-        return Layout(lead=(0, 0, lead, 8), tail=(0, 0, tail, 8 * few))
+        return Placing(lead=(0, 0, lead, 8), tail=(0, 0, tail, 8 * few))
     if name == "odd":
-        return Layout(lead=(0, 0, lead, 2 * few + 1), tail=(0, 0, tail, 2))
+        return Placing(lead=(0, 0, lead, 2 * few + 1), tail=(0, 0, tail, 2))
     if name == "heads":
-        return Layout(lead=(0, few, lead, 0), tail=(0, 1, tail, 0))
-    return Layout(lead=(0, 0, lead, 0), tail=(0, 0, tail, 0))
+        return Placing(lead=(0, few, lead, 0), tail=(0, 1, tail, 0))
+    return Placing(lead=(0, 0, lead, 0), tail=(0, 0, tail, 0))
 
 
-def query_layout(rng: np.random.Generator, name: str) -> Layout:
+def query_layout(rng: np.random.Generator, name: str) -> Placing:
     """Queries [B, Hq, L, D]: "rows", as models make them, a transposed view of [B, L, Hq, D];
     "fused", such a view into rows that hold more heads; or "whole"."""
     if name == "whole":
         return DENSE
     more = int(rng.integers(1, 4)) if name == "fused" else 0
-    return Layout((0, 2, 1, 3), (0, 0, 0, 0), (0, more, 0, 0))
+    return Placing((0, 2, 1, 3), (0, 0, 0, 0), (0, more, 0, 0))
 
 
-def mask_layout(rng: np.random.Generator, name: str) -> Layout:
+def mask_layout(rng: np.random.Generator, name: str) -> Placing:
     """A mask [B, Hq, L, N], each 1 where it is broadcast: "whole", a "slice" of a larger one,
     "turned", its keys apart, or "heads", row by row."""
     rows, lead, tail = (int(n) for n in rng.integers([1, 1, 1], [4, 9, 9]))
     if name == "slice":
-        return Layout(lead=(0, 0, rows, lead), tail=(0, 0, 1, tail))
+        return Placing(lead=(0, 0, rows, lead), tail=(0, 0, 1, tail))
     if name == "turned":
-        return Layout((0, 1, 3, 2), (0, 0, rows, 0), (0, 0, 1, 0))
+        return Placing((0, 1, 3, 2), (0, 0, rows, 0), (0, 0, 1, 0))
     if name == "heads":
-        return Layout((2, 0, 1, 3), (0, 0, 0, 0), (0, 1, 0, tail))
+        return Placing((2, 0, 1, 3), (0, 0, 0, 0), (0, 1, 0, tail))
     return DENSE

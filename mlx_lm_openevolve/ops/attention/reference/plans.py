@@ -1,7 +1,7 @@
 """What the gate asks of a bucket, drawn from a seed: every axis by its strata, in an order of its
 own, so that a few questions meet them all and no two seeds ask the same.
 
-    plans(bucket, seed) -> [(exact workload, Plan)] --inputs.py--> Case
+    plans(bucket, seed) -> [(exact workload, CasePlan)] --inputs.py--> Case
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from ..workload import Q_LEN_BUCKETS, Bucket, Workload
 from .layouts import KEYS, NARROW
 
-__all__ = ["Plan", "plans"]
+__all__ = ["CasePlan", "plans"]
 
 X = TypeVar("X")
 
@@ -27,7 +27,7 @@ _FORMS = ("padding", "window", "heads", "rows", "batch", "three", "window", "one
 
 
 @dataclass(frozen=True)
-class Plan:
+class CasePlan:
     """How a case is made: its contents, its scale, the form of its mask, how that lies in memory
     and hides keys, what an additive one adds, and how keys, values and queries lie.
 
@@ -47,7 +47,7 @@ class Plan:
     aligned: bool = False
 
 
-def plans(bucket: Bucket | Workload, seed: int, brief: bool) -> list[tuple[Workload, Plan]]:
+def plans(bucket: Bucket | Workload, seed: int, brief: bool) -> list[tuple[Workload, CasePlan]]:
     """The cases of a bucket: 8 where they must be `brief`, else 16 that ask every q_len and batch
     of a small bucket."""
     rng = np.random.default_rng([seed, 0])
@@ -70,10 +70,10 @@ def plans(bucket: Bucket | Workload, seed: int, brief: bool) -> list[tuple[Workl
         decided = bucket.mask == "additive" and biases[i] in ("below", "above")
         if drawn["form"] == "one" and decided:  # no key alone decides
             drawn["form"] = "rows"
-        plan = Plan(kind, scales[i], bias=biases[i], keys=keys[i], values=values[i], **drawn)
+        plan = CasePlan(kind, scales[i], bias=biases[i], keys=keys[i], values=values[i], **drawn)
         made.append((shapes[i], plan))
     # The first is what a model asks most: its cache, its scale, the longest context.
-    usual = Plan(
+    usual = CasePlan(
         "needles", bucket.head_dim**-0.5, keys="cache", values="cache", padded=False, aligned=True
     )
     return [(shapes[0], usual), *made[1:]]
@@ -180,9 +180,10 @@ def _lengths(rng: np.random.Generator, high: int, brief: bool) -> list[int]:
     classes = [(3, 8), (5, 8), (int(rng.choice((1, 7))), 8), (2, 8), (6, 8), (4, 16), (12, 16)]
     classes += [(8, 16), (16, 32), (32, 64), (64, 128)]
     if brief:
-        classes = [
-            classes[int(rng.choice(part))] for part in ([0, 1], [3, 4], [5, 6], range(7, 11))
-        ]
+        # Of the multiples of 4 one that is in the bucket: between 9 and 16 only 12 is.
+        near = [n % 16 for n in range(high // 2 + 1, min(high, high // 2 + 16) + 1)]
+        fours = [i for i in (5, 6) if classes[i][0] in near] or [5, 6]
+        classes = [classes[int(rng.choice(part))] for part in ([0, 1], [3, 4], fours, range(7, 11))]
     found = [high, high // 2 + 1, high - 1]
     for residue, modulus in classes:
         low = high // 2 + 1

@@ -69,7 +69,10 @@ class AttentionTimingInputs(TimingInputs):
             # address, where MLX is slow, or wrong. No element more: a slice would keep it.
             first = pool[start : start + min(size // 2, pool.size // 2)]
             whole, left = divmod(size - first.size, pool.size)
-            buffer = mx.concatenate([first, *[pool] * whole, pool[:left]]).reshape(shape)
+            # Elsewhere too: keys and values that were alike would have large logits.
+            again = int(rng.integers(pool.size - left + 1))
+            last = pool[again : again + left]
+            buffer = mx.concatenate([first, *[pool] * whole, last]).reshape(shape)
             if around is not None:
                 buffer = buffer + around
             if w.kv_bits:
