@@ -11,7 +11,8 @@ import pytest
 from mlx_lm_openevolve.ops.attention import quantized
 from mlx_lm_openevolve.ops.attention.reference import Packed, case, decode, pack
 from mlx_lm_openevolve.ops.attention.reference.layouts import Placing
-from mlx_lm_openevolve.ops.attention.workload import Workload
+from mlx_lm_openevolve.ops.attention.reference.plans import plans
+from mlx_lm_openevolve.ops.attention.workload import Bucket, Workload
 
 
 def packed(width: int, bits: int, group: int) -> list[mx.array]:
@@ -84,3 +85,11 @@ def test_the_truth_is_that_of_the_numbers_kept() -> None:
 def test_stock_runs_on_this_machine_or_is_known_not_to() -> None:
     w = Workload(1, 4, 2, 1, 64, 64, 64, "bfloat16", kv_bits=4, kv_group=64)
     assert quantized.stock_runs(w) is (not mx.cuda.is_available() if hasattr(mx, "cuda") else True)
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2])
+def test_no_input_of_a_quantised_case_is_constant_on_metal(kv_heads: int) -> None:
+    bucket = Bucket(1, 4, kv_heads, 1, 8, 64, 64, "bfloat16", kv_bits=8, kv_group=64)
+    for seed in range(8):
+        for exact, _ in plans(bucket, seed, brief=False):
+            assert exact.batch * kv_heads * exact.kv_len >= 8

@@ -163,9 +163,18 @@ def _shapes(
             shapes.append(shapes[1])
             continue
         batch, q_len, kv_len = sequences.pop(), rows.pop(), rest.pop()
-        kv_len = max(kv_len, q_low)
+        kv_len = min(max(kv_len, q_low, _few(bucket, batch)), bucket.kv_len)
         shapes.append(bucket.exact(batch=batch, q_len=min(q_len, kv_len), kv_len=kv_len))
     return shapes
+
+
+def _few(bucket: Bucket | Workload, batch: int) -> int:
+    """Keys below which a quantised cache has an input of fewer than 8 elements, `constant` on Metal:
+    such calls get a trial of their own at run time, and may be left to the original."""
+    if not bucket.kv_bits:
+        return 0
+    groups = min(bucket.head_dim, bucket.v_head_dim) // bucket.kv_group
+    return -(-8 // (batch * bucket.kv_heads * groups))
 
 
 def _q_range(bucket: Bucket | Workload) -> tuple[int, int]:
