@@ -169,8 +169,8 @@ def _shapes(
 
 
 def _few(bucket: Bucket | Workload, batch: int) -> int:
-    """Keys below which a quantised cache has an input of fewer than 8 elements, `constant` on Metal:
-    such calls get a trial of their own at run time, and may be left to the original."""
+    """Keys below which a quantised cache has inputs of fewer than 8 elements, `constant` on Metal:
+    these get a trial of their own at run time, and may be left to the original."""
     if not bucket.kv_bits:
         return 0
     groups = min(bucket.head_dim, bucket.v_head_dim) // bucket.kv_group
