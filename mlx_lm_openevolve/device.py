@@ -14,7 +14,16 @@ from typing import Any
 
 import mlx.core as mx
 
-__all__ = ["BACKENDS", "Device", "detect", "fingerprint", "on_cpu", "version_of", "working_set"]
+__all__ = [
+    "BACKENDS",
+    "Device",
+    "detect",
+    "fingerprint",
+    "on_cpu",
+    "release",
+    "version_of",
+    "working_set",
+]
 
 BACKENDS = ("metal", "cuda", "host")
 
@@ -50,6 +59,11 @@ def version_of(package: str) -> str:
     except Exception:  # not installed, or metadata that cannot be read: which error depends on how
         return ""
     return version if isinstance(version, str) else ""
+
+
+def release(version: str) -> tuple[int, ...]:
+    """Major and minor of a version, () where it names none."""
+    return tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
 
 
 def _command(*argv: str, seconds: float = 2) -> str:

@@ -11,12 +11,12 @@ from __future__ import annotations
 import functools
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from mlx_lm_openevolve.backends.metal import fitting
+from mlx_lm_openevolve.backends.metal import fitting, those_that_fit
 from mlx_lm_openevolve.errors import KernelError
 from mlx_lm_openevolve.kernels.kernel import Kernel
 from mlx_lm_openevolve.kernels.spec import MATH_MODES
@@ -31,8 +31,6 @@ __all__ = ["ParamsProposer", "headroom", "launch_key", "switches"]
 
 Params = dict[str, int]
 _POOL = 160
-# Settings whose threadgroup memory is asked for at once: a run of the compiler takes 0.2 s for one.
-_FEW = 8
 # Share of turns that flip a structural switch of a kernel instead of a knob.
 _SWITCH = 0.05
 
@@ -181,7 +179,8 @@ class ParamsProposer:
                         take(other, dict(best.params), note, parent=kernel.id)
                         break
             ranked = self._ranked(archive, kernel, workload, slug, rng)
-            for params, note in _those_that_fit(kernel, workload, ranked) if limited else ranked:
+            fit = those_that_fit(kernel, workload, ranked, lambda item: item[0])
+            for params, note in fit if limited else ranked:
                 if len(made) > before:
                     break
                 take(kernel, params, note)
@@ -276,16 +275,6 @@ def launch_key(kernel: Kernel, workload: Bucket, params: Mapping[str, int]) -> A
     """What params come to in the launches of a workload: equal for settings that differ in name
     alone; None where they cannot be launched."""
     return _launch_key(kernel, workload, tuple(params.items()))
-
-
-def _those_that_fit(
-    kernel: Kernel, workload: Bucket, ranked: Sequence[tuple[Params, str]]
-) -> Iterator[tuple[Params, str]]:
-    """The settings that fit, in their order; asked of the compiler a few at a time."""
-    for at in range(0, len(ranked), _FEW):
-        some = ranked[at : at + _FEW]
-        fit = fitting(kernel, workload, [params for params, _ in some])
-        yield from (item for item in some if item[0] in fit)
 
 
 @functools.lru_cache(maxsize=1 << 14)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import mlx.core as mx
 
-from ..device import version_of
+from ..device import release, version_of
 from ..errors import BackendError, KernelError
 from ..kernels.kernel import Kernel, Launch
 from ..ops import Workload
 from ..ops.base import Call
 from . import Run, chain, dtype_of, template_of
 
-__all__ = ["build", "fitting", "unavailable"]
+__all__ = ["build", "fitting", "those_that_fit", "unavailable"]
+
+X = TypeVar("X")
 
 
 # The first release whose metal_kernel takes compile_options, and whose GPU errors raise: see
@@ -27,8 +30,8 @@ def unavailable() -> str:
     if not mx.metal.is_available():
         return "MLX sees no Metal GPU on this machine"
     version = version_of("mlx")
-    numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
-    return "" if numbers >= _OLDEST else f"mlx {version} is older than 0.32, which macOS needs"
+    new_enough = release(version) >= _OLDEST
+    return "" if new_enough else f"mlx {version} is older than 0.32, which macOS needs"
 
 
 def build(kernel: Kernel, params: Mapping[str, int], workload: Workload) -> Call:
@@ -64,6 +67,8 @@ def _make(launch: Launch, name: str, inputs: list[str]) -> Run:
     )
 
 
+# Settings whose threadgroup memory is asked for at once: a run of the compiler takes 0.2 s for one.
+_FEW = 8
 # Bytes of threadgroup memory by kernel, file and template arguments.
 _threadgroup: dict[tuple[str, str, Any], int] = {}
 
@@ -93,6 +98,20 @@ def fitting(
         for params, launched in zip(settings, launches, strict=True)
         if all(_threadgroup.get((kernel.id, *key), 0) <= THREADGROUP_BYTES for key in launched)
     ]
+
+
+def those_that_fit(
+    kernel: Kernel,
+    workload: Workload,
+    items: Iterable[X],
+    params: Callable[[X], dict[str, int]],
+) -> Iterator[X]:
+    """The items whose `params` fit (see `fitting`), in their order; the compiler is asked for a few
+    at a time, and for no more than are wanted."""
+    left = iter(items)
+    while some := list(itertools.islice(left, _FEW)):
+        fit = fitting(kernel, workload, [params(item) for item in some])
+        yield from (item for item in some if params(item) in fit)
 
 
 def _templates(kernel: Kernel, workload: Workload, params: Mapping[str, int]) -> list[Any]:

@@ -6,7 +6,6 @@ Importing this changes nothing and imports neither mlx_lm nor what serves calls.
 from __future__ import annotations
 
 import contextlib
-import importlib
 import logging
 import os
 import sys
@@ -291,7 +290,7 @@ def _prepare(
     from ..kernels import lookup, registry
     from ..kernels.kernel import Kernel
     from . import dispatch, planner
-    from .patch import made
+    from .patch import patches_of
 
     wanted = families(ops)
     if gate not in planner.GATE_MODES:
@@ -328,13 +327,7 @@ def _prepare(
         only=only,
     )
     dispatcher = dispatch.Dispatcher(plans, wanted)
-    patches = {
-        router.op.name: [
-            made(importlib.import_module(point.module), point.name, router.wrap)
-            for point in router.op.patch_points
-        ]
-        for router in dispatcher.routers
-    }
+    patches = {r.op.name: patches_of(r.op, r.wrap) for r in dispatcher.routers}
     return _Session(patches, dispatcher)
 
 
@@ -348,7 +341,7 @@ def _judges() -> Judges:
 
 
 def _check_versions() -> None:
-    from ..device import version_of
+    from ..device import release, version_of
     from ..errors import UnsupportedVersionError
 
     on_macos = sys.platform == "darwin"
@@ -359,8 +352,7 @@ def _check_versions() -> None:
             raise UnsupportedVersionError(
                 f"{package} is not installed; {wanted} or newer is needed"
             )
-        numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
-        if numbers < oldest:
+        if release(version) < oldest:
             why = ""
             if oldest != SUPPORTED[package]:
                 why = (

@@ -3,13 +3,12 @@ the gate."""
 
 from __future__ import annotations
 
-import itertools
 import random
 import time
 from collections.abc import Iterator, Mapping
 
 from .. import backends, ops
-from ..backends.metal import fitting
+from ..backends.metal import those_that_fit
 from ..backends.trouble import machines
 from ..errors import GateTimeout, MachineError, OpenEvolveError
 from ..gate import timing
@@ -24,7 +23,6 @@ __all__ = ["better", "fastest", "settings"]
 
 _GAIN = 1.03  # what a setting must win on the clock before the gate looks at it
 _ROUNDS = 3
-_FEW = 8  # settings whose threadgroup memory is asked for at once
 
 
 def settings(
@@ -105,11 +103,8 @@ def fastest(planner: Planner, known: Contender, bucket: Bucket, end: float) -> C
 
 
 def _launchable(planner: Planner, known: Contender, bucket: Bucket) -> Iterator[dict[str, int]]:
-    """`settings`, on Metal without those that have too much threadgroup memory: asked of the
-    compiler a few at a time."""
+    """`settings`, on Metal without those that have too much threadgroup memory."""
     offered = settings(known.kernel, bucket, known.params, 0)
     if planner.device.backend != "metal":
-        yield from offered
-        return
-    while some := list(itertools.islice(offered, _FEW)):
-        yield from fitting(known.kernel, bucket, some)
+        return offered
+    return those_that_fit(known.kernel, bucket, offered, lambda params: params)
