@@ -94,7 +94,8 @@ def main() -> None:
     device = detect(options.backend)
     stores = [Registry(options.registry)] if options.registry else registries()
     build = backends.get(device.backend).build
-    rng, rows = np.random.default_rng(0), []
+    rng = np.random.default_rng(0)
+    rows: list[dict[str, Any]] = []
     seen: set[Bucket] = set()
     for store in stores:
         for bucket in store.workloads(device.slug):
@@ -115,7 +116,7 @@ def main() -> None:
             middle = statistics.median(found.values())
             rows.append({"workload": bucket.slug, "gate": known[0].ratio, "ratios": found})
             print(f"{bucket.slug} {middle:.3f}, least {found[least]:.3f} at {least}", flush=True)
-    low = sorted((min(r["ratios"].values()), r["workload"]) for r in rows)  # type: ignore[attr-defined]
+    low = sorted((min(row["ratios"].values()), row["workload"]) for row in rows)
     print(f"{len(rows)} workloads; below {options.below}:")
     for worst, slug in low:
         if worst < options.below:

@@ -35,6 +35,33 @@ SETTLING = 8
 Rows = Mapping[str, Sequence[Mapping[str, Any]]]  # a worker's answers, by arm
 
 
+def task_of(
+    prompt_tokens: int,
+    generation_tokens: int,
+    settings: Mapping[str, Any],
+    *,
+    model: str | None = None,
+    shape: str | None = None,
+    draft: str | None = None,
+    batch: int = 1,
+    kv_bits: int = 0,
+    trials: int = 1,
+) -> dict[str, Any]:
+    """What a worker is asked (see worker.py). settings: the arguments of enable_optimizations."""
+    return {
+        "model": model,
+        "shape": shape,
+        "draft": draft,
+        "prompt_tokens": prompt_tokens,
+        "generation_tokens": generation_tokens,
+        "batch": batch,
+        "kv_bits": kv_bits,
+        "trials": trials,
+        "seed": 0,
+        "settings": dict(settings),
+    }
+
+
 def ask(task: Mapping[str, Any], arm: str) -> dict[str, Any]:
     """A worker's answer for an arm: "stock", "patched" or "logits" (see worker.answer). Raises
     OpenEvolveError with the last line that it printed where it has none."""

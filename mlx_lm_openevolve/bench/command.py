@@ -145,24 +145,11 @@ def tasks(options: argparse.Namespace) -> list[tuple[str, dict[str, Any]]]:
     if any(p < 2 or g < 4 for p, g in lengths.values()):
         raise UsageError("a case needs two tokens of prompt and four of generation")
     settings = {"backend": options.backend, "require_faster": not options.any_correct}
-    return [
-        (
-            name,
-            {
-                "model": options.model,
-                "shape": options.shape,
-                "draft": options.draft,
-                "prompt_tokens": p,
-                "generation_tokens": g,
-                "batch": options.batch,
-                "kv_bits": options.kv_bits or 0,
-                "trials": options.trials,
-                "seed": 0,
-                "settings": settings,
-            },
-        )
-        for name, (p, g) in lengths.items()
-    ]
+    asked: dict[str, Any] = {
+        name: getattr(options, name) for name in ("model", "shape", "draft", "batch", "trials")
+    }
+    asked["kv_bits"] = options.kv_bits or 0
+    return [(name, cases.task_of(p, g, settings, **asked)) for name, (p, g) in lengths.items()]
 
 
 def run_cases(

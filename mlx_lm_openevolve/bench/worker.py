@@ -52,11 +52,20 @@ def answer(task: dict[str, Any]) -> dict[str, Any]:
     return {**timed(model, draft, prompts, task), "info": get_optimization_info()}
 
 
-def load(name: str) -> Any:
-    """A model by its shape's name or its path."""
+def load(name: str, *, lazy: bool = False) -> Any:
+    """A model by its shape's name or its path. lazy: its weights are not read or made yet."""
     if name in shapes.SHAPES:
-        return shapes.build(name)
-    return mlx_lm.load(name)[0]
+        return shapes.build(name, lazy=lazy)
+    return mlx_lm.load(name, lazy=lazy)[0]
+
+
+def empty_cache(model: Any, batch: int) -> list[Any]:
+    """A cache for so many sequences, one for each layer."""
+    if batch == 1:
+        alone: list[Any] = make_prompt_cache(model)
+        return alone
+    merged = zip(*(make_prompt_cache(model) for _ in range(batch)), strict=True)
+    return [caches[0].merge(list(caches)) for caches in merged]
 
 
 def vocabulary(model: Any) -> int:
@@ -135,11 +144,7 @@ def logits(model: Any, prompts: list[list[int]], task: dict[str, Any]) -> dict[s
     tokens = mx.array(prompts)
     shape = (len(prompts), LOGIT_STEPS)
     more = mx.array(np.random.default_rng(1).integers(0, vocabulary(model), shape))
-    if len(prompts) == 1:
-        cache = make_prompt_cache(model)
-    else:
-        merged = zip(*(make_prompt_cache(model) for _ in prompts), strict=True)
-        cache = [caches[0].merge(list(caches)) for caches in merged]
+    cache = empty_cache(model, len(prompts))
     for i in range(0, tokens.shape[1], PREFILL):
         model(tokens[:, i : i + PREFILL], cache=cache)
         mx.eval([c.state for c in cache])

@@ -8,14 +8,16 @@ imported later take the replacement from where it stood.
 from __future__ import annotations
 
 import functools
+import importlib
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from types import ModuleType
 from typing import Any, Protocol
 
+from ..ops import Op
 from .holders import Binding, model_modules, survey
 
-__all__ = ["MethodPatch", "Patch", "Replacement", "made"]
+__all__ = ["MethodPatch", "Patch", "Replacement", "made", "patches_of"]
 
 Wrap = Callable[[Callable[..., Any]], Any]
 
@@ -45,6 +47,12 @@ def made(home: ModuleType, name: str, wrap: Wrap) -> Replacement:
     """The patch for a function of `home`, or for a method where `name` is "Class.method"."""
     owner, _, method = name.rpartition(".")
     return MethodPatch(getattr(home, owner), method, wrap) if owner else Patch(home, name, wrap)
+
+
+def patches_of(op: Op[Any, Any], wrap: Wrap) -> list[Replacement]:
+    """A patch for each of a family's patch points. Raises ImportError where a module is missing."""
+    points = op.patch_points
+    return [made(importlib.import_module(point.module), point.name, wrap) for point in points]
 
 
 class Patch:

@@ -15,15 +15,14 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import mlx_lm
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
 from .. import ops
+from ..bench import worker
 from ..bench.command import SHAPES, write
-from ..bench.model_configs import build
 from ..device import Device, detect
 from ..errors import BackendError, MachineError, UsageError
 from ..gate.judge import judge
@@ -82,7 +81,7 @@ def run(options: argparse.Namespace, out: Console) -> tuple[int, dict[str, Any]]
     finally:  # whoever stops keeps what there is
         known = [rows.get(use, Row(use, LEFT, "the budget was spent")) for use in uses]
         out.print(table(known, planner))
-        out.print(summary(known, options), markup=False)
+        out.print(summary(known), markup=False)
         asked = {"context": context, "batches": batches, "budget": budget, "shape": options.shape}
         result = report.record(device, known, asked, measured)
         if options.report:
@@ -111,11 +110,9 @@ def met(options: argparse.Namespace, context: int, batches: Sequence[int]) -> li
 
 def load(name: str) -> Any:
     """A model whose weights stay where they are: only its shapes are asked for."""
-    if name in SHAPES:
-        return build(name, lazy=True)
     try:
-        return mlx_lm.load(name, lazy=True)[0]
-    except Exception as error:
+        return worker.load(name, lazy=True)
+    except Exception as error:  # whatever mlx-lm and transformers raise over a folder's content
         raise UsageError(f"{name}: {type(error).__name__}: {error}") from None
 
 
@@ -169,7 +166,7 @@ def table(rows: Sequence[Row], planner: Planner) -> Table:
     return made
 
 
-def summary(rows: Sequence[Row], options: argparse.Namespace) -> str:
+def summary(rows: Sequence[Row]) -> str:
     """Counts, and how to go on where something is left."""
     counts = Counter(row.state for row in rows)
     text = ", ".join(f"{counts[state]} {state}" for state in (SERVED, REJECTED, UNSERVED, LEFT))
@@ -178,7 +175,7 @@ def summary(rows: Sequence[Row], options: argparse.Namespace) -> str:
     return text
 
 
-def _bench(options: argparse.Namespace, device: Device, bar: Progress) -> dict[str, Any] | None:
+def _bench(options: argparse.Namespace, device: Device, bar: Progress) -> dict[str, Any]:
     shape = options.shape or ("" if options.model else USUAL[0])
     task = bar.add_task("tokens a second, stock and tuned", total=4 * report.BLOCKS)
 

@@ -54,24 +54,14 @@ def power() -> str:
 def measured(model: str, shape: str, device: Device, step: Callable[[str], None]) -> dict[str, Any]:
     """Tokens a second of a model, stock and tuned, in processes that alternate: see cases.compared.
     `step` hears which arm is through. Raises OpenEvolveError."""
-    task = {
-        "model": model or None,
-        "shape": shape or None,
-        "draft": None,
-        "prompt_tokens": PROMPT,
-        "generation_tokens": GENERATED,
-        "batch": 1,
-        "kv_bits": 0,
-        "trials": 1,
-        "seed": 0,
-        "settings": {"backend": device.backend, "gate": "stored"},
-    }
+    settings = {"backend": device.backend, "gate": "stored"}
+    task = cases.task_of(PROMPT, GENERATED, settings, model=model or None, shape=shape or None)
     rows: dict[str, list[dict[str, Any]]] = {"stock": [], "patched": []}
     for arm, row in cases.processes(task, BLOCKS):
         rows[arm].append(row)
         step(arm)
     hits = [sum(w["hits"] for w in row["info"]["workloads"].values()) for row in rows["patched"]]
-    named = {"model": Path(model).name or None, "draft": None}  # no path of the user's
+    named = {"model": Path(model).name or None}  # no path of the user's
     return {**task, **named, **cases.compared(rows), "hits": hits}
 
 

@@ -6,35 +6,32 @@ time, whatever the length. So the code that will generate says itself which shap
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
-from importlib import import_module
 from typing import Any
 
 import mlx.core as mx
 from mlx_lm.generate import maybe_quantize_kv_cache
-from mlx_lm.models.cache import make_prompt_cache
 
 from .. import ops
+from ..bench.worker import KV_GROUP, PREFILL, empty_cache
 from ..errors import UsageError, interrupted
 from ..ops import Bucket, Op, Workload
 from ..ops.base import Call
 from ..runtime.dispatch import Route
-from ..runtime.patch import made
+from ..runtime.patch import patches_of
 
 __all__ = ["SHORTEST", "Use", "workloads"]
 
 SHORTEST = 32  # a chat's first prompt is longer; what is shorter is over in a few tokens
-# Of mlx-lm's commands: tokens of a prompt that are read at once, alone and with a draft model, and
-# what a step of speculation verifies.
-PREFILL, PREFILL_SPECULATING, VERIFY = 2048, 512, 4
+# Of mlx-lm's commands: tokens of a prompt that are read at once with a draft model, and what a step
+# of speculation verifies.
+PREFILL_SPECULATING, VERIFY = 512, 4
 # Last chunks of a later prompt in a conversation, which may have any length: one for each range.
 SHORT_CHUNKS = (20, 5)
 TURN = 256  # tokens of a turn of a conversation: what is asked once a turn counts so little
 ONE = 2  # the steps of one token that are traced at each length
-KV_GROUP = 64
 
 
 @dataclass(frozen=True)
@@ -48,7 +45,8 @@ class Use:
 class _Recorder:
     """Where a dispatcher stands at run time: it counts every call and serves none."""
 
-    def __init__(self, calls: Counter[Bucket]) -> None:
+    def __init__(self, op: Op[Any, Any], calls: dict[Bucket, float]) -> None:
+        self.op = op
         self.routes: dict[Any, Any] = {}  # stays empty: every call is new
         self.off: list[str] = []
         self.on_cpu = lambda: False
@@ -57,11 +55,14 @@ class _Recorder:
 
     def route(self, key: Any, described: Workload | str, arrays: Sequence[Any]) -> Route:
         if not isinstance(described, str):
-            self._calls[described.bucket()] += 1 / self.tokens  # type: ignore[assignment]
+            self._calls[described.bucket()] += 1 / self.tokens
         return Route(None, "")
 
     def refuse(self, reason: str) -> None:
         pass
+
+    def wrap(self, original: Call) -> Call:
+        return self.op.wrap(original, self)
 
 
 def workloads(
@@ -74,7 +75,7 @@ def workloads(
     of a quantised cache (in groups of 64), beside the plain one that mlx-lm begins with; 0 for
     none. Raises UsageError where a model cannot be called so.
     """
-    calls: Counter[Bucket] = Counter()
+    calls: dict[Bucket, float] = defaultdict(float)
     speculating = len(models) > 1
     for batch in batches:
         alone = batch == 1
@@ -93,23 +94,17 @@ def _trace(
     bits: int,
     verified: int,
     chunk: int,
-    calls: Counter[Bucket],
+    calls: dict[Bucket, float],
 ) -> None:
-    recorders = [(op, _Recorder(calls)) for op in map(ops.get, ops.FAMILIES)]
-    patches = [
-        made(import_module(point.module), point.name, partial(_wrapped, op, recorder))
-        for op, recorder in recorders
-        for point in op.patch_points
-    ]
+    recorders = [_Recorder(ops.get(name), calls) for name in ops.FAMILIES]
+    patches = [patch for recorder in recorders for patch in patches_of(recorder.op, recorder.wrap)]
     try:
         for patch in patches:
             patch.install()
         for prompt in _generations(context, verified, chunk):
-            caches = [make_prompt_cache(model) for _ in range(batch)]
-            merged = zip(*caches, strict=True)
-            cache = caches[0] if batch == 1 else [same[0].merge(list(same)) for same in merged]
+            cache = empty_cache(model, batch)
             for n in prompt:
-                for _, recorder in recorders:
+                for recorder in recorders:
                     recorder.tokens = ONE if n == 1 else n if n == verified else max(n, TURN)
                 model(mx.zeros((batch, n), mx.int32), cache=cache)
                 maybe_quantize_kv_cache(cache, 0, KV_GROUP, bits or None)
@@ -123,10 +118,6 @@ def _trace(
     finally:
         for patch in patches:
             patch.restore()
-
-
-def _wrapped(op: Op[Any, Any], recorder: _Recorder, original: Call) -> Call:
-    return op.wrap(original, recorder)
 
 
 def _generations(context: int, verified: int, chunk: int) -> Iterator[Iterator[int]]:
