@@ -158,8 +158,8 @@ def _seen(rng: np.random.Generator, w: Workload, plan: CasePlan) -> tuple[Bool, 
     seen = rng.random(shape) < 0.7
     seen = seen if form == "rows" else seen & below
     seen[..., 0] |= ~seen.any(-1)
-    if plan.kind != "needles":  # a single row may be all that shows the last key
-        seen[-1, -1, -1, -1] = True
+    if plan.kind != "needles":  # a single row may be all that shows the ends
+        seen[-1, -1, -1, [0, -1]] = True
     if dead and form == "heads" and w.rows > 1:
         seen[0, 0, 0] = False
     return seen, 3 if form == "three" else 4

@@ -70,6 +70,8 @@ def plans(bucket: Bucket | Workload, seed: int, brief: bool) -> list[tuple[Workl
         decided = bucket.mask == "additive" and biases[i] in ("below", "above")
         if drawn["form"] == "one" and decided:  # no key alone decides
             drawn["form"] = "rows"
+        if drawn["form"] == "window" and kind == "crowd":  # no row sees the first keys
+            drawn["form"] = "padding"
         plan = CasePlan(kind, scales[i], bias=biases[i], keys=keys[i], values=values[i], **drawn)
         made.append((shapes[i], plan))
     # The first is what a model asks most: its cache, its scale, the longest context.
@@ -131,14 +133,17 @@ def _scales(rng: np.random.Generator, head_dim: int, kinds: Sequence[str]) -> li
 
 
 def _biases(rng: np.random.Generator, kinds: Sequence[str], sinks: bool) -> list[str]:
-    """What an additive mask adds: noise or ALiBi; where logits are even, one key's decides, far
-    below zero or above. A sink above all of them would leave nothing to judge."""
-    even = [kind for kind in kinds if kind in ("even", "flat")]
-    decides = _spread(rng, ("above",) if sinks else ("below", "above"), len(even))
-    plain = _spread(rng, ("normal", "alibi"), len(kinds))
-    chosen = [decides.pop() if kind in even else p for kind, p in zip(kinds, plain, strict=True)]
-    # A sum that must overflow needs even weights.
-    return ["normal" if kind == "large" else b for kind, b in zip(kinds, chosen, strict=True)]
+    """What an additive mask adds: noise or, where few keys decide, ALiBi; where logits are even,
+    one key's decides, far below zero or above. A sink above all of them would leave nothing to
+    judge."""
+    chosen = ["normal" for _ in kinds]
+    even = [i for i, kind in enumerate(kinds) if kind in ("even", "flat")]
+    few = [i for i, kind in enumerate(kinds) if kind in ("needles", "peaked", "strong")][1:]
+    drawn = (even, ("above",) if sinks else ("below", "above")), (few, ("alibi", "normal"))
+    for places, names in drawn:
+        for i, name in zip(places, _spread(rng, names, len(places)), strict=True):
+            chosen[i] = name
+    return chosen
 
 
 # Shapes
