@@ -87,12 +87,14 @@ CASES = (
 )
 
 
-def judge(kernel: Kernel, slug: str, changes: dict[str, int], seed: int = 1) -> str:
+def judge(
+    kernel: Kernel, slug: str, changes: dict[str, int], seed: int = 1, brief: bool = True
+) -> str:
     """Why the kernel fails the questions about a small workload's bucket, "" where it passes."""
     bucket = Workload.parse(slug).bucket()
     assert kernel.applies_to(bucket)
     params = {**kernel.default_params(bucket), **changes}
-    asked = (case() for case in OP.questions.cases(bucket, 0))
+    asked = (case() for case in OP.questions.cases(bucket, 0, brief))
     return correctness.passes(lambda w: cuda_on_cpu.build(kernel, params, w, seed), asked).reason
 
 
@@ -114,6 +116,14 @@ def test_every_native_kernel_is_here() -> None:
 @pytest.mark.parametrize(("name", "slug", "changes"), CASES, ids=[f"{c[0]}-{c[1]}" for c in CASES])
 def test_a_native_kernel_is_right(name: str, slug: str, changes: dict[str, int]) -> None:
     assert judge(NATIVE[name], slug, changes) == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "slug", "changes"), CASES, ids=[f"{c[0]}-{c[1]}" for c in CASES])
+def test_a_native_kernel_is_right_at_every_row(
+    name: str, slug: str, changes: dict[str, int]
+) -> None:
+    assert judge(NATIVE[name], slug, changes, brief=False) == ""
 
 
 @pytest.mark.parametrize(

@@ -171,7 +171,9 @@ def _gate(info: dict[str, Any], root: Path) -> bool:
             with registry.gating("host", bucket, 120):
                 if kernel.id not in {v.kernel for v in registry.verdicts("host", bucket)}:
                     params = kernel.default_params(bucket)
-                    verdict = gate.judge(kernel, params, bucket, "host", seconds=120, speed=False)
+                    verdict = gate.judge(
+                        kernel, params, bucket, "host", seconds=120, speed=False, brief=True
+                    )
                     registry.publish("host", verdict)
             fresh = True
     return fresh

@@ -93,9 +93,9 @@ def accepted(workload: Workload, **changes: Any) -> Verdict:
     return replace(made, **changes)
 
 
-def questions(bucket: Any, seed: int = 0) -> list[Any]:
+def questions(bucket: Any, seed: int = 0, brief: bool = False) -> list[Any]:
     """The gate's questions about a bucket of attention."""
-    return [case() for case in OP.questions.cases(bucket, seed)]
+    return [case() for case in OP.questions.cases(bucket, seed, brief)]
 
 
 def shipped_in_metal() -> list[Kernel]:
