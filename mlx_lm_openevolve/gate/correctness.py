@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import mlx.core as mx
 import numpy as np
@@ -142,12 +142,14 @@ def passes(build: Build, questions: Iterable[Question]) -> Outcome:
 
 @dataclass(frozen=True)
 class MutantTrial:
-    """What became of the mutants: how many were tried on which workload, and which survived."""
+    """What became of the mutants: how many were tried on which workload, and which survived.
+    broken: not even a correct implementation passed, or there is no mutant."""
 
     killed: int
     of: int
     survivors: tuple[str, ...]
     on: str
+    broken: bool = False
 
     @property
     def reason(self) -> str:
@@ -155,6 +157,13 @@ class MutantTrial:
         if not self.survivors:
             return ""
         return f"the gate cannot be trusted on {self.on}: it passed {', '.join(self.survivors)}"
+
+    def also(self, more: MutantTrial) -> MutantTrial:
+        """This trial with further questions about the same workload."""
+        if more.broken:
+            return more
+        survivors = tuple(name for name in self.survivors if name in more.survivors)
+        return replace(self, killed=self.of - len(survivors), survivors=survivors)
 
 
 def try_mutants(
@@ -169,9 +178,10 @@ def try_mutants(
         survivors.append("everything: not one mutant applies")
     if passes(asked.correct.build, questions).reason:
         survivors.append(f"nothing, not even a {asked.correct.name} implementation")
+    broken = bool(survivors)
     for mutant in mutants:
         tick()
         if not passes(mutant.build, questions).reason:
             survivors.append(mutant.name)
     killed = len(mutants) - len(survivors)
-    return MutantTrial(killed, len(mutants), tuple(survivors), workload.slug)
+    return MutantTrial(killed, len(mutants), tuple(survivors), workload.slug, broken)

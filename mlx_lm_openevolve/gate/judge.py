@@ -9,8 +9,9 @@ and host_check.py for a kernel under metalhost's sanitizer.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -242,23 +243,32 @@ def _proven(
     buffers: Callable[[Workload], Buffers],
 ) -> Judgement:
     """Mutants and correctness; with a reason where it is a rejection."""
-    mutants, reason = _mutants(bucket, seed, clock)
+    seeds, mutants, reason = _mutants(bucket, seed, clock)
     if reason:
         return Judgement(reason=reason, mutants=mutants)
-    outcome, errors, cases = _correct(build, bucket, clock, seed, brief, buffers)
+    outcome, errors, cases = _correct(build, bucket, clock, seeds, brief, buffers)
     raw = {"cases": cases}
     correct = not outcome.reason
     return Judgement(correct, False, outcome.reason, errors, mutants=mutants, raw=raw)
 
 
+# From one seed to that of further questions.
+_MORE = 1 << 20
 _trials: dict[tuple[Bucket, int], MutantTrial] = {}
 
 
-def _mutants(bucket: Bucket, seed: int, clock: Clock) -> tuple[dict[str, Any], str]:
-    """(evidence, why this gate cannot be trusted on a bucket): array mutants are tried here, source
-    mutants were tried on a host, once for each version of the gate."""
+def _mutants(
+    bucket: Bucket, seed: int, clock: Clock
+) -> tuple[tuple[int, ...], dict[str, Any], str]:
+    """(seeds of the questions that all array mutants together fail, evidence, why this gate cannot
+    be trusted on a bucket). Those mutants are tried here; source mutants were tried on a host, once
+    for each version of the gate. Where a mutant lives through what was drawn, more is drawn."""
     questions, version = ops.of(bucket).questions, gate_version(bucket.op)
+    seeds: tuple[int, ...] = (seed,)
     trial = _try_mutants(questions.proxy(bucket), seed, clock)
+    if trial.survivors and not trial.broken:
+        seeds = (seed, seed + _MORE)
+        trial = trial.also(_try_mutants(questions.proxy(bucket), seeds[1], clock))
     key = questions.matrix_key(bucket)
     source = matrix(bucket.op).get(key, {})
     evidence = {
@@ -269,12 +279,13 @@ def _mutants(bucket: Bucket, seed: int, clock: Clock) -> tuple[dict[str, Any], s
         "source": {"killed": len(source.get("killed", ())), "kernel": source.get("kernel", "")},
     }
     if trial.reason or not key:
-        return evidence, trial.reason
+        return seeds, evidence, trial.reason
+    reason = ""
     if source.get("gate") != version or not source["killed"]:
-        return evidence, f"no source mutants were tried for {key} by gate {version}"
-    if source["survivors"]:
-        return evidence, f"source mutants survived for {key}: {', '.join(source['survivors'])}"
-    return evidence, ""
+        reason = f"no source mutants were tried for {key} by gate {version}"
+    elif source["survivors"]:
+        reason = f"source mutants survived for {key}: {', '.join(source['survivors'])}"
+    return seeds, evidence, reason
 
 
 def _try_mutants(small: Bucket, seed: int, clock: Clock) -> MutantTrial:
@@ -293,7 +304,7 @@ def _correct(
     build: Build,
     bucket: Bucket,
     clock: Clock,
-    seed: int,
+    seeds: Sequence[int],
     brief: bool,
     buffers: Callable[[Workload], Buffers],
 ) -> tuple[Outcome, dict[str, Any], list[dict[str, Any]]]:
@@ -302,7 +313,8 @@ def _correct(
     outcomes: list[Outcome] = []
     own: list[tuple[float, float]] = []
     cases: list[dict[str, Any]] = []
-    for case in ops.of(bucket).questions.cases(bucket, seed, brief):
+    asked = ops.of(bucket).questions
+    for case in itertools.chain(*(asked.cases(bucket, seed, brief) for seed in seeds)):
         clock.check("correctness")
         with nullcontext() if outcomes else clock.paused():  # MLX's own function at this size
             question = case()

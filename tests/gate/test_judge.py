@@ -90,6 +90,40 @@ def test_a_surviving_mutant_blocks_acceptance_and_is_named(monkeypatch):
     assert found.mutants["survivors"] == ["harmless"]
 
 
+def test_where_a_mutant_lives_through_what_was_drawn_more_is_asked_of_all(monkeypatch):
+    asked = []
+
+    def tried(small, seed, clock):
+        asked.append(seed)
+        return correctness.MutantTrial(40, 41, ("unlucky", str(seed)), small.slug)
+
+    monkeypatch.setattr(gate, "_try_mutants", tried)
+    found = judged(sdpa, speed=False, brief=True)
+    assert "it passed unlucky" in found.reason  # what lives through both
+    assert found.mutants["survivors"] == ["unlucky"]
+    lucky = correctness.MutantTrial(41, 41, (), "another draw")
+    monkeypatch.setattr(
+        gate, "_try_mutants", lambda *given: tried(*given) if given[1] == asked[0] else lucky
+    )
+    found = judged(sdpa, speed=False, brief=True)
+    assert found.correct
+    assert found.mutants["survivors"] == []
+    assert len(found.raw["cases"]) == 2 * 8
+    # A contender that is right in the first eight alone.
+    calls = []
+
+    def late(exact):
+        right, wrong = sdpa(exact), mutants.MUTANTS[0].build(exact)
+
+        def call(*given):
+            calls.append(given)
+            return (right if len(calls) <= 24 else wrong)(*given)
+
+        return call
+
+    assert not judged(late, speed=False, brief=True).correct
+
+
 def test_source_mutants_must_have_been_killed_by_this_gate(monkeypatch):
     version = gate_version("attention")
     entry = {"gate": version, "kernel": "0" * 12, "killed": ["a"], "survivors": {}}
