@@ -21,6 +21,27 @@ thread float* p = &v;
 const thread float* q = p;
 y[i] = *q + x[i];
 
+//// array_parameters_of_kernels
+// A kernel's parameter in brackets is a pointer, and takes the next free index without an attribute.
+// kernel: spread
+// in: x float32 8 = 0..7
+// in: strides int32 3 = 2 4 1
+// in: k float32 4 = 1 2 3 4
+// out: y float32 8 = 3 4 6 7 11 12 14 15
+// grid: 8
+// threadgroup: 8
+// header
+constant constexpr int rank = 3;
+[[kernel]] void spread(
+    const device float x[8],
+    constant const int strides[rank],
+    constant float k[4] [[buffer(2)]],
+    device float y[],
+    uint i [[thread_position_in_threadgroup]]) {
+  const int at = int(i) / strides[0];
+  y[i] = x[i] + k[at % strides[1]] + k[1] * float(strides[2] + (int(i) >= strides[1]) * strides[2]);
+}
+
 //// atomic_device_add
 // A histogram in device memory.
 // in: x uint32 64 = 0..7
@@ -1544,6 +1565,30 @@ y[0] = total(a);
 y[1] = u.y;
 y[2] = w.x + w.y + w.z;
 y[3] = float(h.w) + both(float(n.x), 2.0f).x + p.of(t).y;
+
+//// vector_direct_initialiser_of_products
+// A product of two names in parentheses is a value, and a pointer parameter where the first is a type.
+// in: x int32 4 = 3 4 5 6
+// out: y int32 5 = 12 6 2 5 9
+// grid: 1
+// threadgroup: 1
+// header
+struct Counter { int n; };
+int2 sums(thread Counter* a, thread Counter& b);
+int2 sums(thread Counter* a, thread Counter& b) {
+  return int2(a->n, a->n + b.n);
+}
+// body
+const int rows = x[0], columns = x[1], lane = 6;
+int2 size(rows * columns, lane);
+int2 low(lane & rows, x[2]);
+Counter a{5}, b{4};
+int2 s(sums(&a, b));
+y[0] = size.x;
+y[1] = size.y;
+y[2] = low.x;
+y[3] = s.x;
+y[4] = s.y;
 
 //// vector_half
 // Half vectors and literals; sums round to half.
