@@ -310,6 +310,35 @@ switch (i) {
 }
 y[i] = r;
 
+//// constant_is_const
+// Memory in the constant space is const, whether a pointer or a reference to it says so or not.
+// kernel: pick
+// in: x float32 8 = 0..7
+// in: n int32 1 = 3
+// in: table float32 4 = 10 20 30 40
+// out: y float32 8 = 33 34 35 36 37 38 39 40
+// grid: 8
+// threadgroup: 8
+// header
+constant float base[2] = {1.0f, 2.0f};
+inline int size(constant int& n) { return n; }
+inline float last(constant float* p, int n) { return p[n - 1]; }
+template <typename T> T first(constant T* p) { return p[0]; }
+struct Row {
+  constant float* values;
+  float operator[](int i) const thread { return values[i]; }
+};
+[[kernel]] void pick(
+    const device float* x [[buffer(0)]],
+    const constant int& n [[buffer(1)]],
+    constant const float* table [[buffer(2)]],
+    device float* y [[buffer(3)]],
+    uint i [[thread_position_in_grid]]) {
+  Row row{table};
+  const float all = last(table, size(n)) + first(table) - row[0] + last(base, 2) + first(base);
+  y[i] = x[i] + all;
+}
+
 //// conversions
 // Float to integer truncates, to half rounds to nearest even; bool is 0 or 1.
 // in: x float32 8 = 1.9 -1.9 2.5 2049 2051 0 -0.5 3

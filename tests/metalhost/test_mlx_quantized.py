@@ -1,0 +1,129 @@
+"""MLX's own quantised products, unmodified, on metalhost: right against float64, and counted."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from mlx_quantized import Product, operands, run
+
+from mlx_lm_openevolve.metalhost import compiler_available
+
+HOST, HOST_DESCRIPTION = compiler_available()
+pytestmark = pytest.mark.skipif(not HOST, reason=f"no compiler for metalhost: {HOST_DESCRIPTION}")
+
+# Half a unit in the last place: what rounding to a dtype costs at most, relative to the value.
+ROUNDING = {"float32": 2**-24, "float16": 2**-11, "bfloat16": 2**-8}
+# Sums in float32, relative to the largest result: their terms are up to ten times as large.
+SUMS = 2e-6
+
+# Rows, outputs and depth of each kernel: whole tiles, then edges.
+SHAPES = {
+    "qmv": [(1, 16, 384), (2, 5, 128), (3, 12, 320)],
+    "qmv_fast": [(1, 64, 512), (2, 61, 1024)],
+    "qmv_quad": [(2, 64, 128), (1, 128, 64)],
+    "qmv_wide": [(2, 40, 256), (6, 33, 128), (13, 16, 384)],
+    "qvm": [(1, 128, 96), (3, 256, 100)],
+    "qvm_split_k": [(1, 128, 1024), (2, 128, 1100)],
+    "qmm_t": [(32, 64, 128), (40, 48, 256), (9, 33, 128)],
+    "qmm_n": [(32, 128, 64), (9, 128, 80)],
+    "qmm_t_splitk": [(9, 64, 512), (33, 48, 256)],
+    "gather_qmv": [(5, 16, 128)],
+    "gather_qmv_fast": [(5, 32, 512)],
+    "gather_qmm_rhs": [(35, 48, 128), (64, 32, 256)],
+}
+FORMATS = [*itertools.product(("affine",), (4, 8), (32, 64, 128)), ("mxfp4", 4, 32)]
+IN_CI = [
+    Product("qmv", 2, 5, 128, "float32", bits=8, group=32),
+    Product("qvm", 3, 256, 100, "float16", group=128),
+    Product("qmm_t", 40, 48, 256),
+    Product("qmv_fast", 2, 61, 1024, group=32, mode="mxfp4"),
+]
+
+
+def products() -> list[Any]:
+    """Every kernel in every format; shapes and dtypes take turns. What CI does not ask is slow."""
+    dtypes = itertools.cycle(ROUNDING)
+    cases = []
+    for kernel, shapes in SHAPES.items():
+        turns = itertools.cycle(shapes)
+        experts = 4 if kernel.startswith("gather") else 0
+        for mode, bits, group in FORMATS:
+            for _ in shapes:
+                case = Product(kernel, *next(turns), "float32", bits, group, mode, experts)
+                if (case.k if case.transposed else case.n) % group == 0:
+                    cases.append(replace(case, dtype=next(dtypes)))
+                    break
+    rest = [pytest.param(c, marks=pytest.mark.slow) for c in cases if c not in IN_CI]
+    return [*IN_CI, *rest]
+
+
+def assert_right(p: Product, result: Any) -> None:
+    """The result is rounded; so are weights that a kernel of tiles (qmm) unpacks, unless they are
+    exact (mxfp4), and partial sums (split_k). One of a sum's roundings goes up, another down."""
+    twice = p.kernel == "qvm_split_k" or ("qmm" in p.kernel and p.mode == "affine")
+    expected = operands(p).expected
+    error = np.abs(result - expected).max() / np.abs(expected).max()
+    assert error <= (2 if twice else 1) * ROUNDING[p.dtype] + SUMS
+
+
+@pytest.mark.parametrize("p", products(), ids=str)
+def test_quantised_products_match_float64(p: Product) -> None:
+    done, result = run(p)
+    assert done.ok, "\n".join(str(f) for f in done.findings)
+    assert_right(p, result)
+
+
+@pytest.mark.parametrize(
+    ("p", "reads"),
+    [
+        # Each row of x reads all weights; each simdgroup, of four outputs, a row of x.
+        (Product("qmv_fast", 1, 64, 512), (1, 64 // 4)),
+        pytest.param(Product("qmv_fast", 4, 64, 512), (4, 64), marks=pytest.mark.slow),
+        pytest.param(
+            Product("qmv_fast", 1, 64, 512, group=32, mode="mxfp4"),
+            (1, 16),
+            marks=pytest.mark.slow,
+        ),
+        # Five rows of x at most share a reading of the weights.
+        pytest.param(Product("qmv_wide", 5, 64, 512), (1, 80), marks=pytest.mark.slow),
+        pytest.param(Product("qmv_wide", 10, 64, 512), (2, 160), marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_readings_of_the_weights_are_counted(p: Product, reads: tuple[int, int]) -> None:
+    """`reads`: how often the weights are read, and rows of x in all, per simdgroup's access."""
+    done, result = run(p, count=True)
+    assert done.ok, "\n".join(str(f) for f in done.findings)
+    assert_right(p, result)
+    o, counters = operands(p), done.counters
+    assert counters is not None
+    assert counters.compulsory_read_bytes == o.weight_bytes + o.x.nbytes
+    row = o.x.nbytes // p.m
+    assert counters.read_useful_bytes == reads[0] * o.weight_bytes + reads[1] * row
+    assert counters.device_write_bytes == counters.compulsory_write_bytes == p.m * p.n * 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["affine", "mxfp4"])
+@pytest.mark.parametrize(
+    ("kernel", "n", "k", "kind"),
+    [
+        # Where N is no multiple of 4, the last simdgroup is moved back and computes some outputs
+        # again, with the same value.
+        ("qmv", 30, 128, "race"),
+        # Scales are read before the bound of the outputs is looked at.
+        ("qmv_quad", 40, 64, "out-of-bounds"),
+    ],
+)
+def test_findings_are_the_ones_that_are_there(
+    mode: str, kernel: str, n: int, k: int, kind: str
+) -> None:
+    p = Product(kernel, 1, n, k, group=32, mode=mode)
+    done, result = run(p)
+    assert {f.kind for f in done.findings} == {kind}, "\n".join(str(f) for f in done.findings)
+    if done.outputs:
+        assert_right(p, result)

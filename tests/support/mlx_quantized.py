@@ -1,0 +1,229 @@
+"""MLX's quantised products on metalhost, launched as MLX's host code launches them.
+
+A Product is one call of a kernel of quantized.h or fp_quantized.h; the host code that this mirrors
+is mlx/backend/metal/quantized.cpp. Weights are drawn as words, and unpacked here in float64.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import mlx_kernels as mlx
+import numpy as np
+from mlx_attention import DTYPES, Floats
+from mlx_kernels import Out, launch, packed
+
+from mlx_lm_openevolve.metalhost import LaunchResult
+
+# Magnitudes of the 4-bit floats of mxfp4; the eighth bit pattern is their sign.
+E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6])
+# The kernels of fp_quantized.h that leave a place for nvfp4's global scale in front of x.
+GLOBAL_SCALE = ("qmv", "qmv_fast", "qvm", "qmm_t", "gather_qmv", "gather_qmv_fast")
+HEADERS = "".join(
+    f'#include "{mlx.KERNELS}/{name}"\n'
+    for name in ("utils.h", "steel/gemm/gemm.h", "quantized_utils.h")
+)
+
+
+@dataclass(frozen=True)
+class Product:
+    """x [m, k] times weights [n, k], or [k, n] where the kernel takes them so (qvm, qmm_n).
+
+    mode: affine or mxfp4. experts: of a gathered product, whose `m` rows take one each.
+    """
+
+    kernel: str
+    m: int
+    n: int
+    k: int
+    dtype: str = "bfloat16"
+    bits: int = 4
+    group: int = 64
+    mode: str = "affine"
+    experts: int = 0
+
+    @property
+    def transposed(self) -> bool:
+        return not self.kernel.startswith(("qvm", "qmm_n"))
+
+    @property
+    def row_vectors(self) -> int:
+        """Rows of x that one threadgroup of qmv_wide takes: as few tiles as 5 rows each allow."""
+        return -(-self.m // -(-self.m // 5))
+
+    @property
+    def split(self) -> int:
+        """Parts of K that are summed in a second launch."""
+        if self.kernel == "qvm_split_k":
+            return 32 if self.k > 8192 else 8
+        if self.kernel != "qmm_t_splitk":
+            return 1
+        align = max(self.group, 32)
+        parts = min(512 // (-(-self.n // 32) * -(-self.m // 32)), self.k // align)
+        return next(s for s in range(parts, 0, -1) if self.k % (s * align) == 0)
+
+    def __str__(self) -> str:
+        kind = self.mode if self.mode != "affine" else f"{self.bits}bit-group{self.group}"
+        return f"{self.kernel}-{self.dtype}-{kind}-{self.m}x{self.n}x{self.k}"
+
+
+@dataclass(frozen=True)
+class Operands:
+    """The arrays of a product. weights: [experts, n, k] or [experts, k, n]; chosen: each row's."""
+
+    x: mx.array
+    words: mx.array
+    scales: mx.array
+    biases: mx.array | None
+    chosen: list[int]
+    expected: Floats
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of the words, scales and biases."""
+        arrays = (self.words, self.scales, self.biases)
+        return sum(a.nbytes for a in arrays if a is not None)
+
+
+@functools.lru_cache(maxsize=8)
+def operands(p: Product, seed: int = 0) -> Operands:
+    """Random operands with the product in float64."""
+    rng = np.random.default_rng(seed)
+    dtype = getattr(mx, p.dtype)
+    rows, columns = (p.n, p.k) if p.transposed else (p.k, p.n)
+    shape = max(p.experts, 1), rows, columns
+    words = rng.integers(0, 1 << 32, (*shape[:2], columns * p.bits // 32), np.uint32)
+    fields = (words[..., None] >> (p.bits * np.arange(32 // p.bits, dtype=np.uint32))).reshape(
+        shape
+    )
+    fields &= (1 << p.bits) - 1
+    groups = (*shape[:2], columns // p.group)
+    biases = None
+    if p.mode == "mxfp4":
+        scales = mx.array(rng.integers(125, 129, groups, np.uint8))
+        values = np.where(fields & 8, -1.0, 1.0) * E2M1[fields & 7]
+        weights = values * np.repeat(2.0 ** (wide(scales) - 127), p.group, -1)
+    else:
+        scale = rng.uniform(0.5, 1.5, groups) * rng.choice([-1, 1], groups)
+        scales = mx.array((scale / (1 << p.bits)).astype(np.float32)).astype(dtype)
+        offset = -scale * rng.uniform(0.3, 0.7, groups)  # the middle of a group is near zero
+        biases = mx.array(offset.astype(np.float32)).astype(dtype)
+        weights = fields * np.repeat(wide(scales), p.group, -1)
+        weights += np.repeat(wide(biases), p.group, -1)
+    x = mx.array(rng.standard_normal((p.m, p.k)).astype(np.float32)).astype(dtype)
+    chosen = sorted(rng.integers(0, shape[0], p.m).tolist())
+    matrices = weights.swapaxes(1, 2) if p.transposed else weights
+    expected = np.stack([row @ matrices[e] for row, e in zip(wide(x), chosen, strict=True)])
+    return Operands(x, mx.array(words), scales, biases, chosen, expected)
+
+
+def wide(a: mx.array) -> Floats:
+    return np.array(a.astype(mx.float32)).astype(np.float64)
+
+
+def run(p: Product, **options: Any) -> tuple[LaunchResult, Floats]:
+    """The launch, and its result [m, n] in float64, partial sums over K added up."""
+    o = operands(p)
+    done = launch(
+        HEADERS + mlx.text("quantized.h" if p.mode == "affine" else "fp_quantized.h"),
+        f"{'affine' if p.mode == 'affine' else 'fp'}_{p.kernel}<{_template(p)}>",
+        _buffers(p, o),
+        **_grid(p),
+        **options,
+    )
+    if not done.outputs:
+        return done, np.zeros((0,))
+    return done, wide(done.outputs[0]).reshape(p.split, p.m, p.n).sum(0)
+
+
+def _template(p: Product) -> str:
+    partial = str(p.n % 8 != 0).lower()
+    aligned = str(p.n % 32 == 0).lower()
+    batched = "false"
+    tails = {
+        "qmv": f"{batched}, false, false, 4",
+        "qmv_fast": f"{batched}, {partial}, false, 4",
+        "qmv_quad": f"{p.k}, {batched}",
+        "qmv_wide": f"{p.row_vectors}, {_lanes(p)}, {batched}",
+        "qvm": f"{batched}, false",
+        "qvm_split_k": f"{p.split}",
+        "qmm_t": f"{aligned}, {batched}",
+        "qmm_n": f"{batched}",
+        "qmm_t_splitk": f"{aligned}",
+        "gather_qmv": "false",
+        "gather_qmv_fast": "false",
+        "gather_qmm_rhs": "16, 32, 32, 1, 2, true",
+    }
+    return f"{DTYPES[p.dtype]}, {p.group}, {p.bits}, {tails[p.kernel]}"
+
+
+def _lanes(p: Product) -> int:
+    """Lanes that share a row of the weights in qmv_wide."""
+    return 8 if p.mode == "affine" else 16
+
+
+def _grid(p: Product) -> dict[str, Any]:
+    def blocks(n: int, size: int) -> int:
+        return -(-n // size)
+
+    if p.kernel.startswith("qmm"):
+        groups = blocks(p.n, 32), blocks(p.m, 32), p.split
+        return {"groups": groups, "threadgroup": (32, 2, 2)}
+    if p.kernel == "gather_qmm_rhs":
+        # Every expert may end in a tile that it does not fill.
+        groups = blocks(p.n, 32), blocks(p.m, 16) + p.experts - 1, 1
+        constants = {200: p.m % 16 == 0, 201: p.n % 32 == 0, 202: p.k % 32 == 0}
+        return {"groups": groups, "threadgroup": (32, 2, 1), "constants": constants}
+    rows, columns = {
+        "qmv_quad": (p.m, 64),
+        "qmv_wide": (blocks(p.m, p.row_vectors), 2 * 32 // _lanes(p)),
+        "qvm": (p.m, 64),
+        "qvm_split_k": (p.m, 64),
+    }.get(p.kernel, (1 if p.experts else p.m, 8))
+    depth = p.m if p.experts else p.split
+    simdgroups = 1 if p.kernel == "qmv_quad" else 2
+    return {"groups": (rows, blocks(p.n, columns), depth), "threadgroup": (32, simdgroups, 1)}
+
+
+def _buffers(p: Product, o: Operands) -> dict[int, Any]:
+    affine = o.biases is not None
+    if p.kernel == "gather_qmm_rhs":
+        starts = np.searchsorted(o.chosen, np.arange(p.experts)).astype(np.int32)
+        sizes = [packed("i", size) for size in (p.m, p.n, p.k, p.experts)]
+        out = Out((p.m, p.n), o.x.dtype)
+        third = o.biases if affine else None
+        return dict(enumerate([o.x, o.words, o.scales, third, mx.array(starts), out, *sizes]))
+    arrays = [o.words, o.scales]
+    if o.biases is not None or p.kernel in GLOBAL_SCALE:
+        arrays.append(o.biases)
+    arrays.append(o.x)
+    if p.experts:
+        arrays += [mx.arange(p.m, dtype=mx.uint32), mx.array(o.chosen, dtype=mx.uint32)]
+    dtype = mx.float32 if p.kernel == "qmm_t_splitk" else o.x.dtype
+    arrays.append(Out((p.split, p.m, p.n), dtype))
+    depth = -(-p.k // p.split)
+    sizes = [packed("i", depth if p.kernel == "qvm_split_k" else p.k), packed("i", p.n)]
+    if p.kernel.startswith(("qmm", "qmv_wide")):
+        sizes.append(packed("i", p.m))
+    if p.kernel == "qmm_t_splitk":
+        sizes += [packed("i", depth), packed("i", p.m * p.n)]
+    if p.kernel == "qvm_split_k":
+        last = packed("i", p.k - depth * (p.split - 1))
+        sizes += [*_batch(o, (p.split, p.m, depth), depth), last]
+    if p.experts:
+        rows = packed("i", 1), packed("i", p.m), packed("q", 1), packed("q", 1)
+        sizes += [*_batch(o, (p.m, 1, p.k), o.words.shape[1]), *rows]
+    return dict(enumerate([*arrays, *sizes]))
+
+
+def _batch(o: Operands, x: tuple[int, int, int], rows: int) -> list[bytes]:
+    """How x, of that shape, and the weights, in matrices of `rows` rows, lie in one batch
+    dimension: number of dimensions, shape and strides of x and words, strides of the others."""
+    arrays = [a for a in (o.words, o.scales, o.biases) if a is not None]
+    matrix = packed("3i", x[0], rows, o.words.shape[2])
+    strides = [packed("3q", rows * a.shape[2], a.shape[2], 1) for a in arrays]
+    one = packed("i", 1)
+    return [one, packed("3i", *x), packed("3q", x[2], x[2], 1), one, matrix, *strides]
