@@ -10,17 +10,8 @@ import mlx.core as mx
 import mlx_kernels as mlx
 import numpy as np
 import pytest
-from mlx_attention import (
-    DTYPES,
-    Call,
-    Case,
-    Floats,
-    scalar,
-    sdpa_two_pass,
-    sdpa_vector,
-    steel_attention,
-)
-from mlx_kernels import Out, launch
+from mlx_attention import Call, Case, scalar, sdpa_two_pass, sdpa_vector, steel_attention
+from mlx_kernels import DTYPES, Floats, Out, assert_right, launch, random_array, wide
 
 from mlx_lm_openevolve.metalhost import LaunchResult, compiler_available
 
@@ -79,19 +70,6 @@ def attention(
     weights = np.exp(scores - top)
     result: Floats = weights @ values / (weights.sum(-1, keepdims=True) + np.exp(sink - top))
     return result
-
-
-def wide(a: mx.array) -> Any:
-    return np.array(a if a.dtype == mx.bool_ else a.astype(mx.float32)).astype(
-        bool if a.dtype == mx.bool_ else np.float64
-    )
-
-
-def assert_right(done: LaunchResult, expected: Floats, tolerance: float, output: int = 0) -> None:
-    assert done.ok, "\n".join(str(f) for f in done.findings)
-    got = wide(done.outputs[output])
-    error = np.abs(got - expected).max() / np.abs(expected).max()
-    assert error <= tolerance
 
 
 # ---- sdpa_vector.h -----------------------------------------------------------------------------
@@ -187,13 +165,6 @@ def softmax(x: mx.array, precise: bool, source: str | None = None) -> LaunchResu
         groups=(rows, 1, 1),
         threadgroup=(threads, 1, 1),
     )
-
-
-def random_array(dtype: str, *shape: int, seed: int = 0) -> mx.array:
-    values = np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
-    made = mx.array(values).astype(getattr(mx, dtype))
-    mx.eval(made)
-    return made
 
 
 WIDTHS = (5, 33, 128, 1000, 4096, 4099)

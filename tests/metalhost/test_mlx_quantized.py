@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from mlx_kernels import ROUNDING
 from mlx_quantized import Product, operands, run
 
 from mlx_lm_openevolve.metalhost import compiler_available
@@ -15,8 +16,6 @@ from mlx_lm_openevolve.metalhost import compiler_available
 HOST, HOST_DESCRIPTION = compiler_available()
 pytestmark = pytest.mark.skipif(not HOST, reason=f"no compiler for metalhost: {HOST_DESCRIPTION}")
 
-# Half a unit in the last place: what rounding to a dtype costs at most, relative to the value.
-ROUNDING = {"float32": 2**-24, "float16": 2**-11, "bfloat16": 2**-8}
 # Sums in float32, relative to the largest result: their terms are up to ten times as large.
 SUMS = 2e-6
 

@@ -13,8 +13,7 @@ from typing import Any
 import mlx.core as mx
 import mlx_kernels as mlx
 import numpy as np
-from mlx_attention import DTYPES, Floats
-from mlx_kernels import Out, launch, packed
+from mlx_kernels import DTYPES, Floats, Out, launch, packed, wide
 
 from mlx_lm_openevolve.metalhost import LaunchResult
 
@@ -118,10 +117,6 @@ def operands(p: Product, seed: int = 0) -> Operands:
     matrices = weights.swapaxes(1, 2) if p.transposed else weights
     expected = np.stack([row @ matrices[e] for row, e in zip(wide(x), chosen, strict=True)])
     return Operands(x, mx.array(words), scales, biases, chosen, expected)
-
-
-def wide(a: mx.array) -> Floats:
-    return np.array(a.astype(mx.float32)).astype(np.float64)
 
 
 def run(p: Product, **options: Any) -> tuple[LaunchResult, Floats]:
