@@ -94,15 +94,17 @@ def test_quantised_products_match_float64(p: Product) -> None:
     ids=str,
 )
 def test_readings_of_the_weights_are_counted(p: Product, reads: tuple[int, int]) -> None:
-    """`reads`: how often the weights are read, and rows of x in all, per simdgroup's access."""
+    """`reads`: how often all weights are read, and rows of x in all, by simdgroups' accesses."""
     done, result = run(p, count=True)
     assert done.ok, "\n".join(str(f) for f in done.findings)
     assert_right(p, result)
     o, counters = operands(p), done.counters
     assert counters is not None
-    assert counters.compulsory_read_bytes == o.weight_bytes + o.x.nbytes
-    row = o.x.nbytes // p.m
-    assert counters.read_useful_bytes == reads[0] * o.weight_bytes + reads[1] * row
+    distinct = {name: r.compulsory_bytes for name, r in counters.reads.items()}
+    assert distinct == {name: a.nbytes for name, a in {**o.weights, "x": o.x}.items()}
+    useful = {name: r.useful_bytes for name, r in counters.reads.items()}
+    assert useful.pop("x") == reads[1] * o.x.nbytes // p.m
+    assert useful == {name: reads[0] * a.nbytes for name, a in o.weights.items()}
     assert counters.device_write_bytes == counters.compulsory_write_bytes == p.m * p.n * 2
 
 

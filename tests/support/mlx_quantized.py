@@ -81,10 +81,10 @@ class Operands:
     expected: Floats
 
     @property
-    def weight_bytes(self) -> int:
-        """Of the words, scales and biases."""
-        arrays = (self.words, self.scales, self.biases)
-        return sum(a.nbytes for a in arrays if a is not None)
+    def weights(self) -> dict[str, mx.array]:
+        """What the weights consist of, by the kernel's names."""
+        arrays = {"w": self.words, "scales": self.scales, "biases": self.biases}
+        return {name: a for name, a in arrays.items() if a is not None}
 
 
 @functools.lru_cache(maxsize=8)
@@ -217,8 +217,7 @@ def _buffers(p: Product, o: Operands) -> dict[int, Any]:
 def _batch(o: Operands, x: tuple[int, int, int], rows: int) -> list[bytes]:
     """How x, of that shape, and the weights, in matrices of `rows` rows, lie in one batch
     dimension: number of dimensions, shape and strides of x and words, strides of the others."""
-    arrays = [a for a in (o.words, o.scales, o.biases) if a is not None]
     matrix = packed("3i", x[0], rows, o.words.shape[2])
-    strides = [packed("3q", rows * a.shape[2], a.shape[2], 1) for a in arrays]
+    strides = [packed("3q", rows * a.shape[2], a.shape[2], 1) for a in o.weights.values()]
     one = packed("i", 1)
     return [one, packed("3i", *x), packed("3q", x[2], x[2], 1), one, matrix, *strides]
