@@ -310,6 +310,28 @@ switch (i) {
 }
 y[i] = r;
 
+//// constant_tables
+// Tables at program scope, of one dimension and more, spelled in each order of the words.
+// out: y int32 6 = 6 10 16 4 9 2
+// grid: 1
+// threadgroup: 1
+// header
+static constexpr constant uint turns[2][3] = {{1, 2, 3}, {4, 5, 6}};
+constant constexpr int cube[2][2][2] = {{{1, 2}, {3, 4}}, {{5, 6}, {7, 8}}};
+constant const short2 pairs[2] = {short2(1, 3), short2(2, 4)};
+static constant float steps[3][1] = {{4.0f}, {5.0f}, {6.0f}};
+namespace tables { constexpr constant bool odd[2][2] = {{false, true}, {true, false}}; }
+template <int N> struct Powers { static constexpr constant int of[2] = {N, N * N}; };
+template <> struct Powers<2> { static constexpr constant int of[2] = {2, 4}; };
+constant constexpr const int Powers<2>::of[2];
+// body
+y[0] = int(turns[0][0] + turns[1][1]);
+y[1] = cube[0][1][0] + cube[1][1][0];
+y[2] = cube[1][1][1] + cube[1][1][1];
+y[3] = int(steps[0][0]);
+y[4] = Powers<3>::of[1] + Powers<2>::of[1] - 4;
+y[5] = int(tables::odd[0][1]) + pairs[0].x;
+
 //// constant_is_const
 // Memory in the constant space is const, whether a pointer or a reference to it says so or not.
 // kernel: pick
@@ -1342,6 +1364,20 @@ if (i == 0) {
   y[3] = popcount(uint(bits));
   y[4] = popcount(uint(active));
 }
+
+//// simdgroup_matrix_operator
+// Products of simdgroup matrices by operator, in a chain, of which an intermediate one has no name.
+// in: x float32 64 = 0..63
+// in: z float32 64 = 1..64
+// out: y float32 64 = 1148 1176 1204 1232 1260 1288 1316 1344 3004 3096 3188 3280 3372 3464 3556 3648 4860 5016 5172 5328 5484 5640 5796 5952 6716 6936 7156 7376 7596 7816 8036 8256 8572 8856 9140 9424 9708 9992 10276 10560 10428 10776 11124 11472 11820 12168 12516 12864 12284 12696 13108 13520 13932 14344 14756 15168 14140 14616 15092 15568 16044 16520 16996 17472
+// grid: 32
+// threadgroup: 32
+// body
+simdgroup_float8x8 a, b, two(2.0f);
+simdgroup_load(a, x, 8);
+simdgroup_load(b, z, 8);
+simdgroup_float8x8 c = (a * two) * b;
+simdgroup_store(two * (c * simdgroup_float8x8(0.25f)), y, 8);
 
 //// strided_input
 // The generated shape, stride and rank arguments of a sliced, transposed view.
