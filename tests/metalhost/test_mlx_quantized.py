@@ -6,10 +6,13 @@ import itertools
 from dataclasses import replace
 from typing import Any
 
+import mlx.core as mx
+import mlx_kernels as mlx
 import numpy as np
 import pytest
-from mlx_kernels import ROUNDING
-from mlx_quantized import Product, operands, run
+from mlx_kernels import ROUNDING, random_array, wide
+from mlx_kernels import assert_right as assert_right_array
+from mlx_quantized import Product, dequantize, operands, quantize, run, source, unpack
 
 from mlx_lm_openevolve.metalhost import compiler_available
 
@@ -60,6 +63,10 @@ def products() -> list[Any]:
     return [*IN_CI, *rest]
 
 
+def text(findings: Any) -> str:
+    return "\n".join(str(f) for f in findings)
+
+
 def assert_right(p: Product, result: Any) -> None:
     """The result is rounded; so are weights that a kernel of tiles (qmm) unpacks, unless they are
     exact (mxfp4), and partial sums (split_k). One of a sum's roundings goes up, another down."""
@@ -72,7 +79,7 @@ def assert_right(p: Product, result: Any) -> None:
 @pytest.mark.parametrize("p", products(), ids=str)
 def test_quantised_products_match_float64(p: Product) -> None:
     done, result = run(p)
-    assert done.ok, "\n".join(str(f) for f in done.findings)
+    assert done.ok, text(done.findings)
     assert_right(p, result)
 
 
@@ -96,7 +103,7 @@ def test_quantised_products_match_float64(p: Product) -> None:
 def test_readings_of_the_weights_are_counted(p: Product, reads: tuple[int, int]) -> None:
     """`reads`: how often all weights are read, and rows of x in all, by simdgroups' accesses."""
     done, result = run(p, count=True)
-    assert done.ok, "\n".join(str(f) for f in done.findings)
+    assert done.ok, text(done.findings)
     assert_right(p, result)
     o, counters = operands(p), done.counters
     assert counters is not None
@@ -125,6 +132,57 @@ def test_findings_are_the_ones_that_are_there(
 ) -> None:
     p = Product(kernel, 1, n, k, group=32, mode=mode)
     done, result = run(p)
-    assert {f.kind for f in done.findings} == {kind}, "\n".join(str(f) for f in done.findings)
+    assert {f.kind for f in done.findings} == {kind}, text(done.findings)
     if done.outputs:
         assert_right(p, result)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("mode", "bits", "group"), FORMATS)
+def test_quantisation_is_to_the_nearest(mode: str, bits: int, group: int) -> None:
+    """Within half a step of the weight, or of the end of its group's range if it lies beyond. MLX
+    makes zero exact, or the edge farther from it, and lets the other edge fall where it may."""
+    w = random_array("float32", 6, 256)
+    done = quantize(w, bits, group, mode)
+    assert done.ok, text(done.findings)
+    words, scales, *biases = done.outputs
+    got = unpack(words.view(mx.uint32), scales, biases[0] if biases else None, bits)
+    weights = wide(w).reshape(6, -1, group)
+    if mode == "affine":
+        step, most = np.abs(wide(scales)), (1 << bits) - 1
+        ends = wide(biases[0]), wide(biases[0]) + most * wide(scales)
+        low, high = np.minimum(*ends)[..., None], np.maximum(*ends)[..., None]
+        beyond = np.maximum(low - weights, weights - high).max(-1)
+        assert (beyond <= step).all()
+        weights = np.clip(weights, low, high)
+    else:
+        step = 2 * 2.0 ** (wide(scales) - 127)  # between 4 and 6, the widest
+    error = np.abs(got.reshape(weights.shape) - weights).max(-1)
+    assert (error <= step / 2 * (1 + 1e-4)).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("mode", "bits", "group"), FORMATS)
+def test_dequantised_weights_match_float64(mode: str, bits: int, group: int) -> None:
+    p = Product("qmm_t", 1, 6, 256, "bfloat16", bits, group, mode)
+    done, expected = dequantize(p)
+    # scale * q is rounded before the bias is added; what a mxfp4 holds is exact.
+    assert_right_array(done, expected, 2 * ROUNDING["bfloat16"] if mode == "affine" else 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("m", [9, 32])
+def test_every_barrier_of_qmm_is_needed(m: int) -> None:
+    """33 outputs are a whole tile and an edge. The last barrier, before the result is stored from
+    registers, orders nothing."""
+    p = Product("qmm_t", m, 33, 128)
+    whole = source("affine")
+    start = whole.index("void qmm_t_impl(")
+    first = whole[:start].count("threadgroup_barrier(")
+    body = whole[start : whole.index("void qmm_n_impl(")]
+    assert body.count("threadgroup_barrier(") == 9, "MLX has changed: count the barriers anew"
+    needed = range(4) if m < 32 else range(4, 8)
+    for index in (*needed, 8):
+        done, _ = run(p, mlx.without_barrier(whole, first + index))
+        kinds = {f.kind for f in done.findings}
+        assert bool(kinds & {"race", "uninitialised"}) == (index in needed), (index, kinds)

@@ -94,36 +94,48 @@ def operands(p: Product, seed: int = 0) -> Operands:
     dtype = getattr(mx, p.dtype)
     rows, columns = (p.n, p.k) if p.transposed else (p.k, p.n)
     shape = max(p.experts, 1), rows, columns
-    words = rng.integers(0, 1 << 32, (*shape[:2], columns * p.bits // 32), np.uint32)
-    fields = (words[..., None] >> (p.bits * np.arange(32 // p.bits, dtype=np.uint32))).reshape(
-        shape
-    )
-    fields &= (1 << p.bits) - 1
+    words = mx.array(rng.integers(0, 1 << 32, (*shape[:2], columns * p.bits // 32), np.uint32))
     groups = (*shape[:2], columns // p.group)
     biases = None
     if p.mode == "mxfp4":
         scales = mx.array(rng.integers(125, 129, groups, np.uint8))
-        values = np.where(fields & 8, -1.0, 1.0) * E2M1[fields & 7]
-        weights = values * np.repeat(2.0 ** (wide(scales) - 127), p.group, -1)
     else:
         scale = rng.uniform(0.5, 1.5, groups) * rng.choice([-1, 1], groups)
         scales = mx.array((scale / (1 << p.bits)).astype(np.float32)).astype(dtype)
         offset = -scale * rng.uniform(0.3, 0.7, groups)  # the middle of a group is near zero
         biases = mx.array(offset.astype(np.float32)).astype(dtype)
-        weights = fields * np.repeat(wide(scales), p.group, -1)
-        weights += np.repeat(wide(biases), p.group, -1)
+    weights = unpack(words, scales, biases, p.bits)
     x = mx.array(rng.standard_normal((p.m, p.k)).astype(np.float32)).astype(dtype)
     chosen = sorted(rng.integers(0, shape[0], p.m).tolist())
     matrices = weights.swapaxes(1, 2) if p.transposed else weights
     expected = np.stack([row @ matrices[e] for row, e in zip(wide(x), chosen, strict=True)])
-    return Operands(x, mx.array(words), scales, biases, chosen, expected)
+    return Operands(x, words, scales, biases, chosen, expected)
 
 
-def run(p: Product, **options: Any) -> tuple[LaunchResult, Floats]:
-    """The launch, and its result [m, n] in float64, partial sums over K added up."""
+def unpack(words: mx.array, scales: mx.array, biases: mx.array | None, bits: int) -> Floats:
+    """Weights in float64: the lowest bits of a word come first; without biases they are mxfp4."""
+    fields = (np.array(words)[..., None] >> (bits * np.arange(32 // bits, dtype=np.uint32))) & (
+        (1 << bits) - 1
+    )
+    fields = fields.reshape(*words.shape[:-1], -1)
+    group = fields.shape[-1] // scales.shape[-1]
+    if biases is None:
+        values = np.where(fields & 8, -1.0, 1.0) * E2M1[fields & 7]
+        return values * np.repeat(2.0 ** (wide(scales) - 127), group, -1)
+    return fields * np.repeat(wide(scales), group, -1) + np.repeat(wide(biases), group, -1)
+
+
+def source(mode: str) -> str:
+    """The text of the kernels for a mode."""
+    return mlx.text("quantized.h" if mode == "affine" else "fp_quantized.h")
+
+
+def run(p: Product, text: str | None = None, **options: Any) -> tuple[LaunchResult, Floats]:
+    """The launch, and its result [m, n] in float64, partial sums over K added up. text: to run in
+    place of MLX's."""
     o = operands(p)
     done = launch(
-        HEADERS + mlx.text("quantized.h" if p.mode == "affine" else "fp_quantized.h"),
+        HEADERS + (text or source(p.mode)),
         f"{'affine' if p.mode == 'affine' else 'fp'}_{p.kernel}<{_template(p)}>",
         _buffers(p, o),
         **_grid(p),
@@ -132,6 +144,37 @@ def run(p: Product, **options: Any) -> tuple[LaunchResult, Floats]:
     if not done.outputs:
         return done, np.zeros((0,))
     return done, wide(done.outputs[0]).reshape(p.split, p.m, p.n).sum(0)
+
+
+def quantize(w: mx.array, bits: int, group: int, mode: str) -> LaunchResult:
+    """Words (as bytes), scales and, for affine, biases of w [rows, columns]."""
+    affine, t = mode == "affine", DTYPES[str(w.dtype).removeprefix("mlx.core.")]
+    scales = Out((w.shape[0], w.shape[1] // group), w.dtype if affine else mx.uint8)
+    buffers = {0: w, 1: Out((w.shape[0], w.shape[1] * bits // 8), mx.uint8), 2: scales}
+    threads = w.size // max(group // 32, 1)
+    return launch(
+        HEADERS + source(mode),
+        f"{'affine' if affine else 'fp'}_quantize<{t}, {group}, {bits}, false>",
+        buffers | ({3: scales} if affine else {}),
+        grid=(threads, 1, 1),
+        threadgroup=(min(threads, 1024), 1, 1),
+    )
+
+
+def dequantize(p: Product) -> tuple[LaunchResult, Floats]:
+    """The weights of a product unpacked by MLX's kernel, and in float64."""
+    o = operands(p)
+    affine = p.mode == "affine"
+    count = o.words.size * 32 // p.bits
+    threads = count * p.bits // 8
+    done = launch(
+        HEADERS + source(p.mode),
+        f"{'affine' if affine else 'fp'}_dequantize<{DTYPES[p.dtype]}, {p.group}, {p.bits}, false>",
+        {0: o.words, 1: o.scales, 2: o.biases, 3: Out((count,), o.x.dtype)},
+        grid=(threads, 1, 1),
+        threadgroup=(min(threads, 1024), 1, 1),
+    )
+    return done, unpack(o.words, o.scales, o.biases, p.bits).reshape(-1)
 
 
 def _template(p: Product) -> str:
