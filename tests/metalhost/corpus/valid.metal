@@ -714,6 +714,25 @@ y[2] = sizeof(b);
 y[3] = sizeof(0.1 * 2);
 static_assert(is_same_v<decltype(1.0), float>, "float");
 
+//// logging
+// Messages to the log, of a logger of one's own and of the default one: they change nothing.
+// in: x float32 4 = 1 2 3 4
+// out: y float32 4 = 2 4 6 8
+// grid: 4
+// threadgroup: 4
+// header
+#include <metal_logging>
+constant metal::os_log logger("kernels", "doubling");
+constant char message[] = "seen %f";
+// body
+uint i = thread_position_in_grid.x;
+logger.log_debug("thread %u", i);
+logger.log_error(message, x[i]);
+if (x[i] > 8.0f) {
+  metal::os_log_default.log("large: %f of %u", x[i], i);
+}
+y[i] = 2.0f * x[i];
+
 //// math_classification
 // isnan, isinf, isfinite, isnormal, signbit; NaN loses every comparison but !=.
 // in: x float32 8 = 0 1 -1 inf -inf nan 1e-40 2
