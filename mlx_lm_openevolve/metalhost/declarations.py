@@ -142,12 +142,13 @@ def _numbered(parameters: list[Parameter]) -> tuple[Parameter, ...]:
 
 def _function_constants(text: str, declared: Declarations, values: Mapping[int, object]) -> str:
     pattern = re.compile(
-        r"\bconstant\s+((?:[A-Za-z_]\w*\s+)*?[A-Za-z_]\w*)\s+([A-Za-z_]\w*)\s*"
+        r"(?:\bstatic\s+)?\bconstant\s+((?:[A-Za-z_]\w*\s+)*?[A-Za-z_]\w*)\s+([A-Za-z_]\w*)\s*"
         r"\[\[\s*function_constant\s*\(\s*(\d+)\s*\)\s*\]\]\s*;"
     )
 
     def define(m: re.Match[str]) -> str:
-        kind, name, number = m.group(1), m.group(2), int(m.group(3))
+        kind = " ".join(w for w in m.group(1).split() if w not in ("const", "constexpr"))
+        name, number = m.group(2), int(m.group(3))
         declared.constants[name] = number
         value = values.get(number, 0)
         spelled = str(int(value)) if isinstance(value, (bool, int)) else repr(value)

@@ -471,6 +471,26 @@ constant bool has_bias [[function_constant(2)]];
 }
 // body
 
+//// function_constants_by_macro
+// A function constant declared with more words than it needs, as headers' macros spell it.
+// kernel: choose
+// constants: 0:bool=true 1:int=5 2:bool=false
+// in: x int32 4 = 1 2 3 4
+// out: y int32 4 = 6 7 8 9
+// grid: 4
+// threadgroup: 4
+// header
+#define STATIC_CONSTANT static constant constexpr const
+STATIC_CONSTANT bool forward [[function_constant(0)]];
+STATIC_CONSTANT int width [[function_constant(1)]];
+constant const bool back [[function_constant(2)]];
+[[kernel]] void choose(
+    const device int* x [[buffer(0)]],
+    device int* y [[buffer(1)]],
+    uint i [[thread_position_in_grid]]) {
+  y[i] = x[i] + (forward ? width : 0) - (back ? 1 : 0);
+}
+
 //// geometric
 // dot, cross, length, distance, normalize, their squares and reflect.
 // out: y float32 10 = 32 -3 6 -3 5 25 5 0.6 0.8 -1
@@ -1015,6 +1035,35 @@ simdgroup_float8x8 three = simdgroup_float8x8(3.0f);
 simdgroup_float8x8 r;
 simdgroup_multiply(r, n, three);
 simdgroup_store(r, z, 8);
+
+//// methods_noexcept
+// A method's address space stands in front of noexcept; conversions, operators, constructors.
+// out: y int32 4 = 7 3 10 5
+// grid: 1
+// threadgroup: 1
+// header
+template <typename T, T v> struct Fixed {
+  using value_type = T;
+  constexpr operator value_type() const thread noexcept { return v; }
+  constexpr operator value_type() const constant noexcept { return v; }
+};
+struct Count {
+  int n;
+  Count(int start) thread noexcept : n(start) {}
+  int add(int k) thread noexcept {
+    n += k;
+    return n;
+  }
+  int operator()() const thread noexcept { return n; }
+};
+constant Fixed<int, 3> three{};
+// body
+Fixed<int, 7> seven;
+Count c(4);
+y[0] = seven;
+y[1] = three;
+y[2] = c.add(6);
+y[3] = c() / 2;
 
 //// online_softmax_row
 // One row of softmax per simdgroup with a running maximum.
