@@ -227,13 +227,12 @@ def _grid(p: Product) -> dict[str, Any]:
 
 
 def _buffers(p: Product, o: Operands) -> dict[int, Any]:
-    affine = o.biases is not None
     if p.kernel == "gather_qmm_rhs":
         starts = np.searchsorted(o.chosen, np.arange(p.experts)).astype(np.int32)
         sizes = [packed("i", size) for size in (p.m, p.n, p.k, p.experts)]
         out = Out((p.m, p.n), o.x.dtype)
-        third = o.biases if affine else None
-        return dict(enumerate([o.x, o.words, o.scales, third, mx.array(starts), out, *sizes]))
+        arrays: list[Any] = [o.x, o.words, o.scales, o.biases, mx.array(starts)]
+        return dict(enumerate([*arrays, out, *sizes]))
     arrays = [o.words, o.scales]
     if o.biases is not None or p.kernel in GLOBAL_SCALE:
         arrays.append(o.biases)
