@@ -12,7 +12,7 @@ a finding, never an error of the caller's.
 
 from __future__ import annotations
 
-from .counters import Chip, Counters, Roofline, chips, roofline
+from .counters import Chip, Counters, Reads, Roofline, chips, roofline
 from .findings import Finding, Place
 from .function import MetalFunction, metal_function
 from .kernel import MetalKernel, check_source, metal_kernel
@@ -29,6 +29,7 @@ __all__ = [
     "MetalFunction",
     "MetalKernel",
     "Place",
+    "Reads",
     "Roofline",
     "check_source",
     "chips",

@@ -5,13 +5,22 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
 
-__all__ = ["Chip", "Counters", "Roofline", "chips", "roofline"]
+__all__ = ["Chip", "Counters", "Reads", "Roofline", "chips", "roofline"]
+
+
+@dataclass(frozen=True)
+class Reads:
+    """Bytes read of one argument in device memory, as Counters has them of all."""
+
+    device_bytes: int
+    compulsory_bytes: int
+    useful_bytes: int
 
 
 @dataclass(frozen=True)
@@ -28,6 +37,7 @@ class Counters:
     flops: floating-point operations outside of simdgroup reductions; a fused multiply-add is two,
         an 8x8 matrix multiply 1024, a transcendental function none.
     instructions, issue_slots: of the host's intermediate code; equal when lanes never diverge.
+    reads: by the argument's name, of those in device memory that were read.
     """
 
     device_read_bytes: int = 0
@@ -59,17 +69,22 @@ class Counters:
     threadgroups: int = 0
     threads: int = 0
     truncated: int = 0
+    reads: Mapping[str, Reads] = field(default_factory=dict)
 
     @classmethod
-    def parse(cls, report: str) -> Counters:
-        """From the `count` lines of a program's report."""
-        known = {f.name for f in fields(cls)}
+    def parse(cls, report: str, names: Mapping[int, str]) -> Counters:
+        """From the `count` and `read` lines of a program's report. names: of arguments, by slot."""
+        known = _numbers()
         values = {}
+        reads = {}
         for line in report.splitlines():
             word, *rest = line.split("\t")
             if word == "count" and len(rest) == 2 and rest[0] in known:
                 values[rest[0]] = int(rest[1])
-        return cls(**values)
+            elif word == "read":
+                slot, *numbers = map(int, rest)
+                reads[names[slot]] = Reads(*numbers)
+        return cls(**values, reads=reads)
 
     @property
     def simd_ops(self) -> int:
@@ -100,13 +115,17 @@ class Counters:
         return self.device_read_bytes / max(self.compulsory_read_bytes, 1)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON, with the derived shares."""
-        data: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        """Plain data for JSON, with the derived shares; without `reads`."""
+        data: dict[str, Any] = {name: getattr(self, name) for name in _numbers()}
         data["simd_ops"] = self.simd_ops
         data["line_efficiency"] = self.line_efficiency
         data["divergence"] = self.divergence
         data["read_amplification"] = self.read_amplification
         return data
+
+
+def _numbers() -> list[str]:
+    return [f.name for f in fields(Counters) if f.name != "reads"]
 
 
 @dataclass(frozen=True)

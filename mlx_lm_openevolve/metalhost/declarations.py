@@ -112,7 +112,7 @@ _ATTRIBUTE = re.compile(r"\[\[(.*?)\]\]", re.S)
 
 def _parameter(text: str) -> Parameter:
     plain = _ATTRIBUTE.sub(" ", text)
-    names = re.findall(r"[A-Za-z_]\w*", plain)
+    names = re.findall(r"[A-Za-z_]\w*", re.sub(r"\[[^\]]*\]", " ", plain))
     attribute, index, condition = "", None, None
     for body in _ATTRIBUTE.findall(text):
         for word, argument in re.findall(r"([A-Za-z_]\w*)\s*(?:\(\s*([^()]*)\s*\))?", body):
@@ -128,12 +128,13 @@ def _parameter(text: str) -> Parameter:
 
 
 def _numbered(parameters: list[Parameter]) -> tuple[Parameter, ...]:
-    """Pointers and references without an attribute are buffers, at the free indices in order."""
+    """Pointers, references and arrays without an attribute are buffers, at the free indices in
+    order."""
     used = {p.index for p in parameters if p.attribute == "buffer"}
     free = (i for i in count() if i not in used)
     return tuple(
         replace(p, attribute="buffer", index=next(free))
-        if not p.attribute and ("*" in p.text or "&" in p.text)
+        if not p.attribute and any(c in p.text for c in "*&[")
         else p
         for p in parameters
     )
@@ -141,12 +142,13 @@ def _numbered(parameters: list[Parameter]) -> tuple[Parameter, ...]:
 
 def _function_constants(text: str, declared: Declarations, values: Mapping[int, object]) -> str:
     pattern = re.compile(
-        r"\bconstant\s+((?:[A-Za-z_]\w*\s+)*?[A-Za-z_]\w*)\s+([A-Za-z_]\w*)\s*"
+        r"(?:\bstatic\s+)?\bconstant\s+((?:[A-Za-z_]\w*\s+)*?[A-Za-z_]\w*)\s+([A-Za-z_]\w*)\s*"
         r"\[\[\s*function_constant\s*\(\s*(\d+)\s*\)\s*\]\]\s*;"
     )
 
     def define(m: re.Match[str]) -> str:
-        kind, name, number = m.group(1), m.group(2), int(m.group(3))
+        kind = " ".join(w for w in m.group(1).split() if w not in ("const", "constexpr"))
+        name, number = m.group(2), int(m.group(3))
         declared.constants[name] = number
         value = values.get(number, 0)
         spelled = str(int(value)) if isinstance(value, (bool, int)) else repr(value)

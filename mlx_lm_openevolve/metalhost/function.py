@@ -135,6 +135,6 @@ def _parameters(program: Program) -> tuple[set[int], range]:
     writable = {
         index
         for index, text in buffers
-        if index is not None and "device" in text and not re.search(r"\bconst\b[^*&]*[*&]", text)
+        if index is not None and "device" in text and not re.search(r"\bconst\b[^*&[]*[*&[]", text)
     }
     return writable, range(max(slots, default=-1) + 1)

@@ -22,7 +22,7 @@ from .arrays import to_mlx
 from .build import Program
 from .counters import Counters
 from .findings import Finding
-from .report import read_findings
+from .report import argument_names, read_findings
 
 __all__ = ["LaunchResult", "Options", "Size", "check_threadgroup", "dim3", "integers", "run"]
 
@@ -130,8 +130,16 @@ def _read(
         )
     try:
         findings = read_findings(report, program, arguments)
-        return findings, Counters.parse(report) if options.count else None
-    except (ValueError, LookupError, AttributeError, OverflowError):  # not the runtime's writing
+        if not options.count:
+            return findings, None
+        return findings, Counters.parse(report, argument_names(program, arguments))
+    except (
+        ValueError,
+        LookupError,
+        AttributeError,
+        OverflowError,
+        TypeError,
+    ):  # not the runtime's writing
         return (Finding("fault", "the host program's report is not readable"),), None
 
 

@@ -10,7 +10,7 @@ from .build import Program
 from .findings import Finding, Place, unique
 from .symbols import LineTable
 
-__all__ = ["read_findings"]
+__all__ = ["argument_names", "read_findings"]
 
 MAX_FINDINGS = 64  # runtime/report.cpp: kMaxFindings
 
@@ -34,7 +34,7 @@ def read_findings(
     assert program.executable is not None
     unlinked = program.folder / "kernel.o"  # Mach-O programs leave their line table there
     table = LineTable(unlinked if unlinked.is_file() else program.executable)
-    names = _names(program, arguments)
+    names = argument_names(program, arguments)
     findings = [_finding(record, program, table, names) for record in records]
     return unique([*(f for f in findings if not _stores_components(f)), *errors])
 
@@ -47,7 +47,8 @@ def _stores_components(f: Finding) -> bool:
     return f.details.get("written_back") == "1" and _COMPONENTS.search(f.text) is not None
 
 
-def _names(program: Program, arguments: Mapping[int, Argument]) -> dict[int, str]:
+def argument_names(program: Program, arguments: Mapping[int, Argument]) -> dict[int, str]:
+    """The names of a launch's arguments, by slot."""
     parameters = program.function.parameters if program.function else ()
     names = {p.index: p.name for p in parameters if p.attribute == "buffer" and p.index is not None}
     return names | {slot: a.name for slot, a in arguments.items() if a.name}

@@ -185,9 +185,10 @@ def _judge_variable(
     if function is None:
         if any(p.kind not in _SCOPES for p in path) or name in constants:
             return ""
-        if key or not node.type.startswith(("__global_host ", "const __global_host ")):
+        if key or not re.match(r"(?:const )*__global_host ", node.type):
             return "a variable at program scope must be in the constant address space"
-        if not node.has("init") and not node.has("extern"):
+        # clang asks a constexpr for its value, which a member's definition need not repeat.
+        if not any(map(node.has, ("init", "extern", "constexpr"))):
             return f"the constant {name!r} must be initialised"
         return ""
     if key:

@@ -43,7 +43,8 @@ METAL_HEADERS = (
     *("metal_stdlib", "metal_math", "metal_simdgroup", "metal_simdgroup_matrix", "metal_atomic"),
     *("metal_common", "metal_integer", "metal_relational", "metal_types", "metal_type_traits"),
     *("metal_limits", "metal_compute", "metal_pack", "metal_geometric", "metal_matrix"),
-    *("metal_quadgroup", "metal_numeric", "metal_utility", "metal_array", "simd/simd.h"),
+    *("metal_quadgroup", "metal_numeric", "metal_utility", "metal_array", "metal_logging"),
+    "simd/simd.h",
 )
 
 MACOS = "14.0"  # the oldest macOS that MLX's wheels run on, and so our programs

@@ -72,9 +72,21 @@ def _constants(text: str) -> str:
 
 _DECLARES = re.compile(
     r"\s*(?:\.\.\.|(?:const|constant|device|threadgroup|thread)\b.*"
-    r"|[A-Za-z_][\w:]*(?:\s*<.*>)?(?:\s+|\s*[*&]+\s*)[A-Za-z_]\w*)\s*",
+    r"|([A-Za-z_][\w:]*)(?:\s*<.*>)?(?:\s+|\s*([*&]+)\s*)[A-Za-z_]\w*)\s*",
     re.S,
 )
+_TYPES = re.compile(
+    r"\b(?:typename|class|struct|union|enum|using)\s+(\w+)"
+    r"|\btypedef\b[^;{}]{0,256}?\b(\w{1,64})\s*;|\}\s*(\w+)\s*;"
+)
+
+
+def _declares(part: str, types: set[str | None]) -> bool:
+    """Whether an argument declares a parameter. `a * b` does where `a` is a type."""
+    found = _DECLARES.fullmatch(part)
+    if found is None:
+        return part.strip() in types
+    return not found[2] or found[1] in types
 
 
 def _direct_initialisers(text: str) -> str:
@@ -84,6 +96,7 @@ def _direct_initialisers(text: str) -> str:
         rf"(?<![\w.<:])((?:metal\s*::\s*)?(?:(?:{names})\b|vec\s*<[^<>;(){{}}]*>))"
         r"\s+(?!operator\b)[A-Za-z_]\w*\s*(?=\()"
     )
+    types = {*_SCALARS, *_VECTORS, *(name for m in _TYPES.finditer(text) for name in m.groups())}
     out, at = [], 0
     for m in head.finditer(text):
         kind, end = m[1], m.end()
@@ -93,14 +106,11 @@ def _direct_initialisers(text: str) -> str:
             # An initialiser is short, and a hostile text is long.
             closing = close(text, end, "()", within=512)
             inside = text[end + 1 : closing]
-            types = (*_SCALARS, *_VECTORS)
             if (
                 closing < 0
                 or not inside.strip()
                 or not re.compile(r"\s*[;,]").match(text, closing + 1)
-                or any(
-                    _DECLARES.fullmatch(part) or part.strip() in types for part in split_top(inside)
-                )
+                or any(_declares(part, types) for part in split_top(inside))
             ):
                 break
             out += [text[at:end], f"= {kind}"]

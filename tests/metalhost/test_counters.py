@@ -9,7 +9,7 @@ import pytest
 from probe import launch, messages, on_host
 
 from mlx_lm_openevolve.errors import UsageError
-from mlx_lm_openevolve.metalhost import Counters, chips, roofline
+from mlx_lm_openevolve.metalhost import Counters, Reads, chips, roofline
 from mlx_lm_openevolve.metalhost.flops import count_blocks
 
 
@@ -36,6 +36,24 @@ def test_bytes_and_lines() -> None:
         "uint i = thread_position_in_grid.x; float s = 0;\n"
         "for (int k = 0; k < 4; k++) s += a[4 * i + k];\ny[i] = s;", [a])  # fmt: skip
     assert (c.read_accesses, c.read_lines, c.device_read_bytes) == (1, 4, 512)
+
+
+@on_host
+def test_reads_are_counted_by_argument() -> None:
+    """Two simdgroups read 32 values of `a` each, all of them the same one of `b` twice."""
+    a, b = mx.arange(64).astype(mx.float32), mx.arange(16).astype(mx.float16)
+    body = """
+        uint i = thread_position_in_grid.x;
+        float first = b[3];
+        simdgroup_barrier(mem_flags::mem_none);
+        y[i] = a[i] + first + float(b[3]);
+        """
+    c = counted(body, [a, b], n=64, group=64)
+    assert c.reads == {"a": Reads(256, 256, 256), "b": Reads(256, 2, 8)}
+    assert c.device_read_bytes == sum(r.device_bytes for r in c.reads.values())
+    assert c.compulsory_read_bytes == sum(r.compulsory_bytes for r in c.reads.values())
+    assert c.read_useful_bytes == sum(r.useful_bytes for r in c.reads.values())
+    assert "reads" not in c.to_dict()
 
 
 @on_host

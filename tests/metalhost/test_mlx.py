@@ -10,17 +10,8 @@ import mlx.core as mx
 import mlx_kernels as mlx
 import numpy as np
 import pytest
-from mlx_attention import (
-    DTYPES,
-    Call,
-    Case,
-    Floats,
-    scalar,
-    sdpa_two_pass,
-    sdpa_vector,
-    steel_attention,
-)
-from mlx_kernels import Out, launch
+from mlx_attention import Call, Case, scalar, sdpa_two_pass, sdpa_vector, steel_attention
+from mlx_kernels import DTYPES, Floats, Out, assert_right, launch, random_array, wide
 
 from mlx_lm_openevolve.metalhost import LaunchResult, compiler_available
 
@@ -79,19 +70,6 @@ def attention(
     weights = np.exp(scores - top)
     result: Floats = weights @ values / (weights.sum(-1, keepdims=True) + np.exp(sink - top))
     return result
-
-
-def wide(a: mx.array) -> Any:
-    return np.array(a if a.dtype == mx.bool_ else a.astype(mx.float32)).astype(
-        bool if a.dtype == mx.bool_ else np.float64
-    )
-
-
-def assert_right(done: LaunchResult, expected: Floats, tolerance: float, output: int = 0) -> None:
-    assert done.ok, "\n".join(str(f) for f in done.findings)
-    got = wide(done.outputs[output])
-    error = np.abs(got - expected).max() / np.abs(expected).max()
-    assert error <= tolerance
 
 
 # ---- sdpa_vector.h -----------------------------------------------------------------------------
@@ -174,7 +152,7 @@ def row_threads(width: int, looped: bool) -> int:
     return 1024 if looped else -(-width // (4 * 32)) * 32
 
 
-def softmax(x: mx.array, precise: bool, source: str | None = None) -> LaunchResult:
+def softmax(x: mx.array, precise: bool, source: str | None = None, **options: Any) -> LaunchResult:
     rows, width = x.shape
     looped = width > 4096
     t = DTYPES[str(x.dtype).removeprefix("mlx.core.")]
@@ -186,14 +164,8 @@ def softmax(x: mx.array, precise: bool, source: str | None = None) -> LaunchResu
         {0: x, 1: Out(x.shape, x.dtype), 2: scalar("i", width)},
         groups=(rows, 1, 1),
         threadgroup=(threads, 1, 1),
+        **options,
     )
-
-
-def random_array(dtype: str, *shape: int, seed: int = 0) -> mx.array:
-    values = np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
-    made = mx.array(values).astype(getattr(mx, dtype))
-    mx.eval(made)
-    return made
 
 
 WIDTHS = (5, 33, 128, 1000, 4096, 4099)
@@ -223,7 +195,7 @@ def test_logsumexp_matches_float64(dtype: str, width: int) -> None:
     assert_right(done, np.log(np.exp(wide(x)).sum(-1)), TOLERANCE[dtype])
 
 
-def rms_norm(x: mx.array, w: mx.array, source: str | None = None) -> LaunchResult:
+def rms_norm(x: mx.array, w: mx.array, source: str | None = None, **options: Any) -> LaunchResult:
     rows, width = x.shape
     looped = width > 4096
     t = DTYPES[str(x.dtype).removeprefix("mlx.core.")]
@@ -242,6 +214,7 @@ def rms_norm(x: mx.array, w: mx.array, source: str | None = None) -> LaunchResul
         groups=(rows, 1, 1),
         threadgroup=(row_threads(width, looped), 1, 1),
         constants={20: True},
+        **options,
     )
 
 
@@ -269,7 +242,12 @@ def gemv_buffers(mat: mx.array, vec: mx.array, n_in: int, n_out: int) -> dict[in
 
 
 def gemv(
-    dtype: str, n_in: int, n_out: int, transposed: bool, source: str | None = None
+    dtype: str,
+    n_in: int,
+    n_out: int,
+    transposed: bool,
+    source: str | None = None,
+    **options: Any,
 ) -> tuple[LaunchResult, Floats]:
     """The choice of blocks is that of gemv_axbpy in mlx/backend/metal/matmul.cpp."""
     bm, bn, sm, sn, tm, tn = 1, 1, 1, 32, 4, 4
@@ -295,6 +273,7 @@ def gemv(
         gemv_buffers(mat, vec, n_in, n_out),
         groups=(-(-n_out // outputs), 1, 1),
         threadgroup=(32, bn, bm),
+        **options,
     )
     product: Floats = wide(vec) @ wide(mat) if transposed else wide(mat) @ wide(vec)
     return done, product
@@ -377,6 +356,35 @@ def test_gemv_of_gathered_matrices_matches_float64(dtype: str) -> None:
     )
     expected = np.einsum("boi,bi->bo", wide(mats)[list(pick)], wide(vecs))
     assert_right(done, expected, TOLERANCE[dtype])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1000, 4099])
+def test_readings_of_rows_are_counted(width: int) -> None:
+    """A row that fits a threadgroup's registers is read once, a longer one for the sum and again
+    for the result; the weight of rms_norm by each row."""
+    x, w = random_array("bfloat16", 3, width), random_array("bfloat16", width, seed=1)
+    times = 1 if width <= 4096 else 2
+    for done in (softmax(x, True, count=True), rms_norm(x, w, count=True)):
+        assert done.ok, "\n".join(str(f) for f in done.findings)
+        assert done.counters is not None
+        assert done.counters.device_write_bytes == x.nbytes
+        read = {name: r.device_bytes for name, r in done.counters.reads.items()}
+        assert read.pop("w", x.nbytes) == 3 * w.nbytes
+        assert list(read.values()) == [times * x.nbytes]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("n_in", "n_out", "transposed"), [(256, 96, False), (40, 512, True)])
+def test_readings_of_gemv_are_counted(n_in: int, n_out: int, transposed: bool) -> None:
+    """The matrix once; the vector by every simdgroup, of 4 outputs or (transposed) 16."""
+    done, _ = gemv("bfloat16", n_in, n_out, transposed, count=True)
+    assert done.ok, "\n".join(str(f) for f in done.findings)
+    assert done.counters is not None
+    mat, vec = done.counters.reads["mat"], done.counters.reads["in_vec"]
+    assert mat.device_bytes == mat.compulsory_bytes == mat.useful_bytes == n_in * n_out * 2
+    assert vec.compulsory_bytes == n_in * 2
+    assert vec.useful_bytes == n_out // (16 if transposed else 4) * n_in * 2
 
 
 @pytest.mark.parametrize(

@@ -11,15 +11,11 @@ from typing import Any
 
 import mlx.core as mx
 import mlx_kernels as mlx
-import numpy as np
-from mlx_kernels import Out, launch
+from mlx_kernels import DTYPES, Floats, Out, launch
 
 from mlx_lm_openevolve.metalhost import LaunchResult
 from mlx_lm_openevolve.metalhost.arrays import as_numpy
 from mlx_lm_openevolve.ops.attention.workload import Workload
-
-DTYPES = {"float32": "float", "float16": "half", "bfloat16": "bfloat16_t"}
-Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 
 @dataclass(frozen=True)

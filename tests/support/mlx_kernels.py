@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 import platformdirs
 import pytest
 from filelock import FileLock
@@ -35,6 +36,10 @@ VERSION = version("mlx")
 CACHE = platformdirs.user_cache_path("mlx-lm-openevolve") / f"mlx-metal-{VERSION}"
 KERNELS = "mlx/backend/metal/kernels"
 BARRIER = re.compile(r"threadgroup_barrier\(mem_flags::\w+\);")
+DTYPES = {"float32": "float", "float16": "half", "bfloat16": "bfloat16_t"}
+# Half a unit in the last place: what rounding to a dtype costs at most, relative to the value.
+ROUNDING = {"float32": 2**-24, "float16": 2**-11, "bfloat16": 2**-8}
+Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 
 def include_root() -> Path:
@@ -96,12 +101,15 @@ def launch(
     source: str,
     kernel: str,
     buffers: Mapping[int, mx.array | bytes | Out],
-    groups: tuple[int, int, int],
-    threadgroup: tuple[int, int, int],
+    groups: tuple[int, int, int] | None = None,
+    threadgroup: tuple[int, int, int] = (1, 1, 1),
     constants: Mapping[int, bool | int] | None = None,
     **options: Any,
 ) -> LaunchResult:
-    """Runs `kernel`, as `name<arguments>`, with `buffers` by index; MLX's headers are found."""
+    """Runs `kernel`, as `name<arguments>`, with `buffers` by index; MLX's headers are found.
+
+    groups: the grid in threadgroups; or `grid`, in threads.
+    """
     plain = source.replace("\N{COPYRIGHT SIGN}", "(c)")  # sources here are ASCII
     function = metal_function(
         plain, kernel, constants=constants or {}, include_root=str(include_root())
@@ -148,6 +156,29 @@ class Out:
 def packed(fmt: str, *values: float) -> bytes:
     """Bytes of a `constant` argument, in struct's notation."""
     return struct.pack("=" + fmt, *values)
+
+
+def wide(a: mx.array) -> Any:
+    """In float64; booleans as they are."""
+    return np.array(a if a.dtype == mx.bool_ else a.astype(mx.float32)).astype(
+        bool if a.dtype == mx.bool_ else np.float64
+    )
+
+
+def random_array(dtype: str, *shape: int, seed: int = 0) -> mx.array:
+    """Normal deviates."""
+    values = np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+    made = mx.array(values).astype(getattr(mx, dtype))
+    mx.eval(made)
+    return made
+
+
+def assert_right(done: LaunchResult, expected: Floats, tolerance: float, output: int = 0) -> None:
+    """No finding, and an output that is right to `tolerance` of the largest value."""
+    assert done.ok, "\n".join(str(f) for f in done.findings)
+    got = wide(done.outputs[output])
+    error = np.abs(got - expected).max() / np.abs(expected).max()
+    assert error <= tolerance
 
 
 def _download(folder: Path) -> Path:

@@ -48,6 +48,9 @@ struct Totals {
 // Count mode's own copy of each buffer's touched bytes, one bit each.
 uint8_t* g_bits[kMaxBuffers][2];
 
+// What was read of each buffer.
+struct { uint64_t bytes, useful; } g_reads[kMaxBuffers];
+
 struct Block {
   uint32_t runs[MH_LANES];
 };
@@ -79,6 +82,7 @@ void close_device(const Access& a) {
     }
   }
   g_total.useful[a.write] += useful;
+  if (!a.write) g_reads[a.buffer].useful += useful;
   g_total.lines[a.write] += lines;
   ++g_total.accesses[a.write];
 }
@@ -179,6 +183,7 @@ void count_device(unsigned buffer, Address address, unsigned size, bool write, A
   if (b.constant) return;
   const uint64_t offset = address - b.low;
   g_total.bytes[write] += size;
+  if (!write) g_reads[buffer].bytes += size;
   uint8_t* bits = g_bits[buffer][write];
   for (uint64_t i = offset; i < offset + size; ++i) bits[i >> 3] |= uint8_t(1u << (i & 7));
   log(address, size, write, int(buffer), pc);
@@ -259,7 +264,12 @@ void count_report() {
   uint64_t distinct[2] = {0, 0};
   for (unsigned i = 0; i < g_buffer_count; ++i) {
     for (int w = 0; w < 2; ++w) {
-      if (g_bits[i][w]) distinct[w] += count_bits(g_bits[i][w], g_buffers[i].size / 8 + 8);
+      if (!g_bits[i][w]) continue;
+      const uint64_t touched = count_bits(g_bits[i][w], g_buffers[i].size / 8 + 8);
+      distinct[w] += touched;
+      if (w || !touched) continue;
+      print("read\t%u\t%llu\t%llu\t%llu\n", i, (unsigned long long)g_reads[i].bytes,
+            (unsigned long long)touched, (unsigned long long)g_reads[i].useful);
     }
   }
   const Totals& t = g_total;

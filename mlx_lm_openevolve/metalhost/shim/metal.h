@@ -8,5 +8,6 @@
 #include "simd.h"
 #include "simdgroup_matrix.h"
 #include "atomics.h"
+#include "logging.h"
 #include "internals.h"
 #include "entry.h"

@@ -146,13 +146,7 @@ template <typename T> constexpr complex_t<T> operator%(complex_t<T> a, complex_t
   return {re, im};
 }
 
-// --- logging: Metal 3.1 has none -----------------------------------------------------------------
-namespace mlx {
-struct os_log {
-  constexpr os_log(constant char*, constant char*) {}
-  template <typename... A> void log_debug(constant char*, A...) const {}
-};
-}  // namespace mlx
+namespace mlx { using metal::os_log; }
 
 // --- types and limits ----------------------------------------------------------------------------
 template <typename U> struct WorkPerThread {

@@ -116,5 +116,12 @@ MH_INLINE void simdgroup_multiply(thread simdgroup_matrix<D, 8, 8>& d,
   zero.elements = D(0);
   simdgroup_multiply_accumulate(d, a, b, zero);
 }
+template <class T>
+MH_INLINE simdgroup_matrix<T, 8, 8> operator*(simdgroup_matrix<T, 8, 8> a,
+                                              simdgroup_matrix<T, 8, 8> b) {
+  simdgroup_matrix<T, 8, 8> product;
+  simdgroup_multiply(product, a, b);
+  return product;
+}
 
 }  // namespace metal

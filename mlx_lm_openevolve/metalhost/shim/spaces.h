@@ -17,7 +17,7 @@
 #define MH_UNCHECKED __attribute__((no_sanitize("thread", "bounds", "coverage")))
 
 #define device MH_DEVICE_SPACE
-#define constant MH_CONSTANT_SPACE
+#define constant const MH_CONSTANT_SPACE  // what lies there is constant, named so or not
 #define threadgroup MH_THREADGROUP_SPACE
 #define thread
 #define METAL_FUNC inline __attribute__((always_inline))

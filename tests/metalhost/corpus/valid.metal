@@ -21,6 +21,27 @@ thread float* p = &v;
 const thread float* q = p;
 y[i] = *q + x[i];
 
+//// array_parameters_of_kernels
+// A kernel's parameter in brackets is a pointer, and takes the next free index without an attribute.
+// kernel: spread
+// in: x float32 8 = 0..7
+// in: strides int32 3 = 2 4 1
+// in: k float32 4 = 1 2 3 4
+// out: y float32 8 = 3 4 6 7 11 12 14 15
+// grid: 8
+// threadgroup: 8
+// header
+constant constexpr int rank = 3;
+[[kernel]] void spread(
+    const device float x[8],
+    constant const int strides[rank],
+    constant float k[4] [[buffer(2)]],
+    device float y[],
+    uint i [[thread_position_in_threadgroup]]) {
+  const int at = int(i) / strides[0];
+  y[i] = x[i] + k[at % strides[1]] + k[1] * float(strides[2] + (int(i) >= strides[1]) * strides[2]);
+}
+
 //// atomic_device_add
 // A histogram in device memory.
 // in: x uint32 64 = 0..7
@@ -289,6 +310,57 @@ switch (i) {
 }
 y[i] = r;
 
+//// constant_tables
+// Tables at program scope, of one dimension and more, spelled in each order of the words.
+// out: y int32 6 = 6 10 16 4 9 2
+// grid: 1
+// threadgroup: 1
+// header
+static constexpr constant uint turns[2][3] = {{1, 2, 3}, {4, 5, 6}};
+constant constexpr int cube[2][2][2] = {{{1, 2}, {3, 4}}, {{5, 6}, {7, 8}}};
+constant const short2 pairs[2] = {short2(1, 3), short2(2, 4)};
+static constant float steps[3][1] = {{4.0f}, {5.0f}, {6.0f}};
+namespace tables { constexpr constant bool odd[2][2] = {{false, true}, {true, false}}; }
+template <int N> struct Powers { static constexpr constant int of[2] = {N, N * N}; };
+template <> struct Powers<2> { static constexpr constant int of[2] = {2, 4}; };
+constant constexpr const int Powers<2>::of[2];
+// body
+y[0] = int(turns[0][0] + turns[1][1]);
+y[1] = cube[0][1][0] + cube[1][1][0];
+y[2] = cube[1][1][1] + cube[1][1][1];
+y[3] = int(steps[0][0]);
+y[4] = Powers<3>::of[1] + Powers<2>::of[1] - 4;
+y[5] = int(tables::odd[0][1]) + pairs[0].x;
+
+//// constant_is_const
+// Memory in the constant space is const, whether a pointer or a reference to it says so or not.
+// kernel: pick
+// in: x float32 8 = 0..7
+// in: n int32 1 = 3
+// in: table float32 4 = 10 20 30 40
+// out: y float32 8 = 33 34 35 36 37 38 39 40
+// grid: 8
+// threadgroup: 8
+// header
+constant float base[2] = {1.0f, 2.0f};
+inline int size(constant int& n) { return n; }
+inline float last(constant float* p, int n) { return p[n - 1]; }
+template <typename T> T first(constant T* p) { return p[0]; }
+struct Row {
+  constant float* values;
+  float operator[](int i) const thread { return values[i]; }
+};
+[[kernel]] void pick(
+    const device float* x [[buffer(0)]],
+    const constant int& n [[buffer(1)]],
+    constant const float* table [[buffer(2)]],
+    device float* y [[buffer(3)]],
+    uint i [[thread_position_in_grid]]) {
+  Row row{table};
+  const float all = last(table, size(n)) + first(table) - row[0] + last(base, 2) + first(base);
+  y[i] = x[i] + all;
+}
+
 //// conversions
 // Float to integer truncates, to half rounds to nearest even; bool is 0 or 1.
 // in: x float32 8 = 1.9 -1.9 2.5 2049 2051 0 -0.5 3
@@ -398,6 +470,26 @@ constant bool has_bias [[function_constant(2)]];
   y[i] = v;
 }
 // body
+
+//// function_constants_by_macro
+// A function constant declared with more words than it needs, as headers' macros spell it.
+// kernel: choose
+// constants: 0:bool=true 1:int=5 2:bool=false
+// in: x int32 4 = 1 2 3 4
+// out: y int32 4 = 6 7 8 9
+// grid: 4
+// threadgroup: 4
+// header
+#define STATIC_CONSTANT static constant constexpr const
+STATIC_CONSTANT bool forward [[function_constant(0)]];
+STATIC_CONSTANT int width [[function_constant(1)]];
+constant const bool back [[function_constant(2)]];
+[[kernel]] void choose(
+    const device int* x [[buffer(0)]],
+    device int* y [[buffer(1)]],
+    uint i [[thread_position_in_grid]]) {
+  y[i] = x[i] + (forward ? width : 0) - (back ? 1 : 0);
+}
 
 //// geometric
 // dot, cross, length, distance, normalize, their squares and reflect.
@@ -641,6 +733,25 @@ y[1] = sizeof(h);
 y[2] = sizeof(b);
 y[3] = sizeof(0.1 * 2);
 static_assert(is_same_v<decltype(1.0), float>, "float");
+
+//// logging
+// Messages to the log, of a logger of one's own and of the default one: they change nothing.
+// in: x float32 4 = 1 2 3 4
+// out: y float32 4 = 2 4 6 8
+// grid: 4
+// threadgroup: 4
+// header
+#include <metal_logging>
+constant metal::os_log logger("kernels", "doubling");
+constant char message[] = "seen %f";
+// body
+uint i = thread_position_in_grid.x;
+logger.log_debug("thread %u", i);
+logger.log_error(message, x[i]);
+if (x[i] > 8.0f) {
+  metal::os_log_default.log("large: %f of %u", x[i], i);
+}
+y[i] = 2.0f * x[i];
 
 //// math_classification
 // isnan, isinf, isfinite, isnormal, signbit; NaN loses every comparison but !=.
@@ -924,6 +1035,35 @@ simdgroup_float8x8 three = simdgroup_float8x8(3.0f);
 simdgroup_float8x8 r;
 simdgroup_multiply(r, n, three);
 simdgroup_store(r, z, 8);
+
+//// methods_noexcept
+// A method's address space stands in front of noexcept; conversions, operators, constructors.
+// out: y int32 4 = 7 3 10 5
+// grid: 1
+// threadgroup: 1
+// header
+template <typename T, T v> struct Fixed {
+  using value_type = T;
+  constexpr operator value_type() const thread noexcept { return v; }
+  constexpr operator value_type() const constant noexcept { return v; }
+};
+struct Count {
+  int n;
+  Count(int start) thread noexcept : n(start) {}
+  int add(int k) thread noexcept {
+    n += k;
+    return n;
+  }
+  int operator()() const thread noexcept { return n; }
+};
+constant Fixed<int, 3> three{};
+// body
+Fixed<int, 7> seven;
+Count c(4);
+y[0] = seven;
+y[1] = three;
+y[2] = c.add(6);
+y[3] = c() / 2;
 
 //// online_softmax_row
 // One row of softmax per simdgroup with a running maximum.
@@ -1293,6 +1433,20 @@ if (i == 0) {
   y[4] = popcount(uint(active));
 }
 
+//// simdgroup_matrix_operator
+// Products of simdgroup matrices by operator, in a chain, of which an intermediate one has no name.
+// in: x float32 64 = 0..63
+// in: z float32 64 = 1..64
+// out: y float32 64 = 1148 1176 1204 1232 1260 1288 1316 1344 3004 3096 3188 3280 3372 3464 3556 3648 4860 5016 5172 5328 5484 5640 5796 5952 6716 6936 7156 7376 7596 7816 8036 8256 8572 8856 9140 9424 9708 9992 10276 10560 10428 10776 11124 11472 11820 12168 12516 12864 12284 12696 13108 13520 13932 14344 14756 15168 14140 14616 15092 15568 16044 16520 16996 17472
+// grid: 32
+// threadgroup: 32
+// body
+simdgroup_float8x8 a, b, two(2.0f);
+simdgroup_load(a, x, 8);
+simdgroup_load(b, z, 8);
+simdgroup_float8x8 c = (a * two) * b;
+simdgroup_store(two * (c * simdgroup_float8x8(0.25f)), y, 8);
+
 //// strided_input
 // The generated shape, stride and rank arguments of a sliced, transposed view.
 // in: x float32 8x16[:,2:6]
@@ -1544,6 +1698,30 @@ y[0] = total(a);
 y[1] = u.y;
 y[2] = w.x + w.y + w.z;
 y[3] = float(h.w) + both(float(n.x), 2.0f).x + p.of(t).y;
+
+//// vector_direct_initialiser_of_products
+// A product of two names in parentheses is a value, and a pointer parameter where the first is a type.
+// in: x int32 4 = 3 4 5 6
+// out: y int32 5 = 12 6 2 5 9
+// grid: 1
+// threadgroup: 1
+// header
+struct Counter { int n; };
+int2 sums(thread Counter* a, thread Counter& b);
+int2 sums(thread Counter* a, thread Counter& b) {
+  return int2(a->n, a->n + b.n);
+}
+// body
+const int rows = x[0], columns = x[1], lane = 6;
+int2 size(rows * columns, lane);
+int2 low(lane & rows, x[2]);
+Counter a{5}, b{4};
+int2 s(sums(&a, b));
+y[0] = size.x;
+y[1] = size.y;
+y[2] = low.x;
+y[3] = s.x;
+y[4] = s.y;
 
 //// vector_half
 // Half vectors and literals; sums round to half.
