@@ -20,8 +20,8 @@ from .declarations import KernelFunction, Parameter, TranslationError
 from .diagnostics import diagnostics
 from .entry import entry, resolve
 from .findings import Finding, Sources, position, unique
-from .flags import compile_flags
-from .lint import MAX_EXPANDED, lint_raw, lint_translated
+from .flags import NO_WARNINGS, compile_flags
+from .lint import MAX_EXPANDED, lint_raw, lint_translated, plain_comments
 from .objects import assemble_counted, header_folder, link, precompiled_shim
 from .strict import STRICT_FLAGS, strict_findings, strict_warnings
 from .toolchain import (
@@ -208,7 +208,7 @@ def _run_clang(
         access = access_to(tools, unit.parent, shim.parent, SHIM, SHIM.parent / "runtime")
         command = [*tools.clang, *flags, "-include-pch", str(shim), "-I", str(SHIM), str(unit)]
         with ThreadPoolExecutor(1) as pool:
-            compiling = pool.submit(run_tool, [*command, *output], access)
+            compiling = pool.submit(run_tool, [*command, *NO_WARNINGS, *output], access)
             tree = run_tool([*command, *STRICT_FLAGS], access)
             compiled = compiling.result()
         if not _UNUSABLE.search(compiled.stderr + tree.stderr):
@@ -228,7 +228,7 @@ def preprocess(
     """The preprocessed text and what the rules on it say, or the errors that leave none. It works
     in the folder `work`."""
     raw, expanded = work / "kernel.metal", work / "kernel.ii"
-    raw.write_text(request.text, encoding="utf-8", errors="replace")
+    raw.write_text(plain_comments(request.text), encoding="utf-8", errors="replace")
     folders = [header_folder()]
     if request.include_root is not None:
         folders.append(Path(request.include_root))

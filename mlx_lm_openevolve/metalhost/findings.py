@@ -78,7 +78,7 @@ class Sources:
     """The texts that findings quote, by the file names in line markers."""
 
     def __init__(self, texts: Mapping[str, str]) -> None:
-        self._lines = {name: text.splitlines() for name, text in texts.items()}
+        self._lines = {name: re.split(r"\r\n|[\r\n]", text) for name, text in texts.items()}
 
     def place(self, file: str, line: int) -> Place:
         lines = self._lines.get(file, [])

@@ -10,3 +10,7 @@
 #include "atomics.h"
 #include "internals.h"
 #include "entry.h"
+
+// Words of the language: nothing else can be called so.
+#define half _Float16
+#define bfloat __bf16
