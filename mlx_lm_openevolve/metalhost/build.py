@@ -52,6 +52,7 @@ class BuildRequest:
     math_mode: str = "safe"
     instrument: bool = True
     count: bool = False  # count basic blocks and floating-point operations too
+    language: str = "3.2"  # of Metal
     utilities: bool = False  # MLX's utilities (bfloat math, elem_to_loc, Limits), our own
 
     def key(self, tools: Toolchain) -> str:
@@ -59,7 +60,7 @@ class BuildRequest:
         parts = (
             package_digest(), tools.identity, *tools.clang, *tools.target_flags, self.text,
             self.function, repr(self.constants), _root_digest(self.include_root), self.math_mode,
-            repr((self.instrument, self.count, self.utilities)),
+            repr((self.instrument, self.count, self.utilities, self.language)),
             repr([name for name, _ in self.files]),
         )  # fmt: skip
         return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()
@@ -189,7 +190,10 @@ def _compile(
         if compiled.status or tree.status:
             message = one_line(compiled.stderr or tree.stderr)
             raise MachineError(f"the compiler failed without a line of the source: {message}")
-        findings += strict_findings(tree.stdout, sources, declared.kernels, declared.constants)
+        findings += strict_findings(
+            tree.stdout, sources, declared.kernels, declared.constants,
+            lambdas=float(request.language) >= 3.2,
+        )  # fmt: skip
         findings += strict_warnings(diagnostics(tree.stderr, sources, strict=True))
     return findings, function
 
@@ -237,6 +241,7 @@ def preprocess(
     done = run_tool(
         [*tools.clang, "-E", "-x", "c++", "-std=c++14", "-nostdinc", "-undef", "-w",
          "-fno-color-diagnostics", "-fno-caret-diagnostics", "-fno-crash-diagnostics", *include,
+         f"-D__METAL_VERSION__={request.language.replace('.', '')}0",
          "-include", str(SHIM / "macros.h"), *utilities, str(raw), "-o", str(expanded)],
         access_to(tools, work, SHIM, *folders),
     )  # fmt: skip

@@ -64,14 +64,15 @@ def _constants(text: str) -> str:
 
 
 def _methods(text: str) -> str:
-    """Metal repeats a method for each address space of `this`; here one serves for all."""
+    """Metal repeats a method for each address space of `this`; here one serves for all, with a note
+    for strict.py of those that it was written for."""
     pattern = re.compile(rf"\)(\s*const)?\s+({_SPACES})\b(?=\s*(?:noexcept\s*)?[{{:;=])")
     matches = list(pattern.finditer(text))
     if not matches:
         return text
     positions, enclosing = enclosing_braces(text)
-    seen: set[tuple[int, str]] = set()
-    edits: list[tuple[int, int]] = []
+    seen: dict[tuple[int, str], list[str]] = {}
+    edits: list[tuple[int, int, list[str] | None]] = []  # with the spaces of one that stays
     for m in matches:
         depth, i = 0, m.start()
         while i >= 0:
@@ -95,14 +96,16 @@ def _methods(text: str) -> str:
                 end = semicolon + 1
             else:
                 end = close(text, brace, "{}") + 1
-            edits.append((start, end))
+            seen[scope, signature].append(m.group(2))
+            edits.append((start, end, None))
         else:
-            seen.add((scope, signature))
-            edits.append((m.start(2), m.end(2)))
+            seen[scope, signature] = [m.group(2)]
+            edits.append((m.start(2), m.end(2), seen[scope, signature]))
     done = len(text)
-    for start, end in reversed(edits):
+    for start, end, spaces in reversed(edits):
         if end <= done:
-            text = text[:start] + blank(text[start:end]) + text[end:]
+            note = f'MH_SPACES("{" ".join(spaces)}")' if spaces else blank(text[start:end])
+            text = text[:start] + note + text[end:]
             done = start
     return text
 
