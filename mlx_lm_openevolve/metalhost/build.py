@@ -192,7 +192,7 @@ def _compile(
             raise MachineError(f"the compiler failed without a line of the source: {message}")
         findings += strict_findings(
             tree.stdout, sources, declared.kernels, declared.constants,
-            lambdas=float(request.language) >= 3.2,
+            float(request.language) >= 3.2,
         )  # fmt: skip
         findings += strict_warnings(diagnostics(tree.stderr, sources, strict=True))
     return findings, function
@@ -241,7 +241,6 @@ def preprocess(
     done = run_tool(
         [*tools.clang, "-E", "-x", "c++", "-std=c++14", "-nostdinc", "-undef", "-w",
          "-fno-color-diagnostics", "-fno-caret-diagnostics", "-fno-crash-diagnostics", *include,
-         f"-D__METAL_VERSION__={request.language.replace('.', '')}0",
          "-include", str(SHIM / "macros.h"), *utilities, str(raw), "-o", str(expanded)],
         access_to(tools, work, SHIM, *folders),
     )  # fmt: skip

@@ -77,7 +77,7 @@ def strict_findings(
     sources: Sources,
     kernels: Collection[str],
     constants: Collection[str],
-    lambdas: bool = True,
+    lambdas: bool,
 ) -> list[Finding]:
     """What Metal refuses in `tree`, in the user's own files. `kernels` and `constants` are the
     names of the kernel functions and of the function constants. lambdas: the language has them."""
@@ -253,5 +253,5 @@ def _scalar(type_: str) -> bool:
 
 
 def _space(type_: str) -> str:
-    pointee = type_.rsplit("*", 1)[0]
+    pointee = re.sub(r"<.*>", "", type_).rsplit("*", 1)[0]
     return next((word for mark, word in _SPACE_WORDS.items() if mark in pointee.split()), "thread")

@@ -66,7 +66,7 @@ def _constants(text: str) -> str:
 def _methods(text: str) -> str:
     """Metal repeats a method for each address space of `this`; here one serves for all, with a note
     for strict.py of those that it was written for."""
-    pattern = re.compile(rf"\)(\s*const)?\s+({_SPACES})\b(?=\s*(?:noexcept\s*)?[{{:;=])")
+    pattern = re.compile(rf"\)(\s*const)?\s+({_SPACES})\b(\s*noexcept\b)?(?=\s*[{{:;=])")
     matches = list(pattern.finditer(text))
     if not matches:
         return text
@@ -101,10 +101,13 @@ def _methods(text: str) -> str:
         else:
             seen[scope, signature] = [m.group(2)]
             edits.append((m.start(2), m.end(2), seen[scope, signature]))
+            if m.group(3):  # behind it
+                at = m.end()
+                edits[-1:] = [(m.start(2), m.end(2), None), (at, at, seen[scope, signature])]
     done = len(text)
     for start, end, spaces in reversed(edits):
         if end <= done:
-            note = f'MH_SPACES("{" ".join(spaces)}")' if spaces else blank(text[start:end])
+            note = f' MH_SPACES("{" ".join(spaces)}")' if spaces else blank(text[start:end])
             text = text[:start] + note + text[end:]
             done = start
     return text
