@@ -232,7 +232,10 @@ def preprocess(
     """The preprocessed text and what the rules on it say, or the errors that leave none. It works
     in the folder `work`."""
     raw, expanded = work / "kernel.metal", work / "kernel.ii"
-    raw.write_text(plain_comments(request.text), encoding="utf-8", errors="replace")
+    source = plain_comments(request.text)
+    if not source.isascii():  # its files' comments, put together, are none
+        return None, [Finding("non-ascii", "a comment or a literal is not closed in its own file")]
+    raw.write_text(source, encoding="ascii")
     folders = [header_folder()]
     if request.include_root is not None:
         folders.append(Path(request.include_root))

@@ -66,7 +66,7 @@ def read_declarations(text: str, constants: Mapping[int, object]) -> tuple[str, 
     return re.sub(r"\[\[[^\[\]]*\]\]", lambda m: blank(m.group()), text), declared
 
 
-_ATTRIBUTE = re.compile(r"\[\[(.*?)\]\]", re.S)
+_ATTRIBUTE = re.compile(r"\[\[([^\[\]]*)\]\]")
 _GNU_THREADS = re.compile(
     r"\b__attribute__\s*\(\(\s*max_total_threads_per_threadgroup"
     r"\s*\((?:[^()]|\([^()]*\))*\)\s*\)\)"
@@ -85,10 +85,10 @@ def _judge_places(text: str) -> None:
     """Raises TranslationError where C++ lets no attribute stand, or lets it speak of a type: behind
     a function's parameters or the type of its result."""
     for m in _ATTRIBUTE.finditer(text):
-        before = _before(text, m.start())
-        word = re.search(r"\w+$", before)
         names = re.findall(r"(?:^|[,:])\s*(\w+)", m[1])
         of_function = next((name for name in names if name in _OF_FUNCTIONS), None)
+        before = _before(text, m.start())
+        word = re.search(r"\w+$", before[-64:])
         if word and word[0] in _SPECIFIERS and _SPECIFIED.match(text, m.end()):
             raise TranslationError("an attribute list cannot appear here", m.start())
         of_type = before.endswith(")") or (
@@ -102,8 +102,9 @@ def _judge_places(text: str) -> None:
             )
 
 
-_SPECIFIED = re.compile(r"\s*(?:\[\[.*?\]\]\s*)*[A-Za-z_]\w*\s*[\w<*&:]", re.S)
-_NAMED = re.compile(r"\s*(?:\[\[.*?\]\]\s*)*[A-Za-z_]\w*\s*\(", re.S)
+_LISTS = r"\s*(?:\[\[[^\[\]]*\]\]\s*){0,8}"
+_SPECIFIED = re.compile(_LISTS + r"[A-Za-z_]\w*\s*[\w<*&:]")
+_NAMED = re.compile(_LISTS + r"[A-Za-z_]\w*\s*\(")
 
 
 def _before(text: str, at: int) -> str:

@@ -65,7 +65,7 @@ _FORBIDDEN = (
 _WORD = (
     r"(?:__)?(?:always_inline|noinline|unused|maybe_unused|warn_unused_result|nodiscard|const|pure"
     r"|hot|cold|flatten|packed|aligned|max_total_threads_per_threadgroup)(?:__)?"
-    r"(?:\s*\([\w\s*+/-]*\))?"
+    r"(?:\s*\((?:[\w\s*+/-]|\([\w\s*+/-]*\))*\))?"
 )
 _HARMLESS = re.compile(
     rf"\b__attribute(?:__)?\s*\(\(\s*{_WORD}(?:\s*,\s*{_WORD})*\s*\)\)"
