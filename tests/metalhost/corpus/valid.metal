@@ -265,13 +265,13 @@ threadgroup_barrier(mem_flags::mem_threadgroup);
 y[i] = counts[i] & (0u - (i & 1));
 
 //// benign_read_of_output
-// An output's old value is read and replaced.
+// An output's old value is read, and no bit of it is kept.
 // finds: benign
 // in: x float32 32 = 0..31
 // out: y float32 32 = 0..31
 uint i = thread_position_in_grid.x;
-float old = y[i];
-y[i] = i < 64 ? x[i] : old;
+uint none = uint(x[31]) - 31;
+y[i] = x[i] + float(as_type<uint>(y[i]) & none);
 
 //// benign_same_value
 // Every thread stores one value in one place: in threadgroup memory, by a copy of a struct.
