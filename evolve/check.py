@@ -58,9 +58,9 @@ def check(kernel: Kernel, params: Mapping[str, int], bucket: Bucket, seed: int) 
             try:
                 call(*question.arguments)
             except BackendError as error:
-                if not any(launch.findings for launch in launches):
+                if all(launch.ok for launch in launches):
                     return answer("backend", str(error))
-            findings = [finding for launch in launches for finding in launch.findings]
+            findings = [f for launch in launches for f in launch.findings if not f.benign]
             if findings:
                 return answer(findings[0].kind, "\n".join(str(f) for f in findings[:3]))
             counters = [launch.counters.to_dict() for launch in launches if launch.counters]

@@ -99,8 +99,8 @@ def _make(
         )
         if launches is not None:
             launches.append(done)
-        if not done.outputs or (done.findings and launches is None):
-            finding = done.findings[0] if done.findings else "no output"
+        if not done.outputs or (not done.ok and launches is None):
+            finding = next((f for f in done.findings if not f.benign), "no output")
             raise BackendError(f"{spec.file}: {finding}")
         return done.outputs
 

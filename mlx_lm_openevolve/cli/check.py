@@ -102,7 +102,8 @@ def _on_host(
         call(*question.arguments)
     for launch in launches:
         for finding in launch.findings:
-            out.print(str(finding), markup=False, style="red")
+            style = "yellow" if finding.benign else "red"
+            out.print(str(finding), markup=False, style=style)
         if launch.counters is not None and launch.outputs:
             c = launch.counters
             out.print(

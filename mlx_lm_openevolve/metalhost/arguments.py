@@ -19,7 +19,7 @@ _RECORD = struct.Struct("<7Q")
 _WRITABLE, _UNWRITTEN, _FLOATS = 1, 2, 4
 _ARRAY, _THREADGROUP, _ABSENT = 0, 1, 2
 MAX_BUFFERS = 64
-HEADER = 14 * 8
+HEADER = 15 * 8
 _PAGE = 16384
 
 
@@ -137,11 +137,17 @@ class Layout:
     def outputs(self, file: IO[bytes]) -> list[Any]:
         """The writable arguments as MLX arrays, in slot order."""
         results = []
+        for slot, data in self.output_bytes(file).items():
+            block = self._blocks[slot]
+            view = block.view(np.frombuffer(data, np.uint8), block.data.dtype)
+            results.append(to_mlx(view, self._arguments[slot].dtype))
+        return results
+
+    def output_bytes(self, file: IO[bytes]) -> dict[int, bytes]:
+        """The bytes of the writable arguments by slot."""
+        found = {}
         for slot, block in sorted(self._blocks.items()):
             if self._arguments[slot].writable:
-                data = np.empty(block.size, np.uint8)
                 file.seek(block.offset)
-                file.readinto(data.data)  # type: ignore[attr-defined]
-                view = block.view(data, block.data.dtype)
-                results.append(to_mlx(view, self._arguments[slot].dtype))
-        return results
+                found[slot] = file.read(block.size)
+        return found

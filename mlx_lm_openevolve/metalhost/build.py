@@ -20,8 +20,8 @@ from .declarations import KernelFunction, Parameter, TranslationError
 from .diagnostics import diagnostics
 from .entry import entry, resolve
 from .findings import Finding, Sources, position, unique
-from .flags import compile_flags
-from .lint import MAX_EXPANDED, lint_raw, lint_translated
+from .flags import NO_WARNINGS, compile_flags
+from .lint import MAX_EXPANDED, lint_raw, lint_translated, plain_comments
 from .objects import assemble_counted, header_folder, link, precompiled_shim
 from .strict import STRICT_FLAGS, strict_findings, strict_warnings
 from .toolchain import (
@@ -52,6 +52,7 @@ class BuildRequest:
     math_mode: str = "safe"
     instrument: bool = True
     count: bool = False  # count basic blocks and floating-point operations too
+    language: str = "3.2"  # of Metal
     utilities: bool = False  # MLX's utilities (bfloat math, elem_to_loc, Limits), our own
 
     def key(self, tools: Toolchain) -> str:
@@ -59,7 +60,7 @@ class BuildRequest:
         parts = (
             package_digest(), tools.identity, *tools.clang, *tools.target_flags, self.text,
             self.function, repr(self.constants), _root_digest(self.include_root), self.math_mode,
-            repr((self.instrument, self.count, self.utilities)),
+            repr((self.instrument, self.count, self.utilities, self.language)),
             repr([name for name, _ in self.files]),
         )  # fmt: skip
         return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()
@@ -189,7 +190,10 @@ def _compile(
         if compiled.status or tree.status:
             message = one_line(compiled.stderr or tree.stderr)
             raise MachineError(f"the compiler failed without a line of the source: {message}")
-        findings += strict_findings(tree.stdout, sources, declared.kernels, declared.constants)
+        findings += strict_findings(
+            tree.stdout, sources, declared.kernels, declared.constants,
+            float(request.language) >= 3.2,
+        )  # fmt: skip
         findings += strict_warnings(diagnostics(tree.stderr, sources, strict=True))
     return findings, function
 
@@ -208,7 +212,7 @@ def _run_clang(
         access = access_to(tools, unit.parent, shim.parent, SHIM, SHIM.parent / "runtime")
         command = [*tools.clang, *flags, "-include-pch", str(shim), "-I", str(SHIM), str(unit)]
         with ThreadPoolExecutor(1) as pool:
-            compiling = pool.submit(run_tool, [*command, *output], access)
+            compiling = pool.submit(run_tool, [*command, *NO_WARNINGS, *output], access)
             tree = run_tool([*command, *STRICT_FLAGS], access)
             compiled = compiling.result()
         if not _UNUSABLE.search(compiled.stderr + tree.stderr):
@@ -228,7 +232,10 @@ def preprocess(
     """The preprocessed text and what the rules on it say, or the errors that leave none. It works
     in the folder `work`."""
     raw, expanded = work / "kernel.metal", work / "kernel.ii"
-    raw.write_text(request.text, encoding="utf-8", errors="replace")
+    source = plain_comments(request.text)
+    if not source.isascii():  # its files' comments, put together, are none
+        return None, [Finding("non-ascii", "a comment or a literal is not closed in its own file")]
+    raw.write_text(source, encoding="ascii")
     folders = [header_folder()]
     if request.include_root is not None:
         folders.append(Path(request.include_root))

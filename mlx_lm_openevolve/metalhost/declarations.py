@@ -4,7 +4,7 @@ host names, function constants. Each is read, and taken out of the text or put i
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import count
 
@@ -58,10 +58,59 @@ class Declarations:
 def read_declarations(text: str, constants: Mapping[int, object]) -> tuple[str, Declarations]:
     """The text without them, and what it declares. `constants`: function constants by id."""
     declared = Declarations()
+    _judge_places(text)
+    text = _GNU_THREADS.sub(lambda m: blank(m.group()), text)
     text = _host_names(text, declared)
     text = _kernels(text, declared)
     text = _function_constants(text, declared, constants)
     return re.sub(r"\[\[[^\[\]]*\]\]", lambda m: blank(m.group()), text), declared
+
+
+_ATTRIBUTE = re.compile(r"\[\[([^\[\]]*)\]\]")
+_GNU_THREADS = re.compile(
+    r"\b__attribute__\s*\(\(\s*max_total_threads_per_threadgroup"
+    r"\s*\((?:[^()]|\([^()]*\))*\)\s*\)\)"
+)
+_OF_FUNCTIONS = {
+    *("kernel", "vertex", "fragment", "visible", "stitchable", "intersection", "patch"),
+    *("host_name", "max_total_threads_per_threadgroup", "early_fragment_tests"),
+}
+_SPECIFIERS = {
+    *("kernel", "static", "inline", "const", "constexpr", "volatile", "constant", "unsigned"),
+    *("signed", "typedef", "extern", "friend", "METAL_FUNC"),
+}
+
+
+def _judge_places(text: str) -> None:
+    """Raises TranslationError where C++ lets no attribute stand, or lets it speak of a type: behind
+    a function's parameters or the type of its result."""
+    for m in _ATTRIBUTE.finditer(text):
+        names = re.findall(r"(?:^|[,:])\s*(\w+)", m[1])
+        of_function = next((name for name in names if name in _OF_FUNCTIONS), None)
+        before = _before(text, m.start())
+        word = re.search(r"\w+$", before[-64:])
+        if word and word[0] in _SPECIFIERS and _SPECIFIED.match(text, m.end()):
+            raise TranslationError("an attribute list cannot appear here", m.start())
+        of_type = before.endswith(")") or (
+            word and word[0] not in ("template", "else", "do") and _NAMED.match(text, m.end())
+        )
+        if of_function and of_type:
+            raise TranslationError(
+                f"{of_function!r} attribute cannot be applied to types: it stands in front of the"
+                " function",
+                m.start(),
+            )
+
+
+_LISTS = r"\s*(?:\[\[[^\[\]]*\]\]\s*){0,8}"
+_SPECIFIED = re.compile(_LISTS + r"[A-Za-z_]\w*\s*[\w<*&:]")
+_NAMED = re.compile(_LISTS + r"[A-Za-z_]\w*\s*\(")
+
+
+def _before(text: str, at: int) -> str:
+    """What stands before a position, without line markers and attributes of GNU's spelling."""
+    before = re.sub(r"(?m)^[ \t]*#.*\n", "", text[max(0, at - 512) : at]).rstrip()
+    return re.sub(r"__attribute__\s*\(\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*\)\)$", ";", before)
 
 
 _HOST_NAME = re.compile(r'(template\s*)?\[\[\s*host_name\s*\(\s*((?:"[^"]*"\s*)+)\)\s*\]\]')
@@ -96,8 +145,13 @@ def _kernels(text: str, declared: Declarations) -> str:
         closing = close(text, m.start(2), "()")
         if closing < 0:
             raise TranslationError("the kernel's parameter list is not closed", m.start(2))
-        parts = split_top(text[m.end(2) : closing])
-        parameters = _numbered([_parameter(p) for p in parts if p.strip()])
+        at, found = m.end(2), []
+        for part in split_top(text[at:closing]):
+            if part.strip():
+                found.append(_parameter(part, at))
+            at += len(part) + 1
+        parameters = _numbered(found)
+        _judge_sizes(parameters, m.start(1))
         always = [p.index for p in parameters if p.attribute == "buffer" and not p.condition]
         twice = next((n for n in always if always.count(n) > 1), None)
         if twice is not None:
@@ -107,10 +161,8 @@ def _kernels(text: str, declared: Declarations) -> str:
     return text
 
 
-_ATTRIBUTE = re.compile(r"\[\[(.*?)\]\]", re.S)
-
-
-def _parameter(text: str) -> Parameter:
+def _parameter(text: str, at: int) -> Parameter:
+    """Raises TranslationError where it has no attribute that says what it is."""
     plain = _ATTRIBUTE.sub(" ", text)
     names = re.findall(r"[A-Za-z_]\w*", re.sub(r"\[[^\]]*\]", " ", plain))
     attribute, index, condition = "", None, None
@@ -120,11 +172,71 @@ def _parameter(text: str) -> Parameter:
                 condition = argument.strip()
             elif word in ("buffer", "threadgroup"):
                 attribute = word
-                index = int(argument) if argument.strip().isdigit() else None
-            elif not attribute:
+                if not argument.strip().isdigit():
+                    message = f"metalhost takes a number as an index, not {word}({argument})"
+                    raise TranslationError(message, at + text.index(word))
+                index = int(argument)
+            elif not attribute and word in (*_POSITIONS, *_INDICES, *_ELSEWHERE):
                 attribute = word
     name = names[-1] if names else ""
+    kind = _INTEGER.fullmatch(" ".join(re.sub(rf"\b{name}\s*$", "", plain).split()))
+    known = re.sub(r"[234]\b", "", " ".join(names[:-1])) in _OTHER
+    wrong = not attribute and not re.search(r"[*&\[]", plain)
+    if attribute in (*_POSITIONS, *_INDICES):
+        wrong = known or (attribute in _INDICES and kind is not None and _size(kind) > 1)
+    if wrong:
+        message = (
+            f"invalid type {' '.join(names[:-1])!r} for input declaration in a kernel function"
+        )
+        if not attribute:
+            message += f": no attribute says what {name!r} is"
+        stop = text.find("[[") if "[[" in text else len(text)
+        raise TranslationError(message, at + max(text.rfind(name, 0, stop), 0))
     return Parameter(name, attribute, index, condition, " ".join(plain.split()))
+
+
+# What the attributes of a kernel's inputs may be put on: integers without a sign, of 16 or 32 bits
+# (MSL 4.0 table 5.8). Positions and sizes of the grid are all scalars, or vectors of one size.
+_POSITIONS = (
+    *("thread_position_in_grid", "thread_position_in_threadgroup", "threadgroup_position_in_grid"),
+    *("threads_per_grid", "threads_per_threadgroup", "threadgroups_per_grid", "grid_size"),
+    *("dispatch_threads_per_threadgroup", "grid_origin"),
+)
+_INDICES = (
+    *("thread_index_in_threadgroup", "thread_index_in_simdgroup", "thread_index_in_quadgroup"),
+    *("simdgroup_index_in_threadgroup", "quadgroup_index_in_threadgroup"),
+    *("simdgroups_per_threadgroup", "quadgroups_per_threadgroup", "threads_per_simdgroup"),
+    *("dispatch_simdgroups_per_threadgroup", "dispatch_quadgroups_per_threadgroup"),
+    "thread_execution_width",
+)
+_ELSEWHERE = ("texture", "sampler", "stage_in", "payload", "imageblock_data")
+_INTEGER = re.compile(
+    r"(?:const )?(?:metal ?:: ?)?(?:"
+    r"(?:u(?:int|short)|unsigned(?: int| short)?|uint(?:16|32)_t)([23]?)"
+    r"|vec ?< ?u(?:int|short) ?, ?([23]) ?>)(?: const)?"
+)
+_OTHER = {
+    *("bool", "char", "uchar", "short", "int", "long", "ulong", "half", "bfloat", "float"),
+    *("size_t", "int32_t", "int64_t", "uint64_t", "int16_t", "int8_t", "uint8_t"),
+}
+
+
+def _size(kind: re.Match[str]) -> int:
+    return int(kind[1] or kind[2] or 1)
+
+
+def _judge_sizes(parameters: Iterable[Parameter], at: int) -> None:
+    kinds = [
+        _INTEGER.fullmatch(re.sub(rf"\s*\b{p.name}$", "", p.text))
+        for p in parameters
+        if p.attribute in _POSITIONS
+    ]
+    if len({_size(kind) for kind in kinds if kind}) > 1:
+        message = (
+            "expecting input declarations with either all scalar types or all vector types with the"
+            " same number of elements: positions and sizes of the grid"
+        )
+        raise TranslationError(message, at)
 
 
 def _numbered(parameters: list[Parameter]) -> tuple[Parameter, ...]:

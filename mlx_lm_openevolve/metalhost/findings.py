@@ -7,7 +7,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-__all__ = ["Finding", "Place", "excerpt"]
+__all__ = ["BENIGN", "Finding", "Place", "excerpt"]
+
+BENIGN = "benign"
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,9 @@ class Finding:
     kind: compile, strict, lint, sandbox, out-of-bounds, read-only, misaligned, race,
         divergent-barrier, divergent-collective, uninitialised, unwritten, division-by-zero,
         missing-return, bad-modulo, threadgroup-memory, threadgroup-size, non-ascii, time-limit,
-        memory-limit, stack-overflow, fault, runtime.
+        memory-limit, stack-overflow, fault, runtime; or benign, for what does no harm though Metal
+        does not promise it: several threads store one value, a collective alone orders a store
+        behind a read, an uninitialised value is read and discarded.
     line: of the kernel's body (1 is its first line), or of `file` for a header; None if unknown.
     other: the other side of a race or of divergent flow.
     thread, threadgroup: index in the threadgroup, and the threadgroup's position in the grid.
@@ -48,6 +52,11 @@ class Finding:
     threadgroup: tuple[int, int, int] | None = None
     fatal: bool = True
     details: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def benign(self) -> bool:
+        """Whether it is no defect, but only worth to be known."""
+        return self.kind == BENIGN
 
     def __str__(self) -> str:
         where = self.file or "kernel"
@@ -78,7 +87,7 @@ class Sources:
     """The texts that findings quote, by the file names in line markers."""
 
     def __init__(self, texts: Mapping[str, str]) -> None:
-        self._lines = {name: text.splitlines() for name, text in texts.items()}
+        self._lines = {name: re.split(r"\r\n|[\r\n]", text) for name, text in texts.items()}
 
     def place(self, file: str, line: int) -> Place:
         lines = self._lines.get(file, [])

@@ -32,6 +32,7 @@ def metal_function(
     math_mode: str = "safe",
     file: str = "kernel.metal",
     utilities: bool = False,
+    language: str = "3.2",
 ) -> MetalFunction:
     """A kernel of a whole Metal source, with explicit [[buffer(n)]] parameters.
 
@@ -40,11 +41,15 @@ def metal_function(
     constants: function constants by id; one left out counts as not defined.
     include_root: folder that `#include "..."` may read, besides the Metal headers.
     file: the name of the source in findings. utilities: put MLX's utilities in front.
+    language: the version of Metal, "3.1" or "3.2": what the system's compiler takes by default is
+        3.1 on macOS 14 and 3.2 on macOS 15.
 
     Raises: UsageError.
     """
     if math_mode not in MATH:
         raise UsageError(f"math_mode is one of {', '.join(MATH)}, not {math_mode!r}")
+    if language not in ("3.1", "3.2"):
+        raise UsageError(f"language is 3.1 or 3.2, not {language!r}")
     values = [
         v if isinstance(v, str) else template_arguments([("", v)])[1][0] for v in template_args
     ]
@@ -55,6 +60,7 @@ def metal_function(
         tuple(sorted((constants or {}).items())),
         None if include_root is None else str(include_root),
         math_mode,
+        language=language,
         utilities=utilities,
     )
     return MetalFunction(request)

@@ -10,7 +10,14 @@ from .brackets import blank
 from .findings import Finding, Sources, position
 from .toolchain import METAL_HEADERS
 
-__all__ = ["MAX_EXPANDED", "directives", "lint_raw", "lint_translated", "tokens"]
+__all__ = [
+    "MAX_EXPANDED",
+    "directives",
+    "lint_raw",
+    "lint_translated",
+    "plain_comments",
+    "tokens",
+]
 
 MAX_SOURCE = 256 * 1024  # characters
 MAX_EXPANDED = 8 << 20  # characters: MLX's largest kernel has a twentieth
@@ -53,12 +60,36 @@ _FORBIDDEN = (
 )  # fmt: skip
 
 
-# Attributes that say nothing about what a function does.
-_WORD = r"(?:__)?(?:always_inline|noinline|unused|maybe_unused|const|pure|hot|cold|flatten)(?:__)?"
-_HARMLESS = re.compile(
-    rf"\b__attribute(?:__)?\s*\(\(\s*{_WORD}\s*\)\)"
-    rf"|\[\s*\[\s*(?:gnu|clang)\s*::\s*{_WORD}\s*\]\s*\]"
+# Attributes that say nothing about what a function does, and of a type or variable no more than
+# where it lies.
+_WORD = (
+    r"(?:__)?(?:always_inline|noinline|unused|maybe_unused|warn_unused_result|nodiscard|const|pure"
+    r"|hot|cold|flatten|packed|aligned|max_total_threads_per_threadgroup)(?:__)?"
+    r"(?:\s*\((?:[\w\s*+/-]|\([\w\s*+/-]*\))*\))?"
 )
+_HARMLESS = re.compile(
+    rf"\b__attribute(?:__)?\s*\(\(\s*{_WORD}(?:\s*,\s*{_WORD})*\s*\)\)"
+    rf"|\[\s*\[\s*(?:(?:gnu|clang)\s*::\s*)?{_WORD}"
+    rf"(?:\s*,\s*(?:(?:gnu|clang)\s*::\s*)?{_WORD})*\s*\]\s*\]"
+)
+
+# Comments, and the literals that could be taken for the beginning of one.
+_COMMENT = re.compile(
+    r"//(?:\\[ \t]*\r?\n|[^\n\r])*|/\*(?:.|\n)*?(?:\*/|\Z)"
+    r'|R"(?P<end>[^()\\\s"]{0,16})\((?:.|\n)*?\)(?P=end)"'
+    r'|"(?:\\.|[^"\\\n])*"'
+    r"|'(?:\\.|[^'\\\n])*'"
+)
+
+
+def plain_comments(text: str) -> str:
+    """The text with a question mark for each character of a comment that is not ASCII. A character
+    taken for one of a comment that is none becomes a question mark too, and does not compile."""
+    if text.isascii():
+        return text
+    return _COMMENT.sub(
+        lambda m: re.sub(r"[^\0-\x7e]", "?", m[0]) if m[0].startswith("/") else m[0], text
+    )
 
 
 def lint_raw(files: Sequence[tuple[str, str]], include_root: str | None) -> list[Finding]:
@@ -79,9 +110,10 @@ def lint_raw(files: Sequence[tuple[str, str]], include_root: str | None) -> list
 
 def _refusal(body: str, include_root: str | None) -> tuple[str, str, int] | None:
     """The first thing that bars a text from the compiler: kind, message, position."""
+    body = plain_comments(body)
     for k, c in enumerate(body):
         if ord(c) > 126 or (ord(c) < 32 and c not in "\t\n\r"):
-            return "non-ascii", f"character U+{ord(c):04X}: Metal sources here are ASCII", k
+            return "non-ascii", f"character U+{ord(c):04X}: Metal code is ASCII", k
     plain = _joined(body)
     for word, operand, at in directives(plain):
         if word in ("include", "import", "pragma") and len(operand) > MAX_OPERAND:

@@ -61,7 +61,7 @@ def precompiled_shim(tools: Toolchain, flags: Sequence[str], header: str) -> Pat
     """A header of the shim, precompiled for these flags."""
 
     def make(work: Path) -> None:
-        source = ["-x", "c++-header", "-Xclang", "-fno-pch-timestamp", str(SHIM / header)]
+        source = ["-w", "-x", "c++-header", "-Xclang", "-fno-pch-timestamp", str(SHIM / header)]
         _compile("the shim", [*tools.clang, *flags, *source, "-o", str(work / "shim.pch")])
 
     # A precompiled header names its sources by path: two installations must not share one.

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 
 from .arguments import Argument
 from .build import Program
-from .findings import Finding, Place, unique
+from .findings import BENIGN, Finding, Place, unique
 from .symbols import LineTable
 
 __all__ = ["argument_names", "read_findings"]
 
-MAX_FINDINGS = 64  # runtime/report.cpp: kMaxFindings
+MAX_FINDINGS = 64 + 8  # runtime/report.cpp: kMaxFindings, and of report.h kMaxBenign
 
 Record = Mapping[str, str]  # the fields of one finding: `key=value`, separated by tabs
 
@@ -146,6 +146,14 @@ def _divergence(record: Record) -> str:
 
 # Messages by kind, or by kind and reason, filled with the record's fields.
 _MESSAGES = {
+    "benign same": (
+        "write by thread {by} and {other_access} by thread {other} of {target} at byte {offset},"
+        " with no barrier between them: the value is the same"
+    ),
+    "benign met": (
+        "write by thread {by} of {target} at byte {offset} after a read by thread {other}: a"
+        " collective, or a barrier without a fence of this memory, is all that orders them"
+    ),
     "read-only": "{access} at byte {offset} of {target}, which is const",
     "misaligned": "{access} of {size} bytes at an address that {size} does not divide",
     "uninitialised": "read of {target} at byte {offset}, which no thread has written",
@@ -179,4 +187,8 @@ def _message(record: Record, names: Mapping[int, str]) -> str:
     if kind.startswith("divergent-"):
         return _divergence(record)
     reason = f"{kind} {record.get('why')}"
-    return _MESSAGES.get(reason, _MESSAGES.get(kind, kind)).format(**record, target=target)
+    threads = {}
+    if kind == BENIGN:
+        threads = {"by": _thread(record["thread"])[0], "other": _thread(record["other_thread"])[0]}
+    message = _MESSAGES.get(reason, _MESSAGES.get(kind, kind))
+    return message.format(**record, **threads, target=target)

@@ -8,25 +8,20 @@ instantiation, so that the rules here are exact where rules on the text would gu
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field, replace
 
 from .findings import Finding, Sources
+from .syntax_tree import Node, nodes
 
 __all__ = ["STRICT_FLAGS", "strict_findings", "strict_warnings"]
 
 # The tree, and the warnings that are errors in Metal or speak of a bug for certain.
 STRICT_FLAGS = (
-    *("-fsyntax-only", "-Xclang", "-ast-dump", "-Wvla", "-Wzero-length-array"),
-    *("-Wc++11-narrowing", "-Wuninitialized", "-Wsometimes-uninitialized"),
+    *("-fsyntax-only", "-Xclang", "-ast-dump", "-Wno-everything"),
+    *("-Wvla", "-Wzero-length-array", "-Wuninitialized", "-Wsometimes-uninitialized"),
 )
 
-_LINE = re.compile(r"([ |`-]*)([A-Z]\w+) 0x[0-9a-f]+ (?:(?:prev|parent|first) 0x[0-9a-f]+ )*<(.*)")
-_PLACE = re.compile(
-    r"(?:^|[<, ])(?:line:(\d+):\d+|col:\d+|([^\s,<>]*|<[\w -]+>):(\d+):\d+)(?=[,> ]|$)"
-)
-_TYPE = re.compile(r"'([^']*)'(?::'([^']*)')?")
-_OPERATOR = re.compile(r"'[^']*'(?::'[^']*')?[^']* '([^']+)'")
 _SPACE_WORDS = {"__global_host": "constant", "__global": "device", "__local": "threadgroup"}
 _SCALARS = {
     *("bool", "char", "short", "int", "long", "unsigned", "signed"),
@@ -48,90 +43,57 @@ _AROUND = ("ParenExpr", "ExprWithCleanups", "MaterializeTemporaryExpr")
 _CHOOSING = ("ImplicitCastExpr", "ConditionalOperator")
 _COMPONENTS = ("ExtVectorElementExpr", "ArraySubscriptExpr")
 _HAND_ON = (*_AROUND, *_CHOOSING, "ExtVectorElementExpr")
+_CALLS = ("CallExpr", "CXXOperatorCallExpr", "CXXMemberCallExpr")
 _TAKE_MASKS = ("any", "all", "select")
 
 
-@dataclass(frozen=True)
-class _Node:
-    depth: int
-    kind: str
-    file: str  # of the first of its places that lies in the user's sources, else ""
-    line: int
-    rest: str  # what follows the places: names, types, flags
-    index: int  # among its parent's children
+@dataclass
+class _Functions:
+    """What the tree has said of the user's functions so far."""
 
-    @property
-    def type(self) -> str:
-        """The canonical type."""
-        m = _TYPE.search(self.rest)
-        return "" if m is None else m[2] or m[1]
+    own: set[str] = field(default_factory=set)  # their ids
+    spaces: dict[str, set[str]] = field(default_factory=dict)  # of methods, where they say so
+    lost: dict[str, str] = field(default_factory=dict)  # templates for which T took another space
+    called: dict[int, tuple[str, str]] = field(default_factory=dict)  # by depth: name and id
 
-    @property
-    def operator(self) -> str:
-        """Which operator an expression is, "" where it is none."""
-        if self.kind not in ("BinaryOperator", "UnaryOperator"):
-            return ""
-        m = _OPERATOR.search(self.rest)
-        return "" if m is None else m[1]
-
-    def has(self, flag: str) -> bool:
-        return flag in self.rest
-
-
-def _nodes(tree: str, sources: Sources) -> Iterator[_Node]:
-    """The nodes in order. Clang prints of each place only what differs from the one before."""
-    file, line = "", 0
-    children: dict[int, int] = {}  # by depth: the latest child of the present parent
-    for text in tree.splitlines():
-        m = _LINE.match(text)
-        if m is None:
-            continue
-        depth = len(m[1]) // 2
-        children[depth], children[depth + 1] = children.get(depth, -1) + 1, -1
-        body, rest = _split(m[3])
-        own = ("", 0)
-        # A declaration's name has its place behind the range.
-        head, _, tail = rest.partition(" ")
-        places, rest = (f"{body}, {head}", tail) if _PLACE.fullmatch(head) else (body, rest)
-        for place in _PLACE.finditer(places):
-            if place[1]:
-                line = int(place[1])
-            elif place[3]:
-                file, line = place[2], int(place[3])
-            if not own[0] and sources.known(file):
-                own = (file, line)
-        yield _Node(depth, m[2], *own, rest, children[depth])
-
-
-def _split(text: str) -> tuple[str, str]:
-    """The places between angle brackets, and what follows."""
-    depth = 1
-    for i, c in enumerate(text):
-        depth += (c == "<") - (c == ">")
-        if depth == 0:
-            return text[:i], text[i + 1 :].lstrip()
-    return text, ""
+    def read(self, node: Node, path: list[Node]) -> None:
+        if node.kind in _FUNCTIONS and node.file and not re.search(r"\bimplicit\b(?!-)", node.rest):
+            self.own.add(node.id)
+        elif node.kind == "DeprecatedAttr" and path:  # MH_SPACES
+            words = re.search(r'"([a-z_ ]*)"', node.rest)
+            if words and path[-1].kind == "CXXMethodDecl":
+                self.spaces[path[-1].id] = set(words[1].split())
+            space = _space(path[-1].type)
+            if path[-1].kind == "ParmVarDecl" and space != "thread" and len(path) > 1:
+                self.lost[path[-2].id] = space
+        elif node.kind == "DeclRefExpr" and len(path) > 1 and path[-2].kind in _CALLS:
+            function = re.search(r"\b(?:Function|CXXMethod) (0x[0-9a-f]+) '([^']+)'", node.rest)
+            if function and path[-1].index == 0:
+                self.called[path[-2].depth] = (function[2], function[1])
 
 
 def strict_findings(
-    tree: str, sources: Sources, kernels: Collection[str], constants: Collection[str]
+    tree: str,
+    sources: Sources,
+    kernels: Collection[str],
+    constants: Collection[str],
+    lambdas: bool,
 ) -> list[Finding]:
     """What Metal refuses in `tree`, in the user's own files. `kernels` and `constants` are the
-    names of the kernel functions and of the function constants."""
+    names of the kernel functions and of the function constants. lambdas: the language has them."""
     findings: list[Finding] = []
-    path: list[_Node] = []
-    called: dict[int, str] = {}  # by depth: the function of the latest call
-    for node in _nodes(tree, sources):
+    path: list[Node] = []
+    functions = _Functions()
+    for node in nodes(tree, sources):
         while path and path[-1].depth >= node.depth:
             path.pop()
-        message = _judge(node, path, kernels, constants) if node.file else ""
-        message = message or (_judge_operand(node, path) if path else "")
+        functions.read(node, path)
+        message = _judge(node, path, kernels, constants, functions) if node.file else ""
+        if node.kind == "LambdaExpr" and node.file and not lambdas:
+            message = "lambda expressions are not supported before Metal 3.2"
+        message = message or (_judge_operand(node, path, functions) if path else "")
         if node.file and path and "ext_vector_type" in node.type:
-            message = message or _judge_mask(node, path, called)
-        if node.kind == "DeclRefExpr" and len(path) > 1 and path[-2].kind == "CallExpr":
-            function = re.search(r"\bFunction (?:0x[0-9a-f]+ )?'(\w+)'", node.rest)
-            if function and path[-1].index == 0:
-                called[path[-2].depth] = function[1]
+            message = message or _judge_mask(node, path, functions)
         path.append(node)
         if message:
             at = node if node.file else path[-2]
@@ -147,7 +109,11 @@ def strict_warnings(findings: Iterable[Finding]) -> list[Finding]:
 
 
 def _judge(
-    node: _Node, path: list[_Node], kernels: Collection[str], constants: Collection[str]
+    node: Node,
+    path: list[Node],
+    kernels: Collection[str],
+    constants: Collection[str],
+    functions: _Functions,
 ) -> str:
     if node.kind == "VarDecl":
         return _judge_variable(node, path, kernels, constants)
@@ -162,13 +128,15 @@ def _judge(
     if node.kind == "FunctionDecl" and re.match(r"(?:\w+ )*main '", node.rest):
         return "a function cannot be called main"
     if node.kind == "DeclRefExpr":
-        called = re.search(r"Function 0x[0-9a-f]+ '(\w+)'", node.rest)
-        if called and called[1] in kernels:
-            return f"kernel {called[1]!r} cannot be called"
+        called = re.search(r"Function (0x[0-9a-f]+) '(\w+)'", node.rest)
+        if called and called[2] in kernels:
+            return f"kernel {called[2]!r} cannot be called"
+        if called and called[1] in functions.lost:
+            return f"{functions.lost[called[1]]} memory where thread memory is expected"
     return ""
 
 
-def _changes(node: _Node) -> bool:
+def _changes(node: Node) -> bool:
     """Whether an operator writes to its left side."""
     if node.kind == "UnaryOperator":
         return node.has("'++'") or node.has("'--'")
@@ -176,7 +144,7 @@ def _changes(node: _Node) -> bool:
 
 
 def _judge_variable(
-    node: _Node, path: list[_Node], kernels: Collection[str], constants: Collection[str]
+    node: Node, path: list[Node], kernels: Collection[str], constants: Collection[str]
 ) -> str:
     named = re.search(r"(\w+) '", node.rest)
     name = named[1] if named else ""
@@ -200,25 +168,46 @@ def _judge_variable(
     return ""
 
 
-def _judge_operand(node: _Node, path: list[_Node]) -> str:
+def _judge_operand(node: Node, path: list[Node], functions: _Functions) -> str:
     """Rules on an implicit conversion, the parent of `node`."""
     cast = path[-1]
-    if cast.kind != "ImplicitCastExpr" or cast.has("part_of_explicit_cast"):
+    if cast.kind != "ImplicitCastExpr" or not (cast.file or node.file):
         return ""
-    if not (cast.file or node.file):
-        return ""
-    if cast.has("<FloatingCast>"):
+    explicit = cast.has("part_of_explicit_cast")
+    if cast.has("<FloatingCast>") and not explicit:
         source, target = node.type, cast.type
         if _plain(target) == "__bf16" or (_plain(source), _plain(target)) == ("__bf16", "_Float16"):
             return f"no implicit conversion from {_word(source)} to {_word(target)}"
-    # A class may be copied out of any address space: its reference converts on the way.
-    elif cast.has("<AddressSpaceConversion>") and ("*" in cast.type or _scalar(cast.type)):
+    elif cast.has("<AddressSpaceConversion>"):
         source, target = _space(node.type), _space(cast.type)
-        return f"{source} memory where {target} memory is expected"
+        simple = "*" in cast.type or _scalar(cast.type)
+        if explicit:
+            return f"a cast cannot turn {source} memory into {target} memory" if simple else ""
+        method = _method(path[-2])
+        if method:
+            if method not in functions.own or source in functions.spaces.get(method, {"thread"}):
+                return ""
+            return f"{source} memory, but the method is not marked {source!r}"
+        if simple or _binds(path[-2], functions):
+            return f"{source} memory where {target} memory is expected"
     return ""
 
 
-def _judge_mask(node: _Node, path: list[_Node], called: Mapping[int, str]) -> str:
+def _method(node: Node) -> str:
+    """The id of the method that a member expression names, "" where it names none."""
+    found = re.search(r"'<bound member function type>' (?:\.|->)\S+ (0x[0-9a-f]+)", node.rest)
+    return found[1] if found and node.kind == "MemberExpr" else ""
+
+
+def _binds(user: Node, functions: _Functions) -> bool:
+    """Whether an object of a class is bound here. Otherwise it is copied, as it may be out of any
+    address space: the copy's reference converts on the way."""
+    if user.kind in _CALLS:
+        return functions.called.get(user.depth, ("", ""))[1] in functions.own
+    return user.kind == "VarDecl" and "&" in user.type
+
+
+def _judge_mask(node: Node, path: list[Node], functions: _Functions) -> str:
     """A comparison of vectors is a bool vector in Metal, and here integers, -1 where it holds: it
     must end where its truth alone counts, and nothing else may become a bool vector by itself."""
     mask = node.operator in _MASKS
@@ -229,7 +218,7 @@ def _judge_mask(node: _Node, path: list[_Node], called: Mapping[int, str]) -> st
         child, at = path[at], at - 1
     user = path[at]
     if user.kind == "ConditionalOperator":
-        return "" if mask else "the condition is a vector of numbers: compare it with 0"
+        return "the condition of ?: is one bool, and here a vector: write select"
     bools = "Bools<" in user.type
     if not mask:
         if user.kind != "CXXConstructExpr" or not bools or path[at - 1].kind in _CASTS:
@@ -237,12 +226,12 @@ def _judge_mask(node: _Node, path: list[_Node], called: Mapping[int, str]) -> st
         return "no implicit conversion from a vector of numbers to a bool vector"
     if bools or user.operator in _LOGICAL or user.has("<IntegralToBoolean>"):
         return ""
-    if user.kind == "CompoundStmt" or called.get(user.depth) in _TAKE_MASKS:
+    if user.kind == "CompoundStmt" or functions.called.get(user.depth, ("",))[0] in _TAKE_MASKS:
         return ""
     return "a comparison of vectors is used as numbers: make it a bool vector, as in bool4(a < b)"
 
 
-def _hands_on(node: _Node, child: _Node) -> bool:
+def _hands_on(node: Node, child: Node) -> bool:
     """Whether a node gives the vector that `child` is, or components of it."""
     if node.kind in _AROUND or node.operator in _OF_MASKS:
         return True
@@ -260,10 +249,10 @@ def _word(type_: str) -> str:
 
 
 def _scalar(type_: str) -> bool:
-    words = _plain(type_).split("__attribute__")[0].split()
+    words = re.sub(r"__attribute__.*|[(&)]*\[.*", "", _plain(type_)).split()
     return bool(words) and all(w in _SCALARS for w in words)
 
 
 def _space(type_: str) -> str:
-    pointee = type_.rsplit("*", 1)[0]
+    pointee = re.sub(r"<.*>", "", type_).rsplit("*", 1)[0]
     return next((word for mark, word in _SPACE_WORDS.items() if mark in pointee.split()), "thread")

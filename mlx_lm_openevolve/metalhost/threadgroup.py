@@ -17,7 +17,7 @@ from .brackets import split_top
 from .build import BuildRequest, access_to, preprocess
 from .declarations import TranslationError
 from .findings import Sources
-from .flags import compile_flags
+from .flags import NO_WARNINGS, compile_flags
 from .lint import lint_raw
 from .objects import precompiled_shim
 from .signature import template_arguments
@@ -102,7 +102,7 @@ def _table(text: str, work: Path) -> list[int] | None:
         shim = precompiled_shim(tools, flags, "mlx_utilities.h")
         command = [*tools.clang, *flags, "-include-pch", str(shim), "-I", str(SHIM), str(unit)]
         access = access_to(tools, work, shim.parent, SHIM, SHIM.parent / "runtime")
-        run_tool([*command, "-S", "-emit-llvm", "-o", str(output)], access)
+        run_tool([*command, *NO_WARNINGS, "-S", "-emit-llvm", "-o", str(output)], access)
         found = re.search(r"@\w*mh_table = .*? \[\d+ x i64\] \[(.*?)\]", output.read_text())
     except (Exhausted, MachineError, OSError, TranslationError):
         return None

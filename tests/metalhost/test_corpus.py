@@ -15,7 +15,14 @@ import mlx_kernels
 import pytest
 from apple_gpu import on_metal
 
-from mlx_lm_openevolve.metalhost import Finding, LaunchResult, compiler_available, metal_kernel
+from mlx_lm_openevolve.errors import UsageError
+from mlx_lm_openevolve.metalhost import (
+    Finding,
+    LaunchResult,
+    compiler_available,
+    metal_function,
+    metal_kernel,
+)
 
 HOST, HOST_DESCRIPTION = compiler_available()
 on_host = pytest.mark.skipif(not HOST, reason=f"no compiler for metalhost: {HOST_DESCRIPTION}")
@@ -92,6 +99,7 @@ def test_the_corpora_are_complete(kind: str, least: int) -> None:
 def test_valid_snippets_compute_without_a_finding(snippet: corpus.Snippet) -> None:
     launch = run(snippet)
     assert launch.ok, text(launch.findings)
+    assert {f.kind for f in launch.findings} == set(snippet.finds), text(launch.findings)
     assert snippet.mismatch(launch.outputs) == ""
 
 
@@ -113,11 +121,25 @@ def test_planted_bugs_are_found_at_the_right_line(snippet: corpus.Snippet) -> No
     found = [f for f in launch.findings if f.kind in snippet.finds]
     assert found, f"expected {snippet.finds}, found:\n{text(launch.findings)}"
     kinds = {*snippet.finds, *snippet.keys.get("also", "").split()}
+    assert not launch.ok
     assert {f.kind for f in launch.findings} <= kinds, (
         f"more than planted:\n{text(launch.findings)}"
     )
     for f in found:
         assert lines_of(f) <= snippet.marked, text(found)
+
+
+@on_host
+def test_lambdas_are_there_from_metal_3_2_on() -> None:
+    source = (
+        "kernel void k(device float* y [[buffer(0)]]) {\n"
+        "  auto next = [](float v) { return v + 1; };\n  y[0] = next(1);\n}"
+    )
+    assert metal_function(source, "k").compile() == ()
+    [finding] = metal_function(source, "k", language="3.1").compile()
+    assert (finding.kind, finding.line) == ("strict", 2), finding
+    with pytest.raises(UsageError, match=r"3\.1 or 3\.2"):
+        metal_function(source, "k", language="4.0")
 
 
 @on_host

@@ -226,14 +226,12 @@ def test_whole_sources_offsets_threadgroup_memory_and_host_names() -> None:
 
 
 @on_host
-@pytest.mark.parametrize("name", ["plain", "behind", "float_one", "float_two", "scale"])
+@pytest.mark.parametrize("name", ["plain", "float_one", "float_two", "scale"])
 def test_host_names_in_every_spelling(name: str) -> None:
     source = """
     #include <metal_stdlib>
     using namespace metal;
     [[host_name("plain")]] kernel void scale(
-        device float* y [[buffer(0)]], uint i [[thread_position_in_grid]]) { y[i] = 1; }
-    kernel [[host_name("behind")]] void other(
         device float* y [[buffer(0)]], uint i [[thread_position_in_grid]]) { y[i] = 1; }
     template <typename T> kernel void fill(
         device T* y [[buffer(0)]], uint i [[thread_position_in_grid]]) { y[i] = 1; }

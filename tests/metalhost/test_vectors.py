@@ -93,6 +93,7 @@ def test_a_comparison_of_vectors_is_never_a_number() -> None:
         "a = -(a < b);", "a = a - (a < b);", "z = any((a < b) == a);", "use(a < b);",
         "m = z ? m : a;", "m = below(m, a) & b;", "f = float4(!a);", "f = f * float4(a && b);",
         "m = ~(a < b);", "a += (a < b);", "m = below(a, a);", "a = z ? a < b : a;",
+        "f = (a < b) ? f : f;", "f = ((a < b) && (b < a)) ? f : f;",
     ]  # fmt: skip
     found = refused(wrong, VALUES)
     assert not set(wrong) - set(found)
@@ -108,11 +109,11 @@ def test_packed_vectors_convert_where_it_is_written() -> None:
 @on_host
 def test_what_metal_takes_is_taken() -> None:
     right = [
-        "m = a < b;", "m = (a < b) & (b < a);", "m = m & (a < b);", "f = (a < b) ? f : f;",
+        "m = a < b;", "m = (a < b) & (b < a);", "m = m & (a < b);",
         "z = any(a < b);", "z = all(!(a < b));", "z = (a < b).x;", "z = (a < b)[1];",
         "m = z ? (a < b) : (b < a);", "f = select(f, f, a < b);", "f = select(f, f, m);",
         "m = static_cast<bool4>(a);", "m = (bool4)a;", "m = bool4(a);", "m = !a;", "m = a && b;",
-        "if ((a < b).x && z) f.x = 1;", "f = ((a < b) && (b < a)) ? f : f;", "m = m != (a < b);",
+        "if ((a < b).x && z) f.x = 1;", "m = m != (a < b);",
         "m = below(a < b, a);", "a = a << uint4(1);", "f = f + 1;", "p = packed_float4(a);",
         "f = p;", "p = f;", "p += f;", "p = packed_float4(pi);", "p = 1.0f;",
         "bool2 low = (a < b).xy;",
@@ -126,7 +127,7 @@ def test_what_metal_takes_is_taken() -> None:
     [
         ("float4(bool4(a < b))", [1, 1, 0, 0]),
         ("float4(bool4(!a))", [1, 0, 0, 0]),
-        ("a < b ? float4(5) : float4(6)", [5, 5, 6, 6]),
+        ("select(float4(6), float4(5), a < b)", [5, 5, 6, 6]),
         ("float4(a << uchar4(1))", [0, 2, 4, 6]),
         ("float4(uchar4(a) << int4(3))", [0, 8, 16, 24]),
         ("float4(a) + 1", [1, 2, 3, 4]),

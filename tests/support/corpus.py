@@ -15,7 +15,7 @@ A snippet is Metal text behind a header of comments:
     // init: 0                                the outputs' initial value
     // strided: true                          ensure_row_contiguous=False
     // tolerance: 1e-5                        relative, else 1e-6
-    // finds: KIND KIND                       bugs: the finding, or any one of several
+    // finds: KIND KIND                       bugs: the finding, or any one of several; valid: all
     // also: KIND                             bugs: what may be found besides, as a consequence
     // because: TEXT                          invalid: what the compiler says
     // source: TEXT                           invalid: where that is written

@@ -37,6 +37,7 @@ struct LaunchRecord {
   uint64_t group[3];
   uint64_t time_limit_ms;
   uint64_t memory_limit;
+  uint64_t fill;         // the byte that fresh memory holds
   uint64_t confine;      // Confine
   uint64_t buffers;      // number of records that follow
   BufferRecord buffer[kMaxBuffers];
@@ -80,6 +81,7 @@ struct Simdgroup {
   unsigned lanes;
   unsigned ready, collective, simd_barrier, barrier, done;  // bit sets over lanes
   uint16_t device_epoch, threadgroup_epoch;
+  uint16_t met;   // collectives in which the whole simdgroup took part
   bool diverged;  // some lanes wait where others do not, and it is reported
   int width;
   unsigned flops;
@@ -91,7 +93,7 @@ extern Thread* g_thread;        // the running thread
 extern Simdgroup* g_simdgroups;
 extern unsigned g_simdgroup_count;
 extern uint32_t g_group_index;  // linear index of the running threadgroup
-extern uint16_t g_barrier_epoch_device, g_barrier_epoch_threadgroup;
+extern uint16_t g_barrier_epoch_device, g_barrier_epoch_threadgroup, g_barriers;
 
 inline uint32_t thread_number() {
   return g_group_index * kMaxThreads + g_thread->place.index_in_group + 1;

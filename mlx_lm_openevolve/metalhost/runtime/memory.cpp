@@ -22,6 +22,7 @@ namespace mh {
 
 Buffer g_buffers[kMaxBuffers];
 PendingRead g_pending;
+const unsigned char* g_stored;
 unsigned g_buffer_count;
 
 const char* access_name(bool write, bool atomic) {
@@ -135,8 +136,10 @@ void access_device(Address address, unsigned size, bool write, bool atomic, Addr
       }
     }
     if (write) b.written[i] = 1;
-    if (whole && g_launch->sanitize) race_check(b.cells[i], write, atomic, MH_DEVICE, pc, slot, nullptr,
-                          i << b.granule_shift);
+    if (whole && g_launch->sanitize) {
+      race_check(b.cells[i], {address, size, write, atomic, pc}, MH_DEVICE, int(slot), nullptr,
+                 i << b.granule_shift);
+    }
   }
 }
 
@@ -210,9 +213,9 @@ void map_buffers(int file) {
       b.cells = static_cast<Cell*>(reserve(cells * sizeof(Cell)));
       b.written = static_cast<uint8_t*>(reserve(cells));
     }
-    if (b.unwritten) memset(low, 0xff, r.size);
+    if (b.unwritten) memset(low, int(g_launch->fill), r.size);
   }
-  if (g_shadow_bytes > 16 * g_launch->memory_limit) {
+  if (g_shadow_bytes > 20 * g_launch->memory_limit) {
     Finding("memory-limit").number("size", (long long)g_shadow_bytes).fatal();
   }
   make_threadgroup_memory();
@@ -220,6 +223,7 @@ void map_buffers(int file) {
 
 void access(Address address, unsigned size, bool write, bool atomic, bool aligned, Address pc) {
   settle_pending(address, size, write);
+  settle_store();
   if (address - g_device_low < g_device_span) {
     access_device(address, size, write, atomic, pc);
     check_aligned(address, size, write, atomic, aligned, pc);
@@ -239,17 +243,22 @@ void access(Address address, unsigned size, bool write, bool atomic, bool aligne
   outside(nullptr, address, size, write, atomic, pc, "out-of-bounds", "wild");
 }
 
-void access_range(Address address, uint64_t size, bool write, Address pc) {
+void access_range(Address address, uint64_t size, bool write, Address pc,
+                  const unsigned char* stored) {
   while (size) {
     const unsigned step = size >= 16 ? 16 : size >= 8 ? 8 : size >= 4 ? 4 : 1;
+    g_stored = stored;
     access(address, step, write, false, false, pc);
     address += step;
     size -= step;
+    if (stored) stored += step;
   }
+  g_stored = nullptr;
 }
 
 void report_outputs() {
   if (g_pending.thread) report_pending(false);
+  settle_store();
   for (unsigned i = 0; i < g_buffer_count; ++i) {
     const Buffer& b = g_buffers[i];
     if (!b.present || !b.cells) continue;
@@ -266,7 +275,7 @@ void report_outputs() {
       // NaN whose bits survive arithmetic and rounding, and no operation on numbers makes it.
       const uint8_t* element = reinterpret_cast<const uint8_t*>(b.low) + (k << b.granule_shift);
       static const uint8_t ones[4] = {0xff, 0xff, 0xff, 0xff};
-      if (b.floats && granule > 1 && b.cells[k].write.thread && !g_read_uninitialised &&
+      if (b.floats && granule > 1 && g_launch->fill == 0xff && b.cells[k].write.thread && !g_read_uninitialised &&
           memcmp(element, ones, granule) == 0) {
         Finding("uninitialised").pc("pc", unpack_pc(b.cells[k].write.pc)).text("why", "value")
             .number("buffer", i).number("offset", (long long)k)

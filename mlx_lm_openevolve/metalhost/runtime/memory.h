@@ -5,10 +5,14 @@ namespace mh {
 
 // Who last touched one granule of writable memory. Thread numbers start at 1: 0 is nobody.
 struct Touch {
-  uint32_t thread, pc, epoch, atomic;
+  uint32_t thread, pc, epoch;  // epoch: of the barriers that fence this memory
+  uint16_t met;                // threadgroup barriers so far, whatever they fence,
+  uint16_t met_simd : 14;      // and collectives of the whole simdgroup
+  uint16_t atomic : 1;
 };
 struct Cell {
   Touch write, read, read_other;  // read_other: the last reader of another simdgroup than read
+  Touch write_other;  // another thread that stored the same value, with nothing between them
 };
 
 struct Buffer {
@@ -37,12 +41,15 @@ struct PendingRead {
 extern Buffer g_buffers[kMaxBuffers];
 extern unsigned g_buffer_count;
 extern PendingRead g_pending;
+extern const unsigned char* g_stored;  // what a part of a copy stores, as it is not done yet
 
 void map_buffers(int file);
 const char* access_name(bool write, bool atomic);
 // Every access of a sanitised or counted kernel comes through here.
 void access(Address address, unsigned size, bool write, bool atomic, bool aligned, Address pc);
-void access_range(Address address, uint64_t size, bool write, Address pc);
+// `stored`: the bytes of a write.
+void access_range(Address address, uint64_t size, bool write, Address pc,
+                  const unsigned char* stored = nullptr);
 void report_outputs();  // elements never written, values that come from nowhere
 
 }  // namespace mh

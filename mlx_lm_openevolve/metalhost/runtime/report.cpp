@@ -161,6 +161,7 @@ void die(const char* message) {
 
 Finding::Finding(const char* kind) {
   line_[0] = 0;
+  for (const char* c = kind; *c; ++c) key_ = (key_ ^ (unsigned char)*c) * 1099511628211ull;
   add("finding\tkind=%s", kind);
 }
 
@@ -192,19 +193,31 @@ Finding& Finding::pc(const char* key, Address pc) {
 Finding& Finding::thread(const char* key, uint32_t number) {
   const unsigned index = (number - 1) % kMaxThreads;
   const unsigned group = (number - 1) / kMaxThreads;
-  const unsigned* groups = g_thread ? g_thread->place.groups_in_grid : nullptr;
-  const unsigned gx = groups ? groups[0] : 1, gy = groups ? groups[1] : 1;
+  const unsigned gx = unsigned((g_launch->grid[0] + g_launch->group[0] - 1) / g_launch->group[0]);
+  const unsigned gy = unsigned((g_launch->grid[1] + g_launch->group[1] - 1) / g_launch->group[1]);
   add("\t%s=%u@%u,%u,%u", key, index, group % gx, group / gx % gy, group / gx / gy);
   return *this;
 }
 
-void Finding::note() {
-  for (unsigned i = 0; i < g_findings; ++i) {
-    if (g_seen[i] == key_) return;
+namespace {
+bool first_time(uint64_t* seen, unsigned& count, unsigned limit, uint64_t key) {
+  for (unsigned i = 0; i < count; ++i) {
+    if (seen[i] == key) return false;
   }
-  if (g_findings == kMaxFindings) return;
-  g_seen[g_findings++] = key_;
-  print("%s\n", line_);
+  if (count == limit) return false;
+  seen[count++] = key;
+  return true;
+}
+}  // namespace
+
+void Finding::note() {
+  if (first_time(g_seen, g_findings, kMaxFindings, key_)) print("%s\n", line_);
+}
+
+void Finding::benign() {
+  static uint64_t seen[kMaxBenign];
+  static unsigned count;
+  if (first_time(seen, count, kMaxBenign, key_)) print("%s\n", line_);
 }
 
 void Finding::fatal() {

@@ -3,6 +3,8 @@
 
 namespace mh {
 
+constexpr unsigned kMaxBenign = 8;
+
 // One line of the report: "finding\tkey=value\t...". Python makes the sentence of it.
 class Finding {
  public:
@@ -12,6 +14,7 @@ class Finding {
   Finding& pc(const char* key, Address pc);       // as a distance from mh_entry
   Finding& thread(const char* key, uint32_t number);
   void note();                // report it and go on; the same (kind, pc, other) only once
+  void benign();              // the same, and never in the way of a defect
   [[noreturn]] void fatal();  // report it and end the launch
 
  private:

@@ -34,16 +34,21 @@ void __tsan_vptr_read(void**) {}
 
 void* __tsan_memcpy(void* to, const void* from, size_t size) {
   mh::access_range(mh::Address(from), size, false, MH_PC);
-  mh::access_range(mh::Address(to), size, true, MH_PC);
+  mh::access_range(mh::Address(to), size, true, MH_PC, static_cast<const unsigned char*>(from));
   return memcpy(to, from, size);
 }
 void* __tsan_memmove(void* to, const void* from, size_t size) {
   mh::access_range(mh::Address(from), size, false, MH_PC);
-  mh::access_range(mh::Address(to), size, true, MH_PC);
+  mh::access_range(mh::Address(to), size, true, MH_PC, static_cast<const unsigned char*>(from));
   return memmove(to, from, size);
 }
 void* __tsan_memset(void* to, int value, size_t size) {
-  mh::access_range(mh::Address(to), size, true, MH_PC);
+  unsigned char bytes[16];
+  memset(bytes, value, sizeof bytes);
+  for (size_t done = 0; done < size; done += sizeof bytes) {
+    const size_t part = size - done < sizeof bytes ? size - done : sizeof bytes;
+    mh::access_range(mh::Address(to) + done, part, true, MH_PC, bytes);
+  }
   return memset(to, value, size);
 }
 

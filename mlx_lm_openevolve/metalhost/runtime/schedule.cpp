@@ -8,6 +8,7 @@
 #include "counters.h"
 #include "fibers.h"
 #include "memory.h"
+#include "races.h"
 #include "report.h"
 #include "threadgroup.h"
 
@@ -17,7 +18,7 @@ Thread* g_thread;
 Simdgroup* g_simdgroups;
 unsigned g_simdgroup_count;
 uint32_t g_group_index;
-uint16_t g_barrier_epoch_device, g_barrier_epoch_threadgroup;
+uint16_t g_barrier_epoch_device, g_barrier_epoch_threadgroup, g_barriers;
 
 namespace {
 
@@ -63,6 +64,7 @@ void complete(Simdgroup& s, unsigned set) {
     s.slots.present = set;
     t.combine(&s.slots);
   }
+  if (set == all_lanes(s)) ++s.met;
   if (g_launch->count) count_collective(t.wait_name, s.flops);
   s.collective &= ~set;
   s.simd_barrier &= ~set;
@@ -130,6 +132,7 @@ bool release_barrier() {
       break;
     }
   }
+  ++g_barriers;
   if (waiting->wait_flags & MH_FENCE_DEVICE) ++g_barrier_epoch_device;
   if (waiting->wait_flags & MH_FENCE_THREADGROUP) ++g_barrier_epoch_threadgroup;
   if (g_launch->count) count_barrier();
@@ -205,10 +208,10 @@ void start_group(const unsigned group[3]) {
     s.lanes = i + 1 < g_simdgroup_count ? MH_LANES : g_thread_count - i * MH_LANES;
     s.ready = all_lanes(s);
     s.collective = s.simd_barrier = s.barrier = s.done = 0;
-    s.device_epoch = s.threadgroup_epoch = 0;
+    s.device_epoch = s.threadgroup_epoch = s.met = 0;
     s.diverged = false;
   }
-  g_barrier_epoch_device = g_barrier_epoch_threadgroup = 0;
+  g_barrier_epoch_device = g_barrier_epoch_threadgroup = g_barriers = 0;
   g_diverged = false;
   for (unsigned i = 0; i < g_thread_count; ++i) {
     Thread& t = g_threads[i];
@@ -264,6 +267,7 @@ void run_grid() {
     give_way();
     g_thread = nullptr;
     if (g_launch->count) count_group();
+    settle_store();
     clear_threadgroup_memory();
   }
 }

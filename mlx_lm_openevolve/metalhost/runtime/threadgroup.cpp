@@ -40,7 +40,7 @@ void clear_threadgroup_memory() {
   if (g_arena_used == 0) return;
   for (unsigned i = 0; i < g_variable_count; ++i) {
     const Variable& v = g_variables[i];
-    memset(reinterpret_cast<void*>(v.low), 0xff, v.size);
+    memset(reinterpret_cast<void*>(v.low), int(g_launch->fill), v.size);
     memset(g_owner + (v.low - g_arena), 0, v.size);
     if (g_launch->sanitize || g_launch->count) {
       memset(g_arena_cells + (v.low - g_arena), 0, v.size * sizeof(Cell));
@@ -89,8 +89,10 @@ unsigned access_threadgroup(Address address, unsigned size, bool write, bool ato
                      (long long)(address - v.low)};
       }
     }
-    if (g_launch->sanitize) race_check(cell, write, atomic, MH_THREADGROUP, pc, -1, v.name, address + i - v.low);
-    else if (write) cell.write.thread = 1;
+    if (g_launch->sanitize) {
+      race_check(cell, {address, size, write, atomic, pc}, MH_THREADGROUP, -1, v.name,
+                 address + i - v.low);
+    } else if (write) cell.write.thread = 1;
   }
   return unsigned(v.packed + (address - v.low));
 }
@@ -121,6 +123,6 @@ extern "C" void* mh_threadgroup_variable(const void* key, unsigned long size, un
   if (g_packed_bytes > g_peak_bytes) g_peak_bytes = g_packed_bytes;
   memset(g_owner + (v.low - g_arena), int(g_variable_count + 1), size);
   ++g_variable_count;
-  memset(reinterpret_cast<void*>(v.low), 0xff, size);
+  memset(reinterpret_cast<void*>(v.low), int(g_launch->fill), size);
   return reinterpret_cast<void*>(v.low);
 }

@@ -11,6 +11,8 @@ enum thread_scope { thread_scope_thread, thread_scope_simdgroup, thread_scope_th
                     thread_scope_device };
 
 template <class T> struct atomic {
+  static_assert(mh_traits::one_of<T, int, uint, bool, float, ulong>,
+                "atomic is for int, uint, bool, float and ulong");
   T mh_value;
 };
 template <class T> using _atomic = atomic<T>;
@@ -30,8 +32,16 @@ template <class T> __attribute__((noinline, nodebug)) MH_UNCHECKED void poke(vol
 
 namespace metal {
 
-#define MH_FETCH(SPACE, NAME, EXPRESSION)                                                        \
-  template <class T, class U>                                                                    \
+// What is atomic (MSL 6.15.4): 32-bit integers wholly; floats in device memory, no more than added
+// and subtracted; bool without arithmetic; ulong in device memory, its minimum and maximum.
+namespace mh_traits {
+template <class T, bool DEVICE> using Stored = enable_if_t<DEVICE || one_of<T, int, uint, bool>>;
+template <class T, bool ALLOWED>
+using Fetched = enable_if_t<one_of<T, int, uint> || (ALLOWED && one_of<T, float>)>;
+}  // namespace mh_traits
+
+#define MH_FETCH(SPACE, FLOATS, NAME, EXPRESSION)                                                \
+  template <class T, class U, class = mh_traits::Fetched<T, FLOATS>>                             \
   MH_INLINE T atomic_fetch_##NAME##_explicit(volatile SPACE atomic<T>* p, U operand, memory_order) { \
     volatile T* q = (volatile T*)&p->mh_value;                                                   \
     mh_atomic(q, sizeof(T), MH_ATOMIC_MODIFY);                                                   \
@@ -39,23 +49,24 @@ namespace metal {
     mh::poke<T>(q, T(EXPRESSION));                                                               \
     return x;                                                                                    \
   }
-#define MH_ATOMICS(SPACE)                                                                        \
-  MH_FETCH(SPACE, add, x + y) MH_FETCH(SPACE, sub, x - y) MH_FETCH(SPACE, and, x & y)            \
-  MH_FETCH(SPACE, or, x | y) MH_FETCH(SPACE, xor, x ^ y)                                         \
-  MH_FETCH(SPACE, min, x < y ? x : y) MH_FETCH(SPACE, max, x > y ? x : y)                        \
-  template <class T>                                                                             \
+#define MH_ATOMICS(SPACE, DEVICE)                                                                \
+  MH_FETCH(SPACE, DEVICE, add, x + y) MH_FETCH(SPACE, DEVICE, sub, x - y)                        \
+  MH_FETCH(SPACE, false, and, x & y) MH_FETCH(SPACE, false, or, x | y)                           \
+  MH_FETCH(SPACE, false, xor, x ^ y) MH_FETCH(SPACE, false, min, x < y ? x : y)                  \
+  MH_FETCH(SPACE, false, max, x > y ? x : y)                                                     \
+  template <class T, class = mh_traits::Stored<T, DEVICE>>                                       \
   MH_INLINE T atomic_load_explicit(const volatile SPACE atomic<T>* p, memory_order) {            \
     const volatile T* q = (const volatile T*)&p->mh_value;                                       \
     mh_atomic(q, sizeof(T), MH_ATOMIC_LOAD);                                                     \
     return mh::peek<T>(q);                                                                       \
   }                                                                                              \
-  template <class T, class U>                                                                    \
+  template <class T, class U, class = mh_traits::Stored<T, DEVICE>>                              \
   MH_INLINE void atomic_store_explicit(volatile SPACE atomic<T>* p, U value, memory_order) {     \
     volatile T* q = (volatile T*)&p->mh_value;                                                   \
     mh_atomic(q, sizeof(T), MH_ATOMIC_STORE);                                                    \
     mh::poke<T>(q, T(value));                                                                    \
   }                                                                                              \
-  template <class T, class U>                                                                    \
+  template <class T, class U, class = mh_traits::Stored<T, DEVICE>>                              \
   MH_INLINE T atomic_exchange_explicit(volatile SPACE atomic<T>* p, U value, memory_order) {     \
     volatile T* q = (volatile T*)&p->mh_value;                                                   \
     mh_atomic(q, sizeof(T), MH_ATOMIC_MODIFY);                                                   \
@@ -63,7 +74,7 @@ namespace metal {
     mh::poke<T>(q, T(value));                                                                    \
     return x;                                                                                    \
   }                                                                                              \
-  template <class T, class U>                                                                    \
+  template <class T, class U, class = mh_traits::Stored<T, DEVICE>>                              \
   MH_INLINE bool atomic_compare_exchange_weak_explicit(volatile SPACE atomic<T>* p,              \
                                                        thread T* expected, U desired,            \
                                                        memory_order, memory_order) {             \
@@ -77,9 +88,20 @@ namespace metal {
     *expected = x;                                                                               \
     return false;                                                                                \
   }
-MH_ATOMICS(device)
-MH_ATOMICS(threadgroup)
+MH_ATOMICS(device, true)
+MH_ATOMICS(threadgroup, false)
 #undef MH_ATOMICS
+#define MH_EXTREME(NAME, BETTER)                                                                 \
+  MH_INLINE void atomic_##NAME##_explicit(volatile device atomic<ulong>* p, ulong y,             \
+                                          memory_order) {                                        \
+    volatile ulong* q = (volatile ulong*)&p->mh_value;                                           \
+    mh_atomic(q, sizeof y, MH_ATOMIC_MODIFY);                                                    \
+    const ulong x = mh::peek<ulong>(q);                                                          \
+    mh::poke<ulong>(q, y BETTER x ? y : x);                                                      \
+  }
+MH_EXTREME(min, <)
+MH_EXTREME(max, >)
+#undef MH_EXTREME
 #undef MH_FETCH
 
 // A fence orders nothing by itself here; kernels that hand data over through it and an atomic flag

@@ -54,4 +54,13 @@ MH_INLINE threadgroup T& threadgroup_variable(const void* key, const char* name)
   return *(threadgroup T*)mh_threadgroup_variable(key, sizeof(T), alignof(T), name);
 }
 
+// `threadgroup T x = value;`: every thread stores it.
+template <class T> MH_INLINE void initialise(threadgroup T& x, const T& value) {
+  if constexpr (__is_array(T)) {
+    for (unsigned i = 0; i < sizeof(x) / sizeof(x[0]); ++i) initialise(x[i], value[i]);
+  } else {
+    x = value;
+  }
+}
+
 }  // namespace mh

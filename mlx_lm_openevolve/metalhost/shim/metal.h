@@ -11,3 +11,7 @@
 #include "logging.h"
 #include "internals.h"
 #include "entry.h"
+
+// Words of the language: nothing else can be called so.
+#define half _Float16
+#define bfloat __bf16

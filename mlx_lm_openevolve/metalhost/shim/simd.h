@@ -217,22 +217,34 @@ MH_SHUFFLES(quad_, 4)
 #undef MH_SHUFFLE
 #undef MH_FILL
 
-class simd_vote {
- public:
-  typedef ulong vote_t;
-  MH_INLINE explicit constexpr simd_vote(vote_t v) : bits_(v) {}
-  MH_INLINE explicit constexpr operator vote_t() const { return bits_; }
-  MH_INLINE bool all() const { return bits_ == 0xffffffffu; }
-  MH_INLINE bool any() const { return bits_ != 0; }
-
- private:
-  vote_t bits_;
-};
+#define MH_VOTE(NAME, MASK)                                                \
+  class NAME {                                                             \
+   public:                                                                 \
+    typedef ulong vote_t;                                                  \
+    MH_INLINE explicit constexpr NAME(vote_t v) : bits_(v) {}              \
+    MH_INLINE explicit constexpr operator vote_t() const { return bits_; } \
+    MH_INLINE bool all() const { return bits_ == MASK; }                   \
+    MH_INLINE bool any() const { return bits_ != 0; }                      \
+                                                                           \
+   private:                                                                \
+    vote_t bits_;                                                          \
+  };
+MH_VOTE(simd_vote, 0xffffffffu)
+MH_VOTE(quad_vote, 0xfu)
+#undef MH_VOTE
 MH_INLINE simd_vote simd_ballot(bool x) {
   return simd_vote(mh::collective<uint>("simd_ballot", x, &mh::ballot, 32, 0));
 }
 MH_INLINE simd_vote simd_active_threads_mask() {
   return simd_vote(mh::collective<uint>("simd_active_threads_mask", true, &mh::ballot, 32, 0));
+}
+MH_INLINE quad_vote quad_ballot(bool x) {
+  const uint bits = mh::collective<uint>("quad_ballot", x, &mh::ballot, 4, 0);
+  return quad_vote(bits >> (mh::lane() & ~3u) & 0xf);
+}
+MH_INLINE quad_vote quad_active_threads_mask() {
+  const uint bits = mh::collective<uint>("quad_active_threads_mask", true, &mh::ballot, 4, 0);
+  return quad_vote(bits >> (mh::lane() & ~3u) & 0xf);
 }
 MH_INLINE bool simd_all(bool x) {
   return mh::collective<uint>("simd_all", !x, &mh::ballot, 32, 0) == 0;

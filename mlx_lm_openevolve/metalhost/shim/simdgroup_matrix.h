@@ -66,6 +66,11 @@ MH_INLINE simdgroup_matrix<T, C, R> make_filled_simdgroup_matrix(T value) {
   return m;
 }
 
+template <class T, int C, int R = C>
+MH_INLINE simdgroup_matrix<T, C, R> make_diagonal_simdgroup_matrix(T value) {
+  return simdgroup_matrix<T, C, R>(value);
+}
+
 #define MH_MATRIX_MEMORY(SPACE)                                                                 \
   template <class T, int C, int R>                                                              \
   MH_INLINE void simdgroup_load(                                                                \

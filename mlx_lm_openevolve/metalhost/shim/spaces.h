@@ -16,6 +16,10 @@
 #define MH_INLINE inline __attribute__((always_inline, nodebug))
 #define MH_UNCHECKED __attribute__((no_sanitize("thread", "bounds", "coverage")))
 
+// What strict.py must know and the compiler does not: a note in the syntax tree, for which an
+// attribute serves that changes no code.
+#define MH_SPACES(WORDS) __attribute__((deprecated(WORDS)))
+
 #define device MH_DEVICE_SPACE
 #define constant const MH_CONSTANT_SPACE  // what lies there is constant, named so or not
 #define threadgroup MH_THREADGROUP_SPACE

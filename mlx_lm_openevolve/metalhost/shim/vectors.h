@@ -37,24 +37,21 @@ template <class V> MH_INLINE auto element(V v, int i) {
   if constexpr (Shape<V>::size == 1) return v; else return v[i];
 }
 
-// A scalar as another type; half and bfloat meet by way of float.
-template <class To, class From> MH_INLINE constexpr To convert(From x) {
-  if constexpr (__is_same(Plain<From>, half) || __is_same(Plain<From>, bfloat)) return To(float(x));
+// A scalar of 16 bits as another type; half and bfloat meet by way of float.
+template <class T>
+inline constexpr bool is_narrow = __is_same(Plain<T>, half) || __is_same(Plain<T>, bfloat);
+template <class To, class From> MH_INLINE constexpr To scalar(From x) {
+  if constexpr (is_narrow<To> && is_narrow<From>) return To(float(x));
   else return To(x);
 }
-template <class To> struct Convert {
-  template <class From> friend MH_INLINE constexpr To operator->*(Convert, From x) {
-    return convert<To>(x);
-  }
-};
 
 template <class V, class A>
 MH_INLINE void append(V& v, int& at, A a) {
   typedef typename Shape<V>::element E;
   if constexpr (Shape<A>::size == 1) {
-    v[at++] = convert<E>(a);
+    v[at++] = scalar<E>(a);
   } else {
-    for (int i = 0; i < Shape<A>::size; ++i) v[at++] = convert<E>(a[i]);
+    for (int i = 0; i < Shape<A>::size; ++i) v[at++] = scalar<E>(a[i]);
   }
 }
 
@@ -70,12 +67,12 @@ MH_INLINE constexpr V make(A... a) {
     return V{};
   } else if constexpr (sizeof...(A) == 1 && (Shape<A>::size * ...) == 1) {
     if constexpr (metal::is_same<E, bool>::value) return V(bool(a)...);
-    else return V(E(a)...);
+    else return V(scalar<E>(a)...);
   } else {
     constexpr int given = (Shape<A>::size + ...);
     static_assert(given == size, "the number of components does not match the vector");
     if constexpr (given == sizeof...(A)) {
-      return V{E(a)...};
+      return V{scalar<E>(a)...};
     } else {
       V v{};
       int at = 0;
@@ -88,6 +85,34 @@ MH_INLINE constexpr V make(A... a) {
 template <class V> struct Cast {
   template <class A> friend MH_INLINE V operator->*(Cast, A a) { return make<V>(a); }
 };
+
+// To(args...) for a type that may be any: a scalar, a vector, a class.
+template <class To, class... From> MH_INLINE constexpr To convert(From... x) {
+  if constexpr ((Shape<To>::size > 1)) return make<To>(x...);
+  else if constexpr (sizeof...(From) == 1) return scalar<To>(x...);
+  else return To(x...);
+}
+template <class To> struct Convert {
+  template <class From> friend MH_INLINE constexpr To operator->*(Convert, From x) {
+    return convert<To>(x);
+  }
+};
+
+// {args...} as an argument: it becomes what the parameter is.
+template <class F> struct Braces {
+  F make_it;
+  template <class To> MH_INLINE constexpr operator To() const {
+    return make_it(metal::type_identity<To>());
+  }
+};
+template <class... A> MH_INLINE constexpr auto braces(A... a) {
+  auto make_it = [=](auto to) __attribute__((always_inline, nodebug)) {
+    typedef typename decltype(to)::type To;
+    if constexpr ((Shape<To>::size > 1)) return make<To>(a...);
+    else return To{a...};
+  };
+  return Braces<decltype(make_it)>{make_it};
+}
 
 #define MH_BOOLS(N, FIELDS, ...)                                                              \
   template <> struct alignas(N == 2 ? 2 : 4) Bools<N> {                                                               \

@@ -592,8 +592,8 @@ uint i = thread_position_in_grid.x;
 const device uint64_t* v = (const device uint64_t*)(x + 2 * i + 1);
 y[i] = uint(*v >> 32);  // BUG
 
-//// non_ascii_comment
-// mx.fast.metal_kernel takes ASCII only, comments included.
+//// non_ascii_beside_comment
+// What stands in a comment is free, a name behind it is not.
 // finds: non-ascii
 // in: x float32 32
 // out: y float32 32
@@ -601,7 +601,8 @@ y[i] = uint(*v >> 32);  // BUG
 // threadgroup: 32
 // apple: any
 uint i = thread_position_in_grid.x;
-y[i] = x[i];  // BUG the naïve way
+/* α */ float β = 2.0f;  // BUG
+y[i] = 2.0f * x[i];
 
 //// non_ascii_identifier
 // A Greek variable name.
@@ -1132,6 +1133,31 @@ at[0] = packed_float2(x[i], 0.0f);  // BUG
 threadgroup_barrier(mem_flags::mem_threadgroup);
 y[i] = tile[i];
 
+//// race_read_after_barrier_of_none
+// Nor does a barrier of mem_none.
+// finds: race
+// in: x float32 64 = 0..63
+// out: y float32 64
+// grid: 64
+// threadgroup: 64
+threadgroup float tile[64];
+uint i = thread_position_in_threadgroup.x;
+tile[i] = x[i];  // BUG
+threadgroup_barrier(mem_flags::mem_none);
+y[i] = tile[63 - i];  // BUG
+
+//// race_read_after_vote
+// A collective fences no memory: what is stored before it may not be seen behind it.
+// finds: race
+// in: x float32 32 = 0..31
+// out: y float32 32
+threadgroup float tile[32];
+uint i = thread_position_in_threadgroup.x;
+tile[i] = x[i];  // BUG
+if (simd_any(x[i] >= 0)) {
+  y[i] = tile[31 - i];  // BUG
+}
+
 //// race_read_modify_write
 // A counter in threadgroup memory is incremented without an atomic.
 // finds: race
@@ -1151,6 +1177,7 @@ y[i] = count[0];
 //// race_reused_scratch
 // The scratch of one simdgroup reduction is reused for the next without a barrier between.
 // finds: race
+// also: benign
 // in: x float32 1024
 // out: y float32 2
 // grid: 1024
@@ -1175,6 +1202,63 @@ if (i == 0) {
   y[0] = m;
   y[1] = s;
 }
+
+//// race_same_value_but_one
+// All threads but the last store one value.
+// finds: race
+// also: benign
+// in: x float32 32 = 0..31
+// out: y float32 32
+threadgroup float start;
+uint i = thread_position_in_threadgroup.x;
+start = i < 31 ? 5.0f : 6.0f;  // BUG
+threadgroup_barrier(mem_flags::mem_threadgroup);
+y[i] = start + x[i];
+
+//// race_same_value_in_copies
+// Copies of a struct that differ in their last bytes.
+// finds: race
+// also: benign
+// in: x float32 32 = 0..31
+// out: y float32 32
+// header
+struct Nine { float a, b, c, d, e, f, g, h, i; };
+// body
+threadgroup Nine all;
+uint i = thread_position_in_threadgroup.x;
+Nine own = {};
+own.i = x[i];
+all = own;  // BUG
+threadgroup_barrier(mem_flags::mem_threadgroup);
+y[i] = all.i;
+
+//// race_same_value_is_read
+// One value from all threads, read without a barrier by those that have stored nothing.
+// finds: race
+// also: benign
+// in: x float32 32 = 0..31
+// out: y float32 32
+threadgroup float start;
+uint i = thread_position_in_threadgroup.x;
+start = 0;  // BUG
+threadgroup_barrier(mem_flags::mem_threadgroup);
+if (i < 16) start = x[7];  // BUG
+y[i] = start;  // BUG
+
+//// race_same_value_then_another
+// Two threads store one value, and one of them another behind it.
+// finds: race
+// also: benign
+// in: x float32 32 = 0..31
+// out: y float32 32
+threadgroup float start;
+uint i = thread_position_in_threadgroup.x;
+if (i < 2) {
+  start = x[9];  // BUG
+  if (i == 1) start = x[3];  // BUG
+}
+threadgroup_barrier(mem_flags::mem_threadgroup);
+y[i] = start;
 
 //// race_simdgroup_barrier_only
 // simdgroup_barrier does not order threads of different simdgroups.
@@ -1229,6 +1313,24 @@ if (i == 0) {
   y[0] = s[0];
 }
 
+//// race_vote_of_another_simdgroup
+// A collective orders the stores of its own simdgroup alone.
+// finds: race
+// in: x float32 64 = 0..63
+// out: y float32 64
+// grid: 64
+// threadgroup: 64
+threadgroup float tile[64];
+uint i = thread_position_in_threadgroup.x;
+tile[i] = x[i];
+threadgroup_barrier(mem_flags::mem_threadgroup);
+float next = tile[63 - i];  // BUG
+if (simd_any(next >= 0)) {
+  tile[i] = next;  // BUG
+}
+threadgroup_barrier(mem_flags::mem_threadgroup);
+y[i] = tile[i];
+
 //// race_within_simdgroup
 // Lanes of one simdgroup exchange through threadgroup memory: that needs simdgroup_barrier.
 // finds: race
@@ -1254,6 +1356,37 @@ uint i = thread_position_in_threadgroup.x;
 last[0] = x[i];  // BUG
 threadgroup_barrier(mem_flags::mem_threadgroup);
 y[i] = last[0];
+
+//// uninit_in_condition
+// A flag that nobody has stored decides.
+// finds: uninitialised
+// in: x float32 32 = 0..31
+// out: y float32 32
+threadgroup int flag;
+uint i = thread_position_in_threadgroup.x;
+y[i] = flag > 0 ? x[i] : 0.0f;  // BUG
+
+//// uninit_in_maximum
+// The same in a maximum of large numbers.
+// finds: uninitialised
+// in: x float32 32 = 1e30
+// out: y float32 32
+threadgroup float tile[33];
+uint i = thread_position_in_threadgroup.x;
+tile[i] = x[i];
+threadgroup_barrier(mem_flags::mem_threadgroup);
+y[i] = max(tile[i], tile[i + 1]);  // BUG
+
+//// uninit_in_minimum
+// A value that nobody has stored takes part in a minimum of negative numbers.
+// finds: uninitialised
+// in: x float32 32 = -1
+// out: y float32 32
+threadgroup float tile[33];
+uint i = thread_position_in_threadgroup.x;
+tile[i] = x[i];
+threadgroup_barrier(mem_flags::mem_threadgroup);
+y[i] = min(tile[i], tile[i + 1]);  // BUG
 
 //// uninit_local
 // The accumulator of a dot product is never set to zero.

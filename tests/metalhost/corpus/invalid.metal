@@ -54,6 +54,47 @@ half4 h = half4(1.0h);
 float4 f = as_type<float4>(h);  // BUG
 y[0] = x[0] + f.x;
 
+//// atomic_bool_add
+// A bool is stored and exchanged, not added to.
+// because: no matching function for call to 'atomic_fetch_add_explicit'
+// source: MSL 4.0 section 6.15.4.6
+threadgroup atomic_bool flag;
+atomic_fetch_add_explicit(&flag, true, memory_order_relaxed);  // BUG
+y[0] = x[0];
+
+//// atomic_float_and
+// Bitwise operations are for integers.
+// because: no matching function for call to 'atomic_fetch_and_explicit'
+// source: MSL 4.0 section 6.15.4.6
+device atomic_float* p = (device atomic_float*)y;
+atomic_fetch_and_explicit(p, 1.0f, memory_order_relaxed);  // BUG
+
+//// atomic_float_max
+// The maximum of floats is not atomic.
+// because: no matching function for call to 'atomic_fetch_max_explicit'
+// source: MSL 4.0 section 6.15.4.6 (addition and subtraction)
+device atomic_float* p = (device atomic_float*)y;
+atomic_fetch_max_explicit(p, x[0], memory_order_relaxed);  // BUG
+
+//// atomic_float_threadgroup
+// Floats are atomic in device memory only.
+// because: no matching function for call to 'atomic_fetch_add_explicit'
+// source: MSL 4.0 section 2.6
+threadgroup atomic_float sum;
+atomic_fetch_add_explicit(&sum, x[0], memory_order_relaxed);  // BUG
+y[0] = 0;
+
+//// atomic_half
+// There is no atomic of half.
+// because: no type for atomic<half>
+// source: MSL 4.0 section 2.6
+// header
+void count(device atomic<half>* p) {  // BUG
+  atomic_store_explicit(p, half(1), memory_order_relaxed);  // BUG
+}
+// body
+y[0] = x[0];
+
 //// atomic_local
 // Atomic objects live in device or threadgroup memory.
 // because: no matching function for call to 'atomic_fetch_add_explicit'
@@ -64,6 +105,13 @@ void count(thread atomic_uint* p) {
 }
 // body
 y[0] = x[0];
+
+//// atomic_long
+// 64 bits are atomic for unsigned integers alone.
+// because: no type for atomic<long>
+// source: MSL 4.0 section 2.6
+device atomic<long>* p = (device atomic<long>*)y;  // BUG
+atomic_store_explicit(p, 1l, memory_order_relaxed);
 
 //// atomic_of_plain
 // Atomic functions take pointers to atomic objects.
@@ -81,12 +129,83 @@ threadgroup atomic_uint count;
 count += 1u;  // BUG
 y[0] = x[0];
 
+//// atomic_short
+// There is no atomic of 16 bits.
+// because: no type for atomic<short>
+// source: MSL 4.0 section 2.6
+device atomic<short>* p = (device atomic<short>*)y;  // BUG
+atomic_fetch_add_explicit(p, short(1), memory_order_relaxed);
+
+//// atomic_ulong_add
+// Unsigned integers of 64 bits have a minimum and a maximum alone.
+// because: no matching function for call to 'atomic_fetch_add_explicit'
+// source: MSL 4.0 section 6.15.4.6; slang and other users of the Metal toolchain
+device atomic_ulong* p = (device atomic_ulong*)y;
+atomic_fetch_add_explicit(p, 1ul, memory_order_relaxed);  // BUG
+
 //// atomic_without_order
 // The memory order is not optional.
 // because: no matching function for call to 'atomic_fetch_add_explicit'
 // source: MSL 4.0 section 6.15.4
 threadgroup atomic_uint count;
 atomic_fetch_add_explicit(&count, 1u);  // BUG
+y[0] = x[0];
+
+//// attribute_after_parameters
+// An attribute behind the parameter list belongs to the function's type.
+// because: 'max_total_threads_per_threadgroup' attribute cannot be applied to types
+// source: C++14 [dcl.fct]; public records of Apple's compiler
+// header
+kernel void other(device float* y [[buffer(0)]])
+    [[max_total_threads_per_threadgroup(64)]]  // BUG
+{
+  y[0] = 1;
+}
+// body
+y[0] = x[0];
+
+//// attribute_after_result
+// An attribute behind the result's type belongs to that type.
+// because: 'max_total_threads_per_threadgroup' attribute cannot be applied to types
+// source: C++14 [dcl.spec]
+// header
+kernel void [[max_total_threads_per_threadgroup(64)]] other(device float* y [[buffer(0)]]) {  // BUG
+  y[0] = 1;
+}
+// body
+y[0] = x[0];
+
+//// attribute_between_static
+// An attribute between static and the type.
+// because: an attribute list cannot appear here
+// source: C++14 [dcl.spec]
+// header
+static [[maybe_unused]] inline float one() { return 1; }  // BUG
+// body
+y[0] = x[0] + one();
+
+//// attribute_between_words
+// An attribute between the words of a declaration.
+// because: an attribute list cannot appear here
+// source: C++14 [dcl.spec]; public records of Apple's compiler
+// header
+kernel
+[[max_total_threads_per_threadgroup(64)]]  // BUG
+void other(device float* y [[buffer(0)]]) {
+  y[0] = 1;
+}
+// body
+y[0] = x[0];
+
+//// attribute_kernel_after_parameters
+// [[kernel]] behind the parameter list, in one list with another attribute.
+// because: 'kernel' attribute cannot be applied to types
+// source: C++14 [dcl.fct]
+// header
+void other(device float* y [[buffer(0)]]) [[kernel, max_total_threads_per_threadgroup(64)]] {  // BUG
+  y[0] = 1;
+}
+// body
 y[0] = x[0];
 
 //// barrier_integer_flags
@@ -193,6 +312,71 @@ y[0] = h;
 float v = x[0];
 y[0] = *(device float*)&v;  // BUG
 
+//// cast_between_spaces_by_alias
+// A cast from device to constant memory by the name of the type.
+// because: C-style cast converts between mismatching address spaces
+// source: MSL 4.0 section 4
+using Table = const constant float*;
+Table t = (Table)x;  // BUG
+y[0] = t[1];
+
+//// cast_constant_to_device
+// A C-style cast from constant to device memory.
+// because: C-style cast converts between mismatching address spaces
+// source: MSL 4.0 section 4
+// header
+constant float table[2] = {1, 2};
+// body
+const device float* p = (const device float*)table;  // BUG
+y[0] = p[1] + x[0];
+
+//// cast_device_to_constant
+// A C-style cast from device to constant memory.
+// because: C-style cast converts between mismatching address spaces
+// source: MSL 4.0 section 4; public records of Apple's compiler
+constant float* p = (constant float*)x;  // BUG
+y[0] = p[0];
+
+//// cast_reinterpret_between_spaces
+// reinterpret_cast from device to threadgroup memory.
+// because: reinterpret_cast converts between mismatching address spaces
+// source: MSL 4.0 section 4
+const threadgroup uint* p = reinterpret_cast<const threadgroup uint*>(x);  // BUG
+y[0] = p[0];
+
+//// choice_by_bool_vector
+// A variable of type bool2 as a condition.
+// because: value of type 'bool2' is not contextually convertible to 'bool'
+// source: MSL 4.0 section 3.1
+float2 a = float2(x[0], x[1]);
+bool2 low = a < float2(1);
+float2 m = low ? a : float2(0);  // BUG
+y[0] = m.x;
+
+//// choice_by_vector
+// The condition of a choice is a scalar: a comparison of vectors is none.
+// because: value of type 'bool4' is not contextually convertible to 'bool'
+// source: MSL 4.0 section 3.1
+float4 a = float4(x[0]), b = float4(x[1]);
+float4 m = a < b ? a : b;  // BUG
+y[0] = m.x;
+
+//// choice_by_vector_of_numbers
+// A vector of integers as a condition, scalars on both sides.
+// because: value of type 'int2' is not contextually convertible to 'bool'
+// source: MSL 4.0 section 3.1
+int2 a = int2(x[0], x[1]);
+y[0] = (a & 1) ? 1.0f : 2.0f;  // BUG
+
+//// choice_in_template
+// A comparison of vectors as a condition, in a template.
+// because: value of type 'bool3' is not contextually convertible to 'bool'
+// source: MSL 4.0 section 3.1
+// header
+template <typename T> T smaller(T a, T b) { return a < b ? a : b; }  // BUG
+// body
+y[0] = smaller(float3(x[0]), float3(x[1])).x;
+
 //// constant_not_initialised
 // A constant at program scope needs a value.
 // because: variable in constant address space must be initialized
@@ -298,6 +482,18 @@ y[0] = x[0] % 2.0f;  // BUG
 // source: MSL 4.0 section 3.1 item 11
 y[0] = x[0] << 1;  // BUG
 
+//// function_returns_nothing
+// A return without a value from a function that has one.
+// because: non-void function should return a value
+// source: C++14 [stmt.return]
+// header
+float sign_of(float v) {
+  if (v > 0) return 1;
+  return;  // BUG
+}
+// body
+y[0] = sign_of(x[0]);
+
 //// global_without_space
 // A variable at program scope outside constant memory.
 // because: program scope variable must reside in constant address space
@@ -350,6 +546,13 @@ y[0] = x[0];
   p[0] = 1.0f;
 }
 // body
+y[0] = x[0];
+
+//// kernel_returns_one
+// A value is returned from a kernel.
+// because: void function should not return a value
+// source: MSL 4.0 section 5.1.3 (a kernel returns void)
+if (x[0] > 1) return 1;  // BUG
 y[0] = x[0];
 
 //// kernel_returns_value
@@ -439,6 +642,41 @@ y[i] = x[i];
 float v = x[0]  // BUG
 y[0] = v;
 
+//// name_bfloat
+// bfloat is a type of the language.
+// because: cannot combine with previous declaration specifier
+// source: MSL 4.0 section 2.1
+float bfloat = x[0];  // BUG
+y[0] = bfloat;
+
+//// name_half
+// half is a keyword.
+// because: cannot combine with previous declaration specifier
+// source: MSL 4.0 section 2.1; public records of Apple's compiler
+uint half = thread_position_in_grid.x >> 1;  // BUG
+y[half] = x[0];
+
+//// name_half_member
+// A member called half.
+// because: cannot combine with previous declaration specifier
+// source: MSL 4.0 section 2.1
+// header
+struct Span {
+  float whole;
+  float half;  // BUG
+};
+// body
+y[0] = x[0];
+
+//// name_half_parameter
+// A parameter called half.
+// because: cannot combine with previous declaration specifier
+// source: MSL 4.0 section 2.1
+// header
+float scaled(float v, float half) { return v * half; }  // BUG
+// body
+y[0] = scaled(x[0], 0.5f);
+
 //// narrowing_braces
 // Braces do not narrow.
 // because: type 'const device float' cannot be narrowed to 'int' in initializer list
@@ -452,6 +690,47 @@ y[0] = float(n);
 // source: MSL 4.0 section 1.5.4
 thread float* p = new float(x[0]);  // BUG
 y[0] = *p;
+
+//// parameter_struct_by_value
+// A struct as a parameter by value.
+// because: invalid type 'Sizes' for input declaration in a kernel function
+// source: MSL 4.0 section 5.2.3
+// header
+struct Sizes { uint n, m; };
+kernel void other(
+    device float* y [[buffer(0)]],
+    Sizes sizes,  // BUG
+    uint i [[thread_position_in_grid]]) {
+  y[i] = sizes.n;
+}
+// body
+y[0] = x[0];
+
+//// parameter_with_unknown_attribute
+// An attribute that Metal does not know is ignored.
+// because: invalid type 'uint' for input declaration in a kernel function
+// source: MSL 4.0 section 5.2.3; public records of Apple's compiler
+// header
+kernel void other(
+    device float* y [[buffer(0)]],
+    uint n [[thread_count_in_grid]]) {  // BUG
+  y[0] = n;
+}
+// body
+y[0] = x[0];
+
+//// parameter_without_attribute
+// A scalar parameter of a kernel without an attribute.
+// because: invalid type 'uint' for input declaration in a kernel function
+// source: MSL 4.0 section 5.2.3; public records of Apple's compiler
+// header
+kernel void other(
+    device float* y [[buffer(0)]],
+    uint n) {  // BUG
+  y[0] = n;
+}
+// body
+y[0] = x[0];
 
 //// pointer_cast_without_space
 // A cast to a pointer without an address space.
@@ -489,6 +768,58 @@ y[0] = first(x);
 float v = x[0];
 float* p = &v;  // BUG
 y[0] = *p;
+
+//// position_mixed
+// One position is a scalar, another a vector.
+// because: expecting input declarations with either all scalar types or all vector types
+// source: MSL 4.0 section 5.2.3.6; public records of Apple's compiler
+// header
+kernel void other(  // BUG
+    device float* y [[buffer(0)]],
+    uint i [[thread_position_in_grid]],
+    uint3 n [[threads_per_threadgroup]]) {
+  y[i] = n.x;
+}
+// body
+y[0] = x[0];
+
+//// position_of_float
+// A position is an integer.
+// because: invalid type 'float' for input declaration in a kernel function
+// source: MSL 4.0 table 5.8
+// header
+kernel void other(
+    device float* y [[buffer(0)]],
+    float i [[thread_position_in_grid]]) {  // BUG
+  y[0] = i;
+}
+// body
+y[0] = x[0];
+
+//// position_of_short_and_vector
+// A ushort beside a vector of ushort.
+// because: expecting input declarations with either all scalar types or all vector types
+// source: MSL 4.0 section 5.2.3.6
+// header
+[[kernel]] void other(device float* y [[buffer(0)]], ushort3 n [[threads_per_grid]],  // BUG
+                      ushort i [[thread_position_in_threadgroup]]) {
+  y[i] = n.x;
+}
+// body
+y[0] = x[0];
+
+//// position_of_two_sizes
+// Vectors of different sizes for positions.
+// because: expecting input declarations with either all scalar types or all vector types
+// source: MSL 4.0 section 5.2.3.6
+// header
+kernel void other(device float* y [[buffer(0)]],  // BUG
+                  uint2 i [[thread_position_in_grid]],
+                  uint3 group [[threadgroup_position_in_grid]]) {
+  y[i.x] = group.x;
+}
+// body
+y[0] = x[0];
 
 //// reference_without_space
 // A reference parameter without an address space.
@@ -570,6 +901,101 @@ y[0] = x[0];
 simdgroup_matrix<float, 16, 16> m;  // BUG
 simdgroup_multiply(m, m, m);
 y[0] = x[0];
+
+//// space_lost_in_array_reference
+// A reference to an array in threadgroup memory is one to thread memory.
+// because: reference of type 'thread float (&)[4]' cannot bind
+// source: MSL 4.0 section 4
+// header
+float third(const thread float (&v)[4]) { return v[2]; }
+// body
+threadgroup float tile[4];
+tile[thread_position_in_threadgroup.x % 4] = x[0];
+y[0] = third(tile);  // BUG
+
+//// space_lost_in_const_reference
+// A constant reference to thread memory is bound to an element of device memory.
+// because: reference of type 'const thread float &' cannot bind to a device value
+// source: MSL 4.0 section 4
+const thread float& v = x[0];  // BUG
+y[0] = v;
+
+//// space_lost_in_method
+// A method without an address space is called on an object in device memory.
+// because: 'this' argument has type 'device Cell', but the function is not marked
+// source: MSL 4.0 section 4.7 (methods are for thread memory by default)
+// header
+struct Cell {
+  float v;
+  float twice() const { return 2 * v; }
+};
+// body
+const device Cell* c = (const device Cell*)x;
+y[0] = c->twice();  // BUG
+
+//// space_lost_in_method_of_template
+// A method of a class template, marked for thread memory alone.
+// because: 'this' argument has type 'device Box<float>', but the function is not marked
+// source: MSL 4.0 section 4.7
+// header
+template <typename T> struct Box {
+  T v;
+  T get() const thread { return v; }
+};
+// body
+const device Box<float>* b = (const device Box<float>*)x;
+y[0] = b[1].get();  // BUG
+
+//// space_lost_in_method_threadgroup
+// A method without an address space changes an object in threadgroup memory.
+// because: 'this' argument has type 'threadgroup Sum', but the function is not marked
+// source: MSL 4.0 section 4.7
+// header
+struct Sum {
+  float v;
+  void add(float a) { v += a; }
+};
+// body
+threadgroup Sum s;
+s.v = 0;
+s.add(x[0]);  // BUG
+y[0] = s.v;
+
+//// space_lost_in_reference
+// A thread reference is bound to an element of device memory.
+// because: reference of type 'thread float &' cannot bind
+// source: MSL 4.0 section 4
+thread float& v = y[0];  // BUG
+v = x[0];
+
+//// space_lost_in_template
+// A device element is bound to a thread reference whose type is deduced.
+// because: no matching function for call to 'bump'
+// source: MSL 4.0 section 4 (the address spaces are disjoint)
+// header
+template <typename T> void bump(thread T& v) { v += 1; }
+// body
+bump(y[0]);  // BUG
+
+//// space_lost_in_template_argument
+// The template argument is named, the address space is another.
+// because: no matching function for call to 'first'
+// source: MSL 4.0 section 4
+// header
+template <typename T> T first(const thread T* p) { return p[0]; }
+// body
+y[0] = first<float>(x);  // BUG
+
+//// space_lost_in_template_pointer
+// A threadgroup pointer is given to a function of thread pointers to any type.
+// because: no matching function for call to 'first'
+// source: MSL 4.0 section 4
+// header
+template <typename T> T first(const thread T* p) { return p[0]; }
+// body
+threadgroup float tile[32];
+tile[thread_position_in_threadgroup.x] = x[0];
+y[0] = first(tile);  // BUG
 
 //// static_assertion
 // A failed static assertion, as of a template argument out of range.
@@ -978,6 +1404,15 @@ struct Shape {
 // body
 Shape s;
 y[0] = x[0] + s.area();
+
+//// void_returns_value
+// A helper without a result returns one.
+// because: void function should not return a value
+// source: C++14 [stmt.return]
+// header
+void put(device float* p, float v) { return *p = v; }  // BUG
+// body
+put(y, x[0]);
 
 //// write_to_const_local
 // A const local is assigned by swizzle.

@@ -106,6 +106,33 @@ atomic_fetch_add_explicit(&count, 1u, memory_order_relaxed);
 threadgroup_barrier(mem_flags::mem_threadgroup);
 y[i] = atomic_load_explicit(&count, memory_order_relaxed);
 
+//// attribute_spellings
+// Attributes that change no value, in every place where they may stand.
+// in: x float32 32 = 0..31
+// out: y float32 32 = 1..32
+// header
+[[max_total_threads_per_threadgroup(64)]] kernel void before(device float* y [[buffer(0)]]) { y[0] = 1; }
+[[kernel]] [[max_total_threads_per_threadgroup(64)]] void apart(device float* y [[buffer(0)]]) { y[0] = 1; }
+[[kernel, max_total_threads_per_threadgroup(8 * 8)]] void within(device float* y [[buffer(0)]]) { y[0] = 1; }
+kernel void __attribute__((max_total_threads_per_threadgroup(64))) middle(device float* y [[buffer(0)]]) { y[0] = 1; }
+kernel void after(device float* y [[buffer(0)]]) __attribute__((max_total_threads_per_threadgroup(64)))
+{ y[0] = 1; }
+struct __attribute__((packed)) Tight { char a; float b; };
+struct alignas(16) Wide { float a; };
+[[nodiscard]] inline float one() { return 1; }
+inline float same(float v) __attribute__((always_inline, const));
+inline float same(float v) { return v; }
+[[gnu::always_inline, gnu::const]] inline float also(float v) { return v; }
+// body
+threadgroup float tile[32] __attribute__((aligned(16)));
+alignas(16) threadgroup float other[4], more[4] __attribute__((aligned(16)));
+float own[4] __attribute__((aligned(16))) = {1, 2, 3, 4};
+uint i = thread_position_in_threadgroup.x;
+tile[i] = x[i];
+if (i == 0) [[likely]] { other[0] = more[0] = 0; }
+[[maybe_unused]] Tight t;
+y[i] = same(tile[i]) + also(one()) + (sizeof(Tight) - 5) + (sizeof(Wide) - 16) * own[0];
+
 //// barrier_combined_flags
 // Both kinds of memory are ordered by one barrier.
 // in: x float32 64 = 0..63
@@ -214,6 +241,134 @@ for (int k = 0; k < n[0]; ++k) {
 }
 y[i] = acc;
 
+//// benign_read_and_discarded
+// The halo's corners are read, though nobody has stored them and nothing comes of it.
+// finds: benign
+// in: x float32 32 = 0..31
+// out: y float32 32 = 0 3 6 9 12 15 18 21 24 27 30 33 36 39 42 45 48 51 54 57 60 63 66 69 72 75 78 81 84 87 90 31
+threadgroup float tile[34];
+uint i = thread_position_in_threadgroup.x;
+tile[i + 1] = x[i];
+threadgroup_barrier(mem_flags::mem_threadgroup);
+float sum = tile[i] + tile[i + 1] + tile[i + 2];
+y[i] = i == 0 ? 0.0f : i == 31 ? x[31] : sum;
+
+//// benign_read_of_counts
+// Integers that nobody has stored are masked away.
+// finds: benign
+// in: x float32 32 = 0..31
+// out: y uint32 32 = 0 2 0 4 0 6 0 8 0 10 0 12 0 14 0 16 0 18 0 20 0 22 0 24 0 26 0 28 0 30 0 32
+threadgroup uint counts[32];
+uint i = thread_position_in_threadgroup.x;
+if (i & 1) counts[i] = uint(x[i]) + 1;
+threadgroup_barrier(mem_flags::mem_threadgroup);
+y[i] = counts[i] & (0u - (i & 1));
+
+//// benign_read_of_output
+// An output's old value is read, and no bit of it is kept.
+// finds: benign
+// in: x float32 32 = 0..31
+// out: y float32 32 = 0..31
+uint i = thread_position_in_grid.x;
+uint none = uint(x[31]) - 31;
+y[i] = x[i] + float(as_type<uint>(y[i]) & none);
+
+//// benign_same_value
+// Every thread stores one value in one place: in threadgroup memory, by a copy of a struct.
+// finds: benign
+// in: x float32 32 = 0..31
+// out: y float32 32 = 5..36
+// header
+struct Three { float a, b, c, d, e, f, g, h, i; };
+// body
+threadgroup float start;
+threadgroup Three all;
+uint i = thread_position_in_threadgroup.x;
+start = x[5];
+Three own = {};
+own.c = x[0];
+all = own;
+threadgroup_barrier(mem_flags::mem_threadgroup);
+y[i] = start + all.c + x[i];
+
+//// benign_same_value_in_groups
+// Every threadgroup raises one flag in device memory.
+// finds: benign
+// in: x float32 64 = 1
+// out: flag uint32 1 = 7
+// init: 0
+// grid: 64
+// threadgroup: 32
+if (x[thread_position_in_grid.x] > 0) {
+  flag[0] = 7;
+}
+
+//// benign_same_value_twice
+// Each lane of a simdgroup stores the sum that all of them have, round after round.
+// finds: benign
+// in: x float32 64 = 1..64
+// out: y float32 64 = 2080
+// grid: 64
+// threadgroup: 64
+threadgroup float sums[2];
+uint i = thread_position_in_threadgroup.x;
+float total = 0;
+for (int k = 0; k < 2; ++k) {
+  sums[simdgroup_index_in_threadgroup] = simd_sum(x[i]);
+  threadgroup_barrier(mem_flags::mem_threadgroup);
+  total = sums[0] + sums[1];
+  threadgroup_barrier(mem_flags::mem_threadgroup);
+}
+y[i] = total;
+
+//// benign_store_after_barrier_of_none
+// A barrier that fences nothing stands between the reads of a tile and its next stores.
+// finds: benign
+// in: x float32 64 = 0..63
+// out: y float32 64 = 63..0
+// grid: 64
+// threadgroup: 64
+threadgroup float tile[64];
+uint i = thread_position_in_threadgroup.x;
+float sum = 0;
+for (int k = 0; k < 2; ++k) {
+  tile[i] = k * x[i];
+  threadgroup_barrier(mem_flags::mem_threadgroup);
+  sum += tile[63 - i];
+  threadgroup_barrier(mem_flags::mem_none);
+}
+y[i] = sum;
+
+//// benign_store_after_broadcast
+// One lane reads for all of its simdgroup, which then stores to the place.
+// finds: benign
+// in: x float32 32 = 0..31
+// out: y float32 32 = 100..131
+// init: 100
+uint i = thread_position_in_grid.x;
+float v = 0;
+if (i == 0) {
+  for (uint k = 0; k < 32; ++k) v = max(v, y[k]);
+}
+y[i] = simd_broadcast(v, 0) + x[i];
+
+//// benign_store_after_vote
+// A vote of the simdgroup stands between a neighbour's read and the store.
+// finds: benign
+// in: x float32 32 = 0..31
+// out: y float32 32 = 1..31 0
+// init: 0
+threadgroup float tile[32];
+uint i = thread_position_in_threadgroup.x;
+tile[i] = x[i];
+threadgroup_barrier(mem_flags::mem_threadgroup);
+float next = tile[(i + 1) & 31];
+if (simd_any(next > 30)) {
+  tile[i] = next;
+}
+threadgroup_barrier(mem_flags::mem_threadgroup);
+y[i] = tile[i];
+
 //// bfloat_arithmetic
 // bfloat with bfloat stays bfloat, bfloat with float is float.
 // in: x bfloat16 8 = 1 2 3 4 5 6 7 8
@@ -250,6 +405,66 @@ w[0] = v[0] + v[1];
 w[1] = bfloat4(float4(v[0]) * 0.5f);
 device ushort4* b = (device ushort4*)bits;
 b[0] = as_type<ushort4>(v[0]);
+
+//// brace_arguments
+// Braces where a vector is expected: an argument, a result, an assignment, an element.
+// in: x float32 4 = 1 2 3 4
+// out: y float32 8 = 6 3 2 7 4 8 1 4
+// grid: 1
+// threadgroup: 1
+// header
+float total(float3 v) { return v.x + v.y + v.z; }
+float2 both(float a, float b) { return {a, b}; }
+float weigh(float2 v, half2 w) { return v.x * w.x + v.y * w.y; }
+// body
+y[0] = total({x[0], x[1], x[2]});
+float2 v = both(x[0], x[1]);
+y[1] = v.x + v.y;
+v = {x[1], 5.0f};
+y[2] = v.x;
+y[3] = v.x + v.y;
+y[4] = weigh({1.0f, 1.0f}, {2.0h, 2.0h});
+float2 list[2] = {{1, 2}, {3, 5}};
+y[5] = list[1].x + list[1].y;
+y[6] = max(float2{x[0], 0}, {0, 0}).x;
+y[7] = float4{x[0], x[1], x[2], x[3]}.w;
+
+//// comment_in_any_script
+// Comments in any script and in any form.
+// in: x float32 32 = 0..31
+// out: y float32 32 = 1..32
+// header
+// π ≈ 3.14159, naïve
+/* 次の行 — “quoted” */ constant float STEP = 1; /* ψ: a quote " and
+   αβγ on a second line */
+#define NEXT(v) ((v) + STEP)  // → the next one
+// body
+uint i = thread_position_in_grid.x;  // λ \
+   continued δ
+y[i] = NEXT(x[i]);  // ✓
+
+//// constant_bound_spellings
+// A constant integer as a bound: of two words, several in one declaration, made of others, static.
+// out: y int32 4 = 12 6 24 8
+// grid: 1
+// threadgroup: 1
+// header
+constant unsigned int ROWS = 3;
+constant int COLUMNS = 4, HALVES = COLUMNS / 2;
+static constant ushort SIDE = ROWS * HALVES;
+const constant uint8_t EIGHT = 8;
+enum { TWO = 2 };
+constant uint AREA = SIDE * COLUMNS;
+// body
+float a[ROWS * COLUMNS];
+float b[SIDE];
+threadgroup float c[AREA];
+int d[EIGHT][TWO];
+y[0] = sizeof(a) / sizeof(a[0]);
+y[1] = sizeof(b) / sizeof(b[0]);
+c[0] = 0;
+y[2] = sizeof(c) / sizeof(float);
+y[3] = sizeof(d) / sizeof(d[0]);
 
 //// constant_bounds
 // An integer in the constant address space is a constant expression: bounds, template arguments.
@@ -443,6 +658,26 @@ float4 c = clamp(float4(v), -1.0f, 1.0f);
 float r = max(v, 0.0f) + metal::min(v, 1.0f) + min(float(h), 1.0f) + float(b);
 y[i] = r + c.y;
 
+//// fp_pragmas
+// Floating-point pragmas, at program scope and in a block; without contraction the product is rounded.
+// in: x float32 1 = 1.000244140625
+// out: y float32 2 = 0 5.960464477539063e-08
+// grid: 1
+// threadgroup: 1
+// header
+#pragma METAL fp math_mode(safe)
+#pragma METAL fp contract(off)
+float apart(float a, float b, float c) { return a * b + c; }
+#pragma METAL fp contract(fast)
+float together(float a, float b, float c) {
+  #pragma METAL fp math_mode(relaxed)
+  return fma(a, b, c);
+}
+// body
+#pragma METAL fp contract(off)
+y[0] = apart(x[0], x[0], -1.00048828125f);
+y[1] = together(x[0], x[0], -1.00048828125f);
+
 //// function_constants
 // Optional code and arguments by function constant; mx.fast.metal_kernel cannot set one.
 // kernel: add_one
@@ -556,6 +791,36 @@ half2 v = half2(bfloat2(b));
 y[6] = float(v.x + v.y);
 y[7] = float(as_half(as_bfloat(h)));
 
+//// half_and_bfloat_by_template
+// half and bfloat convert into each other where a template names the type, and element by element.
+// in: x float32 1 = 1.5
+// out: y float32 8 = 1.5 1.5 1.5 3 1.5 1.5 1.5 1.5
+// template: T=float16 U=bfloat16
+// grid: 1
+// threadgroup: 1
+// header
+template <typename To, typename From> To cast(From v) { return static_cast<To>(v); }
+template <typename To, typename From> To construct(From v) { return To(v); }
+template <typename To, typename From> struct Converted {
+  To value;
+  Converted(From v) : value((To)v) {}
+};
+template <class V, class W> V widen(W w) { return V(w); }
+// body
+y[0] = float(cast<half>(bfloat(x[0])));
+y[1] = float(construct<bfloat>(half(x[0])));
+Converted<half, bfloat> c(bfloat(x[0]));
+y[2] = float(c.value);
+half4 v = widen<half4>(bfloat4(x[0]));
+y[3] = float(v.x + v.w);
+T t = T(x[0]);
+U u = U(t);
+y[4] = float(u);
+t = static_cast<T>(u);
+y[5] = float(t);
+y[6] = float(half(u) + T(U(t)) - t);
+y[7] = float((T)u);
+
 //// harmless_attributes
 // Attributes and pragmas that say nothing about what is computed.
 // out: y float32 32 = 3
@@ -611,6 +876,31 @@ inline int space(const thread float*) { return 40; }
 uint i = thread_position_in_grid.x;
 float v = maybe_twice<true>(Scale<float, 3>::apply(x[i])) + Scale<float, 0>::apply(5.0f);
 y[i] = total(v, 1.0f) + float(space(x));
+
+//// host_name_spellings
+// Names for the host: of a plain kernel, of an instantiation by its signature, with attributes.
+// kernel: third
+// in: x float32 8 = 0..7
+// out: y float32 8 = 0 2 4 6 8 10 12 14
+// grid: 8
+// threadgroup: 8
+// header
+[[host_name("first")]] kernel void one(device float* y [[buffer(0)]]) { y[0] = 1; }
+[[kernel, host_name("second")]] void two(device float* y [[buffer(0)]]) { y[0] = 2; }
+template <typename T, int K>
+[[kernel]] void times(
+    const device T* x [[buffer(0)]],
+    device T* y [[buffer(1)]],
+    uint i [[thread_position_in_grid]]) {
+  y[i] = K * x[i];
+}
+template [[host_name("third")]] [[kernel]] void times<float, 2>(
+    const device float* x [[buffer(0)]],
+    device float* y [[buffer(1)]],
+    uint i [[thread_position_in_grid]]);
+template [[host_name("fourth")]] kernel void times<int, 3>(
+    const device int*, device int*, uint);
+// body
 
 //// implicit_conversions
 // What MSL converts by itself: between scalars except to bfloat, and a scalar into a vector.
@@ -914,6 +1204,21 @@ simdgroup_bfloat8x8 r;
 simdgroup_multiply(r, m, d);
 simdgroup_store(r, y, 8);
 
+//// matrix_filled_default
+// The second size of a filled or diagonal matrix is the first; one may be converted from another.
+// out: y float32 8x8 = 3 0 0 0 0 0 0 0 0 3 0 0 0 0 0 0 0 0 3 0 0 0 0 0 0 0 0 3 0 0 0 0 0 0 0 0 3 0 0 0 0 0 0 0 0 3 0 0 0 0 0 0 0 0 3 0 0 0 0 0 0 0 0 3
+// header
+typedef simdgroup_matrix<float, 8, 8> Square;
+// body
+threadgroup float tile[64];
+auto a = make_filled_simdgroup_matrix<float, 8>(2.0f);
+Square b = make_filled_simdgroup_matrix<float, 8, 8>(1.0f);
+auto one = make_diagonal_simdgroup_matrix<float, 8>(1.0f);
+auto two = make_diagonal_simdgroup_matrix<float, 8, 8>(2.0f);
+simdgroup_float8x8 c(1.0f);
+simdgroup_multiply_accumulate(c, one, two, one);
+simdgroup_store(c, y, 8);
+
 //// matrix_filled_square
 // The second size of make_filled_simdgroup_matrix is the first one where it is left out.
 // out: y float32 64 = 2.5
@@ -1198,6 +1503,18 @@ Index i = thread_position_in_grid.x;
 constexpr Mode mode = Mode::on;
 Real v = table[x[i]];
 y[i] = mode == Mode::on ? v + half_step : 0.0f;
+
+//// quad_ballots
+// The votes of a quad: a ballot, the mask of its threads, all and any of both.
+// out: y uint32 30 = 15 6 15 1 0
+// grid: 32
+// threadgroup: 32
+uint i = thread_index_in_simdgroup;
+quad_vote ballot = quad_ballot((i & 3) == 1 || (i & 3) == 2);
+quad_vote active = quad_active_threads_mask();
+uint kept[5] = {uint(quad_vote::vote_t(active)), uint(quad_vote::vote_t(ballot)), 15,
+                uint(ballot.any() && active.all()), uint(ballot.all())};
+if (i < 30) y[i] = kept[i % 5];
 
 //// quad_fill
 // Filling shuffles of quadgroups, whole and in pairs, and with bfloat through MLX's names.
@@ -1540,6 +1857,16 @@ bool same = flat == p.y * 16 + p.x &&
     thread_index_in_quadgroup == (flat & 3);
 y[flat] = same ? int(flat) : -1;
 
+//// threadgroup_initialised
+// Threadgroup variables with an initialiser: an array, a scalar, braces without a value.
+// out: y float32 32 = 6
+// finds: benign
+threadgroup float sums[4] = {1, 2};
+threadgroup int count = 3;
+threadgroup float2 pairs[2] = {};
+threadgroup_barrier(mem_flags::mem_threadgroup);
+y[thread_position_in_grid.x] = sums[0] + sums[1] + sums[3] + count + pairs[1].x;
+
 //// threadgroup_matrix_parameter
 // Arrays of several dimensions as parameters, and volatile threadgroup memory.
 // out: y float32 32 = 31..0
@@ -1554,6 +1881,25 @@ fill(t, i);
 threadgroup_barrier(mem_flags::mem_threadgroup);
 u[i] = read(t, 31 - i);
 y[i] = u[i];
+
+//// threadgroup_matrix_spellings
+// Two-dimensional threadgroup parameters: an array, a pointer to a row, a reference to all of it.
+// out: y float32 8 = 12 15 18 21 0 3 6 9
+// grid: 8
+// threadgroup: 8
+// header
+template <int N> void by_array(threadgroup float t[][N], uint i) { t[i / N][i % N] = float(i); }
+void by_row(threadgroup float (*t)[4], uint i) { t[i / 4][i % 4] *= 2; }
+template <typename T> void by_reference(threadgroup T (&t)[2][4], uint i) { t[i / 4][i % 4] += T(i); }
+void element(threadgroup const float (&row)[4], device float* y, uint i) { *y = row[i]; }
+// body
+threadgroup float t[2][4];
+uint i = thread_position_in_threadgroup.x;
+by_array<4>(t, i);
+by_row(t, i);
+by_reference(t, i);
+threadgroup_barrier(mem_flags::mem_threadgroup);
+element(t[1 - i / 4], y + i, i % 4);
 
 //// type_traits
 // The metal type traits and conditional types.
@@ -1613,6 +1959,35 @@ for (int j = 2; j < 4; ++j) {
   acc += x[i * 4 + j];
 }
 y[i] = acc;
+
+//// vec_specialisation
+// Templates specialised on vectors: a class, a variable's trait, a function by deduction.
+// out: y int32 8 = 4 3 0 1 1 4 7 2
+// grid: 1
+// threadgroup: 1
+// header
+template <typename T> struct Length { static constexpr constant int value = 0; };
+template <typename T, int N> struct Length<vec<T, N>> { static constexpr constant int value = N; };
+template <typename T> struct Element { typedef T type; };
+template <typename T> struct Element<vec<T, 2>> { typedef T type; };
+template <typename T, int N>
+struct Element<metal::vec<T, N> > { typedef T type; };
+template <typename T, int N> int length_of(vec<T, N> v) { return N; }
+template <typename T, int N> T first_of(const thread vec<T, N>& v) { return v[0]; }
+template <int N> struct Only { enum { value = 1 }; };
+template <typename T> struct Kind { enum { value = 1 }; };
+template <int N> struct Kind<vec<float, N>> { enum { value = 7 }; };
+// body
+y[0] = Length<float4>::value;
+y[1] = Length<uint3>::value;
+y[2] = Length<float>::value;
+y[3] = Kind<uint2>::value;
+Element<half3>::type h = half(1);
+y[4] = int(h);
+y[5] = length_of(int4(1)) * first_of(int3(1, 2, 3));
+y[6] = Kind<float3>::value;
+Element<ushort2>::type u = 2;
+y[7] = u;
 
 //// vector_bool
 // Comparisons give bool vectors; any, all, not and the bitwise and logical operators on them.
@@ -1722,6 +2097,35 @@ y[1] = size.y;
 y[2] = low.x;
 y[3] = s.x;
 y[4] = s.y;
+
+//// vector_direct_spellings
+// Vectors initialised in parentheses: by alias, deduced through a template, as a member.
+// in: x float32 4 = 1 2 3 4
+// out: y float32 4 = 10 6 3 7
+// grid: 1
+// threadgroup: 1
+// header
+using quad = vec<float, 4>;
+template <typename T> T weighted(T a, T b) {
+  vec<T, 2> v(a, b), w(1, 2);
+  return v.x * w.x + v.y * w.y;
+}
+struct Corner {
+  float2 at;
+  half2 size;
+  Corner(float a, float b) : at(a, b), size(1, 2) {}
+};
+// body
+const quad q(x[0], x[1], x[2], x[3]);
+y[0] = q.x + q.y + q.z + q.w;
+packed_float3 p(x[0], x[1], x[2]);
+float3 c(p);
+y[1] = c.x + c.y + c.z;
+Corner k(x[0], x[1]);
+y[2] = k.at.x + float(k.size.y);
+for (float2 v(x[0], x[2]); v.x < 2; v.x += 1) {
+  y[3] = weighted(v.x, v.y);
+}
 
 //// vector_half
 // Half vectors and literals; sums round to half.
@@ -1863,6 +2267,23 @@ w[2] = p;
 p.xy *= 10.0f;
 p.w += 1.0f;
 w[3] = p;
+
+//// volatile_threadgroup
+// Volatile threadgroup memory: a variable in either order of words, a pointer, a parameter.
+// out: y float32 32 = 31..0
+// header
+void put(volatile threadgroup float* p, float v) { *p = v; }
+float get(threadgroup const volatile float* p) { return *p; }
+void swap_with(threadgroup volatile float& a, float v) { a = v; }
+// body
+volatile threadgroup float a[32];
+threadgroup volatile float b[32];
+uint i = thread_position_in_threadgroup.x;
+put(&a[i], float(i));
+threadgroup_barrier(mem_flags::mem_threadgroup);
+volatile threadgroup float* p = a + 31 - i;
+swap_with(b[i], *p);
+y[i] = get(b + i);
 
 //// wide_integers
 // 64-bit arithmetic, shifts, comparisons and strides.
