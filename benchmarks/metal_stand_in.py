@@ -61,7 +61,8 @@ class Pipeline:
     def __init__(self, source: str, name: str) -> None:
         self.name, self.source = name, source
         self.function = function(source, name)
-        self.refusal = next(iter(self.function.compile()), None)
+        self.refusal = next(iter(self.function.compile(sanitize=False)), None)
+        self.found = False
 
     def threadExecutionWidth(self) -> int:
         return SIMD_WIDTH
@@ -183,9 +184,12 @@ def run(
     arguments: list[Any] = [None] * (max(bound, default=-1) + 1)
     for index, (buffer, offset) in bound.items():
         arguments[index] = buffer.data, offset
+    # What is found once is not looked for again: a race at every step takes minutes.
     done = pipeline.function(
-        arguments, threadgroup=threadgroup, grid=grid, count=True, time_limit=TIME_LIMIT
-    )
+        arguments, threadgroup=threadgroup, grid=grid, sanitize=not pipeline.found, count=True,
+        time_limit=TIME_LIMIT,
+    )  # fmt: skip
+    pipeline.found |= bool(done.findings)
     device.launches.append(Launch(pipeline.name, grid, threadgroup, done.findings, done.counters))
     if any(f.fatal for f in done.findings):
         return str(done.findings[0])

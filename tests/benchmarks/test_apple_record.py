@@ -167,3 +167,37 @@ def test_a_model_is_judged_by_the_order_of_the_pairs_that_differ() -> None:
     assert apple_model.ordered_alike(chip, [20, 10, 30, 40]) == (5, 5), "1.05 of 1.0 is no pair"
     assert apple_model.ordered_alike(chip, [1, 1, 1, 1]) == (2.5, 5)
     assert apple_model.ordered_alike(chip, [1, 2, 4, 3]) == (4, 5)
+
+
+def launch(cycles: float, reads: float) -> dict[str, Any]:
+    """A launch that moves `reads` bytes and takes `cycles` of threadgroup memory."""
+    names = ("read_lines write_lines write_accesses read_accesses compulsory_write_bytes simd_ops "
+             "threadgroup_memory barriers flops issue_slots instructions")  # fmt: skip
+    counters = dict.fromkeys(names.split(), 0.0)
+    counters |= {"threadgroup_cycles": cycles, "compulsory_read_bytes": reads}
+    return {"repeats": 2, "grid": [1 << 16, 1, 1], "threadgroup": [256, 1, 1], "counters": counters}
+
+
+def test_a_model_is_fitted_to_what_the_chip_minds() -> None:
+    """Here its time is that of threadgroup memory; the bytes, which today's model goes by, grow
+    the other way."""
+    rows = [
+        {
+            "task": task,
+            "sizes": [
+                {"size": "one", "chip_right": True, "right": True, "chip_seconds": 1e-6 * k,
+                 "launches": [launch(1e4 * k, 1e9 / k)]}
+            ],
+        }
+        for task in ("this", "that")
+        for k in range(1, 9)
+    ]  # fmt: skip
+    models = apple_model.worth(rows)["models"]
+    assert models["evolve"]["by_task"] == {"this": 0, "that": 0}
+    assert models["evolve"]["rows"][0]["spearman"] == -1
+    for fitted in ("fitted to all", "fitted to the other tasks"):
+        assert models[fitted]["alike"] == 1, fitted
+        assert models[fitted]["pairs"] == models["evolve"]["pairs"] == 2 * 28
+
+    wrong = [{**r, "sizes": [{**r["sizes"][0], "right": False}]} for r in rows[:4]] + rows[4:]
+    assert apple_model.worth(wrong)["models"]["evolve"]["rows"][0]["kernels"] == 4
