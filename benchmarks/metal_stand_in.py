@@ -1,6 +1,7 @@
 """PyObjC's `Metal` on metalhost: the calls that compute programs make, so that they run on any
-machine. A command buffer runs its dispatches one after another, checked and counted; what each did
-is kept in `Device.launches`. GPU times are 0: nothing here says how long a GPU would take.
+machine. A command buffer runs its dispatches one after another, each kernel's first CHECKED ones
+checked and counted; what they did is kept in `Device.launches`. GPU times are 0: nothing here says
+how long a GPU would take.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from mlx_lm_openevolve.metalhost import Counters, Finding, MetalFunction, metal_
 MAX_THREADS = 1024
 SIMD_WIDTH = 32
 TIME_LIMIT = 120.0  # seconds of one dispatch
+CHECKED = 4
 COMPLETED, FAILED = 4, 5
 
 
@@ -154,8 +156,12 @@ class CommandBuffer:
         if self.device.plan:
             self.device.launches += [Launch(p.name, g, t) for p, _, g, t in self.dispatches]
             raise Planned
-        for dispatch in self.dispatches:
-            self.problem = self.problem or run(self.device, *dispatch)
+        checked: dict[str, int] = {}
+        for pipeline, bound, grid, threadgroup in self.dispatches:
+            times = checked[pipeline.name] = checked.get(pipeline.name, 0) + 1
+            self.problem = run(self.device, pipeline, bound, grid, threadgroup, times <= CHECKED)
+            if self.problem:
+                break
 
     def waitUntilCompleted(self) -> None:
         pass
@@ -179,14 +185,16 @@ def run(
     bound: dict[int, tuple[Buffer, int]],
     grid: Size,
     threadgroup: Size,
+    check: bool,
 ) -> str | None:
-    """Runs one dispatch and keeps what it did; returns what stopped it."""
+    """Runs one dispatch and keeps what it did, where it is checked; returns what stopped it."""
     arguments: list[Any] = [None] * (max(bound, default=-1) + 1)
     for index, (buffer, offset) in bound.items():
         arguments[index] = buffer.data, offset
     # What is found once is not looked for again: a race at every step takes minutes.
     done = pipeline.function(
-        arguments, threadgroup=threadgroup, grid=grid, sanitize=not pipeline.found, count=True,
+        arguments, threadgroup=threadgroup, grid=grid, sanitize=check and not pipeline.found,
+        count=check,
         time_limit=TIME_LIMIT,
     )  # fmt: skip
     pipeline.found |= bool(done.findings)
