@@ -17,6 +17,7 @@ import importlib
 import itertools
 import json
 import math
+import os
 import pickle
 import subprocess
 import sys
@@ -239,11 +240,23 @@ def rows_of(candidate: Candidate, run: bool) -> dict[str, Any]:
     return row
 
 
-def measure(found: Sequence[Candidate], run: bool, jobs: int) -> list[dict[str, Any]]:
-    """A row for each candidate."""
-    with ProcessPoolExecutor(jobs) as pool:
-        done = pool.map(rows_of, found, itertools.repeat(run))
-        return list(track(done, "kernels", len(found), console=Console(stderr=True)))
+def measure(
+    found: Sequence[Candidate], run: bool, jobs: int, kept: Path | None
+) -> list[dict[str, Any]]:
+    """A row for each candidate; those in the file `kept` are taken from it, others added to it."""
+    lines = kept.read_text("utf-8").splitlines() if kept and kept.exists() else []
+    rows = {row["candidate"]: row for row in map(json.loads, lines)}
+    missing = [c for c in found if c.path not in rows]
+    with (
+        ProcessPoolExecutor(jobs) as pool,
+        open(kept or os.devnull, "a", encoding="utf-8") as file,
+    ):
+        done = pool.map(rows_of, missing, itertools.repeat(run))
+        for row in track(done, "kernels", len(missing), console=Console(stderr=True)):
+            rows[row["candidate"]] = row
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+    return [rows[c.path] for c in found]
 
 
 def commit(corpus: Path) -> str:
@@ -316,16 +329,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--tasks", nargs="+", default=OPEN, choices=OPEN + APART)
     parser.add_argument("--jobs", type=int, default=1, help="processes side by side")
     parser.add_argument("--compile-only", action="store_true", help="run nothing")
-    parser.add_argument("--rows", type=Path, help="keep what is measured of each kernel as JSON")
+    parser.add_argument(
+        "--rows", type=Path, help="keep what is measured of each kernel, go on from it"
+    )
     parser.add_argument("-o", "--output", type=Path, help="write the figures as JSON")
     options = parser.parse_args(arguments)
     available, description = compiler_available()
     if not available:
         raise SystemExit(description)
     found = list(candidates(options.corpus, options.tasks))
-    rows = measure(found, not options.compile_only, options.jobs)
-    if options.rows:
-        options.rows.write_text(json.dumps(rows), encoding="utf-8")
+    rows = measure(found, not options.compile_only, options.jobs, options.rows)
     record: dict[str, Any] = {
         "corpus": commit(options.corpus), "tasks": list(options.tasks), "compile": verdicts(rows)
     }  # fmt: skip
