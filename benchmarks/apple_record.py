@@ -249,7 +249,7 @@ def measure(
     missing = [c for c in found if c.path not in rows]
     with (
         ProcessPoolExecutor(jobs) as pool,
-        open(kept or os.devnull, "a", encoding="utf-8") as file,
+        (kept or Path(os.devnull)).open("a", encoding="utf-8") as file,
     ):
         done = pool.map(rows_of, missing, itertools.repeat(run))
         for row in track(done, "kernels", len(missing), console=Console(stderr=True)):
