@@ -6,12 +6,17 @@ full length on that chip, and are continued to it by a straight line.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "support"))
 
 import metal_counters
 import mlx_attention
+from apple_model import Model, modelled, ordered_alike
 from metal_counters import Arrays, class_of, shape
 
 from mlx_lm_openevolve.metalhost import chips
@@ -88,19 +93,16 @@ def launches(slug: str, w: Workload) -> list[dict[str, Any]]:
     return found
 
 
-def measured() -> list[dict[str, Any]]:
-    """Each point, with its launches."""
-    return [
-        {"chip": chip, "workload": w.slug, "seconds": seconds, "source": source,
-         "launches": launches(chip, w)}
-        for chip, w, seconds, source in points()
-    ]  # fmt: skip
-
-
-def beside(rows: list[dict[str, Any]], model: Any) -> list[Mapping[str, Any]]:
-    """The points with the seconds of a model that takes a launch and a chip."""
-    return [
-        {**{k: row[k] for k in ("chip", "workload", "seconds", "source")},
-         "modelled": sum(model(launch, nominal(row["chip"])) for launch in row["launches"])}
-        for row in rows
-    ]  # fmt: skip
+def worth(model: Model) -> dict[str, Any]:
+    """Each point with its modelled seconds, and how the model orders those of one chip and length
+    of keys."""
+    rows: list[dict[str, Any]] = []
+    same: dict[tuple[str, int], list[tuple[float, float]]] = {}
+    for chip, w, seconds, source in points():
+        ours = modelled(launches(chip, w), model, nominal(chip))
+        rows.append({"chip": chip, "workload": w.slug, "seconds": seconds, "source": source,
+                     "modelled": ours, "ratio": round(ours / seconds, 2)})  # fmt: skip
+        same.setdefault((chip, w.kv_len), []).append((seconds, ours))
+    counts = [ordered_alike(*zip(*found, strict=True)) for found in same.values()]
+    pairs = sum(n for _, n in counts)
+    return {"pairs": pairs, "alike": round(sum(a for a, _ in counts) / pairs, 3), "rows": rows}

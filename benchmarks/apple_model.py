@@ -196,10 +196,39 @@ def left_out(found: Groups) -> Iterator[dict[str, Any]]:
         yield from table(mine, functools.partial(weighted, fit(others)))
 
 
-def worth(rows: Sequence[Row]) -> dict[str, Any]:
-    """How the models order the kernels of the record."""
+# ---- what a perfect model could do -------------------------------------------------------------
+
+
+def at_best(seconds: Sequence[float], noise: float) -> float | None:
+    """The share of pairs that the kernels' true times would order as the chip's single measurements
+    did, where both these and their errors are normal in the logarithm and the errors deviate by
+    `noise`; None without pairs."""
+    logs = np.log(seconds)
+    kept = max(0.0, 1 - noise**2 / max(float(logs.var()), 1e-12))  # the true times' share of it
+    gaps = [abs(a - b) for a, b in itertools.combinations(logs, 2) if abs(a - b) > math.log(APART)]
+    if not gaps or not noise:
+        return 1.0 if gaps else None
+    sure = [0.5 + 0.5 * math.erf(math.sqrt(kept) * gap / (2 * noise)) for gap in gaps]
+    return sum(sure) / len(sure)
+
+
+def perfect(found: Groups, noise: Mapping[str, float]) -> dict[str, Any]:
+    """`at_best` over all pairs and of each task."""
+    lines = []
+    for (task, _), points in found.items():
+        seconds = [s for s, _ in points]
+        _, pairs = ordered_alike(seconds, seconds)
+        lines.append({"task": task, "pairs": pairs, "alike": at_best(seconds, noise[task])})
+    return {key: summary(lines)[key] for key in ("pairs", "alike", "by_task")}
+
+
+def worth(rows: Sequence[Row], noise: Mapping[str, float]) -> dict[str, Any]:
+    """How the models order the kernels of the record. noise: of each task, the deviation of the
+    logarithm of a kernel's time from run to run."""
     found = groups(rows)
-    models = {"evolve": summary(list(table(found, evolve_model)))}
+    models = {
+        "evolve": summary(list(table(found, evolve_model))), "perfect": perfect(found, noise)
+    }  # fmt: skip
     if len({task for task, _ in found}) > 1:
         weights = fit(found)
         lines = list(table(found, functools.partial(weighted, weights)))

@@ -28,6 +28,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import apple_attention
 import apple_model
 import metal_stand_in
 import numpy as np
@@ -307,18 +308,15 @@ def exceptions(row: Mapping[str, Any]) -> list[str]:
     return found + list(dict.fromkeys(error for s in row["sizes"] for error in s["errors"]))
 
 
-def repeats(corpus: Path, tasks: Sequence[str]) -> dict[str, Any]:
-    """What the chip says of one kernel in several runs: for each task the largest score of its seed
-    over the smallest. Each is a geometric mean over the sizes."""
-    scores: dict[str, list[float]] = {}
+def noise(corpus: Path, tasks: Sequence[str]) -> dict[str, float]:
+    """How the chip repeats itself: for each task the standard deviation, over the runs, of the
+    logarithm of its seed's score (a geometric mean over the sizes, so single times vary more)."""
+    scores: dict[str, list[float]] = {task: [] for task in tasks}
     for path in sorted(corpus.glob("results/**/summary.json")):
         summary = json.loads(path.read_text("utf-8"))
-        if summary["task"] in tasks:
-            scores.setdefault(summary["task"], []).append(summary["seed_score"])
-    return {
-        task: {"runs": len(found), "spread": round(max(found) / min(found), 2)}
-        for task, found in sorted(scores.items())
-    }
+        if summary["task"] in scores:
+            scores[summary["task"]].append(math.log(summary["seed_score"]))
+    return {t: float(np.std(s, ddof=1)) if len(s) > 1 else 0.0 for t, s in scores.items()}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -332,6 +330,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--rows", type=Path, help="keep what is measured of each kernel, go on from it"
     )
+    parser.add_argument("--attention", action="store_true", help="MLX's attention kernels too")
     parser.add_argument("-o", "--output", type=Path, help="write the figures as JSON")
     options = parser.parse_args(arguments)
     available, description = compiler_available()
@@ -344,9 +343,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }  # fmt: skip
     if not options.compile_only:
         record["run"] = results(rows)
+        between_runs = noise(options.corpus, options.tasks)
         record["modelled_time"] = {
-            "seed_again": repeats(options.corpus, options.tasks), **apple_model.worth(rows)
-        }  # fmt: skip
+            "noise": {task: round(value, 3) for task, value in between_runs.items()},
+            **apple_model.worth(rows, between_runs),
+        }
+    if options.attention:
+        record["attention"] = apple_attention.worth(apple_model.evolve_model)
     text = json.dumps(record, indent=1)
     print(text)
     if options.output:

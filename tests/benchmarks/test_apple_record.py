@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import apple_attention
 import apple_model
+import metal_counters
 import metal_stand_in
+import numpy as np
 import pytest
+from metal_counters import Arrays
 
 from mlx_lm_openevolve.metalhost import compiler_available
 
@@ -192,7 +197,7 @@ def test_a_model_is_fitted_to_what_the_chip_minds() -> None:
         for task in ("this", "that")
         for k in range(1, 9)
     ]  # fmt: skip
-    models = apple_model.worth(rows)["models"]
+    models = apple_model.worth(rows, {"this": 0, "that": 0})["models"]
     assert models["evolve"]["by_task"] == {"this": 0, "that": 0}
     assert models["evolve"]["rows"][0]["spearman"] == -1
     for fitted in ("fitted to all", "fitted to the other tasks"):
@@ -200,4 +205,34 @@ def test_a_model_is_fitted_to_what_the_chip_minds() -> None:
         assert models[fitted]["pairs"] == models["evolve"]["pairs"] == 2 * 28
 
     wrong = [{**r, "sizes": [{**r["sizes"][0], "right": False}]} for r in rows[:4]] + rows[4:]
-    assert apple_model.worth(wrong)["models"]["evolve"]["rows"][0]["kernels"] == 4
+    found = apple_model.worth(wrong, {"this": 0, "that": 0})["models"]
+    assert found["evolve"]["rows"][0]["kernels"] == 4
+
+
+def test_noise_bounds_what_a_perfect_model_could_do() -> None:
+    chip = [1.0, 1.3, 1.7, 2.2, 2.9]
+    assert apple_model.at_best(chip, 0) == 1
+    assert apple_model.at_best([1, 1.01], 0.1) is None, "no pair is apart"
+    assert apple_model.at_best(chip, 10) == 0.5, "nothing but noise"
+    shares = [apple_model.at_best(chip, noise) or 0 for noise in (0.3, 0.2, 0.1)]
+    assert 0.5 < shares[0] < shares[1] < shares[2] < 1
+
+    rng = np.random.default_rng(0)
+    true, deviation = rng.normal(0, 0.3, 400), 0.2
+    measured = np.exp(true + rng.normal(0, deviation, true.size))
+    alike, pairs = apple_model.ordered_alike(list(measured), list(np.exp(true)))
+    assert apple_model.at_best(list(measured), deviation) == pytest.approx(alike / pairs, abs=0.02)
+
+
+@needs_compiler
+def test_counters_of_attention_go_on_by_a_straight_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    points = list(apple_attention.points())
+    assert len({(chip, w.slug) for chip, w, *_ in points}) == len(points) == 22
+    chip, w, *_ = points[0]
+    monkeypatch.setattr(apple_attention, "LENGTHS", (64, 128))
+    w = replace(w, kv_len=384)
+    (found,) = apple_attention.launches(chip, w)
+    (whole,) = next(metal_counters.own(Arrays.of(w))).counters
+    assert found["counters"]["compulsory_read_bytes"] == whole.compulsory_read_bytes
+    assert found["counters"]["flops"] == pytest.approx(whole.flops, rel=0.02)
+    assert found["grid"][0] == whole.threads
