@@ -79,8 +79,9 @@ class Candidate:
 
     @property
     def compiled(self) -> bool:
-        """True where Apple's compiler took it."""
-        return bool(self.result["compile_ok"])
+        """True where Apple's compiler took it, its kernels included."""
+        reason = self.result["fail_reason"] or ""
+        return bool(self.result["compile_ok"]) and not reason.startswith("pipeline error")
 
 
 def candidates(corpus: Path, tasks: Sequence[str]) -> Iterator[Candidate]:

@@ -213,17 +213,14 @@ def function(source: str, name: str) -> MetalFunction:
 
 
 def first_refusal(source: str, names: Sequence[str]) -> Finding | None:
-    """What metalhost's compiler says against the source, first of all; a missing kernel is none."""
-    for name in names:
-        for finding in function(source, name).compile(sanitize=False):
-            if "no kernel named" not in finding.message:
-                return finding
-    return None
+    """What metalhost's compiler says against these kernels of the source, first of all."""
+    found = (function(source, name).compile(sanitize=False) for name in names)
+    return next((finding for findings in found for finding in findings), None)
 
 
 def kernel_names(source: str) -> list[str]:
-    """The functions that may be kernels; at least one, so that there is something to compile."""
-    return re.findall(r"\bkernel\b[^;{}()]*\bvoid\s+([A-Za-z_]\w*)", source) or ["none"]
+    """The functions of a source that are kernels."""
+    return re.findall(r"\bkernel\b[^;{}()]*\bvoid\s+([A-Za-z_]\w*)", source)
 
 
 _LIMIT = re.compile(r"max_total_threads_per_threadgroup\s*\((.*?)\)\s*(?:,|\]|\))", re.S)

@@ -91,6 +91,7 @@ RIGHT, WRONG, REFUSED = "y[i] = 3 * x[i];", "y[i] = 2 * x[i];", "y[i] = 3 * unde
 SLOW = (
     "float t = 0; for (uint k = 0; k < 48; ++k) t += k ? 0 * x[(i + k) % n] : x[i]; y[i] = 3 * t;"
 )
+ABSENT = "y[i] = x[i];"  # of a kernel by another name
 BOUNDS = "y[i] = 3 * x[i] + 0 * x[i + n];"
 
 
@@ -106,14 +107,16 @@ def write_record(root: Path) -> None:
     kernels = (  # body, taken by Apple's compiler, right on the chip, microseconds
         (RIGHT, True, True, 1.0), (SLOW, True, True, 2.0), (WRONG, True, False, 1.0),
         (BOUNDS, True, True, 1.5), (REFUSED, False, False, 0), (REFUSED, True, True, 1.0),
-        (RIGHT, False, False, 0), (WRONG, True, True, 1.0),
+        (RIGHT, False, False, 0), (WRONG, True, True, 1.0), (ABSENT, True, True, 1.0),
     )  # fmt: skip
     for i, (body, compiled, right, us) in enumerate(kernels):
         sizes = [
             {"label": s, "correct": right, "gpu_seconds": us * 1e-6} for s in ("64_6", "200_9")
         ]
-        result = {"compile_ok": compiled, "correct": right, "sizes": sizes if compiled else []}
-        (run / f"{i:02}_candidate.metal").write_text(METAL % body)
+        result = {"compile_ok": compiled, "correct": right, "fail_reason": None}
+        result["sizes"] = sizes if compiled else []
+        text = (METAL % body).replace("triple", "twofold" if body is ABSENT else "triple")
+        (run / f"{i:02}_candidate.metal").write_text(text)
         (run / f"{i:02}_result.json").write_text(json.dumps(result))
     git = ["git", "-C", str(root), "-c", "user.name=a", "-c", "user.email=a@b"]
     for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "a record"]):
@@ -132,23 +135,24 @@ def test_a_record_is_judged_kernel_by_kernel(tmp_path: Path) -> None:
         return [int(Path(row["candidate"]).name[:2]) for row in rows]
 
     verdicts = record["compile"]
-    assert (verdicts["compiled_by_apple"], verdicts["refused_by_apple"]) == (6, 2)
-    assert numbers(verdicts["false_refusals"]) == [5]
+    assert (verdicts["compiled_by_apple"], verdicts["refused_by_apple"]) == (7, 2)
+    assert numbers(verdicts["false_refusals"]) == [5, 8]
     assert "undeclared" in verdicts["false_refusals"][0]["metalhost"]
     assert numbers(verdicts["false_accepts"]) == [6]
 
     run = record["run"]
-    assert (run["right_on_chip"], run["right_here"], run["wrong_on_chip"]) == (5, 2, 1)
-    assert numbers(run["exceptions"]) == [3, 5, 7]
-    out_of_bounds, refused, wrong = (row["what"] for row in run["exceptions"])
+    assert (run["right_on_chip"], run["right_here"], run["wrong_on_chip"]) == (6, 2, 1)
+    assert numbers(run["exceptions"]) == [3, 5, 7, 8]
+    out_of_bounds, refused, wrong, absent = (row["what"] for row in run["exceptions"])
     assert "out-of-bounds" in out_of_bounds[0]
     assert refused[0].startswith("refused: ")
     assert wrong[0].startswith("64_6: wrong: max_abs ")
+    assert "no kernel named" in absent[0]
     assert run["right_here_wrong_on_chip"] == [], "the wrong kernel is wrong here too"
 
     rows = record["modelled_time"]["models"]["evolve"]["rows"]
     assert [(r["size"], r["kernels"]) for r in rows] == [("64_6", 2), ("200_9", 2)]
-    assert "triple" not in output.read_text(), "figures only"
+    assert "x[i]" not in output.read_text(), "no text of a kernel"
 
 
 def test_a_kernels_limit_of_threads_is_read() -> None:
