@@ -100,8 +100,9 @@ def worth(model: Model) -> dict[str, Any]:
     same: dict[tuple[str, int], list[tuple[float, float]]] = {}
     for chip, w, seconds, source in points():
         ours = modelled(launches(chip, w), model, nominal(chip))
-        rows.append({"chip": chip, "workload": w.slug, "seconds": seconds, "source": source,
-                     "modelled": ours, "ratio": round(ours / seconds, 2)})  # fmt: skip
+        rows.append({"chip": chip, "workload": w.slug, "seconds": float(f"{seconds:.4g}"),
+                     "source": source, "modelled": float(f"{ours:.4g}"),
+                     "ratio": round(ours / seconds, 2)})  # fmt: skip
         same.setdefault((chip, w.kv_len), []).append((seconds, ours))
     counts = [ordered_alike(*zip(*found, strict=True)) for found in same.values()]
     pairs = sum(n for _, n in counts)
