@@ -261,12 +261,13 @@ def counters_of(who: str, launches: Sequence[LaunchResult | None]) -> tuple[Coun
 # ---- MLX's own ---------------------------------------------------------------------------------
 
 
-def own(x: Arrays) -> Iterator[Row]:
-    """Rows of MLX's kernels, one for each way in which some class of chips runs the workload."""
+def own(x: Arrays, given: mlx_attention.Route | None = None) -> Iterator[Row]:
+    """Rows of MLX's kernels, one for each way in which some class of chips runs the workload, or
+    for the one that is given."""
     w = x.workload
     routes: dict[mlx_attention.Route, list[str]] = {}
     for name, letter in mlx_attention.CHIPS.items():
-        found = mlx_attention.route(w, letter)
+        found = given or mlx_attention.route(w, letter)
         if found is not None:
             routes.setdefault(found, []).append(name)
     if not routes:

@@ -21,6 +21,7 @@ __all__ = [
     "bound",
     "floor",
     "kernel_seconds",
+    "launch_seconds",
     "stock_seconds",
     "traffic",
 ]
@@ -48,6 +49,14 @@ def _seconds(lines: float, moved: float, work: float, threads: int, chip: Nomina
     return max(moved / chip.bandwidth, lines / chip.cache, work / chip.flops) / share
 
 
+def launch_seconds(seen: Mapping[str, float], threads: int, chip: NominalChip = NOMINAL) -> float:
+    """Modelled seconds of one launch of so many threads, from its `traffic`."""
+    seconds = _seconds(seen["lines"], seen["compulsory"], seen["flops"], threads, chip)
+    # Barriers and bank conflicts stall a threadgroup; the cores take threadgroups side by side.
+    stalled = (seen["barriers"] * 40 + seen["threadgroup_cycles"]) / (chip.cores * chip.clock)
+    return chip.launch + seconds + stalled
+
+
 def kernel_seconds(
     kernel: Kernel,
     params: Mapping[str, int],
@@ -62,10 +71,7 @@ def kernel_seconds(
         threads = launch.grid[0] * launch.grid[1] * launch.grid[2]
         rows = [(ops.parse(point.on), traffic(point.counters[i])) for point in points]
         seen = _extrapolated(workload, rows)
-        total += chip.launch
-        total += _seconds(seen["lines"], seen["compulsory"], seen["flops"], threads, chip)
-        # Barriers and bank conflicts stall a threadgroup; the cores take threadgroups side by side.
-        total += (seen["barriers"] * 40 + seen["threadgroup_cycles"]) / (chip.cores * chip.clock)
+        total += launch_seconds(seen, threads, chip)
     return total
 
 

@@ -76,6 +76,11 @@ class MetalFunction:
         """Compiles only; the findings of that."""
         return self._build(sanitize, False).findings
 
+    def results(self) -> list[int]:
+        """The slots whose arrays a launch returns, in order: the `device` arguments that are not
+        const. [] where the source does not compile."""
+        return sorted(_parameters(self._build(True, True))[0])
+
     def _build(self, instrument: bool, count: bool) -> Program:
         return build(replace(self.request, instrument=instrument, count=count))
 
