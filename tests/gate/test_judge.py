@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import subprocess
 import sys
 from dataclasses import replace
 
@@ -122,6 +123,21 @@ def test_where_a_mutant_lives_through_what_was_drawn_more_is_asked_of_all(monkey
         return call
 
     assert not judged(late, speed=False, brief=True).correct
+
+
+def test_what_is_asked_cannot_be_known_beforehand(monkeypatch):
+    """Without a seed each process draws its own, and keeps it; the next turn asks otherwise."""
+    monkeypatch.undo()
+    code = "from mlx_lm_openevolve.gate.correctness import drawn_seed as d; print(d(), d(), d(2) - d())"
+    answers = [
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        for _ in range(3)
+    ]
+    rows = [tuple(map(int, done.stdout.split())) for done in answers]
+    assert len({row[0] for row in rows}) == 3
+    assert all(row[0] == row[1] and row[2] == 2 for row in rows)
+    names = [{q.name for q in questions(SMALL, seed, brief=True)} for seed in (1, 2)]
+    assert len(names[0] & names[1]) <= 2  # the longest context over a cache is always asked
 
 
 def test_source_mutants_must_have_been_killed_by_this_gate(monkeypatch):

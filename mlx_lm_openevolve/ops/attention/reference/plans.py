@@ -25,7 +25,7 @@ _MORE = ("needles", "peaked", "crowd", "even", "strong", "needles", "crowd", "pe
 
 # Forms of masks (see inputs.py), and which axes of [B, Hq, L] theirs have.
 _FORMS = ("padding", "window", "blocks", "some", "blocks", "window", "some", "one")
-_AXES = ("BHL", "H", "L", "BH", "HL", "B", "BL", "")
+_AXES = ("BHL", "H", "HL", "BH", "BHL", "L", "BL", "")
 _QUERIES = ("rows", "whole", "rows", "fused", "rows", "apart", "odd", "longer")
 # Lengths that are asked beside the cases proper, and the numbers of a cache that limit them.
 _MORE_LENGTHS, _MORE_NUMBERS = 24, 1 << 24
@@ -137,8 +137,8 @@ def _scales(rng: np.random.Generator, head_dim: int, kinds: Sequence[str]) -> li
     # logits of thousands.
     strong = [i for i, kind in enumerate(kinds) if kind == "strong"]
     sharp = [i for i, kind in enumerate(kinds) if kind in ("needles", "peaked", "crowd")][1:]
-    names = ("tiny", "one", "between", "large", "negative")
-    names = names[:4] if len(sharp) <= 3 else names
+    few = ["tiny", "large", str(rng.choice(("one", "between")))]
+    names = few if len(sharp) <= 3 else ["tiny", "one", "between", "large", "negative"]
     even = [i for i, kind in enumerate(kinds) if kind == "even"]
     for i in even[1:]:
         scales[i] = 0.0
