@@ -79,11 +79,11 @@ def judge(
     speed=False leaves the speed step out: such a verdict says nothing of it. brief: ask no more
     than a first use has time for. seed: of what is drawn, None to draw that as well; turn: one more
     for each verdict that was asked for before. elsewhere: bytes of the device that the process
-    which asked has in use. staged: what a first look shows to be slower is rejected unasked, and where time ends
-    after correctness the verdict says that (faster is None). wait: seconds that may pass in all,
-    compilation included. proven: such a verdict, of this gate on this device: its speed alone is
-    measured. Raises GateTimeout where `seconds` do not suffice, BackendError where the backend
-    cannot run here at all, and MachineError where the machine is to blame.
+    which asked has in use. staged: what a first look shows to be slower is rejected unasked, and
+    where time ends after correctness the verdict says that (faster is None). wait: seconds that may
+    pass in all, compilation included. proven: such a verdict, of this gate on this device: its
+    speed alone is measured. Raises GateTimeout where `seconds` do not suffice, BackendError where
+    the backend cannot run here at all, and MachineError where the machine is to blame.
     """
     clock = Clock(seconds, wait)
     seed = drawn_seed(turn) if seed is None else seed + turn

@@ -64,12 +64,12 @@ def plans(bucket: Bucket | Workload, seed: int, brief: bool) -> list[tuple[Workl
     shapes = _shapes(rng, bucket, kinds, brief)
     scales = _scales(rng, bucket.head_dim, kinds)
     columns: dict[str, list[Any]] = {
-        "form": _spread(rng, _FORMS, count),
-        "axes": _spread(rng, _AXES, count),
-        "mask": _spread(rng, ("whole", "slice", "turned", "heads"), count),
-        "hidden": _spread(rng, ("lowest", "infinity", "ten thousand"), count),
-        "queries": _spread(rng, _QUERIES, count),
-        "aligned": _spread(rng, (True, False), count),
+        "form": _after(rng, "padding", _FORMS, count),
+        "axes": _after(rng, "BHL", _AXES, count),
+        "mask": _after(rng, "whole", ("whole", "slice", "turned", "heads"), count),
+        "hidden": _after(rng, "lowest", ("lowest", "infinity", "ten thousand"), count),
+        "queries": _after(rng, "rows", _QUERIES, count),
+        "aligned": _after(rng, True, (True, False), count),
     }
     keys, values = _apart(rng, count)
     biases = _biases(rng, kinds, bucket.sinks)
@@ -97,6 +97,14 @@ def _spread(rng: np.random.Generator, values: Sequence[X], count: int) -> list[X
     while len(drawn) < count:
         drawn += [values[i] for i in rng.permutation(len(values))]
     return drawn[:count]
+
+
+def _after(rng: np.random.Generator, first: X, values: Sequence[X], count: int) -> list[X]:
+    """The same, beginning with `first`: what the usual case has is asked there."""
+    drawn = _spread(rng, values, count)
+    at = drawn.index(first)
+    drawn[0], drawn[at] = drawn[at], drawn[0]
+    return drawn
 
 
 def _apart(rng: np.random.Generator, count: int) -> tuple[list[str], list[str]]:
