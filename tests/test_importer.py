@@ -35,7 +35,7 @@ float top = -1e38f, sum = 0.0f, total = 0.0f;
 for (int j = 0; j < n; ++j) {
   float score = 0.0f;
   for (int i = 0; i < WIDTH; ++i) {
-    score += float(a[i]) * float(b[j * keys_strides[2] + i * keys_strides[3]]);
+    score += float(a[i * q_strides[3]]) * float(b[j * keys_strides[2] + i * keys_strides[3]]);
   }
   score *= scale;
   float next = max(top, score), fade = exp(top - next), weight = exp(score - next);

@@ -11,6 +11,7 @@ from rich.console import Console
 from .. import backends, metalhost, ops
 from ..device import detect
 from ..errors import GateMemory, GateTimeout, OpenEvolveError, UsageError
+from ..gate.correctness import drawn_seed
 from ..gate.host_check import carried_on_host, check_on_host
 from ..gate.worker import judge_in_worker
 from ..kernels.kernel import Kernel
@@ -39,14 +40,17 @@ def check(options: argparse.Namespace, out: Console) -> Result:
     if refused:
         raise UsageError(f"kernel {kernel.id} does not apply to {refused[0]}")
     verdicts, profiles = [], []
+    seed = drawn_seed() if options.seed is None else options.seed
     if backend == "host":
         workloads = list(dict.fromkeys(carried_on_host(kernel, w) for w in workloads))
     for workload in workloads:
         params = kernel.default_params(workload)
-        profile = _on_host(kernel, params, workload, out)
+        profile = _on_host(kernel, params, workload, seed, out)
         profiles.append(profile)
         try:
-            verdict = judge_in_worker(kernel, params, workload, backend, seconds=options.seconds)
+            verdict = judge_in_worker(
+                kernel, params, workload, backend, seconds=options.seconds, seed=seed
+            )
         except GateMemory:  # more seconds do not help
             raise
         except GateTimeout as error:
@@ -78,7 +82,7 @@ def _usual(kernel: Kernel) -> list[Bucket]:
 
 
 def _on_host(
-    kernel: Kernel, params: dict[str, int], bucket: Bucket, out: Console
+    kernel: Kernel, params: dict[str, int], bucket: Bucket, seed: int, out: Console
 ) -> dict[str, Any]:
     """The kernel under metalhost's sanitizer, with findings, counters and modelled times. Where
     it cannot be run on the CPU the record says why, under `absent`."""
@@ -89,7 +93,7 @@ def _on_host(
     if absent:
         out.print(f"no host check: {absent}", markup=False)
         return {"absent": absent}
-    record = check_on_host(kernel, params, bucket)
+    record = check_on_host(kernel, params, bucket, seed=seed)
     colour = "green" if record["ok"] else "red"
     text = "no finding, right on every case" if record["ok"] else record["reason"]
     out.print(f"host check of {record['on']}: ", end="", markup=False)

@@ -152,6 +152,7 @@ def parser() -> argparse.ArgumentParser:
     judged.add_argument("--workload", metavar="SLUG", action="append", help="may be repeated")
     judged.add_argument("--backend", choices=BACKENDS, help="default: the GPU, else host")
     judged.add_argument("--seconds", type=float, default=300, help="time limit for a workload")
+    judged.add_argument("--seed", type=int, help="ask what an earlier verdict asked, by its seed")
 
     program = add("import", _import, "Turn an OpenEvolve program into a kernel folder.")
     program.add_argument("program", metavar="PROGRAM.py", type=Path)

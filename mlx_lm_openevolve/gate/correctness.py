@@ -8,6 +8,8 @@ between, leaves its inputs alone, and stays within what the family's question al
 
 from __future__ import annotations
 
+import functools
+import secrets
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -138,6 +140,17 @@ def passes(build: Build, questions: Iterable[Question]) -> Outcome:
         if outcome.reason:
             break
     return outcome
+
+
+def drawn_seed(turn: int = 0) -> int:
+    """The seed of a verdict for which none was given: drawn in each process, so that no kernel can
+    be made for the questions; the same in all of it, so that mutants are tried once."""
+    return _drawn() + turn
+
+
+@functools.cache
+def _drawn() -> int:
+    return secrets.randbelow(1 << 31)
 
 
 @dataclass(frozen=True)

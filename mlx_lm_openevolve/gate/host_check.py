@@ -12,7 +12,7 @@ from ..errors import BackendError
 from ..kernels.kernel import Kernel
 from ..kernels.verdict import gate_version
 from ..ops import Bucket, Workload
-from .correctness import passes
+from .correctness import drawn_seed, passes
 from .static_rules import static_rules
 
 __all__ = ["carried_on_host", "check_on_host", "smallest"]
@@ -22,15 +22,17 @@ _HOST_FLOPS = 5e8
 
 
 def check_on_host(
-    kernel: Kernel, params: Mapping[str, int], workload: Workload, *, seed: int = 0
+    kernel: Kernel, params: Mapping[str, int], workload: Workload, *, seed: int | None = None
 ) -> dict[str, Any]:
     """Run a kernel on the CPU with every check of metalhost, on a small workload that asks the
-    same; needs a clang. Returns a record for Registry.add_host_check: params, workload, ok,
-    reason, metalhost's version and seconds. Raises BackendError where no clang is at hand.
+    same, with questions drawn from `seed` (None: drawn as well); needs a clang. Returns a record
+    for Registry.add_host_check: params, workload, ok, reason, metalhost's version and seconds.
+    Raises BackendError where no clang is at hand.
     """
     host = backends.get("host")
     if host.unavailable():
         raise BackendError(host.unavailable())
+    seed = drawn_seed() if seed is None else seed
     start = time.monotonic()
     small = smallest(kernel, workload.bucket())
     reason = static_rules(kernel, params, small)

@@ -32,6 +32,7 @@ from .correctness import (
     Calls,
     MutantTrial,
     Outcome,
+    drawn_seed,
     passes,
     try_mutants,
 )
@@ -66,7 +67,8 @@ def judge(
     seconds: float,
     speed: bool = True,
     brief: bool = False,
-    seed: int = 0,
+    seed: int | None = None,
+    turn: int = 0,
     elsewhere: int = 0,
     staged: bool = False,
     wait: float = math.inf,
@@ -75,14 +77,16 @@ def judge(
     """The verdict on a kernel for a workload's bucket, in this process.
 
     speed=False leaves the speed step out: such a verdict says nothing of it. brief: ask no more
-    than a first use has time for. elsewhere: bytes of the device that the process which asked has
-    in use. staged: what a first look shows to be slower is rejected unasked, and where time ends
-    after correctness the verdict says that (faster is None). wait: seconds that may pass in all,
-    compilation included. proven: such a verdict, of this gate on this device: its speed alone is
-    measured. Raises GateTimeout where `seconds` do not suffice, BackendError where the backend
-    cannot run here at all, and MachineError where the machine is to blame.
+    than a first use has time for. seed: of what is drawn, None to draw that as well; turn: one more
+    for each verdict that was asked for before. elsewhere: bytes of the device that the process
+    which asked has in use. staged: what a first look shows to be slower is rejected unasked, and
+    where time ends after correctness the verdict says that (faster is None). wait: seconds that may
+    pass in all, compilation included. proven: such a verdict, of this gate on this device: its
+    speed alone is measured. Raises GateTimeout where `seconds` do not suffice, BackendError where
+    the backend cannot run here at all, and MachineError where the machine is to blame.
     """
     clock = Clock(seconds, wait)
+    seed = drawn_seed(turn) if seed is None else seed + turn
     module = backends.get(backend)
     if module.unavailable():
         raise BackendError(f"backend {backend}: {module.unavailable()}")

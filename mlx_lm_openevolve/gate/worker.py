@@ -20,6 +20,7 @@ from ..kernels.kernel import Kernel
 from ..kernels.verdict import Poisoned, Verdict
 from ..ops import Workload
 from ..processes import Died, Worker, serve
+from .correctness import drawn_seed
 from .judge import Judgement, judge, verdict_of
 
 __all__ = ["Task", "judge_in_worker"]
@@ -56,7 +57,8 @@ def judge_in_worker(
     seconds: float,
     speed: bool = True,
     brief: bool = False,
-    seed: int = 0,
+    seed: int | None = None,
+    turn: int = 0,
     staged: bool = False,
     wait: float = math.inf,
     proven: Verdict | None = None,
@@ -65,6 +67,7 @@ def judge_in_worker(
     crashed or hung it, or was ended for its time by the GPU in two of them, and MachineError where
     the machine is to blame."""
     bucket = workload.bucket()
+    seed = drawn_seed(turn) if seed is None else seed + turn
 
     def poisoned(reason: str) -> Poisoned:
         refused = Judgement(reason=reason)

@@ -359,7 +359,7 @@ class Planner:
                 bucket,
                 self.device.backend,
                 seconds=seconds,
-                seed=candidate.asked,  # each time other questions and another sealed workload
+                turn=candidate.asked,  # each time other questions and another sealed workload
                 brief=wait < math.inf,
                 staged=True,
                 wait=wait,

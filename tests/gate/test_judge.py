@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import re
+import subprocess
 import sys
 from dataclasses import replace
 
@@ -67,7 +69,7 @@ def test_a_judgement_holds_the_evidence():
     assert 0 < errors["margin"] < 1
     assert errors["stock"]["max_difference"] == errors["max_difference"]
     assert len(found.raw["cases"]) == 8
-    assert len(judged(sdpa, speed=False).raw["cases"]) == 16
+    assert 16 < len(judged(sdpa, speed=False).raw["cases"]) <= 16 + 24  # and other lengths
 
 
 @pytest.mark.parametrize("name", ["zeros", "last-key-lost", "replayed-output", "wrong-gqa-map"])
@@ -122,6 +124,22 @@ def test_where_a_mutant_lives_through_what_was_drawn_more_is_asked_of_all(monkey
         return call
 
     assert not judged(late, speed=False, brief=True).correct
+
+
+def test_what_is_asked_cannot_be_known_beforehand(monkeypatch):
+    """Without a seed each process draws its own, and keeps it; the next turn asks otherwise."""
+    monkeypatch.undo()
+    load = "from mlx_lm_openevolve.gate.correctness import drawn_seed as drawn"
+    code = f"{load}; print(drawn(), drawn(), drawn(2) - drawn())"
+    answers = [
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        for _ in range(3)
+    ]
+    rows = [tuple(map(int, done.stdout.split())) for done in answers]
+    assert len({row[0] for row in rows}) == 3
+    assert all(row[0] == row[1] and row[2] == 2 for row in rows)
+    names = [{q.name for q in questions(SMALL, seed, brief=True)} for seed in (1, 2)]
+    assert len(names[0] & names[1]) <= 2  # the longest context over a cache is always asked
 
 
 def test_source_mutants_must_have_been_killed_by_this_gate(monkeypatch):
@@ -676,7 +694,7 @@ def test_the_host_check_belongs_to_the_kernel(tmp_path, mask):
     [
         ("j < kv_len;", "j <= kv_len;", "out-of-bounds"),
         ("keys_strides[2] + i", "D + i", "out-of-bounds"),
-        ("i * keys_strides[3]", "i", "out-of-bounds"),
+        ("i * keys_strides[3]", "i", "out-of-bounds|error max"),
         ("j <= kv_len - L + row", "j < kv_len - L + row", "error max"),
         ("head / GROUP * keys", "head % 2 * keys", "error max"),
         ("score *= scale[0]", "score *= scale[0] * scale[0]", "error max"),
@@ -687,7 +705,7 @@ def test_the_host_check_finds_faults_of_the_source(old, new, word):
     assert old in NAIVE
     check = check_on_host(naive(NAIVE.replace(old, new)), {}, SMALL)
     assert not check["ok"]
-    assert word in check["reason"]
+    assert re.search(word, check["reason"])
 
 
 def test_an_absent_backend_is_no_verdict():

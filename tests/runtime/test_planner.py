@@ -77,7 +77,7 @@ class Judge:
     def __init__(self, answer: Answer) -> None:
         self.answer = answer
         self.asked: list[tuple[str, str]] = []
-        self.seeds: list[int] = []
+        self.turns: list[int] = []
         self.proven: list[Verdict | None] = []
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> Judge:
@@ -93,13 +93,13 @@ class Judge:
             backend: str,
             *,
             seconds: float,
-            seed: int,
+            turn: int,
             brief: bool,
             staged: bool,
             wait: float,
             proven: Verdict | None,
         ) -> Verdict:
-            self.seeds.append(seed)
+            self.turns.append(turn)
             self.proven.append(proven)
             assert 0 < seconds <= wait <= BUDGETS[backend].workload
             assert brief
@@ -158,7 +158,7 @@ def test_what_noise_rejected_is_asked_again_in_later_processes_a_bounded_number_
         (stored,) = user.verdicts(CHIP.slug, BUCKET)
         assert stored.asked == asked
     # Each time other questions, and another sealed workload.
-    assert judge.seeds == [0, 1, 2]
+    assert judge.turns == [0, 1, 2]
 
 
 @pytest.mark.parametrize("root", ["user", "tuned"])
@@ -171,7 +171,7 @@ def test_a_later_process_can_find_faster_what_noise_rejected(
     judge = Judge(make_verdict).install(monkeypatch)
     assert Planner(CHIP, [user, tuned], mode="stored").plan(BUCKET).kernel is None
     assert Planner(CHIP, [user, tuned]).plan(BUCKET).kernel == make_kernel()
-    assert judge.seeds == [1]
+    assert judge.turns == [1]
     assert user.verdicts(CHIP.slug, BUCKET)[0].asked == 2
 
 
@@ -190,7 +190,7 @@ def test_a_firm_rejection_stays(
     firm.install(monkeypatch)
     for _ in range(3):
         assert Planner(CHIP, [user, tuned]).plan(BUCKET).reason == "rejected: firm"
-    assert firm.seeds == [0]
+    assert firm.turns == [0]
 
 
 def test_what_the_gate_refused_is_said_once_in_one_line(

@@ -152,7 +152,7 @@ float top = -1e38f, sum = 0.0f, total = 0.0f;
 for (int j = 0; j < kv_len; ++j) {
   float score = 0.0f;
   for (int i = 0; i < D; ++i) {
-    score += float(q[i]) * float(k[j * keys_strides[2] + i * keys_strides[3]]);
+    score += float(q[i * queries_strides[3]]) * float(k[j * keys_strides[2] + i * keys_strides[3]]);
   }
   score *= scale[0];
   bool seen = true;

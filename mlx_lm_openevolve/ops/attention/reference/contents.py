@@ -58,10 +58,14 @@ class Draw:
 
     def cache(self) -> tuple[Placed, Placed]:
         """Keys and values of normals, of a magnitude each; in a latent cache they are one."""
-        keys = self.filled(self.keys, _NORMAL * np.float32(2.0 ** self.rng.integers(-3, 4)))
         if self.workload.latent:
+            keys = self.filled(self.keys, _NORMAL * np.float32(2.0 ** self.rng.integers(-3, 4)))
             return keys, keys
-        return keys, self.filled(self.values, _NORMAL)
+        keys = self.filled(self.keys, _NORMAL * np.float32(2.0 ** self.rng.integers(-5, 7)))
+        low = -5 if self.workload.dtype == "float16" else -9
+        return keys, self.filled(
+            self.values, _NORMAL * np.float32(2.0 ** self.rng.integers(low, 4))
+        )
 
     def filled(self, layout: Placing, table: Floats) -> Placed:
         """A cache of random entries of `table`."""
@@ -183,12 +187,14 @@ def _spike(draw: Draw, values: Placed) -> None:
     edges = np.array(_edges(rng, w))
     keys = np.unique(np.concatenate([[0], edges, edges - 1, rng.permutation(last)[:24]]))
     view = values.view
+    size = float(np.sqrt((decode(view[0, 0], w.dtype) ** 2).mean()))
+    most = min(n, 1e4, 2e4 / size) * size
     for b in range(w.batch):
         for h in range(w.kv_heads):
             at = np.concatenate([keys, rng.integers(0, n, max(0, width - len(keys)))])
             at = rng.permutation(at)[:width]
-            size = min(n, 1e4) * rng.uniform(0.5, 1.5, width) * rng.choice((-1, 1), width)
-            view[b, h, at, np.arange(width)] = encode(size, w.dtype)
+            spikes = most * rng.uniform(0.5, 1.5, width) * rng.choice((-1, 1), width)
+            view[b, h, at, np.arange(width)] = encode(spikes, w.dtype)
 
 
 # Kinds
@@ -307,14 +313,16 @@ def _common(draw: Draw) -> Positions:
 
 
 def _even(draw: Draw) -> Content:
-    """Logits near zero, of another deviation in every head from 0.005 to 1.5."""
+    """Logits near zero, of another deviation in every head from 0.005 to 1.5; or, at a scale of
+    zero, zero."""
     rng, w = draw.rng, draw.workload
     keys, values = draw.cache()
     size = float(np.sqrt((decode(keys.view[0, 0], w.dtype) ** 2).mean()))
     deviations = np.resize(rng.permutation([0.005, 0.5, 1.5]), w.q_heads)[:, None, None]
     if not w.latent:
         _spike(draw, values)
-    queries = draw.normal() * (deviations / (draw.scale * w.head_dim**0.5 * size))
+    per_logit = draw.scale * w.head_dim**0.5 * size or 1.0
+    queries = draw.normal() * (deviations / per_logit)
     sinks = np.log(w.kv_len) + rng.uniform(-6, 3, w.q_heads)
     return draw.stored(queries, keys, values, sinks)
 

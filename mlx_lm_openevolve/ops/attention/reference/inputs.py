@@ -127,10 +127,15 @@ def _seen(rng: np.random.Generator, w: Workload, plan: CasePlan) -> tuple[Bool, 
     """Which keys rows see, four axes of which each may be 1, and how many of them are passed."""
     form = plan.form
     n = w.kv_len
-    if form in ("heads", "batch", "three") and w.rows * n > _MASK_ELEMENTS:
+    sizes = (w.batch, w.q_heads, w.q_len)
+    lead = tuple(
+        size if letter in plan.axes else 1 for letter, size in zip("BHL", sizes, strict=True)
+    )
+    if form in ("some", "blocks") and int(np.prod(lead)) * n > _MASK_ELEMENTS:
         form = "padding"
-    # A mask of -1e4 leaves even a row with every key masked an answer: none is.
-    dead = w.mask == "bool" or plan.hidden != "ten thousand"
+    # A mask of -1e4 leaves even a row with every key masked an answer, which half precision, where
+    # MLX's own adds it, loses.
+    dead = w.mask == "bool" or plan.hidden != "ten thousand" or w.dtype == "float32"
     below = causal(w.q_len, n)[None, None]
     if form == "padding":  # BatchKVCache: [B, 1, L, N], each sequence padded on its left
         pads = rng.integers(1, max(2, n // 2), w.batch)
@@ -146,23 +151,30 @@ def _seen(rng: np.random.Generator, w: Workload, plan: CasePlan) -> tuple[Bool, 
         rows = np.arange(n - w.q_len, n)[:, None]
         seen = below & (np.arange(n) > rows - max(1, n // 3))
         return seen, 1 if w.q_len == 1 else 2
-    if form == "one":  # rows that see every key or none: [B, Hq, L, 1]
-        seen = np.arange(w.rows).reshape(w.batch, w.q_heads, w.q_len, 1) % 5 != 4
-        return seen if dead else np.ones_like(seen), 4
-    shape = {
-        "heads": (w.batch, w.q_heads, w.q_len, n),
-        "rows": (w.batch, 1, 1, n),
-        "batch": (1, w.q_heads, w.q_len, n),
-        "three": (1, w.q_heads, w.q_len, n),
-    }[form]
-    seen = rng.random(shape) < 0.7
-    seen = seen if form == "rows" else seen & below
+    axes = 4 if "B" in plan.axes or rng.random() < 0.5 else 3
+    if form == "one":  # rows that see every key or none
+        seen = np.arange(np.prod(lead)).reshape(*lead, 1) % 5 != 4
+        return seen if dead else np.ones_like(seen), axes
+    seen = rng.random((*lead, n)) < 0.7 if form == "some" else _runs(rng, lead, n)
+    seen = seen & below if lead[2] == w.q_len else seen
     seen[..., 0] |= ~seen.any(-1)
     if plan.kind != "needles":  # a single row may be all that shows the ends
         seen[-1, -1, -1, [0, -1]] = True
-    if dead and form == "heads" and w.rows > 1:
+    if dead and max(lead) > 1:
         seen[0, 0, 0] = False
-    return seen, 3 if form == "three" else 4
+    return seen, axes
+
+
+def _runs(rng: np.random.Generator, lead: tuple[int, ...], n: int) -> Bool:
+    """Keys that are seen, hidden for a quarter to a half of all, seen again, hidden and seen again
+    [*lead, N]; by row."""
+    at = np.arange(n)
+    first = rng.uniform(0, n / 3, (*lead, 1))
+    second = first + rng.uniform(n / 4, n / 2, first.shape)
+    third = second + (n - second) * rng.random(first.shape)
+    fourth = third + (n - third) * rng.random(first.shape)
+    seen: Bool = (at < first) | ((at >= second) & (at < third)) | (at >= fourth)
+    return seen
 
 
 def _bias(rng: np.random.Generator, w: Workload, seen: Array, kind: str) -> Array:

@@ -165,12 +165,20 @@ def keys_layout(rng: np.random.Generator, name: str) -> Placing:
 
 
 def query_layout(rng: np.random.Generator, name: str) -> Placing:
-    """Queries [B, Hq, L, D]: "rows", as models make them, a transposed view of [B, L, Hq, D];
-    "fused", such a view into rows that hold more heads; or "whole"."""
+    """Queries [B, Hq, L, D]: "rows", as models make them, a transposed view of [B, L, Hq, D]; such
+    a view into rows that hold more heads ("fused"), into longer sequences ("longer"), off every
+    multiple of 16 bytes ("odd"), or of every second element ("apart"); or "whole"."""
     if name == "whole":
         return DENSE
-    more = int(rng.integers(1, 4)) if name == "fused" else 0
-    return Placing((0, 2, 1, 3), (0, 0, 0, 0), (0, more, 0, 0))
+    more, token = (int(n) for n in rng.integers([1, 1], [4, 4]))
+    turned = (0, 2, 1, 3)
+    if name == "fused":
+        return Placing(turned, tail=(0, more, 0, 0))
+    if name == "longer":
+        return Placing(turned, lead=(0, 0, token, 0), tail=(0, 0, more, 0))
+    if name == "odd":
+        return Placing(turned, lead=(0, 0, 0, 2 * more + 1), tail=(0, 0, 0, 2))
+    return Placing(turned, step=2 if name == "apart" else 1)
 
 
 def mask_layout(rng: np.random.Generator, name: str) -> Placing:

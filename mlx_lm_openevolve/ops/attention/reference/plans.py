@@ -23,13 +23,19 @@ X = TypeVar("X")
 _BRIEF = ("needles", "peaked", "crowd", "even", "strong", "flat", "needles", "large")
 _MORE = ("needles", "peaked", "crowd", "even", "strong", "needles", "crowd", "peaked")
 
-_FORMS = ("padding", "window", "heads", "rows", "batch", "three", "window", "one")
+# Forms of masks (see inputs.py), and which axes of [B, Hq, L] theirs have.
+_FORMS = ("padding", "window", "blocks", "some", "blocks", "window", "some", "one")
+_AXES = ("BHL", "H", "HL", "BH", "BHL", "L", "BL", "")
+_QUERIES = ("rows", "whole", "rows", "fused", "rows", "apart", "odd", "longer")
+# Lengths that are asked beside the cases proper, and the numbers of a cache that limit them.
+_MORE_LENGTHS, _MORE_NUMBERS = 24, 1 << 24
 
 
 @dataclass(frozen=True)
 class CasePlan:
-    """How a case is made: its contents, its scale, the form of its mask, how that lies in memory
-    and hides keys, what an additive one adds, and how keys, values and queries lie.
+    """How a case is made: its contents, its scale, the form of its mask and the axes that it has,
+    how that lies in memory and hides keys, what an additive one adds, and how keys, values and
+    queries lie.
 
     padded=False leaves the last sequence without padding. aligned: quantised operands start at
     multiples of 16 bytes."""
@@ -37,6 +43,7 @@ class CasePlan:
     kind: str
     scale: float
     form: str = "padding"
+    axes: str = "BHL"
     mask: str = "whole"
     hidden: str = "lowest"
     bias: str = "normal"
@@ -49,18 +56,20 @@ class CasePlan:
 
 def plans(bucket: Bucket | Workload, seed: int, brief: bool) -> list[tuple[Workload, CasePlan]]:
     """The cases of a bucket: 8 where they must be `brief`, else 16 that ask every q_len and batch
-    of a small bucket."""
+    of a small bucket, and as many more lengths as are cheap, over a cache as models have it: what
+    reads 16 bytes at once must be right at each."""
     rng = np.random.default_rng([seed, 0])
     kinds = _BRIEF if brief else _BRIEF + _MORE
     count = len(kinds)
     shapes = _shapes(rng, bucket, kinds, brief)
     scales = _scales(rng, bucket.head_dim, kinds)
     columns: dict[str, list[Any]] = {
-        "form": _spread(rng, _FORMS, count),
-        "mask": _spread(rng, ("whole", "slice", "turned", "heads"), count),
-        "hidden": _spread(rng, ("lowest", "infinity", "ten thousand"), count),
-        "queries": _spread(rng, ("rows", "whole", "rows", "fused"), count),
-        "aligned": _spread(rng, (True, False), count),
+        "form": _after(rng, "padding", _FORMS, count),
+        "axes": _after(rng, "BHL", _AXES, count),
+        "mask": _after(rng, "whole", ("whole", "slice", "turned", "heads"), count),
+        "hidden": _after(rng, "lowest", ("lowest", "infinity", "ten thousand"), count),
+        "queries": _after(rng, "rows", _QUERIES, count),
+        "aligned": _after(rng, True, (True, False), count),
     }
     keys, values = _apart(rng, count)
     biases = _biases(rng, kinds, bucket.sinks)
@@ -69,7 +78,7 @@ def plans(bucket: Bucket | Workload, seed: int, brief: bool) -> list[tuple[Workl
         drawn = {name: column[i] for name, column in columns.items()}
         decided = bucket.mask == "additive" and biases[i] in ("below", "above")
         if drawn["form"] == "one" and decided:  # no key alone decides
-            drawn["form"] = "rows"
+            drawn["form"] = "some"
         if drawn["form"] == "window" and kind == "crowd":  # no row sees the first keys
             drawn["form"] = "padding"
         plan = CasePlan(kind, scales[i], bias=biases[i], keys=keys[i], values=values[i], **drawn)
@@ -78,7 +87,8 @@ def plans(bucket: Bucket | Workload, seed: int, brief: bool) -> list[tuple[Workl
     usual = CasePlan(
         "needles", bucket.head_dim**-0.5, keys="cache", values="cache", padded=False, aligned=True
     )
-    return [(shapes[0], usual), *made[1:]]
+    asked = [(shapes[0], usual), *made[1:]]
+    return asked if brief else asked + [(w, usual) for w in _other_lengths(rng, asked)]
 
 
 def _spread(rng: np.random.Generator, values: Sequence[X], count: int) -> list[X]:
@@ -87,6 +97,14 @@ def _spread(rng: np.random.Generator, values: Sequence[X], count: int) -> list[X
     while len(drawn) < count:
         drawn += [values[i] for i in rng.permutation(len(values))]
     return drawn[:count]
+
+
+def _after(rng: np.random.Generator, first: X, values: Sequence[X], count: int) -> list[X]:
+    """The same, beginning with `first`: what the usual case has is asked there."""
+    drawn = _spread(rng, values, count)
+    at = drawn.index(first)
+    drawn[0], drawn[at] = drawn[at], drawn[0]
+    return drawn
 
 
 def _apart(rng: np.random.Generator, count: int) -> tuple[list[str], list[str]]:
@@ -107,16 +125,19 @@ def _apart(rng: np.random.Generator, count: int) -> tuple[list[str], list[str]]:
 
 
 def _scales(rng: np.random.Generator, head_dim: int, kinds: Sequence[str]) -> list[float]:
-    """Near 1/sqrt(D) where logits are even; else tiny, 1, larger and negative in turn."""
+    """Near 1/sqrt(D) where logits are even, or 0; else tiny, 1, between, larger and negative in
+    turn."""
     own = float(head_dim**-0.5)
 
     def drawn(name: str) -> float:
         if name == "tiny":
             return float(10 ** rng.uniform(-3.5, -2.2))
         if name == "large":
-            return float(rng.uniform(1.5, 6.0))
+            return float(10 ** rng.uniform(0.2, 1.2))
+        if name == "between":
+            return float(rng.uniform(1.5 * own, 0.95))
         if name == "negative":
-            return float(-own * rng.uniform(0.5, 1.5))
+            return -own * float(rng.choice((rng.uniform(0.5, 1.5), rng.uniform(1.5, 16))))
         return 1.0
 
     scales = [float(own * rng.choice((0.75, 1.25, 1.5))) for _ in kinds]
@@ -124,7 +145,11 @@ def _scales(rng: np.random.Generator, head_dim: int, kinds: Sequence[str]) -> li
     # logits of thousands.
     strong = [i for i, kind in enumerate(kinds) if kind == "strong"]
     sharp = [i for i, kind in enumerate(kinds) if kind in ("needles", "peaked", "crowd")][1:]
-    names = ("tiny", "one", "large") if len(sharp) <= 3 else ("tiny", "one", "large", "negative")
+    few = ["tiny", "large", str(rng.choice(("one", "between")))]
+    names = few if len(sharp) <= 3 else ["tiny", "one", "between", "large", "negative"]
+    even = [i for i, kind in enumerate(kinds) if kind == "even"]
+    for i in even[1:]:
+        scales[i] = 0.0
     for i, name in zip(strong, ("negative", "one"), strict=False):
         scales[i] = drawn(name)
     for i, name in zip(sharp, _spread(rng, names, len(sharp)), strict=True):
@@ -186,6 +211,20 @@ def _q_range(bucket: Bucket | Workload) -> tuple[int, int]:
     below = [n for n in Q_LEN_BUCKETS if n < bucket.q_len]
     low = below[-1] + 1 if below else 1
     return min(low, bucket.kv_len), min(bucket.q_len, bucket.kv_len)
+
+
+def _other_lengths(
+    rng: np.random.Generator, asked: Sequence[tuple[Workload, CasePlan]]
+) -> list[Workload]:
+    """The largest shape at lengths of residues modulo 32 that were not asked over a cache."""
+    w = asked[0][0]
+    one = w.batch * w.kv_heads * w.kv_len * (w.head_dim + w.v_head_dim)
+    known = {x.kv_len % 32 for x, plan in asked if plan.keys == plan.values == "cache"}
+    low = max(w.kv_len // 2 + 1, w.q_len, _few(w, w.batch))
+    lengths = [int(n) for n in rng.permutation(np.arange(low, w.kv_len))]
+    by_residue = {n % 32: n for n in lengths if n % 32 not in known}
+    count = min(_MORE_LENGTHS, max(2, _MORE_NUMBERS // one))
+    return [w.exact(kv_len=n) for n in list(by_residue.values())[:count]]
 
 
 def _lengths(rng: np.random.Generator, high: int, brief: bool) -> list[int]:
