@@ -189,6 +189,8 @@ class Op(ABC, Generic[B, W]):
     name: ClassVar[str]
     # Raised when old verdicts of this family should not count; see kernels/verdict.py.
     version: ClassVar[int] = 1
+    # Whether it is switched on where no family is named.
+    default: ClassVar[bool] = True
     # What serves a call without a kernel, for people.
     stock: ClassVar[str]
     variants: ClassVar[tuple[str, ...]]

@@ -21,6 +21,7 @@ class LinearOp(Op[Bucket, Workload]):
 
     name = "linear"
     version = 1
+    default = False  # until its kernels were judged on a GPU
     stock = "mx.quantized_matmul"
     variants = VARIANTS
     fields = FIELDS
