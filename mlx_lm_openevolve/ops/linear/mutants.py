@@ -90,7 +90,11 @@ def _swapped(step: int) -> Callable[[Float], Float]:
 
 
 def _shared(name: str, change: Callable[[Float], Float]) -> Callable[[Product], Float]:
-    return lambda p: replace(p, **{name: change(getattr(p, name))}).out()
+    def wrong(p: Product) -> Float:
+        changed: dict[str, Any] = {name: change(getattr(p, name))}
+        return replace(p, **changed).out()
+
+    return wrong
 
 
 def _replayed(p: Product) -> Float:

@@ -163,12 +163,20 @@ def _in_float32(
     w: Workload, x: mx.array, weight: mx.array, scales: mx.array, biases: mx.array | None
 ) -> Float32:
     """The product with unpacked weights, in float32, a part of the outputs at a time."""
-    kind = {"group_size": w.group, "bits": w.bits, "mode": w.variant, "dtype": mx.float32}
+    if biases is not None:  # MLX unpacks in the dtype of the scales
+        scales, biases = scales.astype(mx.float32), biases.astype(mx.float32)
     rows = max(1, _PART // w.k)
     parts = []
     for at in range(0, w.n, rows):
-        some = [None if part is None else part[at : at + rows] for part in (scales, biases)]
-        values = mx.dequantize(weight[at : at + rows], *some, **kind)
+        values = mx.dequantize(
+            weight[at : at + rows],
+            scales[at : at + rows],
+            None if biases is None else biases[at : at + rows],
+            group_size=w.group,
+            bits=w.bits,
+            mode=w.variant,
+            dtype=mx.float32,
+        )
         parts.append(np.array(x.astype(mx.float32) @ values.T))
     return np.concatenate(parts, -1)
 
