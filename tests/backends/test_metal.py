@@ -24,7 +24,7 @@ from mlx_lm_openevolve.gate import judge as gate
 from mlx_lm_openevolve.gate.correctness import Calls
 from mlx_lm_openevolve.kernels.kernel import Kernel
 from mlx_lm_openevolve.kernels.registry import Registry, tuned_root
-from mlx_lm_openevolve.ops.attention import Workload
+from mlx_lm_openevolve.ops.attention import OP, Workload
 from mlx_lm_openevolve.ops.attention.reference.question import (
     AttentionQuestion,
     as_float32,
