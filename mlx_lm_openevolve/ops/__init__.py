@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 # One line a family: the folder beside this file, which has an `OP`.
-FAMILIES = ("attention",)
+FAMILIES = ("attention", "linear")
 
 
 def get(name: str) -> Op[Any, Any]:

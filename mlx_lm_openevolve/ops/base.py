@@ -189,6 +189,8 @@ class Op(ABC, Generic[B, W]):
     name: ClassVar[str]
     # Raised when old verdicts of this family should not count; see kernels/verdict.py.
     version: ClassVar[int] = 1
+    # Whether it is switched on where no family is named.
+    default: ClassVar[bool] = True
     # What serves a call without a kernel, for people.
     stock: ClassVar[str]
     variants: ClassVar[tuple[str, ...]]
@@ -267,9 +269,12 @@ class Op(ABC, Generic[B, W]):
         broadcast is handed over as a view of its full shape."""
 
     @abstractmethod
-    def trial(self, workload: W) -> tuple[tuple[Any, ...], Callable[[mx.array], str]]:
+    def trial(
+        self, workload: W, given: tuple[Any, ...]
+    ) -> tuple[tuple[Any, ...], Callable[[mx.array], str]]:
         """Arguments with which a built kernel runs for the first time, taking next to no memory,
-        and what is wrong with its answer ("" where nothing is)."""
+        and what is wrong with its answer ("" where nothing is). given: what the first call hands
+        over, all of it or what the family's replacement says; () without one."""
 
     def substitute(self, workload: W) -> Call | None:
         """What serves a call without a kernel where the original itself cannot run on this
@@ -305,6 +310,30 @@ class Op(ABC, Generic[B, W]):
     @abstractmethod
     def search(self) -> SearchSpace[B, W]:
         """What the search knows."""
+
+
+def with_derivatives_of(original: Call, call: Call) -> Call:
+    """`call` with the derivatives of `original`, of every order and by every operand; `original`
+    takes what `call` takes, and runs only where a derivative is asked for."""
+    import mlx.core as mx
+
+    @mx.custom_function
+    def instead(stock: mx.array, out: mx.array) -> mx.array:
+        return out
+
+    @instead.vjp
+    def _(primals: Any, cotangent: mx.array, output: mx.array) -> Any:
+        return cotangent, mx.zeros_like(cotangent)
+
+    @instead.jvp
+    def _(primals: Any, tangents: Any) -> mx.array:
+        tangent: mx.array = tangents[0]
+        return tangent
+
+    def both(*arguments: Any) -> mx.array:
+        return cast(mx.array, instead(original(*arguments), call(*arguments)))
+
+    return both
 
 
 # For the gate

@@ -257,8 +257,9 @@ def _install(session: _Session) -> None:
 
 
 def families(wanted: Sequence[str] | None = None) -> list[str]:
-    """The families that are switched on: those `wanted`, of which the variable keeps those that it
-    names. Raises UsageError."""
+    """The families that are switched on: those `wanted`, else those that are by default and those
+    that the variable names; of all these the variable keeps those that it names. Raises UsageError.
+    """
     from .. import ops
     from ..errors import UsageError
 
@@ -274,7 +275,8 @@ def families(wanted: Sequence[str] | None = None) -> list[str]:
     return [
         name
         for name in ops.FAMILIES
-        if (wanted is None or name in wanted) and (not named or name in named)
+        if (name in wanted if wanted is not None else name in named or ops.get(name).default)
+        and (not named or name in named)
     ]
 
 

@@ -85,7 +85,8 @@ class Router:
                         route = Route(None, "under tracing")
                         route.substitute = self.op.substitute(described)
                         return route
-                    known = self._build(described, self.planner.plan(described.bucket()))
+                    plan = self.planner.plan(described.bucket())
+                    known = self._build(described, plan, tuple(arrays))
                     known.substitute = self.op.substitute(described)
                     self.launches[launch] = known
                 route = known
@@ -94,7 +95,7 @@ class Router:
             self.routes[key] = route
             return route
 
-    def _build(self, exact: Workload, plan: Plan) -> Route:
+    def _build(self, exact: Workload, plan: Plan, arrays: tuple[Any, ...]) -> Route:
         if plan.kernel is None or plan.verdict is None:
             return Route(plan, plan.reason)
         try:
@@ -103,7 +104,7 @@ class Router:
             )
             # MLX is lazy: what fails to compile or to launch would raise at eval, in the user's
             # code, so this very instance is evaluated once.
-            given, wrong = self.op.trial(exact)
+            given, wrong = self.op.trial(exact, arrays)
             reason = wrong(call(*given))
             if reason:
                 raise BackendError(reason)

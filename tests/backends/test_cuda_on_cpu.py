@@ -7,10 +7,11 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from mlx_lm_openevolve import ops
 from mlx_lm_openevolve.gate import correctness
 from mlx_lm_openevolve.kernels.kernel import Kernel
 from mlx_lm_openevolve.kernels.registry import Registry, tuned_root
-from mlx_lm_openevolve.ops.attention import OP, Workload
+from mlx_lm_openevolve.ops.attention import Workload
 
 pytestmark = pytest.mark.skipif(
     bool(cuda_on_cpu.unavailable()), reason=cuda_on_cpu.unavailable() or "available"
@@ -84,6 +85,11 @@ CASES = (
         "attention-b1-hq7-hkv1-lq8-lk128-d64-v64-bfloat16-causal-kv4g64",
         {"splits": 2, "warps": 2},
     ),
+    # Products: groups of every size, rows in one, two and four tiles, outputs beyond the last.
+    ("quantized_rows_mma", "linear-m1-n70-k320-bfloat16-q4g64", {"warps": 2}),
+    ("quantized_rows_mma", "linear-m16-n40-k256-bfloat16-q8g64", {"tiles": 2, "warps": 4}),
+    ("quantized_rows_mma", "linear-m32-n48-k256-bfloat16-q4g128", {"tiles": 1, "warps": 2}),
+    ("quantized_rows_mma", "linear-m2-n33-k256-bfloat16-q8g32", {"tiles": 4, "warps": 1}),
 )
 
 
@@ -91,10 +97,10 @@ def judge(
     kernel: Kernel, slug: str, changes: dict[str, int], seed: int = 1, brief: bool = True
 ) -> str:
     """Why the kernel fails the questions about a small workload's bucket, "" where it passes."""
-    bucket = Workload.parse(slug).bucket()
+    bucket = ops.parse(slug).bucket()
     assert kernel.applies_to(bucket)
     params = {**kernel.default_params(bucket), **changes}
-    asked = (case() for case in OP.questions.cases(bucket, 0, brief))
+    asked = (case() for case in ops.of(bucket).questions.cases(bucket, 0, brief))
     return correctness.passes(lambda w: cuda_on_cpu.build(kernel, params, w, seed), asked).reason
 
 

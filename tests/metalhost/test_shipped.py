@@ -12,15 +12,12 @@ import pytest
 from probe import on_host
 from samples import launched_in_metal, shipped_in_metal
 
-from mlx_lm_openevolve import backends
+from mlx_lm_openevolve import backends, ops
 from mlx_lm_openevolve.kernels.kernel import Kernel
 from mlx_lm_openevolve.metalhost import metal_function, metal_kernel
 from mlx_lm_openevolve.metalhost.arrays import METAL_TYPES, as_numpy
 from mlx_lm_openevolve.metalhost.findings import Finding
 from mlx_lm_openevolve.metalhost.signature import ArgumentType, generate
-from mlx_lm_openevolve.ops.attention.reference import cases
-from mlx_lm_openevolve.ops.attention.reference.question import AttentionQuestion
-from mlx_lm_openevolve.ops.attention.workload import Workload
 
 # Inputs that hold an element a head, a key, a group of keys or a split, and not one a dimension.
 SMALL = ("mask", "scale", "sinks", "split_tops", "split_sums")
@@ -49,7 +46,8 @@ def launches(kernel: Kernel, params: dict[str, int], on: str) -> list[tuple[Any,
 
         return function
 
-    question = AttentionQuestion(next(iter(cases(Workload.parse(on).bucket(), 0))))
+    bucket = ops.parse(on).bucket()
+    question = next(ops.of(bucket).questions.cases(bucket, 0))()
     metal = backends.get("metal")
     with (
         mock.patch.object(mx.fast, "metal_kernel", fake),
@@ -78,7 +76,7 @@ def test_no_shipped_stage_is_left_out() -> None:
     tried = set()
     for case in shipped():
         kernel, params, on = case.values
-        exact = Workload.parse(on)
+        exact = ops.parse(on)
         tried |= {(kernel.name, launch.spec.file) for launch in kernel.launches(exact, params)}
     assert tried == stages
 
@@ -110,7 +108,7 @@ def test_four_scales_do_not_compile() -> None:
     seen = {}
     for case in shipped():
         kernel, params, on = case.values
-        if kernel.name not in seen and Workload.parse(on).kv_bits:
+        if kernel.name not in seen and ops.parse(on).variant == "quantized":
             seen[kernel.name] = compiled(kernel, params, on, (*SMALL, *SMALL_QUANTIZED), 4)
     assert len(seen) == 2
     for findings in seen.values():

@@ -48,7 +48,7 @@ def constructed() -> list[str]:
     ):
         for kernel, params, on in launched_in_metal():
             exact = ops.parse(on).bucket().largest()
-            given, _ = ops.of(exact).trial(exact)
+            given, _ = ops.of(exact).trial(exact, ())
             before = len(ends)
             metal.build(kernel, params, exact)(*given)
             assert len(ends) - before == len(kernel.launches(exact, params)), kernel.name

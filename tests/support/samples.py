@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -118,7 +119,12 @@ def launched_in_metal() -> list[tuple[Kernel, dict[str, int], str]]:
     return found
 
 
-def store_correct(home: Path, kernel: Kernel, buckets: list[Workload]) -> None:
+def named(name: str) -> Kernel:
+    """The shipped kernel of that name."""
+    return next(k for k in Registry(tuned_root(), writable=False).kernels() if k.name == name)
+
+
+def store_correct(home: Path, kernel: Kernel, buckets: Sequence[Any]) -> None:
     """Verdicts "correct, not faster" for this machine's host, as the gate would store them."""
     registry = Registry(home)
     for bucket in buckets:
@@ -131,7 +137,7 @@ def store_correct(home: Path, kernel: Kernel, buckets: list[Workload]) -> None:
                 correct=True,
                 faster=False,
                 reason="stored by a test",
-                fingerprint=fingerprint(detect("host"), gate_version("attention")),
+                fingerprint=fingerprint(detect("host"), gate_version(kernel.op)),
             ),
         )
 

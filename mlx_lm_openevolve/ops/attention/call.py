@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 
 from ...errors import BackendError, WorkloadError
-from ..base import ON_CPU, Call, Route, Router
+from ..base import ON_CPU, Call, Route, Router, with_derivatives_of
 from . import quantized
 from .signature import Operand
 from .workload import Workload
@@ -369,20 +369,7 @@ def differentiable(workload: Workload, call: Call) -> Call:
     """`call` with the derivatives of the original: of every order, by every operand."""
     mask_kind, bits, group = workload.mask, workload.kv_bits, workload.kv_group
 
-    @mx.custom_function
-    def instead(stock: mx.array, out: mx.array) -> mx.array:
-        return out
-
-    @instead.vjp
-    def _(primals: Any, cotangent: mx.array, output: mx.array) -> Any:
-        return cotangent, mx.zeros_like(cotangent)
-
-    @instead.jvp
-    def _(primals: Any, tangents: Any) -> mx.array:
-        tangent: mx.array = tangents[0]
-        return tangent
-
-    def attention(
+    def stock(
         queries: mx.array,
         keys: Any,
         values: Any,
@@ -391,22 +378,19 @@ def differentiable(workload: Workload, call: Call) -> Call:
         sinks: mx.array | None,
         length: mx.array | None = None,
     ) -> mx.array:
-        out = call(queries, keys, values, scale, mask, sinks, length)
         number: Any = scale.item()
         if length is not None:
             keys, values = _first(keys, length), _first(values, length)
         chosen = "causal" if mask_kind == "causal" else mask
         if bits and isinstance(mask, mx.array) and _by_head(mask):  # mlx-lm's refuses it
-            stock = quantized.dequantised(queries, keys, values, number, chosen, bits, group)
-        elif bits:
-            stock = quantized.stock(queries, keys, values, number, chosen, bits, group)
-        else:
-            stock = mx.fast.scaled_dot_product_attention(
-                queries, keys, values, scale=number, mask=chosen, sinks=sinks
-            )
-        return cast(mx.array, instead(stock, out))
+            return quantized.dequantised(queries, keys, values, number, chosen, bits, group)
+        if bits:
+            return quantized.stock(queries, keys, values, number, chosen, bits, group)
+        return mx.fast.scaled_dot_product_attention(
+            queries, keys, values, scale=number, mask=chosen, sinks=sinks
+        )
 
-    return attention
+    return with_derivatives_of(stock, call)
 
 
 def _first(operand: Operand, length: mx.array) -> Operand:

@@ -52,7 +52,9 @@ class AttentionOp(Op[Bucket, Workload]):
     ) -> Callable[..., list[mx.array | None]]:
         return signature.bind(workload, names, broadcast=broadcast)
 
-    def trial(self, workload: Workload) -> tuple[tuple[Any, ...], Callable[[mx.array], str]]:
+    def trial(
+        self, workload: Workload, given: tuple[Any, ...]
+    ) -> tuple[tuple[Any, ...], Callable[[mx.array], str]]:
         return call.trial(workload)
 
     def substitute(self, workload: Workload) -> Call | None:

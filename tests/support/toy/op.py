@@ -43,7 +43,9 @@ class Toy(Op[Bucket, Workload]):
     ) -> Callable[..., list[mx.array | None]]:
         return lambda x, scale, shift: [x, scale, shift]
 
-    def trial(self, workload: Workload) -> tuple[tuple[Any, ...], Callable[[mx.array], str]]:
+    def trial(
+        self, workload: Workload, given: tuple[Any, ...]
+    ) -> tuple[tuple[Any, ...], Callable[[mx.array], str]]:
         dtype = getattr(mx, workload.dtype)
         one = mx.ones((workload.width,), dtype)
         given = (mx.ones((workload.rows, workload.width), dtype), one, one)

@@ -12,8 +12,8 @@ a lost key are then errors of order one, whatever the magnitude of V.
 
 from __future__ import annotations
 
+from ...encoding import decode, download, encode, smallest
 from .baseline import answer, baseline_name, floats, mass, sdpa
-from .encoding import decode, download, encode, smallest
 from .float64 import Case, Inputs, Reference, attention
 from .inputs import KINDS, case, cases, mask
 from .layouts import Packed, pack

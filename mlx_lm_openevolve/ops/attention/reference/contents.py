@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ...encoding import Bool, decode, encode
 from ..workload import Workload
-from .encoding import Bool, decode, encode
 from .layouts import Placed, Placing
 
 __all__ = ["CONTENTS", "Content", "filled"]

@@ -10,8 +10,8 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
+from ...encoding import Array, Bool, Float, decode, lowest, smallest, upload
 from ..workload import Workload
-from .encoding import Array, Bool, Float, decode, lowest, smallest, upload
 from .layouts import Packed, Placed
 
 __all__ = ["Case", "Inputs", "Reference", "attention", "causal", "visible"]

@@ -9,9 +9,9 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from ...encoding import Array, Bool, encode, lowest, upload
 from ..workload import Bucket, Workload
 from .contents import CONTENTS, Draw
-from .encoding import Array, Bool, encode, lowest, upload
 from .float64 import Case, causal, visible
 from .layouts import Placed, Placing, cut, keys_layout, mask_layout, pack, query_layout
 from .plans import CasePlan, plans

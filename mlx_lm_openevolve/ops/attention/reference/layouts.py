@@ -9,7 +9,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from .encoding import Array, Float, decode, download, encode, upload
+from ...encoding import Array, Float, decode, download, encode, upload
 
 __all__ = [
     *("DENSE", "KEYS", "NARROW", "Placing", "Packed", "Placed"),

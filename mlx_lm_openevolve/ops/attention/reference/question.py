@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ...base import Question
+from ...encoding import smallest
 from ..workload import Workload
 from .baseline import answer, floats, mass, sizes
-from .encoding import smallest
 from .float64 import Case, Inputs
 
 __all__ = [

@@ -16,9 +16,9 @@ import mlx.core as mx
 import numpy as np
 
 from ...base import Call, TimingInputs
+from ...encoding import Array, download, encode, smallest, upload
 from ..workload import Workload
 from .baseline import answer, mass, sdpa
-from .encoding import Array, download, encode, smallest, upload
 from .float64 import Case
 from .layouts import DENSE, Packed, cut
 from .question import BELIEVED, MULTIPLE, Float32, as_float32, floors, suspects

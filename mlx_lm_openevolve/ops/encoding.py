@@ -1,4 +1,4 @@
-"""Numbers as a cache stores them, in NumPy: floats, and bfloat16 as its bits."""
+"""Numbers as arrays store them, in NumPy: floats, and bfloat16 as its bits."""
 
 from __future__ import annotations
 

@@ -1,0 +1,75 @@
+"""Quantised products as the rest of the house sees them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import mlx.core as mx
+
+from ..base import Call, Op, PatchPoint, Questions, Router, SearchSpace
+from . import call, signature
+from .workload import FIELDS, VARIANTS, Bucket, Workload
+
+__all__ = ["OP", "LinearOp"]
+
+_LAYERS = "mlx.nn.layers.quantized"
+
+
+class LinearOp(Op[Bucket, Workload]):
+    """The product in mlx.nn.QuantizedLinear and QuantizedEmbedding.as_linear."""
+
+    name = "linear"
+    version = 1
+    default = False  # until its kernels were judged on a GPU
+    stock = "mx.quantized_matmul"
+    variants = VARIANTS
+    fields = FIELDS
+    patch_points = (
+        PatchPoint(_LAYERS, "QuantizedLinear.__call__"),
+        PatchPoint(_LAYERS, "QuantizedEmbedding.as_linear"),
+    )
+    example = "linear-m1-n4096-k4096-bfloat16-q4g64"
+
+    def parse(self, slug: str) -> Workload:
+        return Workload.parse(slug)
+
+    def inputs(self, variant: str) -> tuple[str, ...]:
+        return signature.INPUTS[variant]
+
+    def describe(self, *args: Any, **kwargs: Any) -> Workload | str:
+        return call.describe(*args, **kwargs)
+
+    def arguments(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        return call.arguments(*args, **kwargs)
+
+    def wrap(self, original: Callable[..., Any], router: Router) -> Callable[..., Any]:
+        return call.wrap(original, router)
+
+    def bind(
+        self, workload: Workload, names: frozenset[str], *, broadcast: bool
+    ) -> Callable[..., list[mx.array | None]]:
+        return signature.bind(workload)
+
+    def trial(
+        self, workload: Workload, given: tuple[Any, ...]
+    ) -> tuple[tuple[Any, ...], Callable[[mx.array], str]]:
+        return call.trial(workload, given)
+
+    def differentiable(self, workload: Workload, made: Call) -> Call:
+        return call.differentiable(workload, made)
+
+    @property
+    def questions(self) -> Questions[Bucket, Workload]:
+        from .questions import QUESTIONS
+
+        return QUESTIONS
+
+    @property
+    def search(self) -> SearchSpace[Bucket, Workload]:
+        from .search import SEARCH
+
+        return SEARCH
+
+
+OP = LinearOp()

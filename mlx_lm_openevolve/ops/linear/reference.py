@@ -1,0 +1,341 @@
+"""Cases of a quantised product, drawn from a seed, with their float64 answer and what a kernel's
+may err.
+
+An answer errs in units of the sum of |x| (|w| + step), step being what one more in a packed number
+means: what rounding in float32 can do to it, whatever its sum comes to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
+
+from ..base import Question
+from ..encoding import Array, Float, decode, download, encode, smallest, upload
+from .call import stock
+from .workload import Bucket, Workload
+
+__all__ = ["MULTIPLE", "Case", "Packed", "ProductQuestion", "cases", "drawn_weights", "floors"]
+
+Float32 = npt.NDArray[np.float32]
+
+# A kernel may err so many times as much as rounding explains. What MLX's own product errs is no
+# measure: on Metal it sums in float32, on the CPU and on CUDA (0.32.4) in the dtype of x, and its
+# sums overflow.
+MULTIPLE, AVERAGE = 4.0, 2.0
+# Numbers of a matrix for which float64 answers are affordable; of a larger one some outputs.
+_NUMBERS = 4 << 20
+_PART = 16 << 20  # numbers that are unpacked at a time on the device
+_SUSPECTS = 16  # of the others, outputs that differ most from MLX's
+
+# The values of a 4-bit float (E2M1), by its bits.
+_E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float64)
+_E2M1 = np.concatenate([_E2M1, -_E2M1])
+
+_BRIEF = ("dense", "needles", "cancelling", "rows", "quantised", "needles")
+_MORE = ("dense", "needles", "cancelling", "quantised", "needles", "rows")
+# How x [batch, length, K] lies: alone; the last tokens of longer sequences; the token's axis
+# outermost; rows with others between, at a multiple of 16 bytes or off it; every second element.
+_LAYOUTS = ("whole", "last", "turned", "wide", "odd", "apart")
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """Weights [N, K] as MLX packs them: words uint32 [N, K * bits / 32], scales and biases
+    [N, K / group] as `encode` stores them, or exponents uint8 and no biases."""
+
+    words: Array
+    scales: Array
+    biases: Array | None
+
+    def numbers(self, w: Workload, rows: Any = slice(None)) -> Float:
+        """The packed numbers [rows, K], for mxfp4 the values that they name."""
+        words = np.ascontiguousarray(self.words[rows])
+        each = np.arange(32 // w.bits, dtype=np.uint32) * w.bits
+        plain = words[..., None] >> each & ((1 << w.bits) - 1)
+        flat = plain.reshape(len(words), -1)
+        return _E2M1[flat] if w.variant == "mxfp4" else flat.astype(np.float64)
+
+    def shared(self, w: Workload, rows: Any = slice(None)) -> tuple[Float, Float]:
+        """Scales and biases [rows, K / group]."""
+        if self.biases is None:
+            scales = np.ldexp(1.0, self.scales[rows].astype(np.int64) - 127)
+            return scales, np.zeros_like(scales)
+        return decode(self.scales[rows], w.dtype), decode(self.biases[rows], w.dtype)
+
+    def decoded(self, w: Workload, rows: Any = slice(None)) -> tuple[Float, Float]:
+        """The float64 values [rows, K], and their step."""
+        scales, biases = (part.repeat(w.group, -1) for part in self.shared(w, rows))
+        return self.numbers(w, rows) * scales + biases, np.abs(scales)
+
+    def upload(self, w: Workload) -> tuple[mx.array, mx.array, mx.array | None]:
+        """The arrays that a layer holds."""
+        scales = mx.array(self.scales) if self.biases is None else upload(self.scales, w.dtype)
+        biases = None if self.biases is None else upload(self.biases, w.dtype)
+        return mx.array(self.words), scales, biases
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """One call: x [batch, length, K] in float64, as a dtype holds it, and how it lies."""
+
+    name: str
+    workload: Workload
+    x: Float
+    layout: str
+    weights: Packed
+
+
+def floors(w: Workload, size: Float) -> tuple[float, float]:
+    """Errors (max, root mean square) that rounding explains: of results, whose `size` is in units
+    of errors, and of sums in float32."""
+    eps, single = float(mx.finfo(getattr(mx, w.dtype)).eps), float(np.finfo(np.float32).eps)
+    sums = single * (4 + w.k**0.5 / 4)
+    worst, mean = float(size.max()), float(np.sqrt((size * size).mean()))
+    return eps / 2 * worst + sums, eps / 4 * mean + sums / 4
+
+
+class ProductQuestion(Question):
+    """A case on the device. `answer` is that of float32, [batch, length, N]."""
+
+    workload: Workload
+
+    def __init__(self, case: Case, seed: int) -> None:
+        w = case.workload
+        self.case, self.workload, self.name = case, w, case.name
+        self._buffer, x = _laid_out(case, np.random.default_rng([seed, 5]))
+        weights = case.weights.upload(w)
+        self.arguments = (x, *weights)
+        self.other = (-x, *weights)
+        self.shape, self.dtype = (w.batch, w.length, w.n), x.dtype
+        mx.eval(*self.arguments[:3])
+        self.answer = _in_float32(w, *self.arguments)
+        self.outputs = _some(w, seed)
+        self.want, self.mass = self._exact(self.outputs)
+        least = floors(w, np.abs(self.want) / self.mass)
+        self.own = self.error(np.array(stock(w, *self.arguments).astype(mx.float32)))
+        self.limits = (MULTIPLE * least[0], AVERAGE * least[1])
+        self._before = self._held()
+
+    def _exact(self, outputs: Any) -> tuple[Float, Float]:
+        """(result, unit of errors) of some outputs [batch, length, outputs]."""
+        values, steps = self.case.weights.decoded(self.workload, outputs)
+        x = self.case.x
+        mass = np.abs(x) @ (np.abs(values) + steps).T
+        return x @ values.T, np.maximum(mass, smallest(self.workload.dtype))
+
+    def error(self, got: Float32) -> tuple[float, float]:
+        """In units of the sum of |x| (|w| + step)."""
+        off = _off(got[..., self.outputs], self.want, self.mass)
+        return float(off.max()), float(np.sqrt((off * off).mean()))
+
+    def fault(self, got: Float32) -> str:
+        """An output that no float64 result was computed for: those furthest from float32's."""
+        if len(self.outputs) == self.workload.n:
+            return ""
+        off = np.abs(got - self.answer)
+        worst = np.where(np.isfinite(off), off, np.inf).max((0, 1))
+        chosen = np.sort(np.argsort(-worst)[:_SUSPECTS])
+        errors = _off(got[..., chosen], *self._exact(chosen)).max((0, 1))
+        if errors.max() <= self.limits[0]:
+            return ""
+        at = int(errors.argmax())
+        return f"output {chosen[at]}: error {errors[at]:.3g}, allowed {self.limits[0]:.3g}"
+
+    def changed(self) -> bool:
+        return self._held() != self._before
+
+    def _held(self) -> tuple[int, ...]:
+        """Sums of the bits of what a call reads, and of what lies around x."""
+        bits = {1: mx.uint8, 2: mx.uint16, 4: mx.uint32}
+        parts = [part for part in (self._buffer, *self.arguments[1:]) if part is not None]
+        sums = [mx.sum(part.view(bits[part.itemsize]).astype(mx.uint32)) for part in parts]
+        mx.eval(sums)
+        return tuple(int(np.array(total)) for total in sums)
+
+
+def _in_float32(
+    w: Workload, x: mx.array, weight: mx.array, scales: mx.array, biases: mx.array | None
+) -> Float32:
+    """The product with unpacked weights, in float32, a part of the outputs at a time."""
+    if biases is not None:  # MLX unpacks in the dtype of the scales
+        scales, biases = scales.astype(mx.float32), biases.astype(mx.float32)
+    rows = max(1, _PART // w.k)
+    parts = []
+    for at in range(0, w.n, rows):
+        values = mx.dequantize(
+            weight[at : at + rows],
+            scales[at : at + rows],
+            None if biases is None else biases[at : at + rows],
+            group_size=w.group,
+            bits=w.bits,
+            mode=w.variant,
+            dtype=mx.float32,
+        )
+        parts.append(np.array(x.astype(mx.float32) @ values.T))
+    return np.concatenate(parts, -1)
+
+
+def _off(got: Float32, want: Float, mass: Float) -> Float:
+    with np.errstate(invalid="ignore", over="ignore"):
+        off = np.abs(got.astype(np.float64) - want) / mass
+    return np.where(np.isfinite(off), off, np.inf)
+
+
+def _some(w: Workload, seed: int) -> npt.NDArray[np.int64]:
+    """The outputs that float64 results are computed for: all of a small matrix; else the first and
+    the last 64 and others."""
+    count = max(192, _NUMBERS // w.k)
+    if w.n <= count:
+        return np.arange(w.n)
+    inner = np.random.default_rng([seed, 6]).choice(np.arange(64, w.n - 64), count - 128, False)
+    return np.sort(np.concatenate([np.arange(64), inner, np.arange(w.n - 64, w.n)]))
+
+
+# Drawing
+
+
+def cases(bucket: Bucket, seed: int, brief: bool) -> Iterator[Case]:
+    """The cases of a bucket: 6 where they must be `brief`, else 12."""
+    kinds = _BRIEF if brief else _BRIEF + _MORE
+    rng = np.random.default_rng([seed, 0])
+    shapes = _shapes(rng, bucket, len(kinds))
+    layouts = ["whole", *_spread(rng, _LAYOUTS, len(kinds) - 1)]
+    for turn, (kind, w, layout) in enumerate(zip(kinds, shapes, layouts, strict=True)):
+        yield _case(kind, w, layout, np.random.default_rng([seed, 1 + turn]))
+
+
+def _case(kind: str, w: Workload, layout: str, rng: np.random.Generator) -> Case:
+    weights = _quantised(rng, w) if kind == "quantised" else drawn_weights(rng, w, kind)
+    x = decode(encode(_CONTENTS[kind](rng, w), w.dtype), w.dtype)
+    shape = (w.batch, w.length, w.k)
+    name = f"{kind} rows={w.batch}x{w.length} n={w.n} k={w.k} x={layout}"
+    return Case(name, w, x.reshape(shape), layout, weights)
+
+
+def _shapes(rng: np.random.Generator, bucket: Bucket, count: int) -> list[Workload]:
+    """Both ends of the range of rows and values between, as sequences of one token, as one
+    sequence, and as several of several."""
+    high, low = bucket.batch, bucket.batch // 2 + 1
+    inner = list(range(low + 1, high))
+    few = [high, low, *map(int, rng.permutation(inner))][: max(3, count // 2)]
+    rows = [high, *_spread(rng, few, count)]
+    made = []
+    for turn, m in enumerate(rows[:count]):
+        if turn % 3 == 2 and high > 2:  # has divisors
+            m = high
+        splits = [n for n in range(2, m) if m % n == 0]
+        batch = (m, 1, int(rng.choice(splits)) if splits else m)[turn % 3]
+        made.append(bucket.exact(batch=batch, length=m // batch))
+    # One shape is asked twice: a contender that keeps a result then repeats it.
+    return [*made[:-1], made[0]]
+
+
+def _spread(rng: np.random.Generator, values: Any, count: int) -> list[Any]:
+    """`count` of the values, each as often as any other, in a random order."""
+    drawn: list[Any] = []
+    while len(drawn) < count:
+        drawn += [values[i] for i in rng.permutation(len(values))]
+    return drawn[:count]
+
+
+def drawn_weights(rng: np.random.Generator, w: Workload, kind: str = "dense") -> Packed:
+    """Weights whose every bit is drawn; their scales and biases have nothing to do with each other.
+    Those of "cancelling" are positive and alike, so that half a sum is large and the whole is not.
+    """
+    alike = kind == "cancelling"
+    words = rng.integers(0, 1 << 32, (w.n, w.k * w.bits // 32), np.uint32)
+    shared = (w.n, w.k // w.group)
+    if w.variant == "mxfp4":
+        if alike:
+            words &= np.uint32(0x77777777)
+        low, high = (126, 127) if alike else (121, 130)
+        return Packed(words, rng.integers(low, high, shared, np.uint8), None)
+    top = (1 << w.bits) - 1
+    if alike:
+        scales, biases = rng.uniform(0.95, 1.05, shared) / top, rng.uniform(0.19, 0.21, shared)
+    else:
+        scales = rng.uniform(0.5, 1.5, shared) / top * rng.choice((-1, 1), shared)
+        biases = rng.standard_normal(shared) / 2
+    return Packed(words, encode(scales, w.dtype), encode(biases, w.dtype))
+
+
+def _quantised(rng: np.random.Generator, w: Workload) -> Packed:
+    """What MLX makes of normals."""
+    plain = upload(encode(rng.standard_normal((w.n, w.k), np.float32) / 8, w.dtype), w.dtype)
+    parts = mx.quantize(plain, group_size=w.group, bits=w.bits, mode=w.variant)
+    mx.eval(parts)
+    words, scales, *biases = (download(part) for part in parts)
+    return Packed(words, scales, biases[0] if biases else None)
+
+
+def _dense(rng: np.random.Generator, w: Workload) -> Float:
+    return rng.standard_normal((w.rows, w.k)) * 2.0 ** rng.integers(-4, 3)
+
+
+def _rows(rng: np.random.Generator, w: Workload) -> Float:
+    """Rows of very different sizes: nothing of a large one may reach a small one."""
+    return rng.standard_normal((w.rows, w.k)) * 2.0 ** rng.uniform(-8, 3, (w.rows, 1))
+
+
+def _needles(rng: np.random.Generator, w: Workload) -> Float:
+    """Twelve elements of each row, the first and the last among them and others at the ends of
+    words, groups and tiles: each is a good part of the answer."""
+    edges = [0, w.k - 1, *(at for step in (8, w.group, 64, 128, 256, 512, 1024)
+                           for at in (step - 1, step, w.k - step))]  # fmt: skip
+    edges = sorted({at for at in edges if 0 <= at < w.k})
+    x = np.zeros((w.rows, w.k))
+    for row in x:
+        at = np.concatenate([[0, w.k - 1], rng.choice(edges, 6), rng.integers(w.k, size=4)])
+        row[at] = rng.uniform(0.5, 2, len(at)) * rng.choice((-1, 1), len(at))
+    return x
+
+
+def _cancelling(rng: np.random.Generator, w: Workload) -> Float:
+    """The second half of a row takes away what the first adds: a sum kept in half precision
+    overflows."""
+    size = np.where(np.arange(w.k) < w.k // 2, 1.0, -1.0) * 4e5 / w.k
+    x: Float = size * rng.uniform(0.9, 1.1, (w.rows, w.k))
+    return x
+
+
+_CONTENTS = {
+    "dense": _dense,
+    "quantised": _dense,
+    "rows": _rows,
+    "needles": _needles,
+    "cancelling": _cancelling,
+}
+
+
+def _laid_out(case: Case, rng: np.random.Generator) -> tuple[mx.array, mx.array]:
+    """(buffer, x as a view into it); what lies around x is NaN."""
+    w = case.workload
+    batch, length, k = case.x.shape
+    more = int(rng.integers(1, 4))
+    shape, turned = {
+        "whole": ((batch, length, k), False),
+        "last": ((batch, length + more, k), False),
+        "turned": ((length, batch, k), True),
+        "wide": ((batch, length, k + 8 * more), False),
+        "odd": ((batch, length, k + 2 * more + 1), False),
+        "apart": ((batch, length, 2 * k), False),
+    }[case.layout]
+
+    def view(buffer: Any) -> Any:
+        if turned:
+            return buffer.transpose(1, 0, 2)
+        step = 2 if case.layout == "apart" else 1
+        return buffer[:, -length:, : k * step : step]
+
+    stored = encode(case.x, w.dtype)
+    buffer = np.full(shape, encode(np.array([np.nan]), w.dtype)[0], stored.dtype)
+    view(buffer)[...] = stored
+    held = upload(buffer, w.dtype)
+    mx.eval(held)
+    return held, view(held)

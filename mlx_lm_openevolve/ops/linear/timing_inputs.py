@@ -1,0 +1,84 @@
+"""What both arms of a comparison run on: x, and more matrices than the last-level cache holds.
+
+A result cannot be the next x: it has another width, and would fade or grow from call to call. So
+the next x is the first one with the sign that a result's first column has: each call waits for the
+one before, and every x is of real size. That takes one elementwise operation, the same in both
+arms, which makes a difference between them smaller, never larger.
+"""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import numpy as np
+
+from ..base import Call, TimingInputs
+from ..encoding import decode, download, encode, smallest, upload
+from .call import stock
+from .reference import MULTIPLE, Packed, drawn_weights, floors
+from .workload import Workload
+
+__all__ = ["ProductTimingInputs"]
+
+_OUTPUTS = 64  # of a timed result, that are computed in float64
+_IN_FLIGHT = 5  # calls of a chain whose results MLX holds at once
+
+
+class ProductTimingInputs(TimingInputs):
+    """x, and packed matrices of an exact workload that together exceed `cache_bytes`, as far as
+    `memory` bytes allow. Raises MemoryError where not even two fit."""
+
+    workload: Workload
+
+    def __init__(self, workload: Workload, cache_bytes: int, memory: int, seed: int) -> None:
+        w = workload
+        rng = np.random.default_rng([seed, 77])
+        results = w.rows * (w.n + 2 * w.k) * w.element_bytes
+        room = (memory - _IN_FLIGHT * results) // w.stored_bytes()
+        if room < 2:
+            needed = memory + (2 - room) * w.stored_bytes()
+            raise MemoryError(f"timing needs {needed >> 20} MiB")
+        count = min(room, 512, max(2, 1 + -(-cache_bytes // w.stored_bytes())))
+        self.workload = w
+        shape = (w.batch, w.length, w.k)
+        self.first = upload(encode(rng.standard_normal(shape, np.float32), w.dtype), w.dtype)
+        one = drawn_weights(rng, w).upload(w)
+        # The same matrix with its outputs in another order each time: no two arrays are alike.
+        self.rest = []
+        for _ in range(count):
+            by = int(rng.integers(w.n))
+            parts = [None if part is None else mx.roll(part, by, 0) for part in one]
+            mx.eval(*[part for part in parts if part is not None])
+            self.rest.append(tuple(parts))
+        mx.eval(self.first)
+        self.bytes = w.moved_bytes()
+
+    def baseline(self) -> Call:
+        """MLX's product."""
+        return lambda *given: stock(self.workload, *given)
+
+    def next(self, out: mx.array) -> mx.array:
+        """The first x [batch, length, K], with the sign of a result's first column."""
+        return mx.where(out[..., :1] < 0, -self.first, self.first)
+
+    def recheck(self, at: int, first: mx.array, out: mx.array) -> str:
+        """Outputs that differ most from MLX's, and others, in float64."""
+        w, given = self.workload, self.rest[at]
+        want = stock(w, first, *given)
+        if out.shape != want.shape or out.dtype != first.dtype:
+            return f"a timed result is {out.dtype} {out.shape}, expected {first.dtype} {want.shape}"
+        got, by_mlx = (np.array(x.astype(mx.float32)).reshape(w.rows, w.n) for x in (out, want))
+        off = np.abs(got - by_mlx)
+        worst = np.argsort(-np.where(np.isfinite(off), off, np.inf).max(0))[: _OUTPUTS // 2]
+        outputs = np.unique([*worst, *np.linspace(0, w.n - 1, _OUTPUTS // 2).astype(int)])
+        words, scales, biases = (None if part is None else download(part) for part in given)
+        assert words is not None
+        assert scales is not None
+        values, steps = Packed(words, scales, biases).decoded(w, outputs)
+        x = decode(download(first), w.dtype).reshape(w.rows, w.k)
+        exact = x @ values.T
+        mass = np.maximum(np.abs(x) @ (np.abs(values) + steps).T, smallest(w.dtype))
+        limit = MULTIPLE * floors(w, np.abs(exact) / mass)[0]
+        with np.errstate(invalid="ignore"):
+            off = np.abs(got[:, outputs] - exact) / mass
+        ours = float(np.where(np.isfinite(off), off, np.inf).max())
+        return f"a timed result errs by {ours:.3g}, allowed {limit:.3g}" if ours > limit else ""

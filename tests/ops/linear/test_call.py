@@ -1,0 +1,232 @@
+"""Quantised layers under the patch: what is served, and that nothing else changes."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx_lm.models.qwen3 as qwen3
+import numpy as np
+import pytest
+from mlx.utils import tree_map
+from mlx_lm.models.cache import make_prompt_cache
+from samples import TINY, named, store_correct
+from serving import close, hits
+
+import mlx_lm_openevolve
+from mlx_lm_openevolve import metalhost
+from mlx_lm_openevolve.ops.linear import OP, Bucket
+from mlx_lm_openevolve.ops.linear.call import differentiable, stock
+
+pytestmark = pytest.mark.skipif(
+    not metalhost.compiler_available()[0], reason="no clang for the host backend"
+)
+N, K = 48, 128
+
+
+def layer(dtype: mx.Dtype = mx.float32, bias: bool = False, **packing: Any) -> nn.QuantizedLinear:
+    """A quantised layer as a loaded model has it."""
+    plain = nn.Linear(K, N, bias=bias)
+    if bias:
+        plain.bias = mx.arange(N, dtype=mx.float32) / N
+    plain.update(tree_map(lambda x: x.astype(dtype), plain.parameters()))
+    made = nn.QuantizedLinear.from_linear(plain, **{"group_size": 64, "bits": 4, **packing})
+    made.eval()
+    mx.eval(made.parameters())
+    return made
+
+
+def numbers(*shape: int, dtype: mx.Dtype = mx.float32) -> mx.array:
+    return mx.random.normal(shape, key=mx.random.key(3)).astype(dtype)
+
+
+@pytest.fixture
+def served(home: Path) -> Iterator[None]:
+    """Verdicts "correct" for every number of rows of `layer()`, and the patch on."""
+    packings = [(4, 64, "affine"), (8, 32, "affine"), (4, 32, "mxfp4")]
+    buckets = [
+        Bucket(rows, 1, N, K, "float32", bits, group, variant)
+        for rows in (1, 2, 4, 8)
+        for bits, group, variant in packings
+    ]
+    store_correct(home, named("quantized_rows"), buckets)
+    enable()
+    yield
+    mlx_lm_openevolve.disable_optimizations()
+
+
+def enable(**changes: Any) -> None:
+    on_host: dict[str, Any] = {"backend": "host", "gate": "stored", "require_faster": False}
+    mlx_lm_openevolve.enable_optimizations(**{**on_host, "ops": ("linear",), **changes})
+
+
+def fallbacks() -> dict[str, int]:
+    found: dict[str, int] = mlx_lm_openevolve.get_optimization_info()["ops"]["linear"]["fallbacks"]
+    return found
+
+
+def same(call: Callable[[], mx.array]) -> bool:
+    """Whether the patched call gives what the original gives."""
+    ours = call()
+    mx.eval(ours)
+    held = nn.QuantizedLinear.__call__.__wrapped__  # type: ignore[attr-defined]
+    patched = nn.QuantizedLinear.__call__
+    nn.QuantizedLinear.__call__ = held  # type: ignore[method-assign]
+    try:
+        want = call()
+        mx.eval(want)
+    finally:
+        nn.QuantizedLinear.__call__ = patched  # type: ignore[method-assign]
+    return ours.shape == want.shape and ours.dtype == want.dtype and close(ours, want, 1e-5)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("packing", [{}, {"bits": 8, "group_size": 32}, {"mode": "mxfp4"}])
+def test_a_layer_is_served(served: None, packing: dict[str, Any], bias: bool) -> None:
+    if packing.get("mode"):
+        packing = {**packing, "group_size": 32}
+    made = layer(bias=bias, **packing)
+    for shape in ((1, 1, K), (1, 4, K), (2, 3, K), (4, K), (2, 2, 2, K)):
+        before = hits()
+        assert same(lambda shape=shape: made(numbers(*shape)))  # type: ignore[misc]
+        assert hits() == before + 1, shape
+
+
+def test_views_of_x_are_served(served: None) -> None:
+    made = layer()
+    x = numbers(2, 8, 2 * K)
+    for view in (x[:, -2:, :K], x[:, :2, ::2], x[:, :4, :K].transpose(1, 0, 2)):
+        assert same(lambda view=view: made(view))  # type: ignore[misc]
+    assert hits() == 3
+
+
+def test_what_is_no_workload_is_the_originals(served: None) -> None:
+    made = layer()
+    assert same(lambda: made(numbers(1, 33, K)))
+    assert same(lambda: made(numbers(K)))
+    assert same(lambda: made(numbers(1, 2, K).astype(mx.float16)))
+    assert hits() == 0
+    assert sum(fallbacks().values()) == 3
+    for wrong in (numbers(1, 1, K // 2), None):
+        with pytest.raises((ValueError, TypeError)) as ours:
+            made(wrong)
+        mlx_lm_openevolve.disable_optimizations()
+        with pytest.raises(ours.type) as theirs:
+            made(wrong)
+        assert str(ours.value) == str(theirs.value)
+        enable()
+
+
+def test_weights_that_are_a_view_are_the_originals(served: None) -> None:
+    made = layer()
+    wide = mx.concatenate([made.weight, made.weight], axis=1)
+    made.weight = wide[:, : made.weight.shape[1]]
+    assert same(lambda: made(numbers(1, 1, K)))
+    assert hits() == 0
+    assert fallbacks() == {"weights are a view": 1}
+
+
+def test_subclasses_and_layers_in_training_are_left_alone(served: None) -> None:
+    class Own(nn.QuantizedLinear):
+        pass
+
+    own = layer()
+    object.__setattr__(own, "__class__", Own)
+    training = layer()
+    training.train()
+    for made in (own, training):
+        assert same(lambda made=made: made(numbers(1, 1, K)))  # type: ignore[misc]
+    assert hits() == 0
+    assert fallbacks() == {}
+
+
+def test_changed_weights_are_seen(served: None) -> None:
+    made, other = layer(), layer(bits=8, group_size=32)
+    x = numbers(1, 1, K)
+    assert same(lambda: made(x))
+    made.update({"scales": made.scales * 2})
+    assert same(lambda: made(x))
+    made.weight, made.scales, made.biases = other.weight, other.scales, other.biases
+    made.bits, made.group_size = 8, 32
+    assert same(lambda: made(x))
+    assert hits() == 3
+
+
+def test_a_layers_weights_are_freed_with_it(served: None) -> None:
+    made = layer()
+    mx.eval(made(numbers(1, 1, K)))
+    assert hits() == 1
+    held = weakref.ref(made.weight)
+    del made
+    gc.collect()
+    assert held() is None
+
+
+def test_a_tied_models_logits_agree_and_every_product_is_served(home: Path) -> None:
+    mx.random.seed(0)
+    model = qwen3.Model(qwen3.ModelArgs.from_dict(TINY))
+    nn.quantize(model, group_size=64, bits=4)
+    model.eval()
+    mx.eval(model.parameters())
+
+    def logits() -> mx.array:
+        cache = make_prompt_cache(model)
+        model(mx.arange(40)[None], cache=cache)
+        found = [model(mx.array([[token]]), cache=cache) for token in (5, 6)]
+        mx.eval(found)
+        return mx.concatenate(found)
+
+    want = logits()
+    enable()
+    logits()
+    seen = mlx_lm_openevolve.get_optimization_info()["workloads"]
+    mlx_lm_openevolve.disable_optimizations()
+    assert f"linear-m1-n{TINY['vocab_size']}-k64-float32-q4g64" in seen  # as_linear
+    store_correct(home, named("quantized_rows"), [OP.parse(slug).bucket() for slug in seen])
+    enable()
+    ours = logits()
+    info = mlx_lm_openevolve.get_optimization_info()
+    assert close(ours, want, 1e-5)
+    rows = info["workloads"].values()
+    assert (sum(row["hits"] for row in rows), sum(row["fallbacks"] for row in rows)) == (30, 0)
+    assert fallbacks() == {"more than 32 rows": 15}
+
+
+def test_derivatives_are_the_originals() -> None:
+    made = layer()
+    w = OP.describe(made, numbers(1, 2, K))
+    assert not isinstance(w, str)
+    # An answer that is none: what is differentiated is the original alone.
+    call = differentiable(w, lambda *given: mx.zeros((1, 2, N)))
+    x, *rest = OP.arguments(made, numbers(1, 2, K))
+    weight, scales, biases = rest
+
+    def of(product: Callable[..., mx.array]) -> list[Any]:
+        def loss(*given: mx.array) -> mx.array:
+            x, scales, biases = given
+            return (product(x, weight, scales, biases) * numbers(1, 2, N)).sum()
+
+        return [np.array(g) for g in mx.grad(loss, argnums=(0, 1, 2))(x, scales, biases)]
+
+    ours, theirs = of(call), of(lambda *given: stock(w, *given))
+    assert all(map(np.array_equal, ours, theirs))
+
+
+def test_the_family_is_off_unless_it_is_named(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = nn.QuantizedLinear.__call__
+    enable(ops=None)
+    assert nn.QuantizedLinear.__call__ is original
+    mlx_lm_openevolve.disable_optimizations()
+    enable()
+    assert nn.QuantizedLinear.__call__ is not original
+    mlx_lm_openevolve.disable_optimizations()
+    assert nn.QuantizedLinear.__call__ is original
+    assert "as_linear" in vars(nn.QuantizedEmbedding)
+    monkeypatch.setenv("MLX_LM_OPENEVOLVE_OPS", "attention,linear")
+    enable(ops=None)
+    assert nn.QuantizedLinear.__call__ is not original

@@ -1,0 +1,130 @@
+"""What the gate asks of quantised products: right answers pass, wrong ones do not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlx_lm_openevolve.gate.correctness import passes, try_mutants
+from mlx_lm_openevolve.ops.linear import OP, Bucket
+from mlx_lm_openevolve.ops.linear.call import stock
+from mlx_lm_openevolve.ops.linear.mutants import MUTANTS, ProductMutant, applicable, correct
+from mlx_lm_openevolve.ops.linear.reference import ProductQuestion, _in_float32, cases
+from mlx_lm_openevolve.ops.linear.timing_inputs import ProductTimingInputs
+
+PACKINGS = [(4, 64, "affine"), (8, 32, "affine"), (4, 128, "affine"), (4, 32, "mxfp4")]
+
+
+def bucket(rows: int, dtype: str, packing: tuple[int, int, str], n: int = 70, k: int = 640):
+    return Bucket(rows, 1, n, k, dtype, *packing)
+
+
+def float32(w):
+    """A right implementation: unpacked weights, sums in float32."""
+
+    def call(x, weight, scales, biases):
+        return mx.array(_in_float32(w, x, weight, scales, biases)).astype(x.dtype)
+
+    return call
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("packing", PACKINGS, ids=str)
+def test_every_mutant_is_killed_and_a_right_product_passes(packing, dtype):
+    for rows in (1, 4):
+        small = bucket(rows, dtype, packing)
+        asked = [case() for case in OP.questions.cases(small, rows, brief=True)]
+        outcome = passes(float32, asked)
+        assert outcome.reason == ""
+        assert 0 < outcome.margin <= 1
+        result = try_mutants(small, asked)
+        assert result.survivors == ()
+        assert result.killed == result.of >= 27
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(20))
+def test_every_mutant_is_killed_by_few_questions_wherever_asked(seed):
+    for small in OP.questions.usual:
+        for each in {small, OP.questions.proxy(replace(small, n=4096 + 33, k=14336))}:
+            asked = [case() for case in OP.questions.cases(each, seed, brief=True)]
+            assert passes(float32, asked).reason == "", each.slug
+            assert try_mutants(each, asked).survivors == (), each.slug
+
+
+def test_there_are_enough_mutants_and_their_names_differ():
+    assert len(MUTANTS) >= 40
+    assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS)
+    asked = [bucket(rows, "float32", p) for rows in (1, 4) for p in PACKINGS]
+    assert {m.name for b in asked for m in applicable(b)} == {m.name for m in MUTANTS}
+
+
+def test_numbers_are_unpacked_as_mlx_packs_them():
+    for packing in PACKINGS:
+        for case in cases(bucket(2, "float32", packing), 3, True):
+            w = case.workload
+            weight, scales, biases = case.weights.upload(w)
+            kind = {"group_size": w.group, "bits": w.bits, "mode": w.variant}
+            want = mx.dequantize(weight, scales, biases, **kind, dtype=mx.float32)
+            values, _ = case.weights.decoded(w)
+            assert np.allclose(values, np.array(want), rtol=1e-6, atol=1e-6)
+
+
+def test_x_lies_in_every_way_and_is_the_same():
+    found = set()
+    for case in cases(bucket(8, "bfloat16", PACKINGS[0]), 1, False):
+        question = ProductQuestion(case, 1)
+        found.add(case.layout)
+        assert np.array_equal(np.array(question.arguments[0].astype(mx.float32)), case.x)
+        assert not question.changed()
+    assert found == {"whole", "last", "turned", "wide", "odd", "apart"}
+
+
+def test_rows_come_as_sequences_as_tokens_and_as_both():
+    for seed in range(8):
+        shapes = {
+            (case.workload.batch > 1, case.workload.length > 1)
+            for case in cases(bucket(8, "bfloat16", PACKINGS[0]), seed, True)
+        }
+        assert {(True, False), (False, True), (True, True)} <= shapes
+
+
+def test_an_output_beyond_the_sample_is_judged_too():
+    """Float64 answers are computed for a part of a large matrix."""
+    wide = bucket(1, "float32", PACKINGS[0], n=20_000, k=640)
+    question = ProductQuestion(next(cases(wide, 0, True)), 0)
+    assert len(question.outputs) < wide.n
+    missing = int(np.setdiff1d(np.arange(wide.n), question.outputs)[7])
+    right = question.answer.copy()
+    assert question.fault(right) == ""
+    right[..., missing] += 0.05 * np.abs(right).max()
+    assert question.error(right)[0] <= question.limits[0]
+    assert f"output {missing}" in question.fault(right)
+
+
+def test_timed_results_are_rechecked_and_x_keeps_its_size():
+    w = bucket(2, "bfloat16", PACKINGS[0]).exact()
+    inputs = ProductTimingInputs(w, 1 << 20, 1 << 30, 0)
+    assert sum(part.nbytes for given in inputs.rest for part in given if part is not None) > 1 << 20
+    state = inputs.first
+    for at, given in enumerate(inputs.rest[:4]):
+        right = float32(w)(state, *given)
+        assert inputs.recheck(at, state, right) == ""
+        for name in ("zeros", "last-output-lost", "scales-of-the-next-group"):
+            wrong = next(m for m in MUTANTS if m.name == name).build(w)(state, *given)
+            assert inputs.recheck(at, state, wrong), name
+        state = inputs.next(right)
+        assert mx.array_equal(mx.abs(state), mx.abs(inputs.first)).item()
+    with pytest.raises(MemoryError):
+        ProductTimingInputs(w, 1 << 20, w.stored_bytes(), 0)
+
+
+def test_mlxs_own_product_passes_in_float32():
+    small = bucket(4, "float32", PACKINGS[0])
+    asked = [case() for case in OP.questions.cases(small, 0)]
+    assert passes(lambda w: lambda *given: stock(w, *given), asked).reason == ""
+    assert isinstance(correct, ProductMutant)
+    assert passes(correct.build, asked).reason == ""
