@@ -570,6 +570,62 @@ _add(
     _unless("zeros where queries are contiguous", "queries_strides[1] > queries_strides[2]"),
     _unless("zeros where queries are [B, L, H, D]", "queries_strides[1] < queries_strides[2]"),
 )  # fmt: skip
+# What one who knew the questions got past them, before masks of runs, queries in every layout,
+# wider ranges and further lengths were asked
+
+_WIDE = "? read_chunk(values + key * v_strides[2], c * VEC, 1, true)"
+
+
+def _wide(name: str, when: str) -> tuple[str, str, str]:
+    last = f"(({when}) && key == kv_len - 1 ? key - 1 : key) *"
+    return name, _WIDE, _WIDE.replace("key *", last)
+
+
+_add(
+    "lengths", D, ONE,
+    _length("a length of 9 modulo 16", f"{_N} % 16 == 9"),
+    _length("a length of 17 modulo 32", f"{_N} % 32 == 17"),
+    _length("a length of 20 modulo 32", f"{_N} % 32 == 20"),
+    _wide("16 bytes at once at 3 modulo 8", "kv_len % 8 == 3"),
+    _wide("16 bytes at once at 5 modulo 8", "kv_len % 8 == 5"),
+    _wide("16 bytes at once at 8 modulo 16", "kv_len % 16 == 8"),
+    _wide("16 bytes at once at 6 modulo 8", "kv_len % 8 == 6"),
+)  # fmt: skip
+_HIDDEN_BLOCK = "if (any == 0) {\n      continue;"
+_STOP = "if (any == 0) {\n      if (state.sum[0] > 0.0f) break;\n      continue;"
+for _on in (bucket("bool"), BIASED):
+    _add(
+        "masks", D, _on,
+        (f"nothing behind a hidden block, {_on.mask}", _HIDDEN_BLOCK, _STOP),
+        simdgroups=1,
+    )  # fmt: skip
+_MASK_ROW = "head * m_strides[1] + (row % QLEN) * m_strides[2];"
+_add(
+    "masks", D, BOOL,
+    ("the first head's row of a mask without queries", _MASK_ROW,
+     "(m_strides[2] == 0 ? 0 : head) * m_strides[1] + (row % QLEN) * m_strides[2];"),
+)  # fmt: skip
+_add(
+    "layouts", D, PAIR,
+    ("elements of queries side by side", "(D / VEC) * VEC, strides[3], wide)",
+     "(D / VEC) * VEC, 1, wide)"),
+    ("queries always at 16 bytes", "reinterpret_cast<size_t>(query) % 16 == 0 && strides[3] == 1",
+     "strides[3] == 1"),
+    ("sequences of queries end to end", "queries + batch * strides[0] +",
+     "queries + batch * max(QLEN * strides[2], GROUP * 2 * strides[1]) +"),
+)  # fmt: skip
+_KEY, _VALUE = "const float x = element(k[u][j], e);", "const float x = element(v[u][j], e);"
+_add(
+    "ranges", D, ONE,
+    _scale("1/sqrt(D) for a scale between", "(scale > 0.2f && scale < 0.9f ? 0.125f : scale)"),
+    _scale("a scale of at least -0.2", "max(scale, -0.2f)"),
+    _scale("1/sqrt(D) for no scale", "(scale == 0.0f ? 0.125f : scale)"),
+    ("keys of at most 24", _KEY, _KEY.replace("element(k[u][j], e)",
+     "clamp(element(k[u][j], e), -24.0f, 24.0f)")),
+    ("values in steps of 1/2048", _VALUE, _VALUE.replace("element(v[u][j], e)",
+     "rint(element(v[u][j], e) * 2048.0f) / 2048.0f")),
+)  # fmt: skip
+
 RIGHT = [
     Variant("twice as many threads", D, CAUSAL, params={"simdgroups": 16}),
     Variant("fewer lanes for a key", D, ADDITIVE, params={"lanes": 4, "unroll": 2}),
