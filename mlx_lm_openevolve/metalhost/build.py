@@ -22,6 +22,7 @@ from .entry import entry, resolve
 from .findings import Finding, Sources, position, unique
 from .flags import compile_flags
 from .lint import MAX_EXPANDED, lint_raw, lint_translated
+from .loops import count_iterations
 from .objects import assemble_counted, header_folder, link, precompiled_shim
 from .strict import STRICT_FLAGS, strict_findings, strict_warnings
 from .toolchain import (
@@ -177,7 +178,7 @@ def _compile(
     # A helper that waits is known by its call: calls in two branches are not merged into one.
     head = "#pragma clang attribute push(__attribute__((nomerge)), apply_to = function)\n"
     tail = f"\n#pragma clang attribute pop\n{entry(call, function)}"
-    unit.write_text(f"{head}{text}{tail}", encoding="utf-8")
+    unit.write_text(f"{head}{count_iterations(text)}{tail}", encoding="utf-8")
     flags = compile_flags(tools, request.instrument, request.count, request.math_mode)
     output = ["-S", "-emit-llvm", "-o", f"{work}/kernel.ll"]
     if not request.count:
