@@ -23,12 +23,17 @@ _CONDITION = re.compile(r"\s*(while)\s*(?=\()")
 _CONSTEXPR = re.compile(r"\bconstexpr\s+\w[^;{}=()]{0,200}\(")
 _BODY = re.compile(r"[^;{}=]{0,400}\{")
 # What waits is called, or is an operator of matrices. Conversions to scalars and vectors wait for
-# nobody.
+# nobody, and Metal's arithmetic does not where the text has no function of that name.
 _CALL = re.compile(
     r"(?<!\w)(?!(?:for|while|switch|if|return|sizeof|static_cast|as_type"
     r"|(?:bool|u?char|u?short|u?int|u?long|half|bfloat|float)[234]?)\b)"
-    r"[A-Za-z_]\w*\s*(?:<[^;(){}]{0,200}>\s*)?\(|\)\s*\("
+    r"([A-Za-z_]\w*)\s*(?:<[^;(){}]{0,200}>\s*)?\(|\)\s*\("
 )
+_DEFINITION = re.compile(r"\b(\w+)\s*\([^(){};]*\)\s*\w*\s*\{")
+_ARITHMETIC = {
+    *("abs", "clamp", "dot", "exp", "exp2", "fabs", "fma", "fmax", "fmin", "log", "log2", "max"),
+    *("min", "mix", "pow", "rsqrt", "select", "sqrt", "tanh"),
+}
 _MATRICES = re.compile(r"\bsimdgroup_(?:matrix\b|\w+\dx\d)")
 _NESTED = 256  # brackets, as in clang
 
@@ -42,7 +47,8 @@ def count_iterations(text: str) -> str:
     closing = _closing(code)
     if closing is None or not _LOOP.search(code):
         return text
-    calls = [m.start() for m in _CALL.finditer(code)]
+    arithmetic = _ARITHMETIC.difference(m[1] for m in _DEFINITION.finditer(code))
+    calls = [m.start() for m in _CALL.finditer(code) if m[1] not in arithmetic]
     everywhere = _MATRICES.search(code) is not None
     functions = [(m.start(), _function_end(code, m.end() - 1, closing))
                  for m in _CONSTEXPR.finditer(code)]  # fmt: skip
