@@ -86,8 +86,8 @@ def _host_names(text: str, declared: Declarations) -> str:
 
 
 _KERNEL = re.compile(
-    r"(?:\[\[\s*kernel\b[^\]]*\]\]|\bkernel\b)"
-    r"(?=\s+(?:\[\[[^\]]*\]\]\s*)*void\s+([A-Za-z_]\w*)\s*(\())"
+    r"(?:\[\[\s*kernel\b[^\[\]]*\]\]|\bkernel\b)"
+    r"(?=\s+(?:\[\[[^\[\]]*\]\]\s*){0,8}void\s+([A-Za-z_]\w*)\s*(\())"
 )
 
 
@@ -141,7 +141,7 @@ def _numbered(parameters: list[Parameter]) -> tuple[Parameter, ...]:
 
 def _function_constants(text: str, declared: Declarations, values: Mapping[int, object]) -> str:
     pattern = re.compile(
-        r"\bconstant\s+((?:[A-Za-z_]\w*\s+)*?[A-Za-z_]\w*)\s+([A-Za-z_]\w*)\s*"
+        r"\bconstant\s+((?:[A-Za-z_]\w*\s+){0,8}?[A-Za-z_]\w*)\s+([A-Za-z_]\w*)\s*"
         r"\[\[\s*function_constant\s*\(\s*(\d+)\s*\)\s*\]\]\s*;"
     )
 
