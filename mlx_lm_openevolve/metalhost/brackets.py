@@ -10,7 +10,7 @@ __all__ = ["blank", "close", "close_angle", "enclosing_braces", "split_top"]
 
 def blank(text: str) -> str:
     """Spaces in place of a text, its line breaks kept."""
-    return re.sub(r"[^\n]", " ", text)
+    return re.sub(r"[^\n]+", lambda m: " " * len(m.group()), text)
 
 
 def close(text: str, at: int, pair: str, within: int = sys.maxsize) -> int:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -22,11 +23,13 @@ from .entry import entry, resolve
 from .findings import Finding, Sources, position, unique
 from .flags import NO_WARNINGS, compile_flags
 from .lint import MAX_EXPANDED, lint_raw, lint_translated, plain_comments
+from .loops import count_iterations
 from .objects import assemble_counted, header_folder, link, precompiled_shim
 from .strict import STRICT_FLAGS, strict_findings, strict_warnings
 from .toolchain import (
     SHIM,
     Completed,
+    Crashed,
     Exhausted,
     Toolchain,
     one_line,
@@ -132,7 +135,7 @@ def _build(request: BuildRequest, tools: Toolchain, sources: Sources, work: Path
     """Fills a folder of the cache: program.json, and without findings the program `kernel`."""
     function: KernelFunction | None = None
     try:
-        findings, function = _compile(request, tools, sources, work)
+        findings, function = _compiled(request, tools, sources, work)
         if not findings and request.count:
             assemble_counted(tools, work)
     except Exhausted as error:
@@ -152,6 +155,29 @@ def _build(request: BuildRequest, tools: Toolchain, sources: Sources, work: Path
         "function": None if function is None else asdict(function),
     }
     (work / "program.json").write_text(json.dumps(record), encoding="utf-8")
+
+
+_TRIVIAL = "[[kernel]] void trivial(device float* y [[buffer(0)]]) { y[0] = 1; }"
+
+
+def _compiled(
+    request: BuildRequest, tools: Toolchain, sources: Sources, work: Path
+) -> tuple[list[Finding], KernelFunction | None]:
+    """As _compile. A compiler that crashes or hangs on a source twice, and compiles a trivial one,
+    has it from the source."""
+    for last in (False, True):
+        try:
+            return _compile(request, tools, sources, work)
+        except Crashed as error:
+            if last:
+                files = (("trivial", _TRIVIAL),)
+                trivial = replace(
+                    request, text=_TRIVIAL, function="trivial", files=files, constants=()
+                )
+                with tempfile.TemporaryDirectory() as other:
+                    _compile(trivial, tools, Sources(dict(files)), Path(other))
+                return [Finding("compile", f"{error}: with this source, and not with others")], None
+    raise AssertionError
 
 
 def _compile(
@@ -178,7 +204,7 @@ def _compile(
     # A helper that waits is known by its call: calls in two branches are not merged into one.
     head = "#pragma clang attribute push(__attribute__((nomerge)), apply_to = function)\n"
     tail = f"\n#pragma clang attribute pop\n{entry(call, function)}"
-    unit.write_text(f"{head}{text}{tail}", encoding="utf-8")
+    unit.write_text(f"{head}{count_iterations(text)}{tail}", encoding="utf-8")
     flags = compile_flags(tools, request.instrument, request.count, request.math_mode)
     output = ["-S", "-emit-llvm", "-o", f"{work}/kernel.ll"]
     if not request.count:

@@ -118,25 +118,29 @@ _HOST_NAME = re.compile(r'(template\s*)?\[\[\s*host_name\s*\(\s*((?:"[^"]*"\s*)+
 
 def _host_names(text: str, declared: Declarations) -> str:
     """Of instantiations, which are taken out, and of plain kernels."""
-    for m in reversed(list(_HOST_NAME.finditer(text))):
+    out, done = [], 0
+    for m in _HOST_NAME.finditer(text):
+        if m.start() < done:
+            continue
         name = "".join(re.findall(r'"([^"]*)"', m.group(2)))
-        end = text.find(";", m.end())
-        statement = text[m.end() : end]
+        end = text.find(";", m.end(), m.end() + 4096)
+        statement = text[m.end() : end if end >= 0 else m.end() + 4096]
         k = statement.find("decltype")
         function = re.search(r"\bvoid\s+([A-Za-z_]\w*(?:\s*<[^;{}]*?>)?)\s*\(", statement)
         if m.group(1) and k >= 0:
-            closing = close(statement, statement.index("(", k), "()")
-            declared.host_names[name] = " ".join(statement[closing + 1 :].split())
+            closing = close(statement, statement.find("(", k), "()")
+            declared.host_names.setdefault(name, " ".join(statement[closing + 1 :].split()))
         elif function:
-            declared.host_names[name] = function[1]
-        if m.group(1):
-            text = text[: m.start()] + blank(text[m.start() : end + 1]) + text[end + 1 :]
-    return text
+            declared.host_names.setdefault(name, function[1])
+        if m.group(1) and end >= 0:
+            out += [text[done : m.start()], blank(text[m.start() : end + 1])]
+            done = end + 1
+    return "".join([*out, text[done:]])
 
 
 _KERNEL = re.compile(
-    r"(?:\[\[\s*kernel\b[^\]]*\]\]|\bkernel\b)"
-    r"(?=\s+(?:\[\[[^\]]*\]\]\s*)*void\s+([A-Za-z_]\w*)\s*(\())"
+    r"(?:\[\[\s*kernel\b[^\[\]]*\]\]|\bkernel\b)"
+    r"(?=\s+(?:\[\[[^\[\]]*\]\]\s*){0,8}void\s+([A-Za-z_]\w*)\s*(\())"
 )
 
 
@@ -254,7 +258,7 @@ def _numbered(parameters: list[Parameter]) -> tuple[Parameter, ...]:
 
 def _function_constants(text: str, declared: Declarations, values: Mapping[int, object]) -> str:
     pattern = re.compile(
-        r"(?:\bstatic\s+)?\bconstant\s+((?:[A-Za-z_]\w*\s+)*?[A-Za-z_]\w*)\s+([A-Za-z_]\w*)\s*"
+        r"(?:\bstatic\s+)?\bconstant\s+((?:[A-Za-z_]\w*\s+){0,8}?[A-Za-z_]\w*)\s+([A-Za-z_]\w*)\s*"
         r"\[\[\s*function_constant\s*\(\s*(\d+)\s*\)\s*\]\]\s*;"
     )
 

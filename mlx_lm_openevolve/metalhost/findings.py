@@ -115,14 +115,17 @@ def unique(findings: Iterable[Finding]) -> tuple[Finding, ...]:
     return tuple(kept)
 
 
-_MARKER = re.compile(r'^\s*#\s*(?:line\s+)?(\d+)\s+"([^"]*)"', re.M)
+_MARKER = re.compile(r'#[ \t]*(?:line[ \t]+)?(\d+)[ \t]+"([^"\n]*)"')
 
 
 def position(text: str, at: int) -> tuple[str, int]:
-    """File and line that line markers give to a position."""
-    last = None
-    for m in _MARKER.finditer(text, 0, at):
-        last = m
-    if last is None:
-        return "", text.count("\n", 0, at) + 1
-    return last.group(2), int(last.group(1)) + text.count("\n", last.end(), at) - 1
+    """File and line that line markers, each at the beginning of a line, give to a position."""
+    end = at
+    while True:
+        start = text.rfind("\n#", 0, end) + 1  # 0: perhaps the first line
+        m = _MARKER.match(text, start, at)
+        if m is not None:
+            return m.group(2), int(m.group(1)) + text.count("\n", m.end(), at) - 1
+        if not start:
+            return "", text.count("\n", 0, at) + 1
+        end = start

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 from .brackets import blank
@@ -21,6 +22,7 @@ __all__ = [
 
 MAX_SOURCE = 256 * 1024  # characters
 MAX_EXPANDED = 8 << 20  # characters: MLX's largest kernel has a twentieth
+MOST = 20  # findings of one rule
 
 # What a directive may be. #line is not among them: the places of findings rest on it.
 _DIRECTIVES = (
@@ -55,9 +57,29 @@ _FORBIDDEN = (
      "names of the host runtime are reserved"),
     (r"\b__(?:tsan|ubsan|sanitizer)_\w+", "names of the host runtime are reserved"),
     (r"(?<!\w)(?:import|module|export)\s+[<\"\w]", "modules are not Metal"),
-    (r"\[\s*\[\s*(?:[^\]]{0,200},\s*)?(?:using\b|\w+\s*::)", "compiler attributes are not Metal"),
     (r"\\", "a name is written in letters"),
 )  # fmt: skip
+
+
+_BRACKETS = re.compile(r"(?:\[\s*)?\[\s*|\]|,\s*")
+_FOREIGN = re.compile(r"using\b|\w+\s*::")
+
+
+def _compiler_attribute(code: str) -> int:
+    """Where an attribute is of a compiler's own, `[[gnu::x]]`; -1 without one."""
+    opened: list[bool] = []  # whether each bracket is one of attributes
+    for m in _BRACKETS.finditer(code):
+        first = m.group()[0]
+        if first == "[":
+            twice = m.group().count("[") == 2
+            opened += [twice or (bool(opened) and opened[-1])] * (1 + twice)
+        elif first == "]":
+            if opened:
+                opened.pop()
+            continue
+        if opened and opened[-1] and _FOREIGN.match(code, m.end()):
+            return m.start()
+    return -1
 
 
 # Attributes that say nothing about what a function does, and of a type or variable no more than
@@ -76,7 +98,6 @@ _HARMLESS = re.compile(
 # Comments, and the literals that could be taken for the beginning of one.
 _COMMENT = re.compile(
     r"//(?:\\[ \t]*\r?\n|[^\n\r])*|/\*(?:.|\n)*?(?:\*/|\Z)"
-    r'|R"(?P<end>[^()\\\s"]{0,16})\((?:.|\n)*?\)(?P=end)"'
     r'|"(?:\\.|[^"\\\n])*"'
     r"|'(?:\\.|[^'\\\n])*'"
 )
@@ -114,6 +135,8 @@ def _refusal(body: str, include_root: str | None) -> tuple[str, str, int] | None
     for k, c in enumerate(body):
         if ord(c) > 126 or (ord(c) < 32 and c not in "\t\n\r"):
             return "non-ascii", f"character U+{ord(c):04X}: Metal code is ASCII", k
+    if "??/" in body:
+        return "sandbox", "??/, a backslash, is not available", body.index("??/")
     plain = _joined(body)
     for word, operand, at in directives(plain):
         if word in ("include", "import", "pragma") and len(operand) > MAX_OPERAND:
@@ -126,6 +149,8 @@ def _refusal(body: str, include_root: str | None) -> tuple[str, str, int] | None
                 return "sandbox", f"#pragma {operand[:60]} is not available", at
         elif word and word not in _DIRECTIVES:
             return "sandbox", f"#{word[:40]} is not available in kernels", at
+        elif not word and operand.startswith("/*"):
+            return "sandbox", "a comment between # and the directive ends on its line", at
     for m in _PRAGMA_OPERATOR.finditer(plain):
         if m.group(1) is None or not _PRAGMA.match(m.group(1)):
             return "sandbox", "_Pragma takes a literal about loops here", m.start()
@@ -135,10 +160,25 @@ def _refusal(body: str, include_root: str | None) -> tuple[str, str, int] | None
     return None
 
 
+# A backslash that joins two lines.
+_SPLICE = re.compile(r"(\\[ \t]*(?:\r\n|\n\r|[\r\n]))")
+
+
 def _joined(body: str) -> str:
-    """As long as the text was: a carriage return ends a line, a backslash joins two."""
-    plain = body.replace("\r", "\n")
-    return re.sub(r"\\[ \t]*\n", lambda m: " " * len(m.group()), plain)
+    """As long as the text was, its lines where they were: a carriage return ends a line, and what
+    a backslash joins stands together, with blanks behind it."""
+    out, owed = [], 0
+    for k, part in enumerate(_SPLICE.split(body)):
+        if k % 2:
+            owed += len(part)
+            continue
+        line, end, rest = part.replace("\r", "\n").partition("\n")
+        if end:
+            out += [line, " " * owed, end, rest]
+            owed = 0
+        else:
+            out.append(line)
+    return "".join(out) + " " * owed
 
 
 def directives(body: str) -> Iterator[tuple[str, str, int]]:
@@ -182,7 +222,7 @@ _RULES = (
     (re.compile(r"\b(?:try|catch|throw)\b"), "exceptions are not supported in Metal"),
     (re.compile(r"\b(?:dynamic_cast|typeid|thread_local|goto|virtual|register)\b"),
      "not supported in Metal"),
-    (re.compile(r"(?:\[\[\s*kernel\b[^\]]*\]\]|\bkernel\b)\s+(?!void\b)\w+\s+\w+\s*\("),
+    (re.compile(r"(?:\[\[\s*kernel\b[^\[\]]*\]\]|\bkernel\b)\s+(?!void\b)\w+\s+\w+\s*\("),
      "a kernel returns void"),
     (re.compile(r"\b(?:printf|malloc|free|memcpy|memset|memmove|assert|abort|exit)\s*\("),
      "there is no C library in Metal"),
@@ -201,30 +241,32 @@ def lint_translated(text: str, sources: Sources) -> list[Finding]:
     at = _stray_directive(text, spelled_out)
     if at >= 0:
         add("sandbox", "a directive that a macro makes is not available", at)
-    for start, end in _own_spans(text, sources):
-        code = spelled_out[start:end]
-        code = _HARMLESS.sub(lambda m: blank(m.group()), code)
-        for spelled, message in _FORBIDDEN:
-            hit = re.search(spelled, code)
-            if hit:
-                add("sandbox", message, start + hit.start())
-        for pattern, message in _RULES:
-            for m in pattern.finditer(code):
-                add("strict", f"'{m.group().strip(' (')}': {message}", start + m.start())
-        for at, name in _missing_space(code):
-            message = (
-                f"the pointer or reference '{name}' has no address space: "
-                "write thread, device, threadgroup or constant"
-            )
-            add("strict", message, start + at)
+    code = _own(text, spelled_out, sources)
+    code = _HARMLESS.sub(lambda m: blank(m.group()), code)
+    for spelled, message in _FORBIDDEN:
+        hit = re.search(spelled, code)
+        if hit:
+            add("sandbox", message, hit.start())
+    at = _compiler_attribute(code)
+    if at >= 0:
+        add("sandbox", "compiler attributes are not Metal", at)
+    for pattern, message in _RULES:
+        for m in islice(pattern.finditer(code), MOST):
+            add("strict", f"'{m.group().strip(' (')}': {message}", m.start())
+    for at, name in islice(_missing_space(code), MOST):
+        message = (
+            f"the pointer or reference '{name}' has no address space: "
+            "write thread, device, threadgroup or constant"
+        )
+        add("strict", message, at)
     return findings
 
 
 # Literals, and what could be taken for their beginning: an identifier, a number with separators.
 _TOKEN = re.compile(
-    r'(?:u8|[uUL])?R"(?P<end>[^()\\\s"]{0,16})\((?:.|\n)*?\)(?P=end)"'
-    r'|(?:u8|[uUL])?"(?:\\.|[^"\\\n])*"'
-    r"|[uUL]?'(?:\\.|[^'\\\n])*'"
+    r'(?:u8|[uUL])?R"(?P<end>[^()\\\s"]{0,16})\('
+    r'|(?:(?:u8|[uUL])?"(?:\\.|[^"\\\n])*'
+    r"|[uUL]?'(?:\\.|[^'\\\n])*)(?P<shut>[\"']?)"
     r"|[A-Za-z_]\w*|\.?\d(?:[eEpP][+-]|'\w|[\w.])*"
     r"|<::(?![:>])|<:|:>|<%|%>|%:"
 )
@@ -234,16 +276,27 @@ _DIGRAPHS = {"<:": "[ ", ":>": "] ", "<%": "{ ", "%>": "} ", "%:": "# ", "<::": 
 def tokens(text: str) -> str:
     """A preprocessed text, as long as it was, with what its literals hold blanked and digraphs
     spelled out: what is left is tokens."""
-
-    def plain(m: re.Match[str]) -> str:
-        word = m.group()
+    out, done = [], 0
+    endless: set[str] = set()  # ends of raw strings that do not come any more
+    m = _TOKEN.search(text)
+    while m is not None:
+        word, end, literal = m.group(), m.end(), bool(m["shut"])
+        if m["end"] is not None:
+            closing = f'){m["end"]}"'
+            stop = -1 if closing in endless else text.find(closing, end)
+            if stop < 0:
+                endless.add(closing)
+            else:
+                end = stop + len(closing)
+                word, literal = text[m.start() : end], True
         if word in _DIGRAPHS:
-            return _DIGRAPHS[word]
-        if word[-1] not in "\"'":
-            return word
-        return word[0] + blank(word[1:-1]) + word[-1]
-
-    return _TOKEN.sub(plain, text)
+            word = _DIGRAPHS[word]
+        elif literal:
+            word = word[0] + blank(word[1:-1]) + word[-1]
+        out += [text[done : m.start()], word]
+        done = end
+        m = _TOKEN.search(text, end)
+    return "".join([*out, text[done:]])
 
 
 # The preprocessor puts its own into the first column: places, and pragmas that lint_raw has read.
@@ -259,42 +312,42 @@ def _stray_directive(text: str, spelled_out: str) -> int:
     return -1
 
 
-_MARK = re.compile(r'^\s*#\s*(?:line\s+)?\d+\s+"([^"]*)"[^\n]*\n', re.M)
+_MARK = re.compile(r'^[ \t]*#[ \t]*(?:line[ \t]+)?\d+[ \t]+"([^"\n]*)"[^\n]*\n', re.M)
 
 
-def _own_spans(text: str, sources: Sources) -> list[tuple[int, int]]:
-    marks = list(_MARK.finditer(text))
-    spans = []
-    for i, m in enumerate(marks):
-        end = marks[i + 1].start() if i + 1 < len(marks) else len(text)
-        if sources.known(m.group(1)):
-            spans.append((m.end(), end))
-    return spans
+def _own(text: str, code: str, sources: Sources) -> str:
+    """Of `code`, the tokens of `text`, what lies in the caller's own files; the rest is blank."""
+    out, done, own = [], 0, False
+    for m in _MARK.finditer(text):
+        out.append(code[done : m.start()] if own else blank(code[done : m.start()]))
+        out.append(blank(m.group()))
+        done, own = m.end(), sources.known(m.group(1))
+    return "".join([*out, code[done:] if own else blank(code[done:])])
 
 
 _SPACE_WORDS = re.compile(r"\b(?:thread|device|threadgroup|constant|auto)\b")
 
 
-def _missing_space(code: str) -> list[tuple[int, str]]:
+def _missing_space(code: str) -> Iterator[tuple[int, str]]:
     """Declarations of pointers or references without an address space."""
     names = set(re.findall(r"\b(?:typename|class|struct)\s+([A-Za-z_]\w*)", code))
     names |= set(re.findall(r"\busing\s+([A-Za-z_]\w*)\s*=", code))
     names |= set(re.findall(r"\btypedef\s+[^;*&]{0,400}?\b([A-Za-z_]\w*)\s*;", code))
-    extra = "|".join(sorted(names)) or "(?!)"
     declaration = re.compile(
-        r"(?<=[;{}(,\n])([ \t]*(?:\w+[ \t\n]+){0,6}?)"
-        rf"\b({_TYPES}|{extra})((?:\s+(?:const|volatile))*)"
+        r"(?<=[;{}(,\n])([ \t]*(?:\w+[ \t\n]+){0,6}?)\b(\w+)((?:\s+(?:const|volatile))*)"
         r"\s*([*&])\s*(?:const\s+)?([A-Za-z_]\w*)\s*(?=[=,;)\[{]|:(?!:))"
     )
-    places = []
     for m in declaration.finditer(code):
+        builtin = re.fullmatch(_TYPES, m.group(2)) is not None
+        if not builtin and m.group(2) not in names:
+            continue
         if _SPACE_WORDS.search(m.group(1)) or _SPACE_WORDS.search(m.group(3)):
             continue
         if re.search(r"\b(?:return|case|else|goto|using|typedef)\b", m.group(1)):
             continue
-        builtin = re.fullmatch(_TYPES, m.group(2)) is not None
-        before = code[: m.start(2)].rstrip()
-        at_statement = not before or before[-1] in ";{}"
+        before = m.start(2)
+        while before and code[before - 1].isspace():
+            before -= 1
+        at_statement = not before or code[before - 1] in ";{}"
         if builtin or at_statement:
-            places.append((m.start(2), m.group(5)))
-    return places
+            yield m.start(2), m.group(5)

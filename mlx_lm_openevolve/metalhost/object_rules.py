@@ -21,7 +21,7 @@ ENTRIES = frozenset({"mh_signature", "mh_entry"})  # what the runtime calls
 # rest is the C library's: what clang calls by itself, and the functions of floats behind Metal's.
 _GIVEN = re.compile(
     r"mh_(?:place|lane|declare|argument|threadgroup_variable|barrier|simdgroup_barrier|collective"
-    r"|block|atomic|bad_modulo)|__trunc[sd]f[bh]f2|__extendhfsf2|__(?:tsan|ubsan_handle|sanitizer_cov)_\w+"
+    r"|block|atomic|bad_modulo|turns)|__trunc[sd]f[bh]f2|__extendhfsf2|__(?:tsan|ubsan_handle|sanitizer_cov)_\w+"
     r"|(?:__start___|__stop___|section\$(?:start|end)\$__DATA\$__)sancov_guards"
     r"|mem(?:cpy|move|set|cmp)"
     r"|(?:a?(?:cos|sin|tan)h?|atan2|cbrt|ceil|copysign|erfc?|exp(?:2|10|m1)?|__exp10|__sincos"

@@ -29,6 +29,7 @@ from .confine import Access
 __all__ = [
     "METAL_HEADERS",
     "Completed",
+    "Crashed",
     "Exhausted",
     "Toolchain",
     "compiler_available",
@@ -195,6 +196,11 @@ class Exhausted(Exception):
     """A source takes more of the compiler's time, memory or files than any kernel does."""
 
 
+class Crashed(MachineError):
+    """The compiler broke, or came to no end: the machine's trouble, unless it happens to one source
+    again and again."""
+
+
 # Lines that name no place in a source: a source's own text cannot forge them.
 _NO_PLACE = r"^(?!.*:\d+:\d+: ).*"
 _CANNOT = re.compile(
@@ -202,6 +208,7 @@ _CANNOT = re.compile(
     r"|Permission denied|Cannot allocate memory|out of memory)",
     re.M,
 )
+_BROKEN = {signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE}
 _FULL = re.compile(_NO_PLACE + r"File too large", re.M)
 _NO_MEMORY = re.compile(
     _NO_PLACE + r"(?:Cannot allocate memory|out of memory|std::bad_alloc)", re.M
@@ -213,9 +220,10 @@ _CRASHED = re.compile(
 
 def run_tool(command: Sequence[str], access: Access | None = None) -> Completed:
     """Runs a compiler, confined to `access` where its source is not our own. Its verdict on a
-    source ends in status 0, or 1 with a message; whatever else it does (a crash, a signal, a hang,
-    silence, a full disk) raises MachineError: what a source is to blame for is kept in the cache,
-    and this must not be. A source that goes beyond the limits of confine.py raises Exhausted."""
+    source ends in status 0, or 1 with a message; whatever else it does (a signal, silence, a full
+    disk) raises MachineError, and a crash or a hang Crashed: what a source is to blame for is kept
+    in the cache, and this must not be. A source that goes beyond the limits of confine.py raises
+    Exhausted."""
     zig = str(store().root / "zig")  # zig's own caches lie beside ours
     name = Path(command[0]).name
     options: dict[str, Any] = {
@@ -241,7 +249,7 @@ def run_tool(command: Sequence[str], access: Access | None = None) -> Completed:
             os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
         if isinstance(error, subprocess.TimeoutExpired):
-            raise MachineError(f"{name} took more than {seconds:g} s") from None
+            raise Crashed(f"{name} took more than {seconds:g} s") from None
         raise
     stdout, stderr = (text.decode("utf-8", "replace") for text in output)
     status = process.returncode
@@ -249,12 +257,13 @@ def run_tool(command: Sequence[str], access: Access | None = None) -> Completed:
         _refuse_exhaustion(status, stderr)
     if status < 0:
         ended = signal.Signals(-status).name if -status in set(signal.Signals) else str(-status)
-        raise MachineError(f"the compiler was ended by {ended}: no memory left, or interrupted")
+        kind = Crashed if -status in _BROKEN else MachineError
+        raise kind(f"the compiler was ended by {ended}: no memory left, or interrupted")
     cannot = _CANNOT.search(stderr) if status else None
     if cannot:
         raise MachineError(f"the compiler cannot write or work: {cannot[1]}")
     if status > 1 or (status and _CRASHED.search(stderr)):
-        raise MachineError(f"the compiler crashed with status {status}: {one_line(stderr)}")
+        raise Crashed(f"the compiler crashed with status {status}: {one_line(stderr)}")
     if status and not (stdout + stderr).strip():
         raise MachineError(f"the compiler ended with status {status} and said nothing")
     return Completed(status, stdout, stderr)

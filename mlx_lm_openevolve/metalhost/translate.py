@@ -47,7 +47,7 @@ def _array_parameters(text: str) -> str:
     """`constant int x[3]` as a parameter: clang wants the pointer that it stands for."""
     return re.sub(
         r"(?<=[(,])(\s*(?:const\s+)?(?:constant|device|threadgroup)\b[^,;(){}=*&]*?)"
-        r"(\b[A-Za-z_]\w*)\s*\[[^\]]*\]((?:\s*\[[^\]]*\])*)(?=\s*[,)])",
+        r"(\b[A-Za-z_]\w*)\s*\[[^\]]{0,400}\]((?:\s*\[[^\]]*\])*)(?=\s*[,)])",
         lambda m: f"{m[1]}(*{m[2]}){m[3]}" if m[3] else f"{m[1]}* {m[2]}",
         text,
     )

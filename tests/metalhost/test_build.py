@@ -22,6 +22,7 @@ from mlx_lm_openevolve.metalhost import compiler_available, metal_kernel
 from mlx_lm_openevolve.metalhost.build import BuildRequest, _build
 from mlx_lm_openevolve.metalhost.cache import Store
 from mlx_lm_openevolve.metalhost.findings import Sources
+from mlx_lm_openevolve.metalhost.lint import lint_translated
 from mlx_lm_openevolve.metalhost.signature import generate
 from mlx_lm_openevolve.metalhost.symbols import LineTable
 from mlx_lm_openevolve.metalhost.toolchain import RUNTIME, SHIM, _toolchain, toolchain
@@ -271,3 +272,23 @@ def test_directives_are_found_in_time_that_grows_with_the_text(text: str, refuse
     findings = metalhost.check_source(text)
     assert time.process_time() - start < 2.0
     assert [f.message.split()[0] for f in findings] == ([refused] if refused else [])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f'R"({chr(10) * 120_000})"',
+        "\n" * 120_000,
+        "long " * 24_000,
+        'R"(' * 40_000,
+        '"\\' * 60_000,
+        "[[kernel" * 15_000,
+        "[[a," * 30_000,
+        "int& a,\n" * 15_000,
+        "".join(f"using a{i} = int;" for i in range(8000)),
+    ],
+)
+def test_the_rules_end_in_time_that_grows_with_the_text(text: str) -> None:
+    start = time.process_time()
+    lint_translated(f'# 1 "kernel"\n{text}', Sources({"kernel": text}))
+    assert time.process_time() - start < 2.0

@@ -7,12 +7,14 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from probe import launch, messages, on_host
+from probe import launch, messages, on_host, only
 
 from mlx_lm_openevolve.errors import MachineError
 from mlx_lm_openevolve.metalhost import build
+from mlx_lm_openevolve.metalhost.build import BuildRequest, _compile
 from mlx_lm_openevolve.metalhost.cache import MANIFEST, _digests, intact
 from mlx_lm_openevolve.metalhost.toolchain import toolchain
 
@@ -214,3 +216,42 @@ def test_a_compiler_that_fails_by_itself_rejects_no_kernel(
     finally:
         broken.unlink()
     assert launch(body).ok
+
+
+@on_host
+@pytest.mark.parametrize("script", ["kill -SEGV $$", "sleep 60", "exit 139"])
+def test_a_compiler_that_fails_on_one_source_rejects_it(
+    script: str, compiler: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twice, while it compiles another."""
+    monkeypatch.setenv("MLX_LM_OPENEVOLVE_CXX", str(compiler))
+    mark = f"bomb_{os.urandom(4).hex()}"
+    assert probe(7) == [7.0] * 32
+    broken = compiler.parent / "broken"
+    compiled: list[str] = []
+
+    def noted(request: BuildRequest, *rest: Any) -> Any:
+        compiled.append(request.function)
+        return _compile(request, *rest)
+
+    broken.write_text(
+        'for word; do case "$word" in */kernel.metal) '
+        f'if grep -q {mark} "$word"; then {script}; fi;; esac; done\n'
+    )
+    body = f"const float {mark} = 6; y[thread_position_in_grid.x] = {mark};"
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr("mlx_lm_openevolve.metalhost.toolchain.TIMEOUT", 4.0)
+            patch.setattr("mlx_lm_openevolve.metalhost.build._compile", noted)
+            done = launch(body)
+    finally:
+        broken.unlink()
+    assert "with this source" in only(done, "compile").message
+    assert len(compiled) == 3
+    assert compiled[0] == compiled[1] != compiled[2]
+
+
+@on_host
+def test_a_source_that_breaks_clang_is_to_blame() -> None:
+    done = launch(f"y[thread_position_in_grid.x] = {'-~' * 60_000}1; // {os.urandom(4).hex()}")
+    only(done, "compile")

@@ -118,6 +118,9 @@ PROGRAMS = {
     "io_uring": "static long p[15]; r = ask(425, 1, (long)p);",
     "write over the launch": "r = ask(18, 0, (long)FILE, 0, 0);",
     "map what others share": "r = ask(9, 0, 4096, 3, 0x21, -1) > 0;",
+    "memory to share, as if of the launch": "r = ask(9, 0, 4096, 3, 0x21, 0) > 0;",
+    "memory to share, as if of the launch, strictly": "r = ask(9, 0, 4096, 3, 0x23, 0) > 0;",
+    "a stack that grows": "r = ask(9, 0, 4096, 3, 0x122, -1) > 0;",
     "int 0x80": """
         asm volatile("int $0x80" : "=a"(r) : "a"(10), "b"(file) : "memory");
         r = int(r);
@@ -327,6 +330,22 @@ def test_the_system_holds_where_the_rules_fail(behind: Behind, world: World) -> 
     behind.confine = FREE
     run(header, body)
     assert world.target.exists()
+
+
+@on_host
+@on_x86
+@pytest.mark.parametrize("protection", [1, 3])
+def test_addresses_end_as_memory_does(protection: int, behind: Behind) -> None:
+    """Pages that are only read count as no data, but their tables take memory."""
+    behind.rules = False
+    body = f"""\
+    long got = 0;
+    while (got < 64 && ask(9, 0, 1l << 30, {protection}, 0x22, -1) > 0) ++got;
+    y[0] = got; // {os.urandom(8).hex()}
+    """
+    done = run('#define FILE ""\n' + CALLS, body)
+    assert done.ok, messages(done)
+    assert done.outputs[0].item() < 16
 
 
 @on_host

@@ -59,6 +59,9 @@ __attribute__((nomerge)) void mh_collective(const char* name, const void* in, un
 void mh_bad_modulo(const char* name, unsigned modulo);
 // Count mode: a basic block of `instructions` instructions and `flops` floating-point operations.
 void mh_block(unsigned id, unsigned instructions, unsigned flops);
+// A number for the iterations that the running thread is in, of the loops around it. Its address
+// space is one that the thread sanitizer does not announce.
+extern __attribute__((address_space(1))) unsigned long mh_turns;
 // The access of an atomic operation, checked and counted; the kernel then performs it.
 void mh_atomic(const volatile void* address, unsigned size, int kind);
 }

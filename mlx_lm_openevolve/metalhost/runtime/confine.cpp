@@ -52,11 +52,15 @@ bool confine() {
       MH_BITS(PROT_EXEC, 1, 0),
       MH_RETURN(SECCOMP_RET_ALLOW),
       MH_RETURN(SECCOMP_RET_TRAP),
-      MH_CALL(SYS_mmap, 8),  // no code; shared with others is the launch's own file alone
+      // No code, and no memory that the limit of data does not count: a stack that grows, memory
+      // to share. Shared is the launch's own file alone.
+      MH_CALL(SYS_mmap, 10),
       MH_ARGUMENT(2),
-      MH_BITS(PROT_EXEC, 5, 0),
+      MH_BITS(PROT_EXEC, 7, 0),
       MH_ARGUMENT(3),
-      MH_BITS(MAP_SHARED, 0, 2),
+      MH_BITS(MAP_GROWSDOWN, 5, 0),
+      MH_BITS(MAP_SHARED, 0, 3),
+      MH_BITS(MAP_ANONYMOUS, 3, 0),
       MH_ARGUMENT(4),
       MH_EQUAL(0, 0, 1),
       MH_RETURN(SECCOMP_RET_ALLOW),

@@ -30,6 +30,19 @@ static uint64_t buffer_bytes() {
   return total;
 }
 
+// Sets an end to the memory of data, and to addresses, whose tables take memory too. The slots of
+// the arrays are such addresses (map_buffers).
+static void limit_memory() {
+  const uint64_t data = (1ull << 30) + 32 * buffer_bytes();
+  uint64_t largest = 0;
+  for (unsigned i = 0; i < g_launch->buffers; ++i) {
+    if (g_launch->buffer[i].size > largest) largest = g_launch->buffer[i].size;
+  }
+  const uint64_t slot = largest < (8u << 20) ? 64u << 20 : 8 * largest + (1u << 20);
+  limit(RLIMIT_DATA, data);
+  limit(RLIMIT_AS, data + g_launch->buffers * slot + 4 * buffer_bytes() + (256u << 20));
+}
+
 static double now() {
   struct timeval t;
   gettimeofday(&t, nullptr);
@@ -47,7 +60,7 @@ int main() {
   limit(RLIMIT_CORE, 0);
   limit(RLIMIT_FSIZE, 0);
   limit(RLIMIT_CPU, g_launch->time_limit_ms / 1000 + 2);
-  limit(RLIMIT_DATA, (1ull << 30) + 32 * buffer_bytes());
+  limit_memory();
   watch(g_launch->time_limit_ms);
   if (g_launch->confine != kFree && !confine() && g_launch->confine == kConfined) {
     print("unconfined\n");

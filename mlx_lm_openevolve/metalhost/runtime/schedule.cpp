@@ -177,10 +177,13 @@ inline void give_way() {
   Thread* self = g_thread;
   if (next == self) return;
   g_thread = next;
+  const unsigned long turns = mh_turns;
   mh_switch(&self->stack_pointer, next->stack_pointer);
+  mh_turns = turns;
 }
 
 void fiber_entry() {
+  mh_turns = 0;
   mh_entry();
   Simdgroup& s = g_simdgroups[g_thread->place.simdgroup];
   const unsigned bit = 1u << g_thread->place.lane;
@@ -274,6 +277,7 @@ void run_grid() {
 
 }  // namespace mh
 
+__attribute__((address_space(1))) unsigned long mh_turns;
 extern "C" const MhPlace* mh_place() { return &mh::g_thread->place; }
 extern "C" unsigned mh_lane() { return mh::g_thread->place.lane; }
 
@@ -281,10 +285,11 @@ namespace {
 
 using namespace mh;
 
-// A number for the path of calls to a wait, from the return addresses of the frames below: two
-// calls on one line, or one helper called from two branches, have different paths.
+// A number for the path of calls to a wait, from the return addresses of the frames below, and for
+// the iterations of the loops around: two calls on one line, one helper called from two branches,
+// one call in two iterations have different paths.
 inline uint64_t call_path(const Thread& t, const void* frame) {
-  uint64_t path = 1469598103934665603ull;
+  uint64_t path = 1469598103934665603ull ^ mh_turns;
   for (Address at = Address(frame); at >= t.stack_low && at + 16 <= t.stack_high;) {
     const Address* words = reinterpret_cast<const Address*>(at);  // the caller's frame, its address
     path = (path ^ words[1]) * 1099511628211ull;

@@ -32,6 +32,18 @@ MH_INLINE void simdgroup_barrier(mem_flags flags) {
 
 namespace mh {
 
+// Of one loop (metalhost/loops.py): its iteration tells two waits at one place apart.
+struct Loop {
+  const unsigned long around = mh_turns;
+  unsigned long turns = 0;
+  MH_INLINE Loop() {}
+  MH_INLINE ~Loop() { mh_turns = around; }
+  MH_INLINE bool turn() {
+    mh_turns = (around + ++turns) * 0x9e3779b97f4a7c15ul;
+    return true;
+  }
+};
+
 template <class T> MH_UNCHECKED inline T& slot_in(MhSlots* s, unsigned lane) {
   return *reinterpret_cast<T*>(s->in[lane]);
 }
