@@ -43,7 +43,9 @@ def write_atomic(path: Path, data: bytes, *, durable: bool = False) -> None:
     """
     temporary = path.with_name(f".new-{os.urandom(6).hex()}")
     try:
-        with temporary.open("xb") as file:
+        # Closed to others whatever the umask.
+        made = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        with os.fdopen(made, "wb") as file:
             file.write(data)
             if durable:
                 file.flush()

@@ -9,8 +9,8 @@
 A layout (Bucket.layout) is what the calls of one model have in common: a process reads one file.
 
 Readers take no lock and never raise: what does not parse, or does not match its hash, is moved
-aside and logged once, and calls run on MLX's own. Writers hold a file lock and replace whole
-files.
+aside and logged once, and calls run on MLX's own. What another user may have written, a file or a
+folder, is left alone and logged once. Writers hold a file lock and replace whole files.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ MAX_RAW_BYTES = 64 << 20
 LOCK_SECONDS = 10.0
 ABANDONED_SECONDS = 24 * 3600.0
 Read = tuple[Verdict, dict[str, Any]]  # a verdict, and the record as it was read
-_told: set[Path] = set()  # roots whose refusal was logged
+_told: set[str] = set()  # reasons that were logged
 _DEVICE = re.compile(r"[a-z0-9][a-z0-9-]{0,79}")
 
 
@@ -72,18 +72,47 @@ class Registry:
     def __init__(self, root: Path | str, writable: bool = True) -> None:
         self.root = Path(root)
         self.writable = writable
-        self.refusal = _open_to_all(self.root) if writable else ""
+        self._owners = {0, _user(), *(_owner(self.root) if not writable or _user() == 0 else ())}
+        self.refusal = _open_above(self.root) if writable else ""
+        self.refusal = self.refusal or self._distrust(self.root / VERSION)
         # What anyone may write is not read either: there is nothing below the null device.
         self._base = (Path(os.devnull) if self.refusal else self.root) / VERSION
-        if self.refusal and self.root not in _told:
-            _told.add(self.root)
-            log.warning("%s: calls run on MLX's own", self.refusal)
+        _tell(self.refusal)
         self._kernels: dict[str, Kernel] = {}
         self._damaged: set[Path] = set()
         self._files: dict[Path, tuple[Any, tuple[list[Read], list[Any], dict[str, Any]]]] = {}
 
     def __repr__(self) -> str:
         return f"Registry({str(self.root)!r})"
+
+    def _distrust(self, path: Path) -> str:
+        """Why a file or folder is not read, "" where it is: others may have written it, or what it
+        lies in, up to the root. What does not exist has no fault."""
+        for part in (path, *path.parents):
+            with contextlib.suppress(OSError):
+                found = part.stat()
+                if found.st_mode & stat.S_IWOTH:
+                    return f"{part} can be written by every user of this machine (chmod o-w)"
+                if found.st_uid not in self._owners:
+                    return f"{part} belongs to another user of this machine (uid {found.st_uid})"
+            if part == self.root:
+                break
+        return ""
+
+    def _trusts(self, path: Path) -> bool:
+        """Whether a part of the registry may be read; the reason why not is logged once."""
+        reason = "" if self.refusal else self._distrust(path)
+        _tell(reason)
+        return not reason
+
+    def _names(self, *folders: str) -> list[str]:
+        """What a folder below the root holds, in order; [] where it is not to be read."""
+        folder = self._base.joinpath(*folders)
+        try:
+            names = sorted(path.name for path in folder.iterdir())
+        except OSError:
+            return []
+        return names if self._trusts(folder) else []
 
     # Kernels
 
@@ -94,6 +123,9 @@ class Registry:
             return known
         folder = self._base / "kernels" / id
         if not KERNEL_ID.fullmatch(id) or not folder.is_dir():
+            return None
+        files = [folder / name for name in self._names("kernels", id)]
+        if not all(map(self._trusts, [folder, *files])):
             return None
         try:
             meta, sources = content(folder)
@@ -118,7 +150,7 @@ class Registry:
 
     def kernels(self) -> list[Kernel]:
         """All kernels that are whole, by id."""
-        names = filter(KERNEL_ID.fullmatch, _names(self._base / "kernels"))
+        names = filter(KERNEL_ID.fullmatch, self._names("kernels"))
         kernels = map(self.kernel, names)
         return [kernel for kernel in kernels if kernel is not None]
 
@@ -131,8 +163,12 @@ class Registry:
             try:
                 kernel.save(temporary)
                 temporary.chmod(0o755)
+                for file in temporary.iterdir():
+                    file.chmod(0o644)
                 if not (folder / kernel.id).exists():
                     temporary.rename(folder / kernel.id)
+                elif reason := self._distrust(folder / kernel.id):
+                    raise RegistryError(reason)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
 
@@ -188,6 +224,8 @@ class Registry:
             now = path.stat()
         except OSError:
             return [], [], {}
+        if not self._trusts(path):
+            return [], [], {}
         state = now.st_ino, now.st_size, now.st_mtime_ns
         known = self._files.get(path)
         if known is None or known[0] != state:
@@ -218,6 +256,8 @@ class Registry:
     def _raw(self, device: str, layout: str) -> dict[str, Any]:
         """The raw samples of a layout; {} where they are absent or damaged: verdicts do without."""
         path = self._base / "devices" / device / f"{layout}.raw.json.gz"
+        if not self._trusts(path):
+            return {}
         try:
             packed = io.BytesIO(read_regular(path, MAX_RAW_BYTES))
             with gzip.open(packed) as file:
@@ -232,7 +272,7 @@ class Registry:
         """The buckets with stored verdicts on a device."""
         slugs = {
             verdict.workload
-            for name in _names(self._base / "devices" / device)
+            for name in self._names("devices", device)
             if name.partition("-")[0] in ops.FAMILIES and name.endswith(".json")
             for verdict, _ in self._records(device, name.removesuffix(".json"))
         }
@@ -240,7 +280,7 @@ class Registry:
 
     def devices(self) -> list[str]:
         """The devices with stored verdicts."""
-        return [name for name in _names(self._base / "devices") if _DEVICE.fullmatch(name)]
+        return [name for name in self._names("devices") if _DEVICE.fullmatch(name)]
 
     # Kernels that ended a worker process
 
@@ -353,7 +393,10 @@ class Registry:
         return removed
 
     def _read(self, path: Path) -> dict[str, Any] | None:
-        """A record whose checksum holds; None where there is none or it was moved aside."""
+        """A record whose checksum holds; None where there is none, it was moved aside, or another
+        user may have written it."""
+        if not self._trusts(path):
+            return None
         try:
             return records.read(path)
         except OSError:
@@ -383,6 +426,8 @@ class Registry:
             raise RegistryError(self.refusal or f"{self.root} is read-only")
         folder = self._base / name
         _make_folder(folder)
+        if reason := self._distrust(folder):
+            raise RegistryError(reason)
         yield folder
 
     @contextlib.contextmanager
@@ -403,20 +448,36 @@ class Registry:
             raise RegistryError(f"{self._base / name}: {error.strerror or error}") from None
 
 
-def _open_to_all(root: Path) -> str:
-    """Why a root cannot be trusted, "" where it can: whoever may write it, or rename a folder that
-    it lies in, decides what runs here. In a sticky folder (/tmp) nobody renames what is another's,
-    so it may lie there, but not be one."""
+def _open_above(root: Path) -> str:
+    """Why the folders that a root lies in cannot be trusted, "" where they can: whoever may rename
+    one decides what runs here. In a sticky folder (/tmp) nobody renames what is another's."""
     try:
-        root = root.resolve()
-        for folder in (root / VERSION, root, *root.parents):
+        for folder in root.resolve().parents:
             mode = folder.stat().st_mode if folder.exists() else 0
-            parent = folder in root.parents
-            if mode & stat.S_IWOTH and not (parent and mode & stat.S_ISVTX):
+            if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
                 return f"{folder} can be written by every user of this machine (chmod o-w)"
     except (OSError, RuntimeError):  # it cannot be looked at, and so not read
         return ""
     return ""
+
+
+def _user() -> int:
+    return os.geteuid() if hasattr(os, "geteuid") else 0
+
+
+def _owner(path: Path) -> tuple[int, ...]:
+    """The owner's number, where there is one: of a package's files that is whoever installed it,
+    and root in a container finds its user's folder."""
+    try:
+        return (path.stat().st_uid,)
+    except OSError:
+        return ()
+
+
+def _tell(reason: str) -> None:
+    if reason and reason not in _told:
+        _told.add(reason)
+        log.warning("%s: calls run on MLX's own", reason)
 
 
 def _make_folder(folder: Path) -> None:
@@ -445,13 +506,6 @@ def _device_folder(device: str) -> str:
     if not _DEVICE.fullmatch(device):
         raise RegistryError(f"{device[:80]!r} is no device")
     return f"devices/{device}"
-
-
-def _names(folder: Path) -> list[str]:
-    try:
-        return sorted(path.name for path in folder.iterdir())
-    except OSError:
-        return []
 
 
 def _timeout_key(workload: Workload, stamp: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from samples import COPY_FIRST, FINGERPRINT, accepted, kernel_meta, timed
 
 from mlx_lm_openevolve.errors import RegistryError
 from mlx_lm_openevolve.kernels import records
+from mlx_lm_openevolve.kernels import registry as registry_module
 from mlx_lm_openevolve.kernels.kernel import Kernel, kernel_id
 from mlx_lm_openevolve.kernels.registry import Registry
 from mlx_lm_openevolve.kernels.verdict import Verdict, describe
@@ -467,7 +469,8 @@ def test_a_root_that_everyone_may_write_is_refused(
     try:
         registry = Registry(root)
         assert registry.verdicts("host", WORKLOAD) == ([] if refused else [verdict()])
-        assert Registry(root, writable=False).verdicts("host", WORKLOAD)  # what is shipped
+        shipped = Registry(root, writable=False).verdicts("host", WORKLOAD)
+        assert shipped == ([] if refused and folder != "." else [verdict()])
         assert [r.getMessage().count("chmod o-w") for r in caplog.records] == [1] * refused
         if refused:
             assert not registry.devices()
@@ -480,14 +483,126 @@ def test_a_root_that_everyone_may_write_is_refused(
         (tmp_path / folder).chmod(0o755)
 
 
+@pytest.fixture
+def full(tmp_path: Path, copy_first: Kernel) -> Path:
+    """A registry's root with something in each of its parts."""
+    registry = Registry(tmp_path / "root")
+    registry.add(copy_first)
+    registry.add_host_check(copy_first.id, {"params": {}})
+    registry.publish("host", verdict(raw={"samples": [1.0]}))
+    registry.poison("host", "0123456789ab", "it hangs")
+    registry.timed_out("host", WORKLOAD, STAMP)
+    return registry.root
+
+
+STAMP = {"gate": "1"}
+KERNEL, VERDICTS, SAMPLES = "a kernel", "verdicts", "raw samples"
+CHECKS, POISON, TIMEOUTS, DEVICES = "host checks", "poison", "timeouts", "devices"
+DEVICE = {VERDICTS, SAMPLES, POISON, TIMEOUTS}
+
+
+def seen(registry: Registry, id: str) -> set[str]:
+    """What of a full registry is read."""
+    found = {
+        KERNEL: registry.kernel(id) is not None and registry.kernels() != [],
+        CHECKS: registry.host_checks(id) != [],
+        DEVICES: registry.devices() == ["host"],
+        VERDICTS: registry.verdicts("host", WORKLOAD) != [] != registry.workloads("host"),
+        SAMPLES: registry.raw("host", verdict()) != {},
+        POISON: registry.poisoned("host") != {},
+        TIMEOUTS: registry.timeouts("host", WORKLOAD, STAMP) > 0,
+    }
+    return {name for name, read in found.items() if read}
+
+
+PARTS = [
+    ("devices", DEVICE | {DEVICES}),
+    ("devices/host", DEVICE),
+    ("devices/host/attention-*[!w].json", {VERDICTS}),
+    ("devices/host/attention-*.raw.json.gz", {SAMPLES}),
+    ("devices/host/poison.json", {POISON}),
+    ("devices/host/timeouts.json", {TIMEOUTS}),
+    ("kernels", {KERNEL, CHECKS}),
+    ("kernels/????????????", {KERNEL, CHECKS}),
+    ("kernels/*/kernel.json", {KERNEL}),
+    ("kernels/*/*.metal", {KERNEL}),
+    ("kernels/*/host.json", {KERNEL, CHECKS}),
+]
+
+
 @pytest.mark.skipif(os.name != "posix", reason="permission bits")
-def test_what_is_made_is_closed_to_others_whatever_the_umask(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("part", "lost"), PARTS)
+@pytest.mark.parametrize("writable", [True, False])
+@pytest.mark.parametrize("fault", ["o+w", "o+wt", "g+w", "stranger"])
+def test_what_others_may_write_is_left_alone_and_said_once(
+    full: Path,
+    part: str,
+    lost: set[str],
+    writable: bool,
+    fault: str,
+    copy_first: Kernel,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    everything = seen(Registry(full, writable), copy_first.id)
+    assert everything == DEVICE | {DEVICES, KERNEL, CHECKS}
+    (path,) = (full / "v2").glob(part)
+    if fault == "stranger":
+        if os.geteuid():
+            pytest.skip("only root gives a file away")
+        os.chown(path, 12345, -1)
+    else:
+        mode = {"o+w": 0o002, "o+wt": 0o1002, "g+w": 0o020}[fault]
+        path.chmod(path.stat().st_mode | mode)
+    if fault == "g+w":
+        lost = set()
+    registry = Registry(full, writable)
+    for _ in range(2):
+        assert seen(registry, copy_first.id) == everything - lost
+    assert len([r for r in caplog.records if f"{path} " in r.getMessage()]) == bool(lost)
+    assert path.exists()  # it is not moved aside either
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permission bits")
+def test_a_part_that_others_may_write_takes_nothing(full: Path, copy_first: Kernel) -> None:
+    for part in (f"kernels/{copy_first.id}", "kernels", "devices/host", "devices"):
+        path = full / "v2" / part
+        path.chmod(0o777)
+        write = partial(Registry(full).publish, "host", verdict())
+        if part.startswith("kernels"):
+            write = partial(Registry(full).add, copy_first)
+        with pytest.raises(RegistryError, match=f"{path} can be written by every user"):
+            write()
+        path.chmod(0o755)
+    Registry(full).publish("host", verdict())
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permission bits")
+def test_a_root_of_another_user_is_refused_and_a_package_s_is_not(
+    full: Path, copy_first: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner = os.geteuid() or 12345
+    for path in (full, *full.rglob("*")) if not os.geteuid() else ():
+        os.chown(path, owner, -1)
+    assert seen(Registry(full), copy_first.id)  # root in a container, or its own user
+    monkeypatch.setattr(registry_module, "_user", lambda: owner + 1)
+    refused = Registry(full)
+    assert f"belongs to another user of this machine (uid {owner})" in refused.refusal
+    assert not seen(refused, copy_first.id)
+    assert seen(Registry(full, writable=False), copy_first.id)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permission bits")
+def test_what_is_made_is_closed_to_others_whatever_the_umask(
+    tmp_path: Path, copy_first: Kernel
+) -> None:
     before = os.umask(0)
     try:
         Registry(tmp_path / "a" / "root").publish("host", verdict())
+        Registry(tmp_path / "a" / "root").add(copy_first)
     finally:
         os.umask(before)
     assert Registry(tmp_path / "a" / "root").verdicts("host", WORKLOAD) == [verdict()]
+    assert Registry(tmp_path / "a" / "root").kernel(copy_first.id) == copy_first
 
 
 def test_what_a_killed_writer_left_goes_with_the_next_write(
