@@ -5,8 +5,8 @@
 At namespace scope stand only functions, types, templates of these, aliases, assertions, and
 constants: constexpr, __constant__, or const of a number's type. Elsewhere `static`, `extern`
 and their like stand only before one of these, or before __shared__. Assembly declares nothing in
-.global. What is not plainly one of these is refused. This is the first look, which needs no
-compiler: what a CUDA header's macro hides shows in the compiled module (cuda_modules.device_data).
+.global. What is not plainly one of these is refused. It needs no compiler, and does not see what a
+macro of CUDA's own headers hides.
 """
 
 from __future__ import annotations
