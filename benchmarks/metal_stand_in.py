@@ -10,7 +10,7 @@ import ast
 import operator
 import re
 import types
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -63,7 +63,7 @@ class Pipeline:
     def __init__(self, source: str, name: str) -> None:
         self.name, self.source = name, source
         self.function = function(source, name)
-        self.refusal = next(iter(self.function.compile(sanitize=False)), None)
+        self.refusal = next(refusals(self.function), None)
         self.found = False
 
     def threadExecutionWidth(self) -> int:
@@ -208,14 +208,19 @@ def run(
 
 
 def function(source: str, name: str) -> MetalFunction:
-    """The kernel as Metal compiles it where nothing is said: fast math."""
-    return metal_function(source, name, math_mode="fast", file="source")
+    """The kernel as Metal compiled it there where nothing is said: fast math, no lambdas."""
+    return metal_function(source, name, math_mode="fast", language="3.1", file="source")
+
+
+def refusals(made: MetalFunction) -> Iterator[Finding]:
+    """What metalhost's compiler says: a variable that is read in its own initialisation, which is
+    no error to Apple's, is a finding of running it."""
+    return (f for f in made.compile(sanitize=False) if f.kind != "uninitialised")
 
 
 def first_refusal(source: str, names: Sequence[str]) -> Finding | None:
     """What metalhost's compiler says against these kernels of the source, first of all."""
-    found = (function(source, name).compile(sanitize=False) for name in names)
-    return next((finding for findings in found for finding in findings), None)
+    return next((f for name in names for f in refusals(function(source, name))), None)
 
 
 def kernel_names(source: str) -> list[str]:
