@@ -25,7 +25,9 @@ AXES = (
 def reason(variant: Variant, seed: int) -> str:
     """Why the gate's questions refuse a kernel, "" where they do not."""
     kernel = variant.kernel()
-    build = functools.partial(backends.get("host").build, kernel, variant.chosen(kernel))
+    build = functools.partial(
+        backends.get("host").build, kernel, variant.chosen(kernel), sanitize=variant.sanitize
+    )
     return passes(build, (case() for case in OP.questions.cases(variant.on, seed))).reason
 
 

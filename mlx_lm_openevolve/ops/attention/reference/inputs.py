@@ -166,11 +166,11 @@ def _seen(rng: np.random.Generator, w: Workload, plan: CasePlan) -> tuple[Bool, 
 
 
 def _runs(rng: np.random.Generator, lead: tuple[int, ...], n: int) -> Bool:
-    """Keys that are seen, hidden for a quarter to a half of all, seen again, hidden and seen again
-    [*lead, N]; by row."""
+    """Keys that are seen, hidden for about half of all, so that whole tiles are, seen again, hidden
+    and seen again [*lead, N]; by row."""
     at = np.arange(n)
-    first = rng.uniform(0, n / 3, (*lead, 1))
-    second = first + rng.uniform(n / 4, n / 2, first.shape)
+    first = rng.uniform(0, n / 5, (*lead, 1))
+    second = first + rng.uniform(0.4 * n, 0.7 * n, first.shape)
     third = second + (n - second) * rng.random(first.shape)
     fourth = third + (n - third) * rng.random(first.shape)
     seen: Bool = (at < first) | ((at >= second) & (at < third)) | (at >= fourth)
