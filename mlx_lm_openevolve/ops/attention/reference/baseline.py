@@ -70,7 +70,8 @@ def answer(workload: Workload, queries: mx.array, keys: Any, values: Any, *rest:
     as it keeps scores and products in the activations' dtype."""
     if not workload.kv_bits:
         k = whole(keys)
-        return sdpa(workload)(queries, k, k if keys is values else whole(values), *rest)
+        v = k if keys is values else whole(values)
+        return sdpa(workload)(whole(queries), k, v, *rest)
     plain = replace(workload, latent=False, kv_bits=0, kv_group=0)
     k, v = floats(workload, keys), floats(workload, values)
     return sdpa(plain)(queries.astype(mx.float32), k, v, *rest)
@@ -80,12 +81,13 @@ def mass(workload: Workload, queries: mx.array, keys: Any, values: Any, *rest: A
     """The sum of p |v| for every element of the answer, by SDPA: the unit of errors."""
     plain = replace(workload, latent=False, kv_bits=0, kv_group=0)
     k = whole(floats(workload, keys))
-    return sdpa(plain)(queries.astype(k.dtype), k, sizes(workload, values), *rest)
+    return sdpa(plain)(whole(queries.astype(k.dtype)), k, sizes(workload, values), *rest)
 
 
 def whole(x: mx.array) -> mx.array:
     """On CUDA a copy of a slice: where keys and values lie differently in memory cuDNN's kernel in
-    MLX 0.32.4 reads beyond them (seen with compute-sanitizer). A model's lie alike."""
+    MLX 0.32.4 reads beyond them (seen with compute-sanitizer). A model's lie alike, and its queries
+    lie as models make them."""
     on_cuda = hasattr(mx, "cuda") and mx.cuda.is_available()
     return mx.contiguous(x) if on_cuda else x
 
