@@ -204,7 +204,9 @@ def _compile(
     # A helper that waits is known by its call: calls in two branches are not merged into one.
     head = "#pragma clang attribute push(__attribute__((nomerge)), apply_to = function)\n"
     tail = f"\n#pragma clang attribute pop\n{entry(call, function)}"
-    unit.write_text(f"{head}{count_iterations(text)}{tail}", encoding="utf-8")
+    # What a kernel reads is counted with its loops as they are.
+    text = text if request.count else count_iterations(text)
+    unit.write_text(f"{head}{text}{tail}", encoding="utf-8")
     flags = compile_flags(tools, request.instrument, request.count, request.math_mode)
     output = ["-S", "-emit-llvm", "-o", f"{work}/kernel.ll"]
     if not request.count:

@@ -19,6 +19,7 @@ from ..bench.worker import KV_GROUP, PREFILL, empty_cache
 from ..errors import UsageError, interrupted
 from ..ops import Bucket, Op, Workload
 from ..ops.base import Call
+from ..runtime.api import families
 from ..runtime.dispatch import Route
 from ..runtime.patch import patches_of
 
@@ -96,7 +97,7 @@ def _trace(
     chunk: int,
     calls: dict[Bucket, float],
 ) -> None:
-    recorders = [_Recorder(ops.get(name), calls) for name in ops.FAMILIES]
+    recorders = [_Recorder(ops.get(name), calls) for name in families()]
     patches = [patch for recorder in recorders for patch in patches_of(recorder.op, recorder.wrap)]
     try:
         for patch in patches:

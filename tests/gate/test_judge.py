@@ -693,7 +693,7 @@ def test_the_host_check_belongs_to_the_kernel(tmp_path, mask):
     ("old", "new", "word"),
     [
         ("j < kv_len;", "j <= kv_len;", "out-of-bounds"),
-        ("keys_strides[2] + i", "D + i", "out-of-bounds"),
+        ("keys_strides[2] + i", "D + i", "out-of-bounds|error max"),
         ("i * keys_strides[3]", "i", "out-of-bounds|error max"),
         ("j <= kv_len - L + row", "j < kv_len - L + row", "error max"),
         ("head / GROUP * keys", "head % 2 * keys", "error max"),

@@ -104,7 +104,7 @@ class Chosen(Router):
         super().__init__(OP, planner)
         self.serves = serves
 
-    def _build(self, exact: Any, plan: Plan) -> Route:
+    def _build(self, exact: Any, plan: Plan, arrays: tuple[Any, ...]) -> Route:
         if not self.serves(exact):
             return Route(plan, "not chosen")
         return Route(plan, "chosen", lambda *given: (exact, given))  # type: ignore[arg-type, return-value]

@@ -390,7 +390,13 @@ def differentiable(workload: Workload, call: Call) -> Call:
             queries, keys, values, scale=number, mask=chosen, sinks=sinks
         )
 
-    return with_derivatives_of(stock, call)
+    derived = with_derivatives_of(stock, call)
+
+    def attention(*given: Any, length: mx.array | None = None) -> mx.array:
+        result: mx.array = derived(*given) if length is None else derived(*given, length)
+        return result
+
+    return attention
 
 
 def _first(operand: Operand, length: mx.array) -> Operand:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from ..base import Call
 from ..encoding import Float, decode, download, encode, upload
-from .reference import Packed
+from .reference import PackedWeights
 from .workload import Workload
 
 __all__ = ["MUTANTS", "Product", "ProductMutant", "applicable", "correct"]
@@ -59,7 +59,7 @@ class ProductMutant:
 
         def call(x: mx.array, weight: mx.array, scales: mx.array, biases: Any) -> mx.array:
             stored = [None if part is None else download(part) for part in (scales, biases)]
-            packed = Packed(download(weight), *stored)  # type: ignore[arg-type]
+            packed = PackedWeights(download(weight), *stored)  # type: ignore[arg-type]
             rows = decode(download(x), w.dtype).reshape(w.rows, w.k)
             product = Product(rows, packed.numbers(w), *packed.shared(w), w, state)
             with np.errstate(over="ignore", invalid="ignore"):

@@ -20,7 +20,15 @@ from ..encoding import Array, Float, decode, download, encode, smallest, upload
 from .call import stock
 from .workload import Bucket, Workload
 
-__all__ = ["MULTIPLE", "Case", "Packed", "ProductQuestion", "cases", "drawn_weights", "floors"]
+__all__ = [
+    "MULTIPLE",
+    "PackedWeights",
+    "ProductCase",
+    "ProductQuestion",
+    "cases",
+    "drawn_weights",
+    "floors",
+]
 
 Float32 = npt.NDArray[np.float32]
 
@@ -45,7 +53,7 @@ _LAYOUTS = ("whole", "last", "turned", "wide", "odd", "apart")
 
 
 @dataclass(frozen=True, eq=False)
-class Packed:
+class PackedWeights:
     """Weights [N, K] as MLX packs them: words uint32 [N, K * bits / 32], scales and biases
     [N, K / group] as `encode` stores them, or exponents uint8 and no biases."""
 
@@ -81,14 +89,14 @@ class Packed:
 
 
 @dataclass(frozen=True, eq=False)
-class Case:
+class ProductCase:
     """One call: x [batch, length, K] in float64, as a dtype holds it, and how it lies."""
 
     name: str
     workload: Workload
     x: Float
     layout: str
-    weights: Packed
+    weights: PackedWeights
 
 
 def floors(w: Workload, size: Float) -> tuple[float, float]:
@@ -105,7 +113,7 @@ class ProductQuestion(Question):
 
     workload: Workload
 
-    def __init__(self, case: Case, seed: int) -> None:
+    def __init__(self, case: ProductCase, seed: int) -> None:
         w = case.workload
         self.case, self.workload, self.name = case, w, case.name
         self._buffer, x = _laid_out(case, np.random.default_rng([seed, 5]))
@@ -200,7 +208,7 @@ def _some(w: Workload, seed: int) -> npt.NDArray[np.int64]:
 # Drawing
 
 
-def cases(bucket: Bucket, seed: int, brief: bool) -> Iterator[Case]:
+def cases(bucket: Bucket, seed: int, brief: bool) -> Iterator[ProductCase]:
     """The cases of a bucket: 6 where they must be `brief`, else 12."""
     kinds = _BRIEF if brief else _BRIEF + _MORE
     rng = np.random.default_rng([seed, 0])
@@ -210,12 +218,12 @@ def cases(bucket: Bucket, seed: int, brief: bool) -> Iterator[Case]:
         yield _case(kind, w, layout, np.random.default_rng([seed, 1 + turn]))
 
 
-def _case(kind: str, w: Workload, layout: str, rng: np.random.Generator) -> Case:
+def _case(kind: str, w: Workload, layout: str, rng: np.random.Generator) -> ProductCase:
     weights = _quantised(rng, w) if kind == "quantised" else drawn_weights(rng, w, kind)
     x = decode(encode(_CONTENTS[kind](rng, w), w.dtype), w.dtype)
     shape = (w.batch, w.length, w.k)
     name = f"{kind} rows={w.batch}x{w.length} n={w.n} k={w.k} x={layout}"
-    return Case(name, w, x.reshape(shape), layout, weights)
+    return ProductCase(name, w, x.reshape(shape), layout, weights)
 
 
 def _shapes(rng: np.random.Generator, bucket: Bucket, count: int) -> list[Workload]:
@@ -244,7 +252,7 @@ def _spread(rng: np.random.Generator, values: Any, count: int) -> list[Any]:
     return drawn[:count]
 
 
-def drawn_weights(rng: np.random.Generator, w: Workload, kind: str = "dense") -> Packed:
+def drawn_weights(rng: np.random.Generator, w: Workload, kind: str = "dense") -> PackedWeights:
     """Weights whose every bit is drawn; their scales and biases have nothing to do with each other.
     Those of "cancelling" are positive and alike, so that half a sum is large and the whole is not.
     """
@@ -255,23 +263,23 @@ def drawn_weights(rng: np.random.Generator, w: Workload, kind: str = "dense") ->
         if alike:
             words &= np.uint32(0x77777777)
         low, high = (126, 127) if alike else (121, 130)
-        return Packed(words, rng.integers(low, high, shared, np.uint8), None)
+        return PackedWeights(words, rng.integers(low, high, shared, np.uint8), None)
     top = (1 << w.bits) - 1
     if alike:
         scales, biases = rng.uniform(0.95, 1.05, shared) / top, rng.uniform(0.19, 0.21, shared)
     else:
         scales = rng.uniform(0.5, 1.5, shared) / top * rng.choice((-1, 1), shared)
         biases = rng.standard_normal(shared) / 2
-    return Packed(words, encode(scales, w.dtype), encode(biases, w.dtype))
+    return PackedWeights(words, encode(scales, w.dtype), encode(biases, w.dtype))
 
 
-def _quantised(rng: np.random.Generator, w: Workload) -> Packed:
+def _quantised(rng: np.random.Generator, w: Workload) -> PackedWeights:
     """What MLX makes of normals."""
     plain = upload(encode(rng.standard_normal((w.n, w.k), np.float32) / 8, w.dtype), w.dtype)
     parts = mx.quantize(plain, group_size=w.group, bits=w.bits, mode=w.variant)
     mx.eval(parts)
     words, scales, *biases = (download(part) for part in parts)
-    return Packed(words, scales, biases[0] if biases else None)
+    return PackedWeights(words, scales, biases[0] if biases else None)
 
 
 def _dense(rng: np.random.Generator, w: Workload) -> Float:
@@ -313,7 +321,7 @@ _CONTENTS = {
 }
 
 
-def _laid_out(case: Case, rng: np.random.Generator) -> tuple[mx.array, mx.array]:
+def _laid_out(case: ProductCase, rng: np.random.Generator) -> tuple[mx.array, mx.array]:
     """(buffer, x as a view into it); what lies around x is NaN."""
     w = case.workload
     batch, length, k = case.x.shape

@@ -14,7 +14,7 @@ import numpy as np
 from ..base import Call, TimingInputs
 from ..encoding import decode, download, encode, smallest, upload
 from .call import stock
-from .reference import MULTIPLE, Packed, drawn_weights, floors
+from .reference import MULTIPLE, PackedWeights, drawn_weights, floors
 from .workload import Workload
 
 __all__ = ["ProductTimingInputs"]
@@ -73,7 +73,7 @@ class ProductTimingInputs(TimingInputs):
         words, scales, biases = (None if part is None else download(part) for part in given)
         assert words is not None
         assert scales is not None
-        values, steps = Packed(words, scales, biases).decoded(w, outputs)
+        values, steps = PackedWeights(words, scales, biases).decoded(w, outputs)
         x = decode(download(first), w.dtype).reshape(w.rows, w.k)
         exact = x @ values.T
         mass = np.maximum(np.abs(x) @ (np.abs(values) + steps).T, smallest(w.dtype))
