@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
@@ -38,12 +39,10 @@ class _ProductQuestions(Questions[Bucket, Workload]):
     def quick(self, small: Bucket, bucket: Bucket, seed: int) -> Sequence[Question]:
         """Lost and shifted numbers; sums; where rows are longer than the proxy's, these once more
         at up to four times as many numbers."""
-        asked = [small]
+        made = list(itertools.islice(cases(small, seed, True), 2))
         longer = min(4 * small.k, bucket.k) // small.group * small.group
         if longer > small.k:
-            asked.append(replace(small, k=longer))
-        made = list(cases(small, seed, True))[:2]
-        made += [next(cases(more, seed, True)) for more in asked[1:]]
+            made.append(next(cases(replace(small, k=longer), seed, True)))
         return [ProductQuestion(case, seed) for case in made]
 
     def proxy(self, bucket: Bucket) -> Bucket:

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..base import Question
+from ..draws import spread
 from ..encoding import Array, Float, decode, download, encode, smallest, upload
 from .call import stock
 from .workload import Bucket, Workload
@@ -213,7 +214,7 @@ def cases(bucket: Bucket, seed: int, brief: bool) -> Iterator[ProductCase]:
     kinds = _BRIEF if brief else _BRIEF + _MORE
     rng = np.random.default_rng([seed, 0])
     shapes = _shapes(rng, bucket, len(kinds))
-    layouts = ["whole", *_spread(rng, _LAYOUTS, len(kinds) - 1)]
+    layouts = ["whole", *spread(rng, _LAYOUTS, len(kinds) - 1)]
     for turn, (kind, w, layout) in enumerate(zip(kinds, shapes, layouts, strict=True)):
         yield _case(kind, w, layout, np.random.default_rng([seed, 1 + turn]))
 
@@ -232,7 +233,7 @@ def _shapes(rng: np.random.Generator, bucket: Bucket, count: int) -> list[Worklo
     high, low = bucket.batch, bucket.batch // 2 + 1
     inner = list(range(low + 1, high))
     few = [high, low, *map(int, rng.permutation(inner))][: max(3, count // 2)]
-    rows = [high, *_spread(rng, few, count)]
+    rows = [high, *spread(rng, few, count)]
     made = []
     for turn, m in enumerate(rows[:count]):
         if turn % 3 == 2 and high > 2:  # has divisors
@@ -242,14 +243,6 @@ def _shapes(rng: np.random.Generator, bucket: Bucket, count: int) -> list[Worklo
         made.append(bucket.exact(batch=batch, length=m // batch))
     # One shape is asked twice: a contender that keeps a result then repeats it.
     return [*made[:-1], made[0]]
-
-
-def _spread(rng: np.random.Generator, values: Any, count: int) -> list[Any]:
-    """`count` of the values, each as often as any other, in a random order."""
-    drawn: list[Any] = []
-    while len(drawn) < count:
-        drawn += [values[i] for i in rng.permutation(len(values))]
-    return drawn[:count]
 
 
 def drawn_weights(rng: np.random.Generator, w: Workload, kind: str = "dense") -> PackedWeights:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from ...draws import spread
 from ..workload import Q_LEN_BUCKETS, Bucket, Workload
 from .layouts import KEYS, NARROW
 
@@ -91,17 +92,9 @@ def plans(bucket: Bucket | Workload, seed: int, brief: bool) -> list[tuple[Workl
     return asked if brief else asked + [(w, usual) for w in _other_lengths(rng, asked)]
 
 
-def _spread(rng: np.random.Generator, values: Sequence[X], count: int) -> list[X]:
-    """`count` of the values, each as often as any other, in a random order."""
-    drawn: list[X] = []
-    while len(drawn) < count:
-        drawn += [values[i] for i in rng.permutation(len(values))]
-    return drawn[:count]
-
-
 def _after(rng: np.random.Generator, first: X, values: Sequence[X], count: int) -> list[X]:
     """The same, beginning with `first`: what the usual case has is asked there."""
-    drawn = _spread(rng, values, count)
+    drawn = spread(rng, values, count)
     at = drawn.index(first)
     drawn[0], drawn[at] = drawn[at], drawn[0]
     return drawn
@@ -110,7 +103,7 @@ def _after(rng: np.random.Generator, first: X, values: Sequence[X], count: int) 
 def _apart(rng: np.random.Generator, count: int) -> tuple[list[str], list[str]]:
     """Layouts of keys and of values. They differ, and where one keeps a kernel from reading 16
     bytes at once the other does not: what one of them hides the other then shows."""
-    keys, values = _spread(rng, KEYS, count), _spread(rng, KEYS, count)
+    keys, values = spread(rng, KEYS, count), spread(rng, KEYS, count)
 
     def clash(key: str, value: str) -> bool:
         return key == value or (key in NARROW and value in NARROW)
@@ -152,7 +145,7 @@ def _scales(rng: np.random.Generator, head_dim: int, kinds: Sequence[str]) -> li
         scales[i] = 0.0
     for i, name in zip(strong, ("negative", "one"), strict=False):
         scales[i] = drawn(name)
-    for i, name in zip(sharp, _spread(rng, names, len(sharp)), strict=True):
+    for i, name in zip(sharp, spread(rng, names, len(sharp)), strict=True):
         scales[i] = drawn(name)
     return scales
 
@@ -166,7 +159,7 @@ def _biases(rng: np.random.Generator, kinds: Sequence[str], sinks: bool) -> list
     few = [i for i, kind in enumerate(kinds) if kind in ("needles", "peaked", "strong")][1:]
     drawn = (even, ("above",) if sinks else ("below", "above")), (few, ("alibi", "normal"))
     for places, names in drawn:
-        for i, name in zip(places, _spread(rng, names, len(places)), strict=True):
+        for i, name in zip(places, spread(rng, names, len(places)), strict=True):
             chosen[i] = name
     return chosen
 
@@ -184,9 +177,9 @@ def _shapes(
     lengths = _lengths(rng, bucket.kv_len, brief)
     q_lens = _between(rng, q_low, q_high, brief and 3)
     batches = _between(rng, bucket.batch // 2 + 1, bucket.batch, brief and 4)
-    rest = _spread(rng, lengths[1:], sharp - 1)
-    rows = _spread(rng, q_lens, sharp - 1)
-    sequences = _spread(rng, batches, sharp - 1)
+    rest = spread(rng, lengths[1:], sharp - 1)
+    rows = spread(rng, q_lens, sharp - 1)
+    sequences = spread(rng, batches, sharp - 1)
     shapes = [bucket.exact(q_len=q_high, kv_len=max(bucket.kv_len, q_high))]
     for kind in kinds[1:]:
         if kind == "large":
