@@ -1,10 +1,10 @@
-"""GPU time of attention kernels on NVIDIA by CUDA graph, with PyTorch's backends beside.
+"""GPU time of kernels on NVIDIA by CUDA graph, with PyTorch's attention backends beside.
 
     python benchmarks/gpu_time.py [--sweep] [--no-torch] [--output FILE] [SLUG ...]
 
 The kernels of tuned/ are checked against float64 and launched from a graph that holds one call for
-each of several caches, together larger than the L2 cache, so that every call reads device memory,
-as in a model; PyTorch's SDPA the same, on the same arrays. Prints microseconds a call (median of
+each of several caches or matrices, together larger than the L2 cache, so that every call reads
+device memory, as in a model; PyTorch's SDPA the same, on the same arrays. Prints microseconds a call (median of
 the replays). --sweep tries many params of each kernel. Needs what torch_launch.py needs.
 """
 
@@ -24,9 +24,11 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch_launch import TOLERANCE, Call, carried, cubins_of, inputs, reference, shipped
 
+from mlx_lm_openevolve import ops
 from mlx_lm_openevolve.errors import KernelError
 from mlx_lm_openevolve.kernels.kernel import Kernel
 from mlx_lm_openevolve.ops.attention.workload import Workload
+from mlx_lm_openevolve.ops.linear.workload import Workload as Product
 
 DEFAULT = [
     *(
@@ -44,10 +46,13 @@ DEFAULT = [
 ]
 SWEEP = {
     "splits": (1, 2, 3, 4, 6, 8, 16, 32, 64),
-    "warps": (4, 8, 16),
+    "warps": (2, 4, 8, 16),
     "fused": (0, 1),
     "simdgroups": (4, 8),
     "unroll": (2, 4),
+    "tiles": (1, 2, 4),
+    "ahead": (2, 4),
+    "stages": (2, 4),
 }
 BACKENDS = {
     "cudnn": SDPBackend.CUDNN_ATTENTION,
@@ -114,7 +119,7 @@ def pytorch(w: Workload, sets: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return records
 
 
-def variants(kernel: Kernel, w: Workload, sweep: bool) -> Iterator[dict[str, int]]:
+def variants(kernel: Kernel, w: Workload | Product, sweep: bool) -> Iterator[dict[str, int]]:
     """A kernel's default params, and with `sweep` all that SWEEP has for it."""
     default = kernel.default_params(w)
     yield default
@@ -125,7 +130,8 @@ def variants(kernel: Kernel, w: Workload, sweep: bool) -> Iterator[dict[str, int
             kernel.launches(w, params)
         except KernelError:
             continue
-        if params != default and params["splits"] * 64 <= max(64, w.kv_len):
+        too_many = "splits" in params and params["splits"] * 64 > max(64, w.kv_len)
+        if params != default and not too_many:
             yield params
 
 
@@ -137,7 +143,7 @@ def main() -> None:
     parser.add_argument("--no-torch", action="store_true", help="leave PyTorch's backends out")
     parser.add_argument("--output", type=Path, help="JSON file with every sample")
     args = parser.parse_args()
-    workloads = [Workload.parse(slug) for slug in args.workloads or DEFAULT]
+    workloads = [ops.parse(slug) for slug in args.workloads or DEFAULT]
     kernels = [Kernel.load(folder) for folder in args.kernel] or shipped()
     plan = [
         (
@@ -179,7 +185,8 @@ def main() -> None:
             except (RuntimeError, TypeError) as problem:
                 point["reason"] = str(problem).splitlines()[0]
             report["points"].append(point)
-        fits = w.variant == "float" and w.mask != "additive" and not w.sinks
+        attention = isinstance(w, Workload) and w.variant == "float"
+        fits = attention and w.mask != "additive" and not w.sinks
         torch_points = [] if args.no_torch or not fits else pytorch(w, sets)
         report["points"] += torch_points
         floor = w.stored_bytes() / bandwidth * 1e6

@@ -1,7 +1,7 @@
 """The CUDA kernels of tuned/ launched on PyTorch's tensors, without MLX: gpu_time and sanitizer.
 
-They are compiled by NVRTC from the same text that the CUDA backend hands to MLX. MLX itself runs
-nothing here: neither its memory nor its own launches are in what is timed or watched. Needs PyTorch
+Kernels of both families. They are compiled by NVRTC from the same text that the CUDA backend hands
+to MLX. MLX itself runs nothing here: neither its memory nor its own launches are in what is timed or watched. Needs PyTorch
 with CUDA, and mlx with its CUDA headers.
 """
 
@@ -23,18 +23,20 @@ from mlx_lm_openevolve.backends.metal_to_cuda import UnsupportedOnCuda
 from mlx_lm_openevolve.kernels.kernel import Kernel, Launch
 from mlx_lm_openevolve.kernels.registry import Registry, tuned_root
 from mlx_lm_openevolve.ops.attention.workload import Workload
+from mlx_lm_openevolve.ops.linear.workload import Workload as Product
 
 CACHE_BYTES = 200e6  # larger than the L2 cache: each call then reads device memory
 CUDA_TYPES = {
     "bool_": "bool",
     "uint32": "uint32_t",
+    "uint8": "uint8_t",
     "float32": "float",
     "float16": "__half",
     "bfloat16": "__nv_bfloat16",
 }
 TOLERANCE = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 1e-2}
 
-Planned = tuple[Kernel, dict[str, int], Workload]
+Planned = tuple[Kernel, dict[str, int], Workload | Product]
 Text = tuple[Launch, str, tuple[tuple[str, str], ...]]
 
 
@@ -43,24 +45,29 @@ def shipped() -> list[Kernel]:
     return Registry(tuned_root(), writable=False).kernels()
 
 
-def texts_of(kernel: Kernel, params: dict[str, int], w: Workload) -> list[Text]:
+def texts_of(kernel: Kernel, params: dict[str, int], w: Workload | Product) -> list[Text]:
     """(launch, CUDA source, arguments as (array, pointer | shape | strides | ndim)), in order."""
     launches = kernel.launches(w, params)
     made = {name: dtype for launch in launches for name, _, dtype in launch.outputs}
     return [(launch, *kernel_text(launch, w, made)) for launch in launches]
 
 
+def other_dtypes(w: Workload | Product) -> dict[str, str]:
+    """The dtypes of arguments that may differ from the workload's."""
+    if isinstance(w, Product):
+        return {"weight": "uint32"} | ({"scales": "uint8"} if w.variant == "mxfp4" else {})
+    packed = {"keys": "uint32", "values": "uint32"} if w.kv_bits else {}
+    return {"mask": "bool_" if w.mask == "bool" else w.dtype, "scale": "float32"} | packed
+
+
 def kernel_text(
-    launch: Launch, w: Workload, made: dict[str, str]
+    launch: Launch, w: Workload | Product, made: dict[str, str]
 ) -> tuple[str, tuple[tuple[str, str], ...]]:
     """CUDA source and arguments of a launch; `made` are the dtypes of all launches' outputs."""
     op = ops.of(w)
     absent = {name: CUDA_TYPES[x.dtype] for name, x in op.absent(w).items()}
     header, source = cuda.sources(launch, absent)
-    dtypes = dict.fromkeys(op.inputs(w.variant), w.dtype)
-    dtypes |= {"mask": "bool_" if w.mask == "bool" else w.dtype, "scale": "float32"} | made
-    if w.kv_bits:
-        dtypes |= {"keys": "uint32", "values": "uint32"}
+    dtypes = dict.fromkeys(op.inputs(w.variant), w.dtype) | other_dtypes(w) | made
     parameters, plan = [], []
     for name in launch.spec.inputs:
         if name in absent:
@@ -81,7 +88,7 @@ def kernel_text(
     return text, tuple(plan)
 
 
-def carried(kernel: Kernel, params: dict[str, int], w: Workload) -> bool:
+def carried(kernel: Kernel, params: dict[str, int], w: Workload | Product) -> bool:
     """Whether the CUDA backend carries a kernel's launches."""
     try:
         texts_of(kernel, params, w)
@@ -113,7 +120,11 @@ class Call:
     """A kernel's launches with their outputs, ready for torch tensors."""
 
     def __init__(
-        self, kernel: Kernel, params: dict[str, int], w: Workload, cubins: dict[str, bytes | None]
+        self,
+        kernel: Kernel,
+        params: dict[str, int],
+        w: Workload | Product,
+        cubins: dict[str, bytes | None],
     ) -> None:
         self.driver = ctypes.CDLL("libcuda.so.1")
         self.steps = []
@@ -162,10 +173,12 @@ class Call:
         return launch
 
 
-def inputs(w: Workload, count: int = 0) -> list[dict[str, Any]]:
-    """Arrays by name, one set for each cache (0: as many as do not fit into the GPU's); beyond
-    kv_len the caches hold NaN."""
+def inputs(w: Workload | Product, count: int = 0) -> list[dict[str, Any]]:
+    """Arrays by name, one set for each cache or matrix (0: as many as do not fit into the GPU's
+    cache); beyond kv_len the caches hold NaN."""
     count = count or max(2, min(100, math.ceil(CACHE_BYTES / w.stored_bytes())))
+    if isinstance(w, Product):
+        return [product_inputs(w) for _ in range(count)]
     dtype = getattr(torch, w.dtype)
     shared: dict[str, Any] = {"scale": torch.tensor([w.head_dim**-0.5], device="cuda")}
     if w.mask == "bool":
@@ -216,8 +229,48 @@ def floats(w: Workload, arrays: dict[str, Any], name: str) -> torch.Tensor:
     return found
 
 
-def reference(w: Workload, arrays: dict[str, Any]) -> torch.Tensor:
-    """Attention in float64, head by head of the KV cache."""
+def product_inputs(w: Product) -> dict[str, Any]:
+    """A random x and a random matrix in w's packing."""
+    dtype = getattr(torch, w.dtype)
+    words, shared = (w.n, w.k * w.bits // 32), (w.n, w.k // w.group)
+    arrays: dict[str, Any] = {
+        "x": torch.randn(w.batch, w.length, w.k, device="cuda", dtype=dtype),
+        "weight": torch.randint(-(1 << 31), 1 << 31, words, device="cuda", dtype=torch.int32),
+    }
+    if w.variant == "mxfp4":
+        scales = torch.randint(120, 128, shared, device="cuda", dtype=torch.uint8)
+        return arrays | {"scales": scales}
+    both = (torch.randn(shared, device="cuda", dtype=dtype) for _ in range(2))
+    return arrays | dict(zip(("scales", "biases"), both, strict=True))
+
+
+def product(w: Product, arrays: dict[str, Any]) -> torch.Tensor:
+    """x times the unpacked matrix in float64."""
+    shifts = torch.arange(0, 32, w.bits, device="cuda")
+    parts = []
+    for first in range(0, w.n, 8192):
+        rows = slice(first, first + 8192)
+        numbers = arrays["weight"][rows, :, None] >> shifts & ((1 << w.bits) - 1)
+        numbers = numbers.flatten(-2)
+        if w.variant == "mxfp4":
+            floats = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6], device="cuda").double()
+            values = torch.cat([floats, -floats])[numbers]
+            scales = torch.exp2(arrays["scales"][rows].double() - 127)
+            values *= scales.repeat_interleave(w.group, -1)
+        else:
+            scales, biases = (
+                arrays[name][rows].double().repeat_interleave(w.group, -1)
+                for name in ("scales", "biases")
+            )
+            values = numbers * scales + biases
+        parts.append(arrays["x"].double() @ values.T)
+    return torch.cat(parts, -1)
+
+
+def reference(w: Workload | Product, arrays: dict[str, Any]) -> torch.Tensor:
+    """The exact result: of attention head by head of the KV cache."""
+    if isinstance(w, Product):
+        return product(w, arrays)
     outputs = []
     keys, values = floats(w, arrays, "key"), floats(w, arrays, "value")
     for head in range(w.kv_heads):
