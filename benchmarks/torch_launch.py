@@ -1,8 +1,8 @@
 """The CUDA kernels of tuned/ launched on PyTorch's tensors, without MLX: gpu_time and sanitizer.
 
 Kernels of both families. They are compiled by NVRTC from the same text that the CUDA backend hands
-to MLX. MLX itself runs nothing here: neither its memory nor its own launches are in what is timed or watched. Needs PyTorch
-with CUDA, and mlx with its CUDA headers.
+to MLX. MLX itself runs nothing here: neither its memory nor its own launches are in what is timed
+or watched. Needs PyTorch with CUDA, and mlx with its CUDA headers.
 """
 
 from __future__ import annotations
