@@ -5,7 +5,8 @@
 The kernels of tuned/ are checked against float64 and launched from a graph that holds one call for
 each of several caches or matrices, together larger than the L2 cache, so that every call reads
 device memory, as in a model; PyTorch's SDPA the same, on the same arrays. Prints microseconds a
-call (median of the replays). --sweep tries many params of each kernel. Needs what torch_launch.py needs.
+call (median of the replays). --sweep tries many params of each kernel. Needs what torch_launch.py
+needs.
 """
 
 from __future__ import annotations
