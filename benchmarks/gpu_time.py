@@ -1,6 +1,7 @@
 """GPU time of kernels on NVIDIA by CUDA graph, with PyTorch's attention backends beside.
 
-    python benchmarks/gpu_time.py [--sweep] [--no-torch] [--output FILE] [SLUG ...]
+    python benchmarks/gpu_time.py [--sweep [NAME=VALUE,... ...]] [--no-torch] [--output FILE]
+                                  [--workloads SLUG ...] [--kernel FOLDER ...]
 
 The kernels of tuned/ are checked against float64 and launched from a graph that holds one call for
 each of several caches or matrices, together larger than the L2 cache, so that every call reads
@@ -53,7 +54,8 @@ SWEEP = {
     "unroll": (2, 4),
     "tiles": (1, 2, 4),
     "ahead": (2, 4),
-    "stages": (2, 4),
+    "stages": (2, 3, 4),
+    "blocks": (132, 264),
 }
 BACKENDS = {
     "cudnn": SDPBackend.CUDNN_ATTENTION,
@@ -120,12 +122,14 @@ def pytorch(w: Workload, sets: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return records
 
 
-def variants(kernel: Kernel, w: Workload | Product, sweep: bool) -> Iterator[dict[str, int]]:
-    """A kernel's default params, and with `sweep` all that SWEEP has for it."""
+def variants(
+    kernel: Kernel, w: Workload | Product, sweep: dict[str, tuple[int, ...]]
+) -> Iterator[dict[str, int]]:
+    """A kernel's default params, and all that `sweep` has for it."""
     default = kernel.default_params(w)
     yield default
-    names = [p.name for p in kernel.params if p.name in SWEEP] if sweep else []
-    for values in itertools.product(*(SWEEP[name] for name in names)):
+    names = [p.name for p in kernel.params if p.name in sweep]
+    for values in itertools.product(*(sweep[name] for name in names)):
         params = {**default, **dict(zip(names, values, strict=True))}
         try:
             kernel.launches(w, params)
@@ -138,13 +142,19 @@ def variants(kernel: Kernel, w: Workload | Product, sweep: bool) -> Iterator[dic
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("workloads", nargs="*", metavar="SLUG")
+    parser.add_argument("--workloads", nargs="+", default=DEFAULT, metavar="SLUG")
     parser.add_argument("--kernel", nargs="+", default=[], metavar="FOLDER", help="only these")
-    parser.add_argument("--sweep", action="store_true", help="many params of each kernel")
+    parser.add_argument(
+        "--sweep", nargs="*", metavar="NAME=VALUE,...", help="many params of each kernel, or these"
+    )
     parser.add_argument("--no-torch", action="store_true", help="leave PyTorch's backends out")
     parser.add_argument("--output", type=Path, help="JSON file with every sample")
     args = parser.parse_args()
-    workloads = [ops.parse(slug) for slug in args.workloads or DEFAULT]
+    named = (text.partition("=")[::2] for text in args.sweep or ())
+    sweep = {name: tuple(map(int, values.split(","))) for name, values in named}
+    if args.sweep == []:
+        sweep = SWEEP
+    workloads = [ops.parse(slug) for slug in args.workloads]
     kernels = [Kernel.load(folder) for folder in args.kernel] or shipped()
     plan = [
         (
@@ -153,7 +163,7 @@ def main() -> None:
                 (k, p)
                 for k in kernels
                 if k.applies_to(w)
-                for p in variants(k, w, args.sweep)
+                for p in variants(k, w, sweep)
                 if carried(k, p, w)
             ],
         )
