@@ -178,6 +178,10 @@ class Router(Protocol):
         decided, so that none of the caller's work is timed."""
         ...
 
+    def keep(self, key: Any, route: Route) -> None:
+        """Calls under `key` take this route."""
+        ...
+
     def refuse(self, reason: str) -> None:
         """Count a call that is left to the original."""
         ...

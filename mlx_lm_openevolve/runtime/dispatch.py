@@ -90,10 +90,15 @@ class Router:
                     known.substitute = self.op.substitute(described)
                     self.launches[launch] = known
                 route = known
+            self.keep(key, route)
+            return route
+
+    def keep(self, key: Any, route: Any) -> None:
+        """Calls under `key` take this route."""
+        with self._lock:
             if len(self.routes) >= MAX_ROUTES:
                 self.routes.clear()
             self.routes[key] = route
-            return route
 
     def _build(self, exact: Workload, plan: Plan, arrays: tuple[Any, ...]) -> Route:
         if plan.kernel is None or plan.verdict is None:

@@ -59,6 +59,9 @@ class _Recorder:
             self._calls[described.bucket()] += 1 / self.tokens
         return Route(None, "")
 
+    def keep(self, key: Any, route: Any) -> None:
+        pass
+
     def refuse(self, reason: str) -> None:
         pass
 

@@ -108,13 +108,50 @@ def _new(router: Router, key: Any, rest: Any, call: tuple[Any, ...]) -> Route:
     """The route of a call that is new. `routes` has it under (key, rest), and the first one of a
     key also under that: (route, rest), or (route, None) where the original serves a workload, and
     so whatever else has this key."""
-    described = _described(*call)
-    route = router.route((key, rest), described, call[:3])
+    like = _apart_from_length(*call)
+    route: Route | None = router.routes.get(like) if like else None
+    if route is not None:  # every token makes a cache longer
+        router.keep((key, rest), route)
+        described: Workload | str | None = None
+    else:
+        described = _described(*call)
+        route = router.route((key, rest), described, call[:3])
     if (key, rest) in router.routes:  # not while tracing
+        refused = isinstance(described, str)
         originals = route.call is None and route.substitute is None
-        same = None if originals and not isinstance(described, str) else rest
-        router.routes.setdefault(key, (route, same))
+        router.routes.setdefault(key, (route, None if originals and not refused else rest))
+        if like and isinstance(described, Workload):
+            router.keep(like, route)
     return route
+
+
+def _apart_from_length(
+    queries: Any, keys: Any, values: Any, cache: Any, scale: Any, mask: Any, sinks: Any
+) -> tuple[Any, ...] | None:
+    """What `describe` reads of a call but the number of keys, of which only the bucket: calls that
+    are alike in it have one route. None where the number itself matters."""
+    try:
+        parts = (*keys, *values) if keys.__class__ is tuple else (keys, values)
+        count = parts[0].shape[2]
+        bucket = 1 << (count - 1).bit_length()
+        if count < 8 or count - queries.shape[2] < 0:
+            return None
+        arrays = []
+        for part in parts:
+            batch, heads, length, width = part.shape
+            if length != count:
+                return None
+            arrays.append((batch, heads, width, part.dtype))
+        if mask is not None and mask.__class__ is not str:
+            *rows, columns = mask.shape
+            if columns not in (1, count):
+                return None
+            mask = (*rows, columns == 1, mask.dtype)
+        layout = (cache.group_size, cache.bits) if len(parts) > 2 else keys is values
+        held = None if sinks is None else _shape_and_dtype(sinks)
+        return (queries.shape, queries.dtype, bucket, layout, mask, held, *arrays)
+    except (AttributeError, IndexError, TypeError, ValueError):
+        return None
 
 
 def _wrap_quantised(

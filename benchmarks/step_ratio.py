@@ -1,0 +1,109 @@
+"""A decode step, stock against patched, step by step in turns: for differences of a percent.
+
+    python benchmarks/step_ratio.py [--shape llama-3.2-1b] [--batch 1] [--length 1024]
+                                    [--half-width 0.02] [--seconds 60] [--backend cuda] [-o FILE]
+
+One process, one model, one cache. Blocks of four steps, A B B A or B A A B by turns; between steps
+the model's module gets the other attention function, nothing else changes. A step ends when its
+token is there. Goes on until the 99% interval of the median ratio stock / patched is as narrow as
+asked, or the seconds are spent. Verdicts are those that are stored: where there are none
+(MLX_LM_OPENEVOLVE_HOME empty, tuned/ without this device) every call falls back.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from decode_step import prefilled
+
+import mlx_lm_openevolve
+from mlx_lm_openevolve.bench import model_configs
+from mlx_lm_openevolve.device import detect, fingerprint
+from mlx_lm_openevolve.intervals import median_interval
+from mlx_lm_openevolve.kernels.verdict import gate_version
+
+NAME, CONFIDENCE = "scaled_dot_product_attention", 0.99
+WARM = 16
+ORDERS = ("ABBA", "BAAB")
+
+
+def arms(model: Any, backend: str | None) -> tuple[Any, dict[str, Any]]:
+    """The model's module, and the function that it calls in each arm."""
+    module = sys.modules[type(model).__module__]
+    stock = getattr(module, NAME)
+    mlx_lm_openevolve.enable_optimizations(backend=backend, gate="stored")
+    return module, {"A": stock, "B": getattr(module, NAME)}
+
+
+def measure(model: Any, options: argparse.Namespace) -> dict[str, Any]:
+    module, functions = arms(model, options.backend)
+    cache, token = prefilled(model, options.batch, options.length)
+
+    def step(arm: str) -> float:
+        nonlocal token
+        setattr(module, NAME, functions[arm])
+        start = time.perf_counter()
+        token = mx.argmax(model(token[:, None], cache=cache)[:, -1], -1)
+        mx.eval(token)
+        return time.perf_counter() - start
+
+    for i in range(WARM):
+        step("AB"[i % 2])
+    samples: list[dict[str, float]] = []
+    low, high, begin = 0.0, 2.0, time.perf_counter()
+    while time.perf_counter() - begin < options.seconds:
+        block = {"A": 0.0, "B": 0.0}
+        for arm in ORDERS[len(samples) % 2]:
+            block[arm] += step(arm) / 2
+        samples.append(block)
+        if len(samples) % 100 == 0:
+            low, high = median_interval([b["A"] / b["B"] for b in samples], CONFIDENCE)
+            if high - low < 2 * options.half_width:
+                break
+    info = mlx_lm_openevolve.get_optimization_info()
+    served = {slug: (row["hits"], row["fallbacks"]) for slug, row in info["workloads"].items()}
+    mlx_lm_openevolve.disable_optimizations()
+    return {
+        "stock_ms": 1e3 * float(np.median([b["A"] for b in samples])),
+        "ratio": float(np.median([b["A"] / b["B"] for b in samples])),
+        "low": low,
+        "high": high,
+        "blocks": len(samples),
+        "calls": served,
+        "samples_ms": [[round(1e3 * b[arm], 4) for arm in "AB"] for b in samples],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--shape", default="llama-3.2-1b")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--length", type=int, default=1024)
+    parser.add_argument("--half-width", type=float, default=0.02)
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--backend")
+    parser.add_argument("-o", "--output", type=Path)
+    options = parser.parse_args()
+    row = measure(model_configs.build(options.shape), options)
+    for slug, (hits, fallbacks) in row["calls"].items():
+        print(f"{slug}: {hits} served, {fallbacks} fell back")
+    print(
+        f"{options.shape} {options.batch}x{options.length}: {row['stock_ms']:.3f} ms,"
+        f" {row['ratio']:.3f} [{row['low']:.3f}, {row['high']:.3f}] over {row['blocks']} blocks"
+    )
+    if options.output:
+        machine = fingerprint(detect(options.backend), gate_version("attention"))
+        case = {"shape": options.shape, "batch": options.batch, "length": options.length}
+        date = time.strftime("%Y-%m-%d")
+        options.output.write_text(json.dumps({"machine": machine, "date": date, **case, **row}))
+
+
+if __name__ == "__main__":
+    main()
