@@ -13,6 +13,7 @@ needs.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import statistics
@@ -127,7 +128,9 @@ def variants(
 ) -> Iterator[dict[str, int]]:
     """A kernel's default params, and all that `sweep` has for it."""
     default = kernel.default_params(w)
-    yield default
+    with contextlib.suppress(KernelError):
+        kernel.launches(w, default)
+        yield default
     names = [p.name for p in kernel.params if p.name in sweep]
     for values in itertools.product(*(sweep[name] for name in names)):
         params = {**default, **dict(zip(names, values, strict=True))}
