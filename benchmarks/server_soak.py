@@ -50,7 +50,7 @@ from mlx_lm_openevolve.device import BACKENDS, detect, fingerprint
 from mlx_lm_openevolve.errors import UsageError
 from mlx_lm_openevolve.kernels.registry import Registry, tuned_root
 from mlx_lm_openevolve.kernels.verdict import Verdict, gate_version
-from mlx_lm_openevolve.metalhost.cache import store
+from mlx_lm_openevolve.cache import store
 from mlx_lm_openevolve.ops.attention.workload import Bucket
 
 ROOT = Path(__file__).resolve().parent.parent

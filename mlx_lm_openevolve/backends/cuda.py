@@ -19,7 +19,7 @@ import mlx.core as mx
 from .. import ops
 from ..errors import BackendError, MachineError
 from ..kernels.kernel import Kernel, Launch
-from ..metalhost.cache import store
+from ..cache import store
 from ..metalhost.lint import directives
 from ..ops import Workload
 from ..ops.base import Call

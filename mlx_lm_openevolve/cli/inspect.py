@@ -68,7 +68,7 @@ def size(count: float) -> str:
 
 def cache_root() -> Path:
     """Where compiled kernels and their texts are kept; the stores there bound their sizes."""
-    from ..metalhost.cache import folder
+    from ..cache import folder
 
     return folder()
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import MachineError
-from .cache import intact, store
+from ..cache import intact, store
 from .confine import Access
 from .declarations import KernelFunction, Parameter, TranslationError
 from .diagnostics import diagnostics

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..errors import BackendError, MachineError
-from .cache import store
+from ..cache import store
 from .confine import Access
 from .findings import Finding
 from .flops import count_blocks

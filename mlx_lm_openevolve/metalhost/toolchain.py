@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from .. import processes
 from ..errors import BackendError, MachineError
 from . import confine
-from .cache import store
+from ..cache import store
 from .confine import Access
 
 __all__ = [

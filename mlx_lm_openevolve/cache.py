@@ -14,7 +14,7 @@ from pathlib import Path
 
 import platformdirs
 
-from ..errors import MachineError
+from .errors import MachineError
 
 __all__ = ["Store", "folder", "intact", "store"]
 
