@@ -45,12 +45,12 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from mlx_lm_openevolve.cache import store
 from mlx_lm_openevolve.cli.run import command_line
 from mlx_lm_openevolve.device import BACKENDS, detect, fingerprint
 from mlx_lm_openevolve.errors import UsageError
 from mlx_lm_openevolve.kernels.registry import Registry, tuned_root
 from mlx_lm_openevolve.kernels.verdict import Verdict, gate_version
-from mlx_lm_openevolve.cache import store
 from mlx_lm_openevolve.ops.attention.workload import Bucket
 
 ROOT = Path(__file__).resolve().parent.parent

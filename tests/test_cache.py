@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from probe import launch, messages, on_host, only
 
+from mlx_lm_openevolve.cache import MANIFEST, _digests, intact
 from mlx_lm_openevolve.errors import MachineError
 from mlx_lm_openevolve.metalhost import build
 from mlx_lm_openevolve.metalhost.build import BuildRequest, _compile
-from mlx_lm_openevolve.cache import MANIFEST, _digests, intact
 from mlx_lm_openevolve.metalhost.toolchain import toolchain
 
 

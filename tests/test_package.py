@@ -263,6 +263,16 @@ def test_importing_the_package_is_light() -> None:
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.parametrize("backend", ["cuda", "metal"])
+def test_serving_on_a_gpu_needs_no_executor_on_the_cpu(backend: str) -> None:
+    code = (
+        f"import sys; import mlx_lm_openevolve.backends.{backend};"
+        "print([m for m in sys.modules if 'metalhost' in m or '.evolve' in m or '.gate.' in m])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 def test_the_version_is_told_once() -> None:
     assert f'version = "{mlx_lm_openevolve.__version__}"' in (ROOT / "pyproject.toml").read_text()
 

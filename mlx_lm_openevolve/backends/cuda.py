@@ -8,6 +8,7 @@ not eligible on this backend. Read off mlx 0.32.4, mlx/backend/cuda/custom_kerne
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
@@ -17,16 +18,16 @@ from typing import Any
 import mlx.core as mx
 
 from .. import ops
+from ..cache import store
+from ..directives import directives
 from ..errors import BackendError, MachineError
 from ..kernels.kernel import Kernel, Launch
-from ..cache import store
-from ..metalhost.lint import directives
 from ..ops import Workload
 from ..ops.base import Call
 from . import Run, chain, cuda_modules, dtype_of
 from .metal_to_cuda import UnsupportedOnCuda, minify, translate
 
-__all__ = ["HEADER", "UnsupportedOnCuda", "build", "minify", "sources", "translate", "unavailable"]
+__all__ = ["UnsupportedOnCuda", "build", "minify", "sources", "translate", "unavailable"]
 
 _HEADER_FILE = Path(__file__).with_name("metal_on_cuda.cuh")
 _MIN_ARCH = 80
@@ -118,17 +119,17 @@ def sources(launch: Launch, absent: Mapping[str, str]) -> tuple[str, str]:
     two kernels were alike, and a kernel that inherits another's cluster size computes rubbish.
     """
     spec = launch.spec
-    source, header = minify(spec.source), minify(spec.header)
+    source, header = spec.source, spec.header
     for text in (spec.source, spec.header):
         if reason := _foreign(text):
             raise UnsupportedOnCuda(f"{spec.file}: {reason}")
     head, body = "", ""
     if spec.language == "metal":
         try:
-            source, header = translate(source, spec.inputs), translate(header)
+            source, header = translate(minify(source), spec.inputs), translate(minify(header))
         except UnsupportedOnCuda as error:
             raise UnsupportedOnCuda(f"{spec.file}: {error}") from None
-        head = HEADER
+        head = _header()
     if header:
         head += f'namespace mlx::core::cu {{\n#line 1 "header of {spec.file}"\n{header}\n}}\n'
     for name, value in launch.template:
@@ -246,8 +247,6 @@ def _included(head: str, body: str) -> str:
     return store("cuda", _TEXT_BYTES).get(key, write).as_posix()
 
 
+@functools.cache
 def _header() -> str:
     return minify(_HEADER_FILE.read_text("ascii")) + "\n"
-
-
-HEADER = _header()

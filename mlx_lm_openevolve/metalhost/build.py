@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import MachineError
 from ..cache import intact, store
+from ..errors import MachineError
 from .confine import Access
 from .declarations import KernelFunction, Parameter, TranslationError
 from .diagnostics import diagnostics

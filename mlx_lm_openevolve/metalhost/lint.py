@@ -7,13 +7,13 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
+from ..directives import MAX_OPERAND, directives, joined
 from .brackets import blank
 from .findings import Finding, Sources, position
 from .toolchain import METAL_HEADERS
 
 __all__ = [
     "MAX_EXPANDED",
-    "directives",
     "lint_raw",
     "lint_translated",
     "plain_comments",
@@ -29,15 +29,6 @@ _DIRECTIVES = (
     *("define", "undef", "if", "ifdef", "ifndef", "elif", "else", "endif", "error", "warning"),
     *("include", "pragma"),
 )
-_BLOCK = r"/\*(?:[^*\n]|\*(?!/))*\*/"
-# Comments are not removed first: a quote in them could hide a directive from the removal. What
-# stands before a directive is taken whether one follows or not: it is never looked at twice.
-_DIRECTIVE = re.compile(
-    rf"(?:^|\*/)(?:[ \t]|{_BLOCK})*"
-    rf"(?:(?:\#|%:|\?\?=)(?:[ \t]|{_BLOCK})*([^\s/\"<]*)([^\n]*))?",
-    re.M,
-)
-MAX_OPERAND = 1000  # characters of an #include or a #pragma
 _PRAGMA = re.compile(
     r"\s*(?:once|mark\b.*|(?:no)?unroll\b[\s()\w]*|METAL\b[\s:()\w]*|STDC\b[\s\w]*"
     r"|clang\s+diagnostic\s+(?:push|pop|(?:ignored|warning|error)\s+\"-W[\w+-]*\")"
@@ -137,7 +128,7 @@ def _refusal(body: str, include_root: str | None) -> tuple[str, str, int] | None
             return "non-ascii", f"character U+{ord(c):04X}: Metal code is ASCII", k
     if "??/" in body:
         return "sandbox", "??/, a backslash, is not available", body.index("??/")
-    plain = _joined(body)
+    plain = joined(body)
     for word, operand, at in directives(plain):
         if word in ("include", "import", "pragma") and len(operand) > MAX_OPERAND:
             return "sandbox", f"#{word} is followed by too much", at
@@ -158,39 +149,6 @@ def _refusal(body: str, include_root: str | None) -> tuple[str, str, int] | None
     if hit:
         return "sandbox", "__has_include is not available", hit.start()
     return None
-
-
-# A backslash that joins two lines.
-_SPLICE = re.compile(r"(\\[ \t]*(?:\r\n|\n\r|[\r\n]))")
-
-
-def _joined(body: str) -> str:
-    """As long as the text was, its lines where they were: a carriage return ends a line, and what
-    a backslash joins stands together, with blanks behind it."""
-    out, owed = [], 0
-    for k, part in enumerate(_SPLICE.split(body)):
-        if k % 2:
-            owed += len(part)
-            continue
-        line, end, rest = part.replace("\r", "\n").partition("\n")
-        if end:
-            out += [line, " " * owed, end, rest]
-            owed = 0
-        else:
-            out.append(line)
-    return "".join(out) + " " * owed
-
-
-def directives(body: str) -> Iterator[tuple[str, str, int]]:
-    """Word, operand and position of each directive; one of more than MAX_OPERAND characters as it
-    stands, comments and all."""
-    for m in _DIRECTIVE.finditer(_joined(body)):
-        if m.group(1) is None:  # a comment that no directive follows
-            continue
-        text = m.group(2)
-        if len(text) <= MAX_OPERAND:
-            text = re.sub(r"//.*|/\*.*?\*/", "", text).strip()
-        yield m.group(1), text, m.start(1)
 
 
 def _include_allowed(operand: str, include_root: str | None) -> bool:

@@ -9,8 +9,8 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ..errors import BackendError, MachineError
 from ..cache import store
+from ..errors import BackendError, MachineError
 from .confine import Access
 from .findings import Finding
 from .flops import count_blocks

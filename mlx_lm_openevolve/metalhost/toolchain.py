@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .. import processes
+from ..cache import store
 from ..errors import BackendError, MachineError
 from . import confine
-from ..cache import store
 from .confine import Access
 
 __all__ = [

@@ -17,10 +17,10 @@ import pytest
 from probe import launch, messages, on_host
 
 from mlx_lm_openevolve import metalhost
+from mlx_lm_openevolve.cache import Store
 from mlx_lm_openevolve.errors import BackendError, UsageError
 from mlx_lm_openevolve.metalhost import compiler_available, metal_kernel
 from mlx_lm_openevolve.metalhost.build import BuildRequest, _build
-from mlx_lm_openevolve.cache import Store
 from mlx_lm_openevolve.metalhost.findings import Sources
 from mlx_lm_openevolve.metalhost.lint import lint_translated
 from mlx_lm_openevolve.metalhost.signature import generate
