@@ -100,7 +100,7 @@ def survey(
                     reached.add(id(cls))
     others: list[str] = []
     cells: list[CellType] = []
-    holders, containers = _holders(wanted)
+    holders, containers = _holders(wanted, functions)
     for holder in holders:
         if isinstance(holder, CellType):
             cells.append(holder)
@@ -137,16 +137,18 @@ def _classes(space: Mapping[str, Any]) -> list[type]:
     return found
 
 
-def _holders(wanted: Mapping[int, Any]) -> tuple[list[Any], dict[int, Any]]:
+def _holders(wanted: Mapping[int, Any], given: Iterable[Any]) -> tuple[list[Any], dict[int, Any]]:
     """Cells, modules' globals, functions (by their defaults), classes and other objects that hold
-    one of `wanted`, directly or in containers; and, by id, `wanted` with these containers."""
+    one of `wanted`, directly or in containers; and, by id, `wanted` with these containers. `given`
+    is the caller's own: every pass over all objects takes some 30 ms."""
     found: list[Any] = []
     inner = list(wanted.values())
     held = dict(wanted)
     for _ in range(DEEPEST):
         outer: list[Any] = []
         for holder in gc.get_referrers(*inner) if inner else []:
-            if holder is inner or holder is wanted or holder is held or id(holder) in held:
+            ours = holder is inner or holder is wanted or holder is held or holder is given
+            if ours or id(holder) in held:
                 continue
             if type(holder) in CONTAINERS and not (type(holder) is dict and "__spec__" in holder):
                 outer.append(holder)
