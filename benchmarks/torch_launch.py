@@ -34,7 +34,6 @@ CUDA_TYPES = {
     "float16": "__half",
     "bfloat16": "__nv_bfloat16",
 }
-DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 TOLERANCE = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 1e-2}
 
 Planned = tuple[Kernel, dict[str, int], Workload | Product]
@@ -133,14 +132,12 @@ class Call:
             module, function = ctypes.c_void_p(), ctypes.c_void_p()
             self._must(self.driver.cuModuleLoadData(ctypes.byref(module), cubins[text]))
             self._must(self.driver.cuModuleGetFunction(ctypes.byref(function), module, b"kernel"))
-            shared = launch.shared_memory
-            self._must(self.driver.cuFuncSetAttribute(function, DYNAMIC_SHARED, shared))
             outputs = {
                 name: torch.full(shape, math.nan, dtype=getattr(torch, dtype), device="cuda")
                 for name, shape, dtype in launch.outputs
             }
             blocks = [g // t for g, t in zip(launch.grid, launch.threadgroup, strict=True)]
-            self.steps.append((function, plan, outputs, (*blocks, *launch.threadgroup, shared)))
+            self.steps.append((function, plan, outputs, (*blocks, *launch.threadgroup)))
 
     @staticmethod
     def _must(error: int) -> None:
@@ -169,7 +166,7 @@ class Call:
         def launch() -> torch.Tensor:
             stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
             for function, sizes, pointers, _ in bound:
-                self._must(self.driver.cuLaunchKernel(function, *sizes, stream, pointers, None))
+                self._must(self.driver.cuLaunchKernel(function, *sizes, 0, stream, pointers, None))
             out: torch.Tensor = arrays["out"]
             return out
 

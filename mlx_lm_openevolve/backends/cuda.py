@@ -211,7 +211,6 @@ def _make(launch: Launch, name: str, inputs: list[str], absent: Mapping[str, str
         source=source,
         header=header,
         ensure_row_contiguous=False,
-        shared_memory=launch.shared_memory,
     )
     arguments: dict[str, Any] = {
         "grid": launch.grid,

@@ -39,7 +39,6 @@ FORMAT = 2
 KERNEL_ID = re.compile(r"[0-9a-f]{12}")
 MAX_LAUNCHES = 8
 MAX_THREADS = 1024
-MAX_SHARED_BYTES = 227 << 10  # of a block on an NVIDIA GPU, at most
 MAX_OUTPUT_BYTES = 1 << 32
 _KEYS = {
     *("format", "name", "op", "variants", "origin", "description", "applies", "params", "launches")
@@ -51,15 +50,13 @@ class Launch:
     """One launch with its numbers: what a backend needs, all expressions evaluated.
 
     grid counts threads (as mx.fast.metal_kernel does); template values are int, bool or the name
-    of a dtype; `outputs` are (name, shape, dtype name); `shared_memory` is the bytes of a block's
-    dynamic shared memory, in CUDA alone.
+    of a dtype; `outputs` are (name, shape, dtype name).
     """
 
     spec: LaunchSpec
     template: tuple[tuple[str, Value], ...]
     grid: tuple[int, int, int]
     threadgroup: tuple[int, int, int]
-    shared_memory: int
     outputs: tuple[tuple[str, tuple[int, ...], str], ...]
 
 
@@ -248,9 +245,6 @@ def _launch(spec: LaunchSpec, values: Mapping[str, Value]) -> Launch:
         raise KernelError(f"{where}: grid {grid} with threadgroup {threads} is out of range")
     if threads[0] * threads[1] * threads[2] > MAX_THREADS:
         raise KernelError(f"{where}: threadgroup {threads} has more than {MAX_THREADS} threads")
-    shared = spec.shared_memory.integer(values) if spec.shared_memory else 0
-    if not 0 <= shared <= MAX_SHARED_BYTES:
-        raise KernelError(f"{where}: {shared} bytes of shared memory are out of range")
     outputs = []
     for output in spec.outputs:
         shape = tuple(expression.integer(values) for expression in output.shape)
@@ -264,7 +258,6 @@ def _launch(spec: LaunchSpec, values: Mapping[str, Value]) -> Launch:
         template=tuple((name, expression(values)) for name, expression in spec.template),
         grid=(grid[0], grid[1], grid[2]),
         threadgroup=(threads[0], threads[1], threads[2]),
-        shared_memory=shared,
         outputs=tuple(outputs),
     )
 

@@ -34,7 +34,6 @@ MAX_SOURCE_BYTES = 256 << 10
 
 LAUNCH_KEYS = frozenset(
     {"source", "header", "language", "inputs", "outputs", "template", "grid", "threadgroup"}
-    | {"shared_memory"}
     | {"math_mode", "when"}
 )
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
@@ -73,7 +72,6 @@ class LaunchSpec:
     template: tuple[tuple[str, Expression], ...]
     grid: tuple[Expression, ...]
     threadgroup: tuple[Expression, ...]
-    shared_memory: Expression | None
     math_mode: str
     when: Expression | None
 
@@ -189,15 +187,11 @@ def read_launch(
     if not isinstance(template, Mapping):
         raise KernelError(f"{where}: {field}.template: expected an object")
     when = raw.get("when")
-    language = read.choice(raw.get("language", "metal"), f"{field}.language", LANGUAGES)
-    shared = raw.get("shared_memory")
-    if shared is not None and language != "cuda":
-        raise KernelError(f"{where}: {field}.shared_memory: only a launch in CUDA has a size of it")
     return LaunchSpec(
         file=raw["source"],
         source=source,
         header="" if header is None else read.source(header, f"{field}.header", sources),
-        language=language,
+        language=read.choice(raw.get("language", "metal"), f"{field}.language", LANGUAGES),
         inputs=tuple(inputs),
         outputs=tuple(outputs),
         template=tuple(
@@ -209,9 +203,6 @@ def read_launch(
         ),
         grid=read.expressions(raw.get("grid"), f"{field}.grid", names, 3),
         threadgroup=read.expressions(raw.get("threadgroup"), f"{field}.threadgroup", names, 3),
-        shared_memory=None
-        if shared is None
-        else Expression(shared, names, f"{where}: {field}.shared_memory"),
         math_mode=read.choice(raw.get("math_mode", "safe"), f"{field}.math_mode", MATH_MODES),
         when=None if when is None else Expression(when, names, f"{where}: {field}.when"),
     )

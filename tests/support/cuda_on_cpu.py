@@ -102,7 +102,6 @@ def _run(
     launch: Launch, inputs: Mapping[str, mx.array], absent: Mapping[str, str], seed: int
 ) -> Sequence[mx.array]:
     header, body = cuda.sources(launch, absent)
-    body = re.sub(r"\bextern (__shared__ [^;\n]*)\[\];", rf"\1[{launch.shared_memory}];", body)
     parameters: list[tuple[str, str, Any]] = []  # C++ type, name, what keeps its memory
     for name, array in inputs.items():
         mx.eval(array)
