@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import functools
 import importlib
+import inspect
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from types import ModuleType
 from typing import Any, Protocol
 
+from mlx.nn.layers.base import Module
+
 from ..ops import Op
 from .holders import Binding, model_modules, survey
 
-__all__ = ["MethodPatch", "Patch", "Replacement", "made", "patches_of"]
+__all__ = ["MethodPatch", "Patch", "Replacement", "Wrap", "made", "patches_of"]
 
 Wrap = Callable[[Callable[..., Any]], Any]
 
@@ -152,12 +155,20 @@ class MethodPatch:
         cls, original = self._cls, getattr(self._cls, self._name)
         served = self._wrap(original)
 
-        @functools.wraps(original)
-        def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        def of_any(self: Any, *args: Any, **kwargs: Any) -> Any:
             if self.__class__ is cls and not getattr(self, "training", False):
                 return served(self, *args, **kwargs)
             return original(self, *args, **kwargs)
 
+        def of_x(self: Any, x: Any) -> Any:
+            """A layer's, without a tuple and a dict: there are some hundreds in a model."""
+            if not self._training and self.__class__ is cls:
+                return served(self, x)
+            return original(self, x)
+
+        takes = list(inspect.signature(original, follow_wrapped=False).parameters)
+        layers = issubclass(cls, Module) and takes == ["self", "x"]
+        method = functools.wraps(original)(of_x if layers else of_any)
         self._own = [vars(cls)[self._name]] if self._name in vars(cls) else []
         setattr(cls, self._name, method)
         self._method = method
