@@ -202,6 +202,8 @@ class Op(ABC, Generic[B, W]):
     scalars: ClassVar[frozenset[str]] = frozenset()
     # Whether inputs that do not lie row by row are copied for kernels, which then need no strides.
     row_contiguous: ClassVar[bool] = False
+    # Whether what `wrap` makes of a method tells other classes and training from what it serves.
+    guards: ClassVar[bool] = False
     # A slug, for messages.
     example: ClassVar[str]
 

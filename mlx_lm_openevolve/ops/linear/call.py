@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import mlx.core as mx
+from mlx.nn.layers import quantized as nn
 
 from ...errors import BackendError, WorkloadError
 from ..base import ON_CPU, Call, Route, Router, with_derivatives_of
@@ -18,6 +19,7 @@ from .workload import MOST_ROWS, VARIANTS, Workload
 __all__ = ["arguments", "describe", "differentiable", "in_float32", "stock", "trial", "wrap"]
 
 MAX_SHAPES = 256  # of x, that a layer's routes are kept for
+_LAYERS = (nn.QuantizedLinear, nn.QuantizedEmbedding)
 _TYPES = {mx.float16: "float16", mx.bfloat16: "bfloat16", mx.float32: "float32"}
 
 
@@ -25,7 +27,9 @@ class Weights:
     """What a layer held when its routes were decided, and these by shape of x: (dtype, or None
     where any will do, route)."""
 
-    __slots__ = ("_contiguous", "biases", "packing", "routes", "scales", "weight")
+    __slots__ = (
+        *("_contiguous", "biases", "bits", "group", "mode", "routes", "scales", "sizes", "weight"),
+    )
 
     def __init__(self, layer: Any) -> None:
         self.weight, self.scales, self.biases = (
@@ -33,14 +37,26 @@ class Weights:
             layer["scales"],
             layer.get("biases"),
         )
-        self.packing = _packing(layer)
+        self.bits, self.group, self.mode = layer.bits, layer.group_size, layer.mode
+        self.sizes = self.scales.nbytes, 0 if self.biases is None else self.biases.nbytes
         self.routes: dict[Any, tuple[mx.Dtype | None, Route]] = {}
         self._contiguous: bool | None = None
 
     def of(self, layer: Any) -> bool:
-        """Whether the layer holds this still."""
-        same = self.weight is layer["weight"] and self.scales is layer["scales"]
-        return same and self.packing == _packing(layer)
+        """Whether the layer holds this still. `scales *= x` changes an array in place, into another
+        dtype: its size in bytes tells."""
+        biases = layer.get("biases")
+        scales, shifts = self.sizes
+        return (
+            self.weight is layer["weight"]
+            and self.scales is layer["scales"]
+            and self.biases is biases
+            and self.scales.nbytes == scales
+            and (biases is None or biases.nbytes == shifts)
+            and self.bits is layer.bits
+            and self.group is layer.group_size
+            and self.mode is layer.mode
+        )
 
     def contiguous(self) -> bool:
         """Whether the arrays lie row by row; what is not computed yet is computed."""
@@ -50,46 +66,40 @@ class Weights:
         return self._contiguous
 
 
-def _packing(layer: Any) -> tuple[Any, ...]:
-    """What else of a layer must be as it was. Sizes in bytes: `scales *= x` changes an array in
-    place, into another dtype."""
-    biases = layer.get("biases")
-    size = 0 if biases is None else biases.nbytes
-    return layer.bits, layer.group_size, layer.mode, id(biases), size, layer["scales"].nbytes
-
-
 def wrap(original: Callable[..., Any], router: Router) -> Callable[..., Any]:
     """A method that takes what QuantizedLinear.__call__ or QuantizedEmbedding.as_linear takes,
     serves what a kernel may serve and hands every other call to `original` untouched.
 
     A model calls it some 200 times a token. So a call that falls back is asked whether weights and
-    scales are those of its route, and one that a kernel serves for the rest too."""
+    scales are those of its route, and one that a kernel serves for all that a route depends on."""
     off, on_cpu = router.off, router.on_cpu
-    layers: dict[int, Weights] = {}  # by the layer's id, while it lives
+    # By its id, while it lives: a layer that may be served is of one of _LAYERS, exactly.
+    layers: dict[int, Weights] = {}
 
-    def product(layer: Any, x: Any) -> Any:
-        if off:
-            return original(layer, x)
+    def product(self: Any, x: Any) -> Any:
+        if off or getattr(self, "_training", False):
+            return original(self, x)
         known: Weights | None
         try:
-            known = layers[id(layer)]
-            if known.weight is not layer["weight"] or known.scales is not layer["scales"]:
+            known = layers[id(self)]
+            if known.weight is not self["weight"] or known.scales is not self["scales"]:
                 raise KeyError
             dtype, route = known.routes[x.shape]
             if not (dtype is None or dtype == x.dtype):
                 raise KeyError
         except (AttributeError, KeyError, TypeError):
-            known, route = _new(router, layers, layer, x)
+            if self.__class__ not in _LAYERS:
+                return original(self, x)
+            known, route = _new(router, layers, self, x)
+        if route.call is not None and known is not None and not known.of(self):
+            known, route = _new(router, layers, self, x)
         call = route.call
-        if call is not None and known is not None and known.packing != _packing(layer):
-            known, route = _new(router, layers, layer, x)
-            call = route.call
         if call is None or known is None:
             route.fallbacks += 1
-            return original(layer, x)
+            return original(self, x)
         if on_cpu():
             router.refuse(ON_CPU)
-            return original(layer, x)
+            return original(self, x)
         try:
             if x.ndim == 3:
                 out = call(x, known.weight, known.scales, known.biases)
@@ -99,9 +109,9 @@ def wrap(original: Callable[..., Any], router: Router) -> Callable[..., Any]:
                 out = out.reshape(*x.shape[:-1], out.shape[-1])
         except (BackendError, ValueError):  # tracing
             route.fallbacks += 1
-            return original(layer, x)
+            return original(self, x)
         route.hits += 1
-        return out + layer["bias"] if "bias" in layer else out
+        return out + self["bias"] if "bias" in self else out
 
     return product
 

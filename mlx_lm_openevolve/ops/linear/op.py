@@ -31,6 +31,7 @@ class LinearOp(Op[Bucket, Workload]):
         PatchPoint(_LAYERS, "QuantizedLinear.__call__"),
         PatchPoint(_LAYERS, "QuantizedEmbedding.as_linear"),
     )
+    guards = True
     example = "linear-m1-n4096-k4096-bfloat16-q4g64"
 
     def parse(self, slug: str) -> Workload:
