@@ -109,15 +109,16 @@ def check_packed(architecture: str, root: Path) -> list[Found]:
     """`check` with four-bit weights and the family `linear`; hits are those of its kernel."""
     with on_cpu():
         model = architectures.build(architecture)
-        # As a dict, without a mode: afm7's own layers take none.
-        nn.quantize(  # type: ignore[attr-defined]
-            model,
-            class_predicate=lambda _, layer: (
-                hasattr(layer, "to_quantized")
-                and layer.weight.shape[-1] % PACKING == 0
-                and {"group_size": PACKING, "bits": 4}
-            ),
-        )
+        own = getattr(model, "quant_predicate", None)
+
+        def packing(path: str, layer: Any) -> Any:
+            """As mlx-lm packs them, in smaller groups, and without a mode: afm7's own take none."""
+            asked = own(path, layer) if own and hasattr(layer, "to_quantized") else True
+            fits = hasattr(layer, "to_quantized") and layer.weight.shape[-1] % PACKING == 0
+            bits = asked.get("bits", 4) if isinstance(asked, dict) else 4
+            return bool(asked) and fits and {"group_size": PACKING, "bits": bits}
+
+        nn.quantize(model, class_predicate=packing)  # type: ignore[attr-defined]
         model.eval()
         return [_compare_packed(architecture, model, kind, root) for kind in PACKED]
 
@@ -151,11 +152,14 @@ def _compare_packed(name: str, model: Any, kind: str, root: Path) -> Found:
 
 
 def product_in_float64(layer: Any, x: mx.array) -> mx.array:
-    """A quantised layer's product, everything in float64 but its result: the low half of a byte
-    comes first."""
-    assert (layer.bits, layer.mode) == (4, "affine")
-    bytes_ = mx.contiguous(layer["weight"]).view(mx.uint8)
-    numbers = mx.stack([bytes_ & 15, bytes_ >> 4], axis=-1).reshape(bytes_.shape[0], -1)
+    """A quantised layer's product, everything in float64 but its result: of four bits the low half
+    of a byte comes first."""
+    assert layer.bits in (4, 8)
+    assert layer.mode == "affine"
+    numbers = mx.contiguous(layer["weight"]).view(mx.uint8)
+    if layer.bits == 4:
+        rows = numbers.shape[0]
+        numbers = mx.stack([numbers & 15, numbers >> 4], axis=-1).reshape(rows, -1)
     scales, biases = (
         mx.repeat(_up(layer[part]), layer.group_size, axis=-1) for part in ("scales", "biases")
     )
