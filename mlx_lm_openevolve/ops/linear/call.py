@@ -80,6 +80,7 @@ def wrap(original: Callable[..., Any], router: Router) -> Callable[..., Any]:
         if off or getattr(self, "_training", False):
             return original(self, x)
         known: Weights | None
+        route: Route | None
         try:
             known = layers[id(self)]
             if known.weight is not self["weight"] or known.scales is not self["scales"]:
@@ -88,6 +89,8 @@ def wrap(original: Callable[..., Any], router: Router) -> Callable[..., Any]:
             if not (dtype is None or dtype == x.dtype):
                 raise KeyError
         except (AttributeError, KeyError, TypeError):
+            route = None
+        if route is None:
             if self.__class__ not in _LAYERS:
                 return original(self, x)
             known, route = _new(router, layers, self, x)

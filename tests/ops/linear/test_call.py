@@ -118,6 +118,7 @@ def test_what_is_no_workload_is_the_originals(served: None) -> None:
     for wrong in (numbers(1, 1, K // 2), None):
         with pytest.raises((ValueError, TypeError)) as ours:
             made(wrong)
+        assert ours.value.__context__ is None
         mlx_lm_openevolve.disable_optimizations()
         with pytest.raises(ours.type) as theirs:
             made(wrong)
