@@ -39,6 +39,7 @@ slow: $(VENV)/installed
 # Every architecture of mlx-lm, patched against unpatched.
 parity: $(VENV)/installed
 	$(BIN)/python tests/support/parity.py
+	$(BIN)/python tests/support/parity.py --packed
 
 # What the Apple GPU of this machine lacks of what the tests need.
 gpu: $(VENV)/installed

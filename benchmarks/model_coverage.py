@@ -2,10 +2,11 @@
 
     python benchmarks/model_coverage.py
 
-models.json has the models: heads, sizes, windows, sinks, the rank of a latent cache, and where the
-numbers were read (repository, path, commit or tag). For every layout, kind of call, backend and
-bucket the page says which kernel is tried first, with its default params, or why there is none.
-That a kernel applies does not say that it is faster: the gate decides that on your chip.
+models.json has the models: heads, sizes, windows, sinks, the rank of a latent cache, of some the
+widths of their layers (linear_coverage.py), and where the numbers were read (repository, path,
+commit or tag). For every layout, kind of call, backend and bucket the page says which kernel is
+tried first, with its default params, or why there is none. That a kernel applies does not say that
+it is faster: the gate decides that on your chip.
 """
 
 from __future__ import annotations
@@ -17,10 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import linear_coverage
+
 from mlx_lm_openevolve.errors import KernelError
 from mlx_lm_openevolve.kernels.kernel import Kernel
 from mlx_lm_openevolve.kernels.registry import Registry, tuned_root
 from mlx_lm_openevolve.ops.attention.workload import Bucket, Workload
+from mlx_lm_openevolve.ops.linear import Bucket as Product
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "coverage.md"
@@ -75,7 +79,7 @@ class Served:
     """What a backend runs first for a bucket; `kernel` None where nothing applies. `failed` names
     the kernels that apply and whose default params are none of their values."""
 
-    bucket: Bucket
+    bucket: Any
     kernel: Kernel | None
     params: tuple[tuple[str, int], ...] = ()
     failed: tuple[str, ...] = ()
@@ -161,7 +165,7 @@ def buckets(layout: Layout, kind: str) -> list[Bucket]:
     return [shape.exact(kv_len=n).bucket() for n in lengths]
 
 
-def served(bucket: Bucket, backend: str, kernels: Sequence[Kernel]) -> Served:
+def served(bucket: Bucket | Product, backend: str, kernels: Sequence[Kernel]) -> Served:
     """The kernel that the planner tries first where no verdict is stored."""
     failed: list[str] = []
     for kernel in sorted(kernels, key=lambda k: not k.native):
@@ -218,16 +222,27 @@ def _run(run: Sequence[Served], backend: str) -> str:
 
 
 @functools.cache
+def kernels() -> list[Kernel]:
+    """What ships."""
+    return Registry(tuned_root(), writable=False).kernels()
+
+
+@functools.cache
 def table() -> dict[tuple[Layout, str, str], list[Served]]:
     """What serves each bucket, by layout, kind of call and backend: every call mlx-lm makes."""
-    kernels = Registry(tuned_root(), writable=False).kernels()
     return {
-        (layout, kind, backend): [served(b, backend, kernels) for b in buckets(layout, kind)]
+        (layout, kind, backend): [served(b, backend, kernels()) for b in buckets(layout, kind)]
         for layout, _ in layouts(models()).values()
         for kind in KINDS
         if not absent(layout, kind)
         for backend in BACKENDS
     }
+
+
+def serve_product(bucket: Product, backend: str) -> tuple[str, dict[str, int]]:
+    """What `served` says of a product: the kernel's name and its params, "" where none applies."""
+    found = served(bucket, backend, kernels())
+    return (found.kernel.name if found.kernel else ""), dict(found.params)
 
 
 def page() -> str:
@@ -264,6 +279,7 @@ def page() -> str:
             lines.append(f"| {kind} | {' | '.join(texts)} |")
         lines.append("")
 
+    lines += linear_coverage.lines(rows, serve_product, BACKENDS)
     lines += ["## Sources", ""]
     for i, source in enumerate(sources):
         repository, path, commit = source.split()

@@ -8,6 +8,9 @@
 2. What a served call costs beside MLX's bare custom-kernel calls: the same launches with the same
    arguments, recorded from the call itself and made with nothing around them.
 
+3. The same of a quantised layer, a model has some 200: mlx.nn.QuantizedLinear's own __call__ beside
+   the patched one, that falls back and that a kernel serves.
+
 Arms alternate in one process (A B B A), a round is one figure; medians with the interval in which
 they lie with 95% confidence. What is timed is the building of the graph, in CPU time of the thread:
 no kernel runs, and other processes do not count. Without a GPU the Metal calls are built while MLX
@@ -28,6 +31,7 @@ from typing import Any
 from unittest import mock
 
 import mlx.core as mx
+import mlx.nn as nn
 from mlx_lm.models import base
 from mlx_lm.models.cache import KVCache
 
@@ -35,7 +39,9 @@ from mlx_lm_openevolve import backends, device, ops
 from mlx_lm_openevolve.intervals import median_interval
 from mlx_lm_openevolve.kernels.registry import Registry, tuned_root
 from mlx_lm_openevolve.ops.attention import Workload
+from mlx_lm_openevolve.ops.linear import Workload as Product
 from mlx_lm_openevolve.runtime.dispatch import Route, Router
+from mlx_lm_openevolve.runtime.patch import patches_of
 from mlx_lm_openevolve.runtime.planner import Planner
 
 CALLS = 200
@@ -96,11 +102,11 @@ def as_model(function: Callable[..., Any], workload: Workload, keys: int) -> Arm
     return lambda: function(queries, k, v, cache=cache, scale=0.1, mask=mask)
 
 
-def router(backend: str) -> Router:
+def router(backend: str, family: str = "attention") -> Router:
     """One whose planner finds no kernel: every call falls back. It asks for the default device, as
     on a machine with a GPU, and is told that it is one."""
     empty = [Registry("/nonexistent")]
-    made = Router(ops.get("attention"), Planner(device.detect(backend), empty, mode="stored"))
+    made = Router(ops.get(family), Planner(device.detect(backend), empty, mode="stored"))
     made.on_cpu = lambda: device.on_cpu() and False
     return made
 
@@ -231,6 +237,89 @@ WORKLOADS = {
 }
 
 
+@contextmanager
+def installed(routes: Router) -> Iterator[None]:
+    """The family's patch points, as enable_optimizations replaces them."""
+    patches = patches_of(routes.op, routes.wrap)
+    for patch in patches:
+        patch.install()
+    try:
+        yield
+    finally:
+        for patch in patches:
+            patch.restore()
+
+
+def as_layer(workload: Product) -> tuple[nn.Module, mx.array]:
+    """A quantised layer and its x, as a loaded model has them."""
+    w = workload
+    dtype = getattr(mx, w.dtype)
+    layer = nn.QuantizedLinear(w.k, w.n, False, w.group, w.bits, mode=w.variant)
+    layer.set_dtype(dtype)
+    layer.eval()
+    x = mx.zeros((w.batch, w.length, w.k), dtype)
+    mx.eval(layer.parameters(), x)
+    return layer, x
+
+
+def layer_falls_back(workload: Product, rounds: int) -> dict[str, Any]:
+    """Microseconds of stock's call of a layer, and that the patch adds where nothing serves."""
+    layer, x = as_layer(workload)
+    stock = nn.QuantizedLinear.__call__
+    routes = router("host", "linear")
+    with installed(routes):
+        ours = nn.QuantizedLinear.__call__
+        ours(layer, x)
+        found = pairs(lambda: stock(layer, x), lambda: ours(layer, x), rounds)
+    (route,) = routes.launches.values()
+    assert route.fallbacks > rounds * CALLS
+    return {"stock": median([a for a, _ in found]), "adds": median([b - a for a, b in found])}
+
+
+def layer_served(workload: Product, backend: str, rounds: int) -> dict[str, Any]:
+    """A served call of a layer against the kernel's bare call, and against stock's."""
+    layer, x = as_layer(workload)
+    stock = nn.QuantizedLinear.__call__
+    bucket = workload.bucket()
+    kernels = Registry(tuned_root(), writable=False).kernels()
+    fitting = [k for k in kernels if k.native <= {backend} and k.applies_to(bucket)]
+    kernel = min(fitting, key=lambda k: not k.native)
+    there = not backends.get(backend).unavailable()
+    recorder = Recorder(f"{backend}_kernel")
+    with buildable(backend):
+        build = backends.get(backend).build
+        with mock.patch.object(mx.fast, f"{backend}_kernel", recorder):
+            recorded = build(kernel, kernel.default_params(bucket), workload)
+        call = build(kernel, kernel.default_params(bucket), workload)
+
+    def measured() -> list[list[tuple[float, float]]]:
+        made = recorded(*ops.get("linear").arguments(layer, x))
+        if there:  # MLX compiles at the first evaluation
+            mx.eval(made)
+        routes = router("host", "linear")
+        routes.launches[workload.launch_key()] = Route(None, "as if accepted", call)
+        with installed(routes):
+            ours = nn.QuantizedLinear.__call__
+            ours(layer, x)
+            arms = (recorder.bare(), lambda: stock(layer, x))
+            return [pairs(arm, lambda: ours(layer, x), rounds) for arm in arms]
+
+    to_bare, to_stock = traced(measured, not there)
+    return {
+        "kernel": kernel.name,
+        "ratio": median([b / a for a, b in to_bare]),
+        "bare": median([a for a, _ in to_bare]),
+        "served": median([b for _, b in to_bare]),
+        "adds": median([b - a for a, b in to_stock]),
+    }
+
+
+PRODUCTS = {
+    "4 bits": Product(1, 1, 512, 4096, "bfloat16"),
+    "mxfp4": Product(1, 1, 512, 4096, "bfloat16", 4, 32, "mxfp4"),
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--backend", choices=("metal", "cuda"), help="default: the GPU's, or metal")
@@ -262,6 +351,24 @@ def main() -> None:
             f"served:     {name + ', ' + row['kernel']:30s} {ratio['median']:6.2f} x  "
             f"[{ratio['low']:.2f}, {ratio['high']:.2f}]: {row['served']['median']:.2f} us, "
             f"{row['bare']['median']:.2f} bare, {row['launches']} launches",
+            file=sys.stderr,
+        )
+    for name, product in PRODUCTS.items():
+        row = layer_falls_back(product, options.rounds)
+        result["falls back"][f"layer, {name}"] = row
+        adds = row["adds"]
+        print(
+            f"falls back: {'layer, ' + name:30s} {adds['median']:+6.2f} us "
+            f"[{adds['low']:.2f}, {adds['high']:.2f}] to {row['stock']['median']:.2f}",
+            file=sys.stderr,
+        )
+        row = layer_served(product, backend, options.rounds)
+        result["served"][f"layer, {name}"] = row
+        ratio = row["ratio"]
+        print(
+            f"served:     {'layer, ' + name + ', ' + row['kernel']:30s} {ratio['median']:6.2f} x  "
+            f"[{ratio['low']:.2f}, {ratio['high']:.2f}]: {row['served']['median']:.2f} us, "
+            f"{row['bare']['median']:.2f} bare, {row['adds']['median']:+.2f} to stock's",
             file=sys.stderr,
         )
     if options.json:

@@ -7,7 +7,7 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
@@ -173,10 +173,13 @@ def detect(backend: str | None = None) -> Device:
     return Device("host", "host", name, machine, os.cpu_count() or 0)
 
 
-def fingerprint(device: Device, gate: str, *, evidence: bool = True) -> dict[str, Any]:
+def fingerprint(
+    device: Device, gate: str | Mapping[str, str], *, evidence: bool = True
+) -> dict[str, Any]:
     """What a verdict must share with this process to count: chip, architecture, minor version of
-    mlx, version of the gate, on Metal also the major version of macOS, which brings the compiler
-    and the driver. With `evidence` under `also` what it need not."""
+    mlx, version of the gate (those for several families where they are handed over), on Metal also
+    the major version of macOS, which brings the compiler and the driver. With `evidence` under
+    `also` what it need not."""
     mlx = version_of("mlx")
     must = {
         "device": device.slug,

@@ -84,10 +84,43 @@ def test_they_agree_in_half_precision(architecture: str, dtype: mx.Dtype, root: 
     assert parity.check(architecture, root, dtype)[0].hits > 0
 
 
+# As many heads as layers; tied embeddings; biases; experts, whose products are not served; a
+# latent cache's and other subclasses of the layer.
+PACKED = {"deepseek_v3", "qwen3", "qwen2", "qwen3_moe"}
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    [pytest.param(a, marks=[] if a in PACKED else slow) for a in parity.covered()],
+)
+def test_with_packed_weights_patched_logits_agree_with_stock(architecture: str, root: Path) -> None:
+    found = parity.check_packed(architecture, root)
+    assert [each.kind for each in found] == ["own", "batch"]
+    for each in found:
+        assert each.hits or each.refused or set(each.on_sdpa) != {"more than 32 rows"}
+
+
+def test_a_wrong_product_would_be_seen(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = parity._patched
+
+    def wrong(model: Any, kind: str, *rest: Any) -> Any:
+        def lost(layer: Any, x: mx.array) -> mx.array:
+            out = parity.product_in_float64(layer, x)
+            return out if x.shape[-2] > 1 else out * (mx.arange(out.shape[-1]) != 7)
+
+        with parity.replaced(lambda _: lost, "linear"):
+            answers, _ = parity.logits(model, kind)
+        return answers, *right(model, kind, *rest)[1:]
+
+    monkeypatch.setattr(parity, "_patched", wrong)
+    with pytest.raises(parity.Disparity, match="from float64"):
+        parity.check_packed("qwen3", root)
+
+
 def test_the_field_is_covered() -> None:
     patched = set(callers().patched)
     covered = set(parity.covered())
-    assert covered >= SAMPLE
+    assert covered >= SAMPLE | PACKED
     assert len(covered) >= parity.LEAST
     assert patched == covered | set(architectures.LEFT_OUT)
     assert patched >= set(architectures.SPECIAL), "an entry of no architecture"

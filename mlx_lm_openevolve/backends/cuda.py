@@ -94,7 +94,7 @@ def build(kernel: Kernel, params: Mapping[str, int], workload: Workload) -> Call
         return known[1]
 
     def make(launch: Launch, name: str, inputs: list[str]) -> Run:
-        return _make(launch, name, inputs, absent)
+        return _make(launch, name, inputs, absent, ops.of(workload).row_contiguous)
 
     return chain(
         kernel,
@@ -182,7 +182,9 @@ def _on_device(scale: mx.array) -> mx.array:
     return copy
 
 
-def _make(launch: Launch, name: str, inputs: list[str], absent: Mapping[str, str]) -> Run:
+def _make(
+    launch: Launch, name: str, inputs: list[str], absent: Mapping[str, str], contiguous: bool
+) -> Run:
     spec = launch.spec
     # Metal cuts the last threadgroup short, CUDA does not.
     if any(n % t for n, t in zip(launch.grid, launch.threadgroup, strict=True)):
@@ -210,7 +212,7 @@ def _make(launch: Launch, name: str, inputs: list[str], absent: Mapping[str, str
         output_names=[output for output, _, _ in launch.outputs],
         source=source,
         header=header,
-        ensure_row_contiguous=False,
+        ensure_row_contiguous=contiguous,
     )
     arguments: dict[str, Any] = {
         "grid": launch.grid,

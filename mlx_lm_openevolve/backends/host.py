@@ -48,7 +48,9 @@ def build(
         raise BackendError(reason)
 
     def make(launch: Launch, name: str, inputs: list[str]) -> Run:
-        return _make(launch, name, inputs, sanitize, launches, seed, _shipped(kernel.id))
+        contiguous = ops.of(workload).row_contiguous
+        trusted = _shipped(kernel.id)
+        return _make(launch, name, inputs, sanitize, launches, seed, trusted, contiguous)
 
     call = chain(kernel, params, workload, ("metal",), make)
     return ops.of(workload).differentiable(workload, call)
@@ -68,6 +70,7 @@ def _make(
     launches: list[metalhost.LaunchResult] | None,
     seed: int,
     trusted: bool,
+    contiguous: bool,
 ) -> Run:
     spec = launch.spec
     function = metalhost.metal_kernel(
@@ -76,7 +79,7 @@ def _make(
         output_names=[output for output, _, _ in launch.outputs],
         source=spec.source,
         header=spec.header,
-        ensure_row_contiguous=False,
+        ensure_row_contiguous=contiguous,
         math_mode=spec.math_mode,
     )
 

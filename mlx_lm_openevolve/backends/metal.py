@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import mlx.core as mx
 
+from .. import ops
 from ..device import release, version_of
 from ..errors import BackendError, KernelError
 from ..kernels.kernel import Kernel, Launch
@@ -39,10 +40,15 @@ def build(kernel: Kernel, params: Mapping[str, int], workload: Workload) -> Call
     reason = unavailable()
     if reason:
         raise BackendError(reason)
-    return chain(kernel, params, workload, ("metal",), _make)
+    contiguous = ops.of(workload).row_contiguous
+
+    def make(launch: Launch, name: str, inputs: list[str]) -> Run:
+        return _make(launch, name, inputs, contiguous)
+
+    return chain(kernel, params, workload, ("metal",), make)
 
 
-def _make(launch: Launch, name: str, inputs: list[str]) -> Run:
+def _make(launch: Launch, name: str, inputs: list[str], contiguous: bool) -> Run:
     spec = launch.spec
     function: Any = mx.fast.metal_kernel(
         name=name,
@@ -51,7 +57,7 @@ def _make(launch: Launch, name: str, inputs: list[str]) -> Run:
         source=spec.source,
         header=spec.header,
         # A KV cache hands over slices of a longer buffer: copying them would double the traffic.
-        ensure_row_contiguous=False,
+        ensure_row_contiguous=contiguous,
         compile_options={"math_mode": spec.math_mode},
     )
     template, grid, threadgroup = template_of(launch), launch.grid, launch.threadgroup

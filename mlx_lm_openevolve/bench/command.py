@@ -25,11 +25,15 @@ from ..device import BACKENDS, detect, fingerprint
 from ..errors import BackendError, UsageError
 from ..files import write_atomic
 from ..hub import check_model
-from ..kernels.verdict import gate_version
+from ..kernels.verdict import gate_versions
+from ..runtime.api import families
 from ..runtime.session import summary, totals
 from . import cases
 
-__all__ = ["PRESETS", "SHAPES", "add_arguments", "run", "run_case", "run_cases", "tasks", "write"]
+__all__ = [
+    *("BITS", "PRESETS", "SHAPES", "add_arguments", "add_families", "run", "run_case", "run_cases"),
+    *("tasks", "write"),
+]
 
 # Tokens of prompt and generation of the five benchmarks of OpenEvolve's MLX example: its prompts'
 # lengths in a Qwen tokenizer, about, and its max_tokens.
@@ -44,8 +48,15 @@ PRESETS = {
 BenchKernel = Callable[[argparse.Namespace, Console, Callable[[list[dict[str, Any]]], None]], bool]
 SHAPES = (
     *("qwen3-0.6b", "qwen3-4b", "qwen2.5-7b", "llama-3.2-1b", "llama-3.2-3b", "llama-3.1-8b"),
-    *("gemma-3-4b", "gpt-oss-20b", "glm-4.7-flash"),
+    *("qwen3-30b-a3b", "gemma-3-4b", "gpt-oss-20b", "glm-4.7-flash"),
 )
+BITS = ("4", "8", "mxfp4")
+
+
+def add_families(parser: argparse.ArgumentParser) -> None:
+    """What `bench` and `tune` ask of weights, and of families of operations."""
+    parser.add_argument("--bits", choices=BITS, help="of a shape's weights; default: bfloat16")
+    parser.add_argument("--ops", metavar="NAME,...", help="families to switch on: attention,linear")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,6 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-p", "--prompt-tokens", type=int, metavar="N", help="instead of a preset")
     parser.add_argument("-g", "--generation-tokens", type=int, metavar="N")
     parser.add_argument("-b", "--batch", type=int, default=1, metavar="N", help="sequences")
+    add_families(parser)
     parser.add_argument("--kv-bits", type=int, choices=(2, 3, 4, 6, 8), help="quantised KV cache")
     parser.add_argument("--draft", metavar="MODEL", help="speculate with this path or shape")
     parser.add_argument(
@@ -87,8 +99,9 @@ def run(
     if options.output and (options.output.is_dir() or not options.output.parent.is_dir()):
         raise UsageError(f"--output {options.output}: no file can be written there")
     device = detect(options.backend)
+    families(wanted(options))
     result: dict[str, Any] = {
-        "machine": fingerprint(device, gate_version("attention")),
+        "machine": fingerprint(device, gate_versions()),
         "date": time.strftime("%Y-%m-%d"),
         "ok": False,
     }
@@ -127,6 +140,13 @@ def write(path: Path, result: Mapping[str, Any]) -> None:
         raise UsageError(f"{path}: {error.strerror or error}") from None
 
 
+def wanted(options: argparse.Namespace) -> tuple[str, ...] | None:
+    """The families that --ops names; None without it. Raises UsageError."""
+    if options.bits and not options.shape:
+        raise UsageError("--bits packs the weights of a --shape: a --model has its own")
+    return tuple(name.strip() for name in options.ops.split(",")) if options.ops else None
+
+
 def tasks(options: argparse.Namespace) -> list[tuple[str, dict[str, Any]]]:
     """What each case asks of a worker, by its name. Raises UsageError."""
     if not (options.model or options.shape):
@@ -144,11 +164,12 @@ def tasks(options: argparse.Namespace) -> list[tuple[str, dict[str, Any]]]:
         raise UsageError("--batch, --trials and --blocks are at least 1")
     if any(p < 2 or g < 4 for p, g in lengths.values()):
         raise UsageError("a case needs two tokens of prompt and four of generation")
-    settings = {"backend": options.backend, "require_faster": not options.any_correct}
+    settings: dict[str, Any] = {"backend": options.backend}
+    settings |= {"require_faster": not options.any_correct, "ops": wanted(options)}
     asked: dict[str, Any] = {
         name: getattr(options, name) for name in ("model", "shape", "draft", "batch", "trials")
     }
-    asked["kv_bits"] = options.kv_bits or 0
+    asked |= {"kv_bits": options.kv_bits or 0, "bits": options.bits or ""}
     return [(name, cases.task_of(p, g, settings, **asked)) for name, (p, g) in lengths.items()]
 
 
@@ -186,6 +207,7 @@ def run_case(
     lengths = ", ".join(
         f"{key}={task[key]}" for key in ("prompt_tokens", "generation_tokens", "batch")
     )
+    lengths += f", bits={task['bits']}" if task["bits"] else ""
     out.print(f"{task['model'] or task['shape']} {name}: timing with {lengths}.", markup=False)
     rows: dict[str, list[dict[str, Any]]] = {"stock": [], "patched": []}
     with Progress(console=out, transient=True) as bar:
@@ -226,6 +248,6 @@ def report(case: Mapping[str, Any]) -> Iterator[str]:
     logits = case["logits"]
     yield (
         f"Parity: first {case['equal_tokens']} of {case['generation_tokens']} greedy tokens equal;"
-        f" logits differ by {logits['difference']:.2e}; from float32 attention:"
+        f" logits differ by {logits['difference']:.2e}; from float32:"
         f" stock {logits['stock']:.2e}, patched {logits['patched']:.2e}"
     )

@@ -5,6 +5,7 @@ Numbers that decide shapes and masks are those of the model's own config.json, a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
@@ -12,7 +13,14 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_map
 
-__all__ = ["SHAPES", "build"]
+__all__ = ["BITS", "SHAPES", "build"]
+
+# How weights are packed, with the groups that mlx-lm makes where none are named.
+BITS: dict[str, dict[str, Any]] = {
+    "4": {"bits": 4, "group_size": 64, "mode": "affine"},
+    "8": {"bits": 8, "group_size": 64, "mode": "affine"},
+    "mxfp4": {"bits": 4, "group_size": 32, "mode": "mxfp4"},
+}
 
 SHAPES: dict[str, dict[str, Any]] = {
     # https://huggingface.co/Qwen/Qwen3-0.6B/blob/main/config.json
@@ -104,6 +112,27 @@ SHAPES: dict[str, dict[str, Any]] = {
         "rope_theta": 5e5,
         "tie_word_embeddings": False,
     },
+    # https://huggingface.co/Qwen/Qwen3-30B-A3B/blob/main/config.json
+    "qwen3-30b-a3b": {
+        "model_type": "qwen3_moe",
+        "hidden_size": 2048,
+        "num_hidden_layers": 48,
+        "intermediate_size": 6144,
+        "moe_intermediate_size": 768,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 4,
+        "head_dim": 128,
+        "num_experts": 128,
+        "num_experts_per_tok": 8,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+        "norm_topk_prob": True,
+        "rms_norm_eps": 1e-6,
+        "vocab_size": 151936,
+        "max_position_embeddings": 40960,
+        "rope_theta": 1e6,
+        "tie_word_embeddings": False,
+    },
     # https://huggingface.co/google/gemma-3-4b-pt/blob/main/config.json (text_config; what it
     # leaves out is in transformers' configuration_gemma3.py)
     "gemma-3-4b": {
@@ -177,25 +206,34 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 
 
-def build(shape: str, *, lazy: bool = False) -> Any:
-    """mlx-lm's model of that shape with random bfloat16 weights, always the same ones; experts in
-    four bits (mxfp4), as gpt-oss is published. lazy: the weights take no memory until they are
-    evaluated."""
+def build(shape: str, bits: str = "", *, lazy: bool = False) -> Any:
+    """mlx-lm's model of that shape with random bfloat16 weights, always the same ones, or packed as
+    BITS has it under `bits`, in the layers that mlx-lm would pack. Experts come in four bits
+    (mxfp4) where nothing is named, and gpt-oss's always, as it is published. lazy: the weights take
+    no memory until they are evaluated."""
     config = SHAPES[shape]
     module = import_module(f"mlx_lm.models.{config['model_type']}")
     mx.random.seed(0)
     model = module.Model(module.ModelArgs.from_dict(config))
     model.update(tree_map(lambda x: x.astype(mx.bfloat16), model.parameters()))
-    if "num_experts_per_tok" in config:
-        nn.quantize(  # type: ignore[attr-defined]
-            model,
-            group_size=32,
-            bits=4,
-            mode="mxfp4",
-            class_predicate=lambda path, layer: (
-                ("experts" in path or "switch_mlp" in path) and hasattr(layer, "to_quantized")
-            ),
-        )
+    if "num_experts_per_tok" in config and (not bits or config["model_type"] == "gpt_oss"):
+        _quantize(model, BITS["mxfp4"], lambda path: "experts" in path or "switch_mlp" in path)
+    if bits:
+        _quantize(model, BITS[bits], lambda path: True)
+    model.eval()
     if not lazy:
-        mx.eval(model.parameters())
+        tree_map(mx.eval, model.parameters())  # one by one: what is packed is freed
     return model
+
+
+def _quantize(model: Any, packing: dict[str, Any], wanted: Callable[[str], bool]) -> None:
+    """What mlx_lm.convert does to the layers whose path is wanted."""
+    own = getattr(model, "quant_predicate", None)
+
+    def predicate(path: str, layer: Any) -> Any:
+        fits = hasattr(layer, "to_quantized") and not layer.weight.shape[-1] % packing["group_size"]
+        if not fits or not wanted(path):
+            return False
+        return own(path, layer) if own else True
+
+    nn.quantize(model, **packing, class_predicate=predicate)  # type: ignore[attr-defined]

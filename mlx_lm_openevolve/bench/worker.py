@@ -1,7 +1,8 @@
 """One arm of `bench` in a process of its own, asked once (see processes.py).
 
-A task: model (a path) or shape, draft, prompt_tokens, generation_tokens, batch, kv_bits, trials,
-seed, arm ("stock", "patched" or "logits") and settings (the arguments of enable_optimizations).
+A task: model (a path) or shape, bits (of a shape's weights), draft, prompt_tokens,
+generation_tokens, batch, kv_bits, trials, seed, arm ("stock", "patched" or "logits") and settings
+(the arguments of enable_optimizations).
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import copy
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import mlx.core as mx
@@ -21,16 +22,14 @@ from mlx_lm.generate import (
     maybe_quantize_kv_cache,
     speculative_generate_step,
 )
-from mlx_lm.models import base
 from mlx_lm.models.cache import make_prompt_cache
 
-from .. import enable_optimizations, get_optimization_info, optimizations
-from ..ops.attention import quantized
+from .. import enable_optimizations, get_optimization_info, ops, optimizations
+from ..ops.attention.exact import dequantised
 from ..processes import serve
-from ..runtime.patch import Patch
+from ..runtime.api import families
+from ..runtime.patch import Wrap, patches_of
 from . import model_configs as shapes
-
-Attention = Callable[..., mx.array]
 
 PREFILL = 2048
 LOGIT_STEPS = 8
@@ -40,7 +39,8 @@ KV_GROUP = 64
 def answer(task: dict[str, Any]) -> dict[str, Any]:
     """Run an arm. "logits": what `logits` returns; else what `timed` returns, with `info`, that of
     get_optimization_info(). Raises what the model raises."""
-    model = load(task["model"] or task["shape"])
+    bits = task["bits"]
+    model = load(task["model"] or task["shape"], bits)
     rng = np.random.default_rng(task["seed"])
     shape = (task["batch"], task["prompt_tokens"])
     prompts = rng.integers(0, vocabulary(model), shape).tolist()
@@ -48,14 +48,15 @@ def answer(task: dict[str, Any]) -> dict[str, Any]:
         return logits(model, prompts, task)
     if task["arm"] == "patched":
         enable_optimizations(**task["settings"])
-    draft = load(task["draft"]) if task["draft"] else None
+    draft = load(task["draft"], bits) if task["draft"] else None
     return {**timed(model, draft, prompts, task), "info": get_optimization_info()}
 
 
-def load(name: str, *, lazy: bool = False) -> Any:
-    """A model by its shape's name or its path. lazy: its weights are not read or made yet."""
+def load(name: str, bits: str = "", *, lazy: bool = False) -> Any:
+    """A model by its shape's name, with weights of so many bits, or by its path. lazy: its weights
+    are not read or made yet."""
     if name in shapes.SHAPES:
-        return shapes.build(name, lazy=lazy)
+        return shapes.build(name, bits, lazy=lazy)
     return mlx_lm.load(name, lazy=lazy)[0]
 
 
@@ -138,9 +139,10 @@ def timed(model: Any, draft: Any, prompts: list[list[int]], task: dict[str, Any]
 
 def logits(model: Any, prompts: list[list[int]], task: dict[str, Any]) -> dict[str, Any]:
     """Distances between logits [B, steps, V] of a few decode steps after one stock prefill, the
-    same tokens fed to all: stock and patched from attention in float32 (over what the cache
-    holds: dequantised where it is quantised), and patched from stock. Distance: L2 norm of the
-    difference over that of the reference."""
+    same tokens fed to all: stock and patched from a float32 model, and patched from stock. In
+    float32 is what the families compute that are switched on, over what the cache holds and the
+    layers hold (dequantised where it is quantised). Distance: L2 norm of the difference over that
+    of the reference."""
     tokens = mx.array(prompts)
     shape = (len(prompts), LOGIT_STEPS)
     more = mx.array(np.random.default_rng(1).integers(0, vocabulary(model), shape))
@@ -158,21 +160,23 @@ def logits(model: Any, prompts: list[list[int]], task: dict[str, Any]) -> dict[s
         mx.eval(out)
         return out
 
-    def under(wrap: Callable[[Attention], Attention]) -> mx.array:
-        patch = Patch(base, "scaled_dot_product_attention", wrap)
-        patch.install()
+    def under(wraps: Mapping[str, Wrap]) -> mx.array:
+        patches = [p for name, wrap in wraps.items() for p in patches_of(ops.get(name), wrap)]
         try:
+            for patch in patches:
+                patch.install()
             return decode()
         finally:
-            patch.restore()
+            for patch in patches:
+                patch.restore()
 
     try:
         stock = decode()
     except RuntimeError:
         if not task["kv_bits"]:
             raise
-        stock = under(dequantised)
-    exact = under(in_float32)
+        stock = under({"attention": dequantised})
+    exact = under({name: ops.get(name).exact for name in families(task["settings"].get("ops"))})
     with optimizations(**task["settings"]):
         patched = decode()
         hits = sum(row["hits"] for row in get_optimization_info()["workloads"].values())
@@ -182,52 +186,6 @@ def logits(model: Any, prompts: list[list[int]], task: dict[str, Any]) -> dict[s
         "stock": distance(stock, exact),
         "patched": distance(patched, exact),
     }
-
-
-def dequantised(original: Attention) -> Attention:
-    """mlx-lm's attention over the values that a quantised cache stands for."""
-
-    def attention(
-        queries: mx.array,
-        keys: Any,
-        values: Any,
-        cache: Any,
-        scale: float,
-        mask: Any,
-        sinks: mx.array | None = None,
-        read: Callable[[quantized.Packed, int, int], mx.array] = quantized.floats,
-    ) -> mx.array:
-        if bits := getattr(cache, "bits", 0):
-            keys, values = (read(x, bits, cache.group_size) for x in (keys, values))
-            cache = None
-        return original(queries, keys, values, cache, scale, mask, sinks)
-
-    return attention
-
-
-def in_float32(original: Attention) -> Attention:
-    """mlx-lm's attention with everything in float32 but its result."""
-
-    def up(x: Any) -> Any:
-        known = isinstance(x, mx.array) and x.dtype != mx.bool_
-        return x.astype(mx.float32) if known else x
-
-    def attention(
-        queries: mx.array,
-        keys: Any,
-        values: Any,
-        cache: Any,
-        scale: float,
-        mask: Any,
-        sinks: mx.array | None = None,
-    ) -> mx.array:
-        raised = map(up, (queries, keys, values))
-        out = dequantised(original)(
-            *raised, cache, scale, up(mask), up(sinks), read=quantized.exact
-        )
-        return out.astype(queries.dtype)
-
-    return attention
 
 
 def distance(a: mx.array, b: mx.array) -> float:

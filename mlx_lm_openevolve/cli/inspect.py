@@ -28,7 +28,7 @@ from ..files import printable
 from ..kernels.kernel import Kernel
 from ..kernels.lookup import named, registries
 from ..kernels.registry import VERSION, Registry, tuned_root, user_root
-from ..kernels.verdict import TUNED_GATE, Verdict, describe, gate_version
+from ..kernels.verdict import TUNED_GATE, Verdict, describe, gate_version, gate_versions
 from ..ops import Bucket
 from ..runtime.api import families
 from ..runtime.planner import Planner
@@ -244,7 +244,7 @@ def status(options: argparse.Namespace, out: Console) -> Result:
         "os": platform.platform(),
         "mlx": version_of("mlx"),
         "mlx_lm": version_of("mlx-lm"),
-        "gate": {name: gate_version(name) for name in ops.FAMILIES},
+        "gate": gate_versions(),
         "device": {
             "slug": device.slug,
             "name": device.name,

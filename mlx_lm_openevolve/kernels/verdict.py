@@ -14,7 +14,7 @@ from .kernel import KERNEL_ID
 
 __all__ = [
     *("FASTER", "GATE_VERSION", "KINDS", "MAX_ASKED", "TUNED_GATE", "Poisoned", "Verdict"),
-    *("binding", "describe", "gate_version"),
+    *("binding", "describe", "gate_version", "gate_versions"),
 ]
 
 # Raised with any change of the gate after which an old verdict should not count; what changes for
@@ -38,6 +38,11 @@ KINDS = ("kernel", "rewriting", "step", "settings")
 def gate_version(op: str) -> str:
     """The version of the gate for a family, as verdicts carry it."""
     return f"{GATE_VERSION}.{ops.get(op).version}"
+
+
+def gate_versions() -> dict[str, str]:
+    """The version of the gate for each family."""
+    return {name: gate_version(name) for name in ops.FAMILIES}
 
 
 def binding(fingerprint: Mapping[str, Any]) -> dict[str, Any]:

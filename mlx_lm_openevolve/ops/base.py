@@ -172,6 +172,7 @@ class Router(Protocol):
     routes: dict[Any, Any]
     off: list[str]
     on_cpu: Callable[[], bool]  # whether kernels run on a GPU and the next call would not
+    computes: bool  # False where calls are counted alone: then nothing may be evaluated
 
     def route(self, key: Any, described: Workload | str, arrays: Sequence[Any]) -> Route:
         """The route of a call that is new under `key`; `arrays` are evaluated before anything is
@@ -203,6 +204,10 @@ class Op(ABC, Generic[B, W]):
     patch_points: ClassVar[tuple[PatchPoint, ...]]
     # Inputs of one element that stay the same object from call to call.
     scalars: ClassVar[frozenset[str]] = frozenset()
+    # Whether inputs that do not lie row by row are copied for kernels, which then need no strides.
+    row_contiguous: ClassVar[bool] = False
+    # Whether what `wrap` makes of a method tells other classes and training from what it serves.
+    guards: ClassVar[bool] = False
     # A slug, for messages.
     example: ClassVar[str]
 
@@ -263,6 +268,11 @@ class Op(ABC, Generic[B, W]):
             return original(*args, **kwargs)
 
         return replacement
+
+    def exact(self, original: Call) -> Callable[..., Any]:
+        """What takes the place of `original` where whole models are compared: the same in float32,
+        with a result of the dtype that the original's has. By default the original."""
+        return original
 
     @abstractmethod
     def bind(

@@ -54,6 +54,7 @@ class Router:
         self.launches: dict[Workload, Route] = {}  # by what launches see of a workload
         self.refused: dict[str, Route] = {}  # by the reason why no workload describes the call
         self.off = planner.off
+        self.computes = True
         on_gpu = planner.device.backend != "host"
         self.on_cpu: Callable[[], bool] = device.on_cpu if on_gpu else lambda: False
         self._lock = threading.RLock()

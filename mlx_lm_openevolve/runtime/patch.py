@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from ..ops import Op
 from .holders import Binding, model_modules, survey
 
-__all__ = ["MethodPatch", "Patch", "Replacement", "made", "patches_of"]
+__all__ = ["MethodPatch", "Patch", "Replacement", "Wrap", "made", "patches_of"]
 
 Wrap = Callable[[Callable[..., Any]], Any]
 
@@ -43,16 +43,21 @@ class Replacement(Protocol):
         ...
 
 
-def made(home: ModuleType, name: str, wrap: Wrap) -> Replacement:
-    """The patch for a function of `home`, or for a method where `name` is "Class.method"."""
+def made(home: ModuleType, name: str, wrap: Wrap, guards: bool = False) -> Replacement:
+    """The patch for a function of `home`, or for a method where `name` is "Class.method"; guards:
+    see MethodPatch."""
     owner, _, method = name.rpartition(".")
-    return MethodPatch(getattr(home, owner), method, wrap) if owner else Patch(home, name, wrap)
+    if not owner:
+        return Patch(home, name, wrap)
+    return MethodPatch(getattr(home, owner), method, wrap, guards)
 
 
 def patches_of(op: Op[Any, Any], wrap: Wrap) -> list[Replacement]:
     """A patch for each of a family's patch points. Raises ImportError where a module is missing."""
     points = op.patch_points
-    return [made(importlib.import_module(point.module), point.name, wrap) for point in points]
+    return [
+        made(importlib.import_module(point.module), point.name, wrap, op.guards) for point in points
+    ]
 
 
 class Patch:
@@ -135,10 +140,11 @@ class Patch:
 
 class MethodPatch:
     """Replaces a method of exactly one class. Instances of its subclasses keep the original, and so
-    does a module that trains (mlx.nn.Module.train): kernels have no gradient on a GPU."""
+    does a module that trains (mlx.nn.Module.train): kernels have no gradient on a GPU. guards: what
+    `wrap` makes sees to both by itself."""
 
-    def __init__(self, cls: type, name: str, wrap: Wrap) -> None:
-        self._cls, self._name, self._wrap = cls, name, wrap
+    def __init__(self, cls: type, name: str, wrap: Wrap, guards: bool = False) -> None:
+        self._cls, self._name, self._wrap, self._guards = cls, name, wrap, guards
         self._own: Any = None  # what the class itself had under that name, in a list
         self._method: Any = None
 
@@ -152,15 +158,14 @@ class MethodPatch:
         cls, original = self._cls, getattr(self._cls, self._name)
         served = self._wrap(original)
 
-        @functools.wraps(original)
         def method(self: Any, *args: Any, **kwargs: Any) -> Any:
             if self.__class__ is cls and not getattr(self, "training", False):
                 return served(self, *args, **kwargs)
             return original(self, *args, **kwargs)
 
         self._own = [vars(cls)[self._name]] if self._name in vars(cls) else []
-        setattr(cls, self._name, method)
-        self._method = method
+        self._method = functools.wraps(original)(served if self._guards else method)
+        setattr(cls, self._name, self._method)
 
     def restore(self) -> None:
         if vars(self._cls).get(self._name) is self._method is not None:

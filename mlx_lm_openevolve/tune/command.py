@@ -22,7 +22,7 @@ from rich.text import Text
 
 from .. import ops
 from ..bench import worker
-from ..bench.command import SHAPES, write
+from ..bench.command import SHAPES, wanted, write
 from ..device import Device, detect
 from ..errors import BackendError, MachineError, UsageError
 from ..gate.judge import judge
@@ -83,6 +83,7 @@ def run(options: argparse.Namespace, out: Console) -> tuple[int, dict[str, Any]]
         out.print(table(known, planner))
         out.print(summary(known), markup=False)
         asked = {"context": context, "batches": batches, "budget": budget, "shape": options.shape}
+        asked["bits"] = options.bits
         result = report.record(device, known, asked, measured)
         if options.report:
             write(options.report, result)
@@ -103,15 +104,16 @@ def met(options: argparse.Namespace, context: int, batches: Sequence[int]) -> li
             check_model(f"--{option}", name)
     found: dict[Any, float] = {}
     for pair in names:
-        for use in workloads(list(map(load, pair)), context, batches, options.kv_bits or 0):
+        models = [load(name, options.bits or "") for name in pair]
+        for use in workloads(models, context, batches, options.kv_bits or 0, wanted(options)):
             found[use.bucket] = found.get(use.bucket, 0.0) + use.calls
     return [Use(bucket, calls) for bucket, calls in found.items()]
 
 
-def load(name: str) -> Any:
+def load(name: str, bits: str = "") -> Any:
     """A model whose weights stay where they are: only its shapes are asked for."""
     try:
-        return worker.load(name, lazy=True)
+        return worker.load(name, bits, lazy=True)
     except Exception as error:  # whatever mlx-lm and transformers raise over a folder's content
         raise UsageError(f"{name}: {type(error).__name__}: {error}") from None
 
@@ -182,4 +184,5 @@ def _bench(options: argparse.Namespace, device: Device, bar: Progress) -> dict[s
     def step(arm: str) -> None:
         bar.update(task, advance=1)
 
-    return report.measured(options.model or "", shape, device, step)
+    weights = {"shape": shape or None, "bits": options.bits or ""}
+    return report.measured(options.model or None, weights, wanted(options), device, step)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..bench.command import SHAPES
+from ..bench.command import SHAPES, add_families
 from ..device import BACKENDS
 from ..errors import UsageError
 
@@ -21,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     which.add_argument("--shape", choices=SHAPES, help="a real shape; no weights are loaded")
     parser.add_argument("--context", metavar="N", default=DEFAULT_CONTEXT, help="tokens, as in 32k")
     parser.add_argument("--batch", metavar="N,...", default="1", help="sequences at once: 1,8")
+    add_families(parser)
     parser.add_argument("--kv-bits", type=int, choices=(2, 3, 4, 6, 8), help="quantised KV cache")
     parser.add_argument("--draft", metavar="MODEL", help="speculates for it: a path, id or shape")
     parser.add_argument("--budget", metavar="TIME", default=DEFAULT_BUDGET, help="as in 90s, 5m")

@@ -12,7 +12,7 @@ from typing import Any
 from .. import backends
 from ..bench import cases
 from ..device import Device, fingerprint
-from ..kernels.verdict import gate_version
+from ..kernels.verdict import gate_versions
 from .decide import Row
 
 __all__ = ["conditions", "measured", "record"]
@@ -51,26 +51,36 @@ def power() -> str:
     return ("mains" if "1" in states else "battery") if states else ""
 
 
-def measured(model: str, shape: str, device: Device, step: Callable[[str], None]) -> dict[str, Any]:
-    """Tokens a second of a model, stock and tuned, in processes that alternate: see cases.compared.
-    `step` hears which arm is through. Raises OpenEvolveError."""
-    settings = {"backend": device.backend, "gate": "stored"}
-    task = cases.task_of(PROMPT, GENERATED, settings, model=model or None, shape=shape or None)
+def measured(
+    model: str | None,
+    weights: dict[str, Any],
+    wanted: Sequence[str] | None,
+    device: Device,
+    step: Callable[[str], None],
+) -> dict[str, Any]:
+    """Tokens a second of a model, or of a shape with its bits (weights), stock and tuned, in
+    processes that alternate: see cases.compared. `step` hears which arm is through. Raises
+    OpenEvolveError."""
+    settings = {"backend": device.backend, "gate": "stored", "ops": wanted}
+    task = cases.task_of(PROMPT, GENERATED, settings, model=model, **weights)
     rows: dict[str, list[dict[str, Any]]] = {"stock": [], "patched": []}
     for arm, row in cases.processes(task, BLOCKS):
         rows[arm].append(row)
         step(arm)
     hits = [sum(w["hits"] for w in row["info"]["workloads"].values()) for row in rows["patched"]]
-    named = {"model": Path(model).name or None}  # no path of the user's
+    named = {"model": Path(model).name if model else None}  # no path of the user's
     return {**task, **named, **cases.compared(rows), "hits": hits}
 
 
 def record(
-    device: Device, rows: Sequence[Row], more: dict[str, Any], bench: dict[str, Any] | None
+    device: Device,
+    rows: Sequence[Row],
+    more: dict[str, Any],
+    bench: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """All of it as JSON can hold it."""
     return {
-        "machine": fingerprint(device, gate_version("attention")),
+        "machine": fingerprint(device, gate_versions()),
         "date": time.strftime("%Y-%m-%d"),
         "power": power(),
         "conditions": conditions(device),

@@ -51,6 +51,7 @@ class _Recorder:
         self.routes: dict[Any, Any] = {}  # stays empty: every call is new
         self.off: list[str] = []
         self.on_cpu = lambda: False
+        self.computes = False
         self.tokens = 1
         self._calls = calls
 
@@ -70,16 +71,22 @@ class _Recorder:
 
 
 def workloads(
-    models: Sequence[Any], context: int, batches: Sequence[int] = (1,), kv_bits: int = 0
+    models: Sequence[Any],
+    context: int,
+    batches: Sequence[int] = (1,),
+    kv_bits: int = 0,
+    wanted: Sequence[str] | None = None,
 ) -> list[Use]:
     """The buckets that generation with a model meets, every length from SHORTEST to `context`:
     decode steps, the chunks of a prompt, and with a second model, the draft, steps of verifying.
 
     models: of mlx-lm, the draft second; they may be lazy. batches: numbers of sequences. kv_bits:
     of a quantised cache (in groups of 64), beside the plain one that mlx-lm begins with; 0 for
-    none. Raises UsageError where a model cannot be called so.
+    none. wanted: families of operations, None for those that are switched on. Raises UsageError
+    where a model cannot be called so.
     """
     calls: dict[Bucket, float] = defaultdict(float)
+    on = families(wanted)
     speculating = len(models) > 1
     for batch in batches:
         alone = batch == 1
@@ -87,7 +94,7 @@ def workloads(
             for i, model in enumerate(models if alone else models[:1]):
                 verified = VERIFY if speculating and alone and i == 0 else 0
                 chunk = PREFILL_SPECULATING if speculating and alone else PREFILL
-                _trace(model, context, batch, bits, verified, chunk, calls)
+                _trace(model, context, batch, bits, verified, chunk, on, calls)
     return [Use(bucket, count) for bucket, count in calls.items()]
 
 
@@ -98,9 +105,10 @@ def _trace(
     bits: int,
     verified: int,
     chunk: int,
+    on: Sequence[str],
     calls: dict[Bucket, float],
 ) -> None:
-    recorders = [_Recorder(ops.get(name), calls) for name in families()]
+    recorders = [_Recorder(ops.get(name), calls) for name in on]
     patches = [patch for recorder in recorders for patch in patches_of(recorder.op, recorder.wrap)]
     try:
         for patch in patches:

@@ -12,13 +12,17 @@ from typing import Any
 
 import documentation
 import mlx.core as mx
+import mlx.nn as nn
+import mlx_lm
+import numpy as np
 import pytest
+from mlx.utils import tree_flatten
 from mlx_lm.models import base
 from mlx_lm.models.cache import make_prompt_cache
 from rich.console import Console
-from samples import shipped_in_metal, store_correct, timed
+from samples import named, shipped_in_metal, store_correct, timed
 
-from mlx_lm_openevolve import errors
+from mlx_lm_openevolve import errors, get_optimization_info, optimizations
 from mlx_lm_openevolve.bench import cases
 from mlx_lm_openevolve.bench import command as bench
 from mlx_lm_openevolve.bench import model_configs as shapes
@@ -26,6 +30,8 @@ from mlx_lm_openevolve.bench import worker as bench_worker
 from mlx_lm_openevolve.cli.main import main
 from mlx_lm_openevolve.evolve.bench_kernel import bench_kernel
 from mlx_lm_openevolve.kernels.registry import Registry
+from mlx_lm_openevolve.kernels.verdict import gate_versions
+from mlx_lm_openevolve.ops import linear
 from mlx_lm_openevolve.ops.attention.workload import Bucket
 from mlx_lm_openevolve.runtime.patch import Patch
 
@@ -51,6 +57,8 @@ def test_a_shape_is_what_mlx_lm_makes_of_it(shape: str, monkeypatch: pytest.Monk
     small = {"num_hidden_layers": 6, "hidden_size": 64, "intermediate_size": 64, "vocab_size": 96}
     if "n_routed_experts" in full:
         small |= {"moe_intermediate_size": 64, "n_routed_experts": 8}
+    if "num_experts" in full:
+        small |= {"moe_intermediate_size": 64, "num_experts": 8}
     if "layer_types" in full:
         assert len(full["layer_types"]) == full["num_hidden_layers"]
         small["layer_types"] = full["layer_types"][:6]
@@ -80,6 +88,30 @@ def test_a_shape_is_what_mlx_lm_makes_of_it(shape: str, monkeypatch: pytest.Monk
     kv_heads, head = (1, full["kv_lora_rank"]) if "kv_lora_rank" in full else (kv_heads, head)
     step = ((1, heads, 1, head), (1, kv_heads, 6, head), mx.bfloat16)
     assert asked == [prompt] * 6 + [step] * 6
+
+
+@pytest.mark.parametrize("bits", bench.BITS)
+@pytest.mark.parametrize("shape", ["llama-3.1-8b", "qwen3-0.6b", "qwen3-30b-a3b", "gpt-oss-20b"])
+def test_weights_come_in_the_bits_that_are_asked_for(shape: str, bits: str) -> None:
+    assert set(bench.BITS) == set(shapes.BITS)
+    model = shapes.build(shape, bits, lazy=True)
+    assert not model.training
+    layers = dict(tree_flatten(model.leaf_modules(), is_leaf=nn.Module.is_module))
+    packed = {path: layer for path, layer in layers.items() if hasattr(layer, "bits")}
+    assert not any(type(layer) in (nn.Linear, nn.Embedding) for layer in layers.values())
+    kinds = {
+        path: {"bits": layer.bits, "group_size": layer.group_size, "mode": layer.mode}
+        for path, layer in packed.items()
+    }
+    # What mlx-lm's own predicates ask: routers in 8 bits; and gpt-oss's experts as published.
+    router = {"bits": 8, "group_size": 64, "mode": "affine"}
+    for path, kind in kinds.items():
+        own = path.endswith(("mlp.gate", "router"))
+        experts = shape == "gpt-oss-20b" and "experts" in path
+        assert kind == (router if own else shapes.BITS["mxfp4" if experts else bits]), path
+    assert "model.embed_tokens" in packed
+    if bits != "mxfp4":
+        assert packed["model.embed_tokens"].scales.dtype == mx.bfloat16
 
 
 # Where stock cannot run on the quantised cache that was asked for, it did something else, faster.
@@ -140,6 +172,8 @@ def test_a_slower_preset_fails_names_its_workloads_and_withdraws_them(
         (["--model", "x", "-g", "9", "--preset", "code_generation", "--any-correct"], "-p and -g"),
         (["--model", "x", "-b", "2", "--draft", "x", "--any-correct"], "neither"),
         (["--model", "x", "-p", "1", "--any-correct"], "two tokens"),
+        (["--model", "x", "--bits", "4", "--any-correct"], "has its own"),
+        (["--shape", "qwen3-4b", "--ops", "attention,nonsense"], "'nonsense' is none of"),
         (["--model", "x", "-p", "0", "--any-correct"], "two tokens"),
         (["--model", "x", "-g", "0", "--any-correct"], "four of generation"),
         (["--model", "x", "-g", "0", "--preset", "code_generation", "--any-correct"], "-p and -g"),
@@ -203,6 +237,52 @@ def test_a_case_on_the_host_end_to_end(
     assert "generation_tps=" in err
     assert "greedy tokens equal" in err
     assert ("gqa_quantized" if "--kv-bits" in more else "gqa_decode") in err
+
+
+def test_a_case_with_quantised_weights_on_the_host_end_to_end(
+    home: Path, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "packed"
+    mlx_lm.convert(str(tiny_folder), str(folder), quantize=True, q_bits=4, q_group_size=64)
+    with optimizations(backend="host", gate="stored", ops=("linear",)):
+        model = mlx_lm.load(str(folder))[0]
+        model(mx.array([[1]]))
+        seen = get_optimization_info()["workloads"]
+    assert len(seen) == 4
+    store_correct(home, named("quantized_rows"), [linear.OP.parse(slug).bucket() for slug in seen])
+    words = ["--model", str(folder), "--backend", "host", "--any-correct", "--ops", "linear"]
+    assert main(["bench", *words, "-p", "40", "-g", "4", "-n", "1", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert documentation.differs("bench", result) == ""
+    assert result["machine"]["gate"] == gate_versions()
+    (found,) = result["cases"]
+    assert found["problems"] == []
+    assert set(found["routes"]) == set(seen)
+    # Two layers with seven products each and the vocabulary's, in eight steps.
+    assert found["logits"]["hits"] == 8 * 15
+    assert 0 < found["logits"]["stock"] < 0.05
+    # What is in float32 is the products alone, and stock's are one of the two.
+    assert found["logits"]["patched"] <= cases.LOGITS_RATIO * found["logits"]["stock"]
+
+
+@pytest.mark.parametrize("bits", bench.BITS)
+def test_products_in_float32_are_those_of_the_weights(bits: str) -> None:
+    plain = nn.Linear(128, 24)
+    plain.bias = mx.arange(24, dtype=mx.float32) / 24
+    plain.set_dtype(mx.bfloat16)
+    layer = plain.to_quantized(**shapes.BITS[bits])
+    kind = {name: getattr(layer, name) for name in ("group_size", "bits", "mode")}
+    held = [layer.scales, layer.get("biases")]
+    if bits != "mxfp4":
+        held = [each.astype(mx.float32) for each in held]
+    weight = np.array(mx.dequantize(layer.weight, *held, **kind, dtype=mx.float32), np.float64)
+    x = mx.random.normal((3, 128)).astype(mx.bfloat16)
+    want = np.array(x.astype(mx.float32)) @ weight.T + np.array(layer.bias.astype(mx.float32))
+    for answer, limit in ((x, 4e-3), (x.astype(mx.float32), 1e-6)):
+        got = linear.OP.exact(nn.QuantizedLinear.__call__)(layer, answer)
+        assert got.dtype == answer.dtype
+        off = np.abs(np.array(got.astype(mx.float32)) - want).max()
+        assert off <= limit * np.abs(want).max()
 
 
 def test_a_case_that_no_kernel_serves_fails(

@@ -7,10 +7,12 @@ import random
 import re
 from typing import Any
 
+import linear_coverage
 import model_coverage
 import pytest
 from probe import on_host
 
+from mlx_lm_openevolve.bench import model_configs
 from mlx_lm_openevolve.evolve.suites import suites
 from mlx_lm_openevolve.gate.host_check import check_on_host
 from mlx_lm_openevolve.kernels.registry import Registry, tuned_root
@@ -97,6 +99,48 @@ def test_the_suites_cover_the_most_used_models() -> None:
             assert padded.bucket() in known["batch"]
             assert step.bucket() in known["verify"]
     assert (LENGTHS[0], LENGTHS[-1]) == (256, 32768)
+
+
+def test_the_products_of_a_model_are_those_of_its_config() -> None:
+    """Two readings of the same models: models.json's, and the shapes of `bench`."""
+    rows = {row["name"].partition("/")[2].lower(): row for row in model_coverage.models()}
+    rows["llama-3.1-8b"] = rows["meta-llama-3.1-8b"]
+    compared = 0
+    for shape, config in model_configs.SHAPES.items():
+        row = rows.get(shape)
+        if row is None or not linear_coverage.matrices(row):
+            continue
+        found = linear_coverage.matrices(row)
+        model = model_configs.build(shape, lazy=True)
+        layer = model.layers[0]
+        weights = {name: getattr(layer.self_attn, f"{name}_proj").weight.shape for name in "qkvo"}
+        if "num_experts" not in config:
+            weights["gate, up"] = layer.mlp.up_proj.weight.shape
+            weights["down"] = layer.mlp.down_proj.weight.shape
+        assert found == {**weights, "vocabulary": (config["vocab_size"], config["hidden_size"])}
+        compared += 1
+    assert compared >= 7
+
+
+def test_every_matrix_has_a_kernel_but_for_many_rows_on_metal() -> None:
+    rows = model_coverage.models()
+    shapes = linear_coverage.distinct(rows)
+    assert sum(bool(linear_coverage.matrices(row)) for row in rows) >= 45
+    lacking = {
+        (backend, n)
+        for backend in model_coverage.BACKENDS
+        for n in linear_coverage.ROWS
+        for shape in shapes
+        if not model_coverage.serve_product(linear_coverage.bucket(shape, n), backend)[0]
+    }
+    assert lacking == {("metal", 32)}
+    for shape in shapes:
+        for backend in model_coverage.BACKENDS:
+            for n in linear_coverage.ROWS:
+                found = model_coverage.served(
+                    linear_coverage.bucket(shape, n), backend, model_coverage.kernels()
+                )
+                assert found.failed == ()
 
 
 def _cases() -> list[Any]:

@@ -9,7 +9,11 @@ mask or head at 1e-1.
 Kernels run on the host backend, on verdicts that the gate makes at first need, one for each
 workload of a whole run. A decode step that a shipped kernel applies to must be served by it.
 
-    python tests/support/parity.py [ARCHITECTURE ...]      everything, as `make parity` does
+With weights packed in four bits the family `linear` is on alone, and its products are what the
+truth has in float64. Its kernel is taken for correct: the gate would take hours for so many
+matrices, and what is asked here is whether it is called with the right arrays.
+
+    python tests/support/parity.py [--packed] [ARCHITECTURE ...]       everything: `make parity`
 """
 
 from __future__ import annotations
@@ -32,19 +36,20 @@ from typing import Any
 
 import architectures
 import mlx.core as mx
+import mlx.nn as nn
 from mlx.utils import tree_map
 from mlx_lm.generate import maybe_quantize_kv_cache
-from mlx_lm.models import base
 from mlx_lm.models.cache import RotatingKVCache, make_prompt_cache
-from samples import shipped_in_metal
+from samples import shipped_in_metal, store_correct
 
 import mlx_lm_openevolve
+from mlx_lm_openevolve import ops
 from mlx_lm_openevolve.cli.architectures import callers
 from mlx_lm_openevolve.gate import judge as gate
 from mlx_lm_openevolve.kernels.kernel import Kernel
 from mlx_lm_openevolve.kernels.registry import VERSION, Registry
 from mlx_lm_openevolve.ops.attention.workload import Workload
-from mlx_lm_openevolve.runtime.patch import Patch
+from mlx_lm_openevolve.runtime.patch import patches_of
 
 MARGIN = 2.0
 # SDPA stands nearer than this, or the yardstick sees too little: a wrong mask is at 1e-1.
@@ -94,6 +99,72 @@ def check(architecture: str, root: Path, dtype: mx.Dtype = mx.float32) -> list[F
             exact.update(tree_map(_in_float32, exact.parameters()))
         kinds = [k for k in KINDS if not (k.endswith("rotating") and hasattr(model, "make_cache"))]
         return [_compare(architecture, model, exact, k, root, NEAR[dtype]) for k in kinds]
+
+
+PACKED = ("own", "batch")  # kinds of cache, with packed weights
+PACKING = 32  # numbers of a group: what most of the small models' widths divide into
+
+
+def check_packed(architecture: str, root: Path) -> list[Found]:
+    """`check` with four-bit weights and the family `linear`; hits are those of its kernel."""
+    with on_cpu():
+        model = architectures.build(architecture)
+        own = getattr(model, "quant_predicate", None)
+
+        def packing(path: str, layer: Any) -> Any:
+            """As mlx-lm packs them, in smaller groups, and without a mode: afm7's own take none."""
+            asked = own(path, layer) if own and hasattr(layer, "to_quantized") else True
+            fits = hasattr(layer, "to_quantized") and layer.weight.shape[-1] % PACKING == 0
+            bits = asked.get("bits", 4) if isinstance(asked, dict) else 4
+            return bool(asked) and fits and {"group_size": PACKING, "bits": bits}
+
+        nn.quantize(model, class_predicate=packing)  # type: ignore[attr-defined]
+        model.eval()
+        return [_compare_packed(architecture, model, kind, root) for kind in PACKED]
+
+
+def _compare_packed(name: str, model: Any, kind: str, root: Path) -> Found:
+    try:
+        stock, _ = logits(model, kind)
+    except Exception as error:
+        reason = architectures.refusal(name, kind, error)
+        if not reason:
+            raise
+        return Found(kind, refused=reason)
+    with replaced(lambda _: product_in_float64, "linear"):
+        truth, _ = logits(model, kind)
+    ours, _, info = _patched(model, kind, root, [], ("linear",))
+    if _gate(info, root):
+        ours, _, info = _patched(model, kind, root, [], ("linear",))
+    for slug, row in info["workloads"].items():
+        if row["fallbacks"]:
+            raise Disparity(f"{slug} ran on MLX: {row['reason']}")
+    served = sum(row["hits"] for row in info["workloads"].values())
+    reasons = tuple(sorted(info["ops"]["linear"]["fallbacks"]))
+    found = Found(kind, served, reasons, "", distance(stock, truth), distance(ours, truth))
+    if not served and not reasons:
+        raise Disparity(f"{kind}: no product was ever called")
+    if not 0 < found.own < NEAR[mx.float32]:
+        raise Disparity(f"{kind}: MLX itself stands {found.own:.2e} from float64")
+    if not found.ours <= MARGIN * found.own:
+        raise Disparity(f"{kind}: {found.ours:.2e} from float64, MLX {found.own:.2e}")
+    return found
+
+
+def product_in_float64(layer: Any, x: mx.array) -> mx.array:
+    """A quantised layer's product, everything in float64 but its result: of four bits the low half
+    of a byte comes first."""
+    assert layer.bits in (4, 8)
+    assert layer.mode == "affine"
+    numbers = mx.contiguous(layer["weight"]).view(mx.uint8)
+    if layer.bits == 4:
+        rows = numbers.shape[0]
+        numbers = mx.stack([numbers & 15, numbers >> 4], axis=-1).reshape(rows, -1)
+    scales, biases = (
+        mx.repeat(_up(layer[part]), layer.group_size, axis=-1) for part in ("scales", "biases")
+    )
+    out = _up(x) @ (numbers.astype(mx.float64) * scales + biases).T
+    return (out + _up(layer["bias"]) if "bias" in layer else out).astype(x.dtype)
 
 
 def _in_float32(x: mx.array) -> mx.array:
@@ -149,10 +220,11 @@ def _refuses_too(model: Any, kind: str, root: Path, error: Exception) -> None:
 
 
 def _patched(
-    model: Any, kind: str, root: Path, stored: Stored
+    model: Any, kind: str, root: Path, stored: Stored, families: Sequence[str] = ("attention",)
 ) -> tuple[list[mx.array], int, dict[str, Any]]:
     (root / VERSION).mkdir(parents=True, exist_ok=True)
     on_host: dict[str, Any] = {"backend": "host", "gate": "stored", "require_faster": False}
+    on_host["ops"] = families
     with (
         mlx_lm_openevolve.optimizations(root, **on_host),
         replaced(lambda served: replaying(served, stored)),
@@ -164,9 +236,17 @@ def _patched(
 def _gate(info: dict[str, Any], root: Path) -> bool:
     """Judge what a shipped kernel applies to and was not judged yet; whether there was any."""
     registry, fresh = Registry(root), False
-    for bucket in (Workload.parse(slug).bucket() for slug in info["workloads"]):
+    for bucket in (ops.parse(slug).bucket() for slug in info["workloads"]):
         for kernel in shipped():
-            if not kernel.applies_to(bucket) or info["workloads"][bucket.slug]["kernel"]:
+            if (
+                kernel.op != bucket.op
+                or not kernel.applies_to(bucket)
+                or info["workloads"][bucket.slug]["kernel"]
+            ):
+                continue
+            fresh = True
+            if bucket.op == "linear":
+                store_correct(root, kernel, [bucket])
                 continue
             with registry.gating("host", bucket, 120):
                 if kernel.id not in {v.kernel for v in registry.verdicts("host", bucket)}:
@@ -175,7 +255,6 @@ def _gate(info: dict[str, Any], root: Path) -> bool:
                         kernel, params, bucket, "host", seconds=120, speed=False, brief=True
                     )
                     registry.publish("host", verdict)
-            fresh = True
     return fresh
 
 
@@ -257,14 +336,18 @@ def _caches(model: Any, kind: str, batch: int) -> list[Any]:
 
 
 @contextmanager
-def replaced(wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
-    """mlx-lm with another attention function in every model."""
-    patch = Patch(base, "scaled_dot_product_attention", wrap)
-    patch.install()
+def replaced(
+    wrap: Callable[[Callable[..., Any]], Callable[..., Any]], family: str = "attention"
+) -> Iterator[None]:
+    """mlx-lm with another attention function in every model, or with other quantised products."""
+    patches = patches_of(ops.get(family), wrap)
+    for patch in patches:
+        patch.install()
     try:
         yield
     finally:
-        patch.restore()
+        for patch in patches:
+            patch.restore()
 
 
 Stored = list[tuple[Any, Any]]
@@ -343,10 +426,11 @@ def cannot_run(architecture: str) -> str:
     return ""
 
 
-def _job(architecture: str, root: str) -> tuple[list[Found], str, float]:
+def _job(architecture: str, root: str, packed: bool) -> tuple[list[Found], str, float]:
     start = time.monotonic()
     try:
-        return check(architecture, Path(root)), "", time.monotonic() - start
+        found = (check_packed if packed else check)(architecture, Path(root))
+        return found, "", time.monotonic() - start
     except Exception as error:
         return [], f"{type(error).__name__}: {error}", time.monotonic() - start
 
@@ -355,6 +439,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Check the field; the exit code is 0 where everything agrees."""
     parser = argparse.ArgumentParser(description="Patched against unpatched, over the field.")
     parser.add_argument("architectures", metavar="ARCHITECTURE", nargs="*")
+    parser.add_argument("--packed", action="store_true", help="weights of four bits")
     parser.add_argument("--jobs", type=int, default=min(4, os.cpu_count() or 1))
     options = parser.parse_args(argv)
     names = options.architectures or [*covered(), *architectures.OWN_CODE]
@@ -368,7 +453,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         ) as pool,
     ):
         for name, (found, wrong, seconds) in zip(
-            names, pool.map(_job, names, [root] * len(names)), strict=True
+            names,
+            pool.map(_job, names, [root] * len(names), [options.packed] * len(names)),
+            strict=True,
         ):
             cells = [f"{f.kind} {f.hits or ('SDPA' if not f.refused else '-')}" for f in found]
             print(f"{name:22s} {seconds:5.1f} s  {wrong or ', '.join(cells)}", flush=True)

@@ -5,13 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import pytest
 from mlx_lm.generate import BatchGenerator, generate_step, speculative_generate_step
 from mlx_lm.models import base
 
 import mlx_lm_openevolve
 from mlx_lm_openevolve.bench import model_configs
+from mlx_lm_openevolve.bench.command import BITS
 from mlx_lm_openevolve.errors import UsageError
+from mlx_lm_openevolve.ops.linear import Bucket
 from mlx_lm_openevolve.tune.workloads import SHORTEST, workloads
 
 
@@ -75,6 +78,60 @@ def test_a_trace_computes_nothing_and_leaves_mlx_lm_as_it_was(shape: str) -> Non
             assert any("-lq1-" in u.bucket.slug for u in found), (batch, end)
     full = max(u.calls for u in uses if "-lk32768-" in u.bucket.slug and "-lq1-" in u.bucket.slug)
     assert full <= layers
+
+
+LINEAR = ("attention", "linear")
+SAMPLE = (("qwen3-0.6b", "mxfp4"), ("qwen3-30b-a3b", "4"))
+
+
+PACKED = [
+    pytest.param(shape, bits, marks=[] if (shape, bits) in SAMPLE else pytest.mark.slow)
+    for shape in ("llama-3.1-8b", "qwen3-0.6b", "qwen3-30b-a3b")
+    for bits in BITS
+]
+
+
+@pytest.mark.parametrize(("shape", "bits"), PACKED)
+def test_products_of_packed_weights_are_met_with_their_rows(shape: str, bits: str) -> None:
+    mx.clear_cache()
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    model = model_configs.build(shape, bits, lazy=True)
+    draft = model_configs.build("qwen3-0.6b", bits, lazy=True)
+    uses = workloads([model, draft], 256, batches=(1, 3, 32), wanted=LINEAR)
+    assert mx.get_peak_memory() - before < 8 << 20  # the weights are not read
+    calls = {use.bucket: use.calls for use in uses if use.bucket.op == "linear"}
+    config = model_configs.SHAPES[shape]
+    packing = tuple(model_configs.BITS[bits].values())
+    hidden, vocabulary = config["hidden_size"], config["vocab_size"]
+    # One sequence's, a batch's, what four tokens verify, the ends of prompts: as_linear is met too.
+    for rows in (1, 4, 8, 32):
+        assert Bucket(rows, 1, vocabulary, hidden, "bfloat16", *packing) in calls
+    assert max(bucket.rows for bucket in calls) == 32
+    # The most valuable by its calls is met in every layer, with every token.
+    steps = {b: n for b, n in calls.items() if b.rows == 1 and b.k == hidden}
+    head = steps[Bucket(1, 1, vocabulary, hidden, "bfloat16", *packing)]
+    assert max(steps.values()) >= config["num_hidden_layers"] * head / 2
+    if shape == "qwen3-30b-a3b":  # what mlx-lm packs routers in
+        assert Bucket(1, 1, 128, hidden, "bfloat16", 8, 64) in calls
+
+
+def test_a_generation_meets_the_products_that_were_traced(tiny_model: Any) -> None:
+    nn.quantize(tiny_model, group_size=64, bits=4)
+    tiny_model.eval()
+    uses = {u.bucket.slug for u in workloads([tiny_model], 128, batches=(1, 2), wanted=("linear",))}
+    assert not {slug for slug in uses if not slug.startswith("linear-")}
+    with mlx_lm_openevolve.optimizations(backend="host", gate="stored", ops=("linear",)):
+        for _ in generate_step(mx.arange(50), tiny_model, max_tokens=8):
+            pass
+        generator = BatchGenerator(tiny_model)
+        generator.insert([[1] * 40, [2] * 50], [4, 4])
+        while generator.next_generated():
+            pass
+        generator.close()
+        met = set(mlx_lm_openevolve.get_optimization_info()["workloads"])
+    assert met
+    assert met <= uses
 
 
 def test_what_mlx_lm_cannot_run_is_said_in_one_line() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import mlx.core as mx
 
 from ..base import Absent, Call, Op, PatchPoint, Questions, Router, SearchSpace
-from . import call, signature
+from . import call, exact, signature
 from .workload import FIELDS, VARIANTS, Bucket, Workload
 
 __all__ = ["OP", "AttentionOp"]
@@ -46,6 +46,9 @@ class AttentionOp(Op[Bucket, Workload]):
 
     def wrap(self, original: Callable[..., Any], router: Router) -> Callable[..., Any]:
         return call.wrap(original, router)
+
+    def exact(self, original: Call) -> Callable[..., Any]:
+        return exact.in_float32(original)
 
     def bind(
         self, workload: Workload, names: frozenset[str], *, broadcast: bool

@@ -7,99 +7,149 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import mlx.core as mx
+from mlx.nn.layers import quantized as nn
 
 from ...errors import BackendError, WorkloadError
 from ..base import ON_CPU, Call, Route, Router, with_derivatives_of
-from .workload import MOST_ROWS, Workload
+from .workload import MOST_ROWS, VARIANTS, Workload
 
-__all__ = ["arguments", "describe", "differentiable", "stock", "trial", "wrap"]
+__all__ = ["arguments", "describe", "differentiable", "in_float32", "stock", "trial", "wrap"]
 
 MAX_SHAPES = 256  # of x, that a layer's routes are kept for
+_LAYERS = (nn.QuantizedLinear, nn.QuantizedEmbedding)
 _TYPES = {mx.float16: "float16", mx.bfloat16: "bfloat16", mx.float32: "float32"}
 
 
-class Weights(NamedTuple):
-    """A layer's packed matrix, as it was when its routes were decided, and these by (shape, dtype)
-    of x; None where the original serves."""
+class Weights:
+    """What a layer held when its routes were decided, and these by shape of x: (dtype, or None
+    where any will do, route)."""
 
-    weight: mx.array
-    scales: mx.array
-    biases: mx.array | None
-    routes: dict[Any, Route | None]
+    __slots__ = (
+        *("_contiguous", "biases", "bits", "group", "mode", "routes", "scales", "sizes", "weight"),
+    )
+
+    def __init__(self, layer: Any) -> None:
+        self.weight, self.scales, self.biases = (
+            layer["weight"],
+            layer["scales"],
+            layer.get("biases"),
+        )
+        self.bits, self.group, self.mode = layer.bits, layer.group_size, layer.mode
+        self.sizes = self.scales.nbytes, 0 if self.biases is None else self.biases.nbytes
+        self.routes: dict[Any, tuple[mx.Dtype | None, Route]] = {}
+        self._contiguous: bool | None = None
+
+    def of(self, layer: Any) -> bool:
+        """Whether the layer holds this still. `scales *= x` changes an array in place, into another
+        dtype: its size in bytes tells."""
+        biases = layer.get("biases")
+        scales, shifts = self.sizes
+        return (
+            self.weight is layer["weight"]
+            and self.scales is layer["scales"]
+            and self.biases is biases
+            and self.scales.nbytes == scales
+            and (biases is None or biases.nbytes == shifts)
+            and self.bits is layer.bits
+            and self.group is layer.group_size
+            and self.mode is layer.mode
+        )
+
+    def contiguous(self) -> bool:
+        """Whether the arrays lie row by row; what is not computed yet is computed."""
+        if self._contiguous is None:
+            arrays = (self.weight, self.scales, self.biases)
+            self._contiguous = all(_contiguous(x) for x in arrays if x is not None)
+        return self._contiguous
 
 
 def wrap(original: Callable[..., Any], router: Router) -> Callable[..., Any]:
     """A method that takes what QuantizedLinear.__call__ or QuantizedEmbedding.as_linear takes,
-    serves what a kernel may serve and hands every other call to `original` untouched."""
-    off, on_cpu = router.off, router.on_cpu
-    layers: dict[int, Weights] = {}  # by the layer's id, while it lives
+    serves what a kernel may serve and hands every other call to `original` untouched.
 
-    def product(layer: Any, x: Any) -> Any:
-        if off:
-            return original(layer, x)
+    A model calls it some 200 times a token. So a call that falls back is asked whether weights and
+    scales are those of its route, and one that a kernel serves for all that a route depends on."""
+    off, on_cpu = router.off, router.on_cpu
+    # By its id, while it lives: a layer that may be served is of one of _LAYERS, exactly.
+    layers: dict[int, Weights] = {}
+
+    def product(self: Any, x: Any) -> Any:
+        if off or getattr(self, "_training", False):
+            return original(self, x)
+        known: Weights | None
+        route: Route | None
         try:
-            known = layers.get(id(layer))
-            if (
-                known is None
-                or known.weight is not layer["weight"]
-                or known.scales is not layer["scales"]
-                or known.biases is not layer.get("biases")
-            ):
-                known = _remember(layers, layer)
-            route = known.routes[x.shape, x.dtype]
+            known = layers[id(self)]
+            if known.weight is not self["weight"] or known.scales is not self["scales"]:
+                raise KeyError
+            dtype, route = known.routes[x.shape]
+            if not (dtype is None or dtype == x.dtype):
+                raise KeyError
         except (AttributeError, KeyError, TypeError):
-            route = _new(router, layers.get(id(layer)), layer, x)
+            route = None
         if route is None:
-            return original(layer, x)
+            if self.__class__ not in _LAYERS:
+                return original(self, x)
+            known, route = _new(router, layers, self, x)
+        if route.call is not None and known is not None and not known.of(self):
+            known, route = _new(router, layers, self, x)
+        call = route.call
+        if call is None or known is None:
+            route.fallbacks += 1
+            return original(self, x)
         if on_cpu():
             router.refuse(ON_CPU)
-            return original(layer, x)
-        assert known is not None
-        assert route.call is not None
+            return original(self, x)
         try:
             if x.ndim == 3:
-                out = route.call(x, known.weight, known.scales, known.biases)
+                out = call(x, known.weight, known.scales, known.biases)
             else:
                 given = x.reshape(1, -1, x.shape[-1])
-                out = route.call(given, known.weight, known.scales, known.biases)
+                out = call(given, known.weight, known.scales, known.biases)
                 out = out.reshape(*x.shape[:-1], out.shape[-1])
         except (BackendError, ValueError):  # tracing
             route.fallbacks += 1
-            return original(layer, x)
+            return original(self, x)
         route.hits += 1
-        return out + layer["bias"] if "bias" in layer else out
+        return out + self["bias"] if "bias" in self else out
 
     return product
 
 
-def _remember(layers: dict[int, Weights], layer: Any) -> Weights:
-    """What a layer holds now; forgotten when it dies, so that its weights may be freed."""
-    key = id(layer)
-    if key not in layers:
-        weakref.finalize(layer, layers.pop, key, None)
-    layers[key] = Weights(layer["weight"], layer["scales"], layer.get("biases"), {})
-    return layers[key]
-
-
-def _new(router: Router, known: Weights | None, layer: Any, x: Any) -> Route | None:
-    """The route of a shape of x that is new to a layer; None where the original serves."""
+def _new(
+    router: Router, layers: dict[int, Weights], layer: Any, x: Any
+) -> tuple[Weights | None, Route]:
+    """What a layer holds now, and its route for a shape of x that is new to it."""
     described = _described(layer, x)
-    if isinstance(described, str) or known is None:
-        router.refuse(described if isinstance(described, str) else "no quantised layer")
-        return None
-    given = arguments(layer, x)
+    try:
+        known = layers.get(id(layer))
+        if known is None or not known.of(layer):
+            known = _remember(layers, layer)
+    except (AttributeError, KeyError, TypeError):  # none of mlx.nn's
+        return None, router.route("no quantised layer", "no quantised layer", ())
+    if router.computes and not isinstance(described, str) and not known.contiguous():
+        described = "weights are a view"
+    given = () if isinstance(described, str) else arguments(layer, x)
     route = router.route(described, described, given)
-    if described in router.routes:  # not while tracing
+    if described in router.routes and isinstance(x, mx.array):  # not while tracing
         if len(known.routes) >= MAX_SHAPES:
             known.routes.clear()
-        known.routes[x.shape, x.dtype] = None if route.call is None else route
-    if route.call is None:
-        route.fallbacks += 1
-        return None
-    return route
+        # Where the original serves x of the dtype of affine weights, it serves every other too.
+        originals = route.call is None and not isinstance(described, str)
+        known.routes[x.shape] = None if originals and layer.mode == "affine" else x.dtype, route
+    return known, route
+
+
+def _remember(layers: dict[int, Weights], layer: Any) -> Weights:
+    """What a layer holds now; forgotten when it dies, so that its weights may be freed."""
+    key, known = id(layer), Weights(layer)
+    if key not in layers:
+        weakref.finalize(layer, layers.pop, key, None)
+    layers[key] = known
+    return known
 
 
 def _described(layer: Any, x: Any) -> Workload | str:
@@ -128,7 +178,7 @@ def describe(layer: Any, x: mx.array) -> Workload | str:
         return f"more than {MOST_ROWS} rows"
     if x.dtype not in _TYPES:
         return f"x is {x.dtype}"
-    if mode not in ("affine", "mxfp4"):
+    if mode not in VARIANTS:
         return f"weights are packed as {mode}"
     if weight.dtype != mx.uint32 or weight.ndim != 2 or weight.shape[1] * 32 != k * bits:
         return "weights are no packed matrix for x"
@@ -142,8 +192,6 @@ def describe(layer: Any, x: mx.array) -> Workload | str:
             return "mxfp4 scales are no bytes"
     if any(part.shape != (weight.shape[0], k // group) for part in shared):
         return "scales or biases differ from the weights in shape"
-    if not all(_contiguous(part) for part in (weight, *shared)):
-        return "weights are a view"
     batch, length = x.shape[:2] if x.ndim == 3 else (1, rows)
     try:
         return Workload(
@@ -167,6 +215,23 @@ def stock(w: Workload, x: mx.array, weight: mx.array, scales: mx.array, biases: 
     return mx.quantized_matmul(
         x, weight, scales, biases, True, group_size=w.group, bits=w.bits, mode=w.variant
     )
+
+
+def in_float32(original: Callable[..., Any]) -> Callable[..., Any]:
+    """The original with dequantised weights, products and sums in float32."""
+
+    def product(layer: Any, x: mx.array) -> Any:
+        if layer.mode not in VARIANTS:
+            return original(layer, x)
+        scales, biases = layer["scales"], layer.get("biases")
+        if biases is not None:
+            scales, biases = scales.astype(mx.float32), biases.astype(mx.float32)
+        kind = {"group_size": layer.group_size, "bits": layer.bits, "mode": layer.mode}
+        weight = mx.dequantize(layer["weight"], scales, biases, **kind, dtype=mx.float32)
+        out = x.astype(mx.float32) @ weight.T
+        return (out + layer["bias"] if "bias" in layer else out).astype(x.dtype)
+
+    return product
 
 
 def trial(

@@ -23,12 +23,15 @@ class LinearOp(Op[Bucket, Workload]):
     version = 1
     default = False  # until its kernels were judged on a GPU
     stock = "mx.quantized_matmul"
+    # Weights may become a view at any time: `layer.scales[:] = 1` makes them one in place.
+    row_contiguous = True
     variants = VARIANTS
     fields = FIELDS
     patch_points = (
         PatchPoint(_LAYERS, "QuantizedLinear.__call__"),
         PatchPoint(_LAYERS, "QuantizedEmbedding.as_linear"),
     )
+    guards = True
     example = "linear-m1-n4096-k4096-bfloat16-q4g64"
 
     def parse(self, slug: str) -> Workload:
@@ -45,6 +48,9 @@ class LinearOp(Op[Bucket, Workload]):
 
     def wrap(self, original: Callable[..., Any], router: Router) -> Callable[..., Any]:
         return call.wrap(original, router)
+
+    def exact(self, original: Call) -> Callable[..., Any]:
+        return call.in_float32(original)
 
     def bind(
         self, workload: Workload, names: frozenset[str], *, broadcast: bool
