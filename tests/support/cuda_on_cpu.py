@@ -87,7 +87,7 @@ def build(kernel: Kernel, params: Mapping[str, int], workload: Workload, seed: i
         for launch in launches:
             names = launch.spec.inputs
             if launch.spec.language == "metal":
-                run = host._make(launch, "combine", list(names), True, None, 0)
+                run = host._make(launch, "combine", list(names), True, None, 0, False, False)
                 results = run([{**full, **made}[name] for name in names])
             else:
                 passed = {name: {**arrays, **made}[name] for name in names if name not in absent}
