@@ -163,11 +163,12 @@ def test_light_keys_outweigh_a_heavy_one():
     made = case("crowd", bucket(q_len=1, batch=1, kv_len=2048), 0)
     k, v = (decode(x, "bfloat16")[0, 0] for x in (made.keys, made.values))
     scores = k @ decode(made.queries, "bfloat16")[0, 0, 0] * made.scale
-    heavy = scores.argmax()
+    heavy = scores == scores.max()  # equal keys, so that most shares of the keys have one
+    assert 4 <= heavy.sum() <= 8
     assert not v[heavy].any()
-    weights = np.exp(scores - scores[heavy])
-    assert np.sort(weights)[-2] < 0.1
-    assert weights.sum() - 1 > 0.5
+    weights = np.exp(scores - scores.max())
+    assert np.sort(weights[~heavy])[-1] < 0.1
+    assert weights[~heavy].sum() > 0.5
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -18,6 +18,8 @@ __all__ = ["CONTENTS", "Content", "filled"]
 
 # Random entries that are drawn for a cache; a larger one repeats them, shifted.
 _POOL = 4 << 20
+# Heavy keys of a crowd, beside the first.
+_HEAVY = 7
 # No query of float16 is larger.
 _MOST = 3e4
 
@@ -282,17 +284,24 @@ def _peaked(draw: Draw) -> Content:
 
 
 def _crowd(draw: Draw) -> Content:
-    """One heavy key whose value is zero: all of the answer is many light keys', down to e^-8 of
-    its weight each."""
+    """Heavy keys whose values are zero: all of the answer is many light keys', down to e^-8 of
+    their weight each, of more than 2000 still less. A few are equal, so that most shares of the
+    keys have one."""
     rng, w = draw.rng, draw.workload
     keys, values = draw.cache()
     if not w.latent:
         _spike(draw, values)
     heavy = _common(draw)
     if not w.latent:
+        others = np.array(_edges(rng, w))
+        others = np.setdiff1d(np.arange(w.kv_len - w.q_len - 1), [0, *others, *(others - 1)])
         for b, h in np.ndindex(heavy.shape):
-            values.view[b, h, heavy[b, h]] = 0
-    most = np.log(w.kv_len) - 1 if w.latent else 7.0 if w.dtype == "float16" else 8.0
+            parts = np.array_split(others, min(_HEAVY, len(others) // 4)) if len(others) > 3 else []
+            equal = [heavy[b, h], *(rng.choice(part) for part in parts)]
+            keys.view[b, h, equal] = keys.view[b, h, heavy[b, h]]
+            values.view[b, h, equal] = 0
+    total = float(np.log(w.kv_len))
+    most = total - 1 if w.latent else 7.0 if w.dtype == "float16" else max(8.0, total + 1)
     tops = rng.uniform(1.5, max(2.0, most), (w.batch, w.q_heads, w.q_len))
     tops.reshape(-1)[::3] = most
     at = np.broadcast_to(heavy.repeat(w.group, 1)[:, :, None], tops.shape)
@@ -328,15 +337,23 @@ def _even(draw: Draw) -> Content:
 
 
 def _large(draw: Draw) -> Content:
-    """Nearly even weights over values up to 5e4: a sum kept in half precision overflows."""
+    """Weights of two sizes over values up to 5e4: in half precision a sum of these overflows, and
+    one of weights is rounded the same way each time."""
     rng, w = draw.rng, draw.workload
-    queries = draw.normal() * (0.5 / (draw.scale * w.head_dim**0.5))
+    sinks = rng.standard_normal(w.q_heads)
     if w.latent:  # keys are the values: large ones would make large logits
+        queries = draw.normal() * (0.5 / (8e2 * draw.scale * w.head_dim**0.5))
         keys = draw.filled(draw.keys, 3e4 + 3e2 * _NORMAL)
-        return draw.stored(queries / 8e2, keys, keys, rng.standard_normal(w.q_heads))
+        return draw.stored(queries, keys, keys, sinks)
     keys = draw.filled(draw.keys, _NORMAL)
+    key = keys.view[:, :, :1].copy()
+    half = rng.random((w.batch, w.kv_heads, w.kv_len - 1, 1)) < 0.5
+    keys.view[:, :, 1:] = np.where(half, encode(0.5 * decode(key, w.dtype), w.dtype), key)
+    logits = rng.uniform(0.2, 1.2, (w.q_heads, w.q_len)) * rng.choice((-1, 1), (w.q_heads, w.q_len))
+    shape = (w.batch, w.q_heads, w.q_len)
+    queries = draw.towards(keys, np.zeros(shape, np.int64), logits)
     values = draw.filled(draw.values, 4e4 + 4e3 * _NORMAL)
-    return draw.stored(queries, keys, values, rng.standard_normal(w.q_heads) - 30)
+    return draw.stored(queries, keys, values, sinks - 30)
 
 
 def _flat(draw: Draw) -> Content:

@@ -7,7 +7,7 @@ own, so that a few questions meet them all and no two seeds ask the same.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -25,11 +25,18 @@ _BRIEF = ("needles", "peaked", "crowd", "even", "strong", "flat", "needles", "la
 _MORE = ("needles", "peaked", "crowd", "even", "strong", "needles", "crowd", "peaked")
 
 # Forms of masks (see inputs.py), and which axes of [B, Hq, L] theirs have.
-_FORMS = ("padding", "window", "blocks", "some", "blocks", "window", "some", "one")
+_FORMS = ("padding", "window", "blocks", "some", "ends", "window", "some", "one")
+# How keys are hidden, by form, the first always asked: what skips whole tiles may skip only those
+# of infinities.
+_HIDDEN = {
+    "blocks": ("infinity", "lowest"),
+    "ends": ("lowest", "infinity"),
+    "": ("ten thousand", "lowest", "infinity"),
+}
 _AXES = ("BHL", "H", "HL", "BH", "BHL", "L", "BL", "")
 _QUERIES = ("rows", "whole", "rows", "fused", "rows", "apart", "odd", "longer")
 # Lengths that are asked beside the cases proper, and the numbers of a cache that limit them.
-_MORE_LENGTHS, _MORE_NUMBERS = 24, 1 << 24
+_MORE_LENGTHS, _MORE_NUMBERS = 27, 1 << 24
 
 
 @dataclass(frozen=True)
@@ -65,13 +72,13 @@ def plans(bucket: Bucket | Workload, seed: int, brief: bool) -> list[tuple[Workl
     shapes = _shapes(rng, bucket, kinds, brief)
     scales = _scales(rng, bucket.head_dim, kinds)
     columns: dict[str, list[Any]] = {
-        "form": _after(rng, "padding", _FORMS, count),
         "axes": _after(rng, "BHL", _AXES, count),
         "mask": _after(rng, "whole", ("whole", "slice", "turned", "heads"), count),
-        "hidden": _after(rng, "lowest", ("lowest", "infinity", "ten thousand"), count),
         "queries": _after(rng, "rows", _QUERIES, count),
         "aligned": _after(rng, True, (True, False), count),
     }
+    columns["form"] = _forms(rng, kinds)
+    columns["hidden"] = _hidden(rng, columns["form"])
     keys, values = _apart(rng, count)
     biases = _biases(rng, kinds, bucket.sinks)
     made = []
@@ -89,28 +96,53 @@ def plans(bucket: Bucket | Workload, seed: int, brief: bool) -> list[tuple[Workl
         "needles", bucket.head_dim**-0.5, keys="cache", values="cache", padded=False, aligned=True
     )
     asked = [(shapes[0], usual), *made[1:]]
-    return asked if brief else asked + [(w, usual) for w in _other_lengths(rng, asked)]
+    if brief:
+        return asked
+    more = _other_lengths(rng, asked)
+    # Every second at a scale that is nearly the usual one.
+    near = [replace(usual, scale=scale) for scale in _near(rng, usual.scale, -(-len(more) // 2))]
+    return asked + [(w, near[i // 2] if i % 2 else usual) for i, w in enumerate(more)]
 
 
 def _after(rng: np.random.Generator, first: X, values: Sequence[X], count: int) -> list[X]:
     """The same, beginning with `first`: what the usual case has is asked there."""
-    drawn = spread(rng, values, count)
+    drawn = spread(rng, values, max(count, len(values)))
     at = drawn.index(first)
     drawn[0], drawn[at] = drawn[at], drawn[0]
-    return drawn
+    return drawn[:count]
+
+
+def _forms(rng: np.random.Generator, kinds: Sequence[str]) -> list[str]:
+    """Forms of masks. Hidden tiles go where a lost key shows."""
+    forms = _after(rng, "padding", _FORMS, len(kinds))
+    clear = [i for i, kind in enumerate(kinds) if kind in ("peaked", "crowd", "even")]
+    clear = [i for i in rng.permutation(clear) if forms[i] not in ("blocks", "ends")]
+    for i, kind in enumerate(kinds):
+        if forms[i] in ("blocks", "ends") and kind in ("large", "strong"):
+            forms[i], forms[clear[0]] = forms[clear[0]], forms[i]
+            clear.pop(0)
+    return forms
+
+
+def _hidden(rng: np.random.Generator, forms: Sequence[str]) -> list[str]:
+    """How an additive mask hides keys: each form in each of its ways, the first case by the lowest
+    number."""
+    ways = {form: _after(rng, names[0], names, len(forms)) for form, names in _HIDDEN.items()}
+    return ["lowest", *(ways[form if form in ways else ""].pop(0) for form in forms[1:])]
 
 
 def _apart(rng: np.random.Generator, count: int) -> tuple[list[str], list[str]]:
-    """Layouts of keys and of values. They differ, and where one keeps a kernel from reading 16
-    bytes at once the other does not: what one of them hides the other then shows."""
-    keys, values = spread(rng, KEYS, count), spread(rng, KEYS, count)
+    """Layouts of keys and of values, first a cache's. Later ones differ, and where one keeps a
+    kernel from reading 16 bytes at once the other does not: what one of them hides the other
+    then shows."""
+    keys, values = _after(rng, "cache", KEYS, count), _after(rng, "cache", KEYS, count)
 
     def clash(key: str, value: str) -> bool:
         return key == value or (key in NARROW and value in NARROW)
 
-    for i in range(count):
+    for i in range(1, count):
         if clash(keys[i], values[i]):
-            for j in rng.permutation(count):
+            for j in 1 + rng.permutation(count - 1):
                 if not clash(keys[i], values[j]) and not clash(keys[j], values[i]):
                     values[i], values[j] = values[j], values[i]
                     break
@@ -118,36 +150,44 @@ def _apart(rng: np.random.Generator, count: int) -> tuple[list[str], list[str]]:
 
 
 def _scales(rng: np.random.Generator, head_dim: int, kinds: Sequence[str]) -> list[float]:
-    """Near 1/sqrt(D) where logits are even, or 0; else tiny, 1, between, larger and negative in
-    turn."""
+    """Nearly 1/sqrt(D) where logits are even, or 0; elsewhere from tiny to large, and negative, one
+    of each range in turn."""
     own = float(head_dim**-0.5)
-
-    def drawn(name: str) -> float:
-        if name == "tiny":
-            return float(10 ** rng.uniform(-3.5, -2.2))
-        if name == "large":
-            return float(10 ** rng.uniform(0.2, 1.2))
-        if name == "between":
-            return float(rng.uniform(1.5 * own, 0.95))
-        if name == "negative":
-            return -own * float(rng.choice((rng.uniform(0.5, 1.5), rng.uniform(1.5, 16))))
-        return 1.0
-
-    scales = [float(own * rng.choice((0.75, 1.25, 1.5))) for _ in kinds]
+    ranges = {
+        "tiny": (10**-3.5, 10**-2.2),
+        "small": (10**-2.2, 0.5 * own),
+        "between": (1.5 * own, 0.95),
+        "one": (1.0, 1.0),
+        "large": (1.6, 16.0),
+        "negative": (-1.0, -1.5 * own),
+        "low": (-4.0, -1.0),
+    }
+    scales = _near(rng, own, len(kinds))
+    places: dict[str, list[int]] = {"even": [], "strong": [], "sharp": []}
+    for i, kind in enumerate(kinds):
+        name = "sharp" if kind in ("needles", "peaked", "crowd") else kind
+        places.get(name, []).append(i)
+    for i in places["even"][1:]:
+        scales[i] = 0.0
     # Where one key takes all, only the sign shows; and at a tiny scale half precision holds no
     # logits of thousands.
-    strong = [i for i, kind in enumerate(kinds) if kind == "strong"]
-    sharp = [i for i, kind in enumerate(kinds) if kind in ("needles", "peaked", "crowd")][1:]
-    few = ["tiny", "large", str(rng.choice(("one", "between")))]
-    names = few if len(sharp) <= 3 else ["tiny", "one", "between", "large", "negative"]
-    even = [i for i, kind in enumerate(kinds) if kind == "even"]
-    for i in even[1:]:
-        scales[i] = 0.0
-    for i, name in zip(strong, ("negative", "one"), strict=False):
-        scales[i] = drawn(name)
+    for i, scale in zip(places["strong"], (-scales[0], 1.0), strict=False):
+        scales[i] = scale
+    sharp = places["sharp"][1:]
+    few = ["tiny", "large", str(rng.choice(("small", "between", "one", "low")))]
+    names = few if len(sharp) <= 3 else [*ranges, "near"]
     for i, name in zip(sharp, spread(rng, names, len(sharp)), strict=True):
-        scales[i] = drawn(name)
+        if name != "near":
+            scales[i] = float(rng.uniform(*ranges[name]))
     return scales
+
+
+def _near(rng: np.random.Generator, own: float, count: int) -> list[float]:
+    """Scales from 4% to 50% off `own`, above it and below in turn."""
+    off = [0.04 * 12.5 ** ((i + rng.random()) / count) for i in range(count)]
+    off = [off[i] for i in rng.permutation(count)]
+    first = int(rng.integers(2))
+    return [own * (1 + x) if (i + first) % 2 else own / (1 + x) for i, x in enumerate(off)]
 
 
 def _biases(rng: np.random.Generator, kinds: Sequence[str], sinks: bool) -> list[str]:
@@ -209,15 +249,19 @@ def _q_range(bucket: Bucket | Workload) -> tuple[int, int]:
 def _other_lengths(
     rng: np.random.Generator, asked: Sequence[tuple[Workload, CasePlan]]
 ) -> list[Workload]:
-    """The largest shape at lengths of residues modulo 32 that were not asked over a cache."""
+    """The largest shape at lengths of other residues modulo 32: first of those not asked yet, then
+    of those asked only where nothing can read 16 bytes at once."""
     w = asked[0][0]
     one = w.batch * w.kv_heads * w.kv_len * (w.head_dim + w.v_head_dim)
-    known = {x.kv_len % 32 for x, plan in asked if plan.keys == plan.values == "cache"}
     low = max(w.kv_len // 2 + 1, w.q_len, _few(w, w.batch))
     lengths = [int(n) for n in rng.permutation(np.arange(low, w.kv_len))]
-    by_residue = {n % 32: n for n in lengths if n % 32 not in known}
+    by_residue = {n % 32: n for n in lengths}
+    sharp = [(x.kv_len % 32, {plan.keys, plan.values}) for x, plan in asked if plan.kind != "large"]
+    known = {residue for residue, _ in sharp}
+    wide = {residue for residue, at in sharp if at.isdisjoint(NARROW)}
+    order = sorted(by_residue, key=lambda residue: (residue in known) + (residue in wide))
     count = min(_MORE_LENGTHS, max(2, _MORE_NUMBERS // one))
-    return [w.exact(kv_len=n) for n in list(by_residue.values())[:count]]
+    return [w.exact(kv_len=n) for n in (by_residue[residue] for residue in order[:count])]
 
 
 def _lengths(rng: np.random.Generator, high: int, brief: bool) -> list[int]:
