@@ -205,9 +205,9 @@ def _bias(rng: np.random.Generator, w: Workload, seen: Array, kind: str) -> Arra
     if kind == "normal" or shape[3] == 1:
         return rng.standard_normal(shape, np.float32)
     rows = (*shape[:3], 1)
-    # The largest is always among them: a mask may have one row.
+    # The last row has the largest: a mask may have one row, or the first hide every key.
     sizes = np.array([2500.0, *rng.permutation([40.0, 300.0])])
-    size = np.resize(sizes, rows) * rng.uniform(0.8, 1.2, rows)
+    size = np.resize(sizes, rows)[::-1, ::-1, ::-1] * rng.uniform(0.8, 1.2, rows)
     top = size if kind == "above" else -size
     gap = np.maximum(24.0, size / 4)
     # The key that decides lies behind a tile, a half, or among the last.
