@@ -173,7 +173,7 @@ def _runs(rng: np.random.Generator, lead: tuple[int, ...], n: int) -> Bool:
     tile is hidden from all rows, its size the largest power of two that leaves keys behind it."""
     at, tile = np.arange(n), _tile(n)
     first = tile - rng.integers(0, tile // 2 + 1, (*lead, 1))
-    second = 2 * tile + rng.uniform(0, (n - 2 * tile) / 2, first.shape)
+    second = 2 * tile + rng.integers(0, max(1, (n - 2 * tile + 1) // 2), first.shape)
     third = second + (n - second) * rng.random(first.shape)
     fourth = third + (n - third) * rng.random(first.shape)
     seen: Bool = (at < first) | ((at >= second) & (at < third)) | (at >= fourth)

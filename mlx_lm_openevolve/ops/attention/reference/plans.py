@@ -184,10 +184,12 @@ def _scales(rng: np.random.Generator, head_dim: int, kinds: Sequence[str]) -> li
 
 def _near(rng: np.random.Generator, own: float, count: int) -> list[float]:
     """Scales from 4% to 50% off `own`, above it and below in turn."""
-    off = [0.04 * 12.5 ** ((i + rng.random()) / count) for i in range(count)]
-    off = [off[i] for i in rng.permutation(count)]
     first = int(rng.integers(2))
-    return [own * (1 + x) if (i + first) % 2 else own / (1 + x) for i, x in enumerate(off)]
+    found = []
+    for i in range(count):
+        off = 1 + 0.04 * 12.5 ** ((i + rng.random()) / count)
+        found.append(own * off if (i + first) % 2 else own / off)
+    return [found[i] for i in rng.permutation(count)]
 
 
 def _biases(rng: np.random.Generator, kinds: Sequence[str], sinks: bool) -> list[str]:
