@@ -163,7 +163,7 @@ def _seen(rng: np.random.Generator, w: Workload, plan: CasePlan) -> tuple[Bool, 
     seen[..., 0] |= ~seen.any(-1)
     if plan.kind != "needles" and form != "ends":  # a single row may be all that shows the ends
         seen[-1, -1, -1, [0, -1]] = True
-    if dead and max(lead) > 1:
+    if dead and np.prod(lead) > 2:
         seen[0, 0, 0] = False
     return seen, axes
 

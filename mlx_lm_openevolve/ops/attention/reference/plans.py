@@ -89,6 +89,8 @@ def plans(bucket: Bucket | Workload, seed: int, brief: bool) -> list[tuple[Workl
             drawn["form"] = "some"
         if drawn["form"] == "window" and kind == "crowd":  # no row sees the first keys
             drawn["form"] = "padding"
+        if drawn["mask"] == "turned" and "L" not in drawn["axes"]:  # rows side by side
+            drawn["axes"] += "L"
         plan = CasePlan(kind, scales[i], bias=biases[i], keys=keys[i], values=values[i], **drawn)
         made.append((shapes[i], plan))
     # The first is what a model asks most: its cache, its scale, the longest context.
