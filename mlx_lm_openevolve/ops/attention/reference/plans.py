@@ -72,12 +72,12 @@ def plans(bucket: Bucket | Workload, seed: int, brief: bool) -> list[tuple[Workl
     shapes = _shapes(rng, bucket, kinds, brief)
     scales = _scales(rng, bucket.head_dim, kinds)
     columns: dict[str, list[Any]] = {
-        "axes": _after(rng, "BHL", _AXES, count),
         "mask": _after(rng, "whole", ("whole", "slice", "turned", "heads"), count),
         "queries": _after(rng, "rows", _QUERIES, count),
         "aligned": _after(rng, True, (True, False), count),
     }
     columns["form"] = _forms(rng, kinds)
+    columns["axes"] = _axes(rng, kinds, columns["form"])
     columns["hidden"] = _hidden(rng, columns["form"])
     keys, values = _apart(rng, count)
     biases = _biases(rng, kinds, bucket.sinks)
@@ -101,9 +101,13 @@ def plans(bucket: Bucket | Workload, seed: int, brief: bool) -> list[tuple[Workl
     if brief:
         return asked
     more = _other_lengths(rng, asked)
-    # Every second at a scale that is nearly the usual one.
-    near = [replace(usual, scale=scale) for scale in _near(rng, usual.scale, -(-len(more) // 2))]
-    return asked + [(w, near[i // 2] if i % 2 else usual) for i, w in enumerate(more)]
+    # Every second at another scale: nearly the usual one, or of each range in turn.
+    near = _near(rng, usual.scale, len(more))
+    far = spread(rng, [*_ranges(usual.scale).values()], len(more))
+    for i, w in enumerate(more):
+        scale = (usual.scale, near[i], usual.scale, float(rng.uniform(*far[i // 4])))[i % 4]
+        asked.append((w, replace(usual, scale=scale)))
+    return asked
 
 
 def _after(rng: np.random.Generator, first: X, values: Sequence[X], count: int) -> list[X]:
@@ -124,6 +128,16 @@ def _forms(rng: np.random.Generator, kinds: Sequence[str]) -> list[str]:
             forms[i], forms[clear[0]] = forms[clear[0]], forms[i]
             clear.pop(0)
     return forms
+
+
+def _axes(rng: np.random.Generator, kinds: Sequence[str], forms: Sequence[str]) -> list[str]:
+    """Axes of masks whose form leaves them open, each in turn where a key of another row shows."""
+    drawn = spread(rng, _AXES, len(kinds))
+    fixed = [
+        kind == "large" or form in ("padding", "window")
+        for kind, form in zip(kinds, forms, strict=True)
+    ]
+    return ["BHL" if is_fixed else drawn.pop() for is_fixed in fixed]
 
 
 def _hidden(rng: np.random.Generator, forms: Sequence[str]) -> list[str]:
@@ -155,15 +169,7 @@ def _scales(rng: np.random.Generator, head_dim: int, kinds: Sequence[str]) -> li
     """Nearly 1/sqrt(D) where logits are even, or 0; elsewhere from tiny to large, and negative, one
     of each range in turn."""
     own = float(head_dim**-0.5)
-    ranges = {
-        "tiny": (10**-3.5, 10**-2.2),
-        "small": (10**-2.2, 0.5 * own),
-        "between": (1.5 * own, 0.95),
-        "one": (1.0, 1.0),
-        "large": (1.6, 16.0),
-        "negative": (-1.0, -1.5 * own),
-        "low": (-4.0, -1.0),
-    }
+    ranges = _ranges(own)
     scales = _near(rng, own, len(kinds))
     places: dict[str, list[int]] = {"even": [], "strong": [], "sharp": []}
     for i, kind in enumerate(kinds):
@@ -182,6 +188,19 @@ def _scales(rng: np.random.Generator, head_dim: int, kinds: Sequence[str]) -> li
         if name != "near":
             scales[i] = float(rng.uniform(*ranges[name]))
     return scales
+
+
+def _ranges(own: float) -> dict[str, tuple[float, float]]:
+    """Ranges of scales that are not near `own`, 1/sqrt(D)."""
+    return {
+        "tiny": (10**-3.5, 10**-2.2),
+        "small": (10**-2.2, 0.5 * own),
+        "between": (1.5 * own, 0.95),
+        "one": (1.0, 1.0),
+        "large": (1.6, 16.0),
+        "negative": (-1.0, -1.5 * own),
+        "low": (-4.0, -1.0),
+    }
 
 
 def _near(rng: np.random.Generator, own: float, count: int) -> list[float]:
