@@ -101,11 +101,13 @@ def plans(bucket: Bucket | Workload, seed: int, brief: bool) -> list[tuple[Workl
     if brief:
         return asked
     more = _other_lengths(rng, asked)
-    # Every second at another scale: nearly the usual one, or of each range in turn.
-    near = _near(rng, usual.scale, len(more))
+    # At the usual scale, nearly that, one of the other ranges, and nearly the usual one again.
+    near = _near(rng, usual.scale, len(more) // 2)
     far = spread(rng, [*_ranges(usual.scale).values()], len(more))
     for i, w in enumerate(more):
-        scale = (usual.scale, near[i], usual.scale, float(rng.uniform(*far[i // 4])))[i % 4]
+        scale = (
+            near[i // 2] if i % 2 else float(rng.uniform(*far[i // 4])) if i % 4 else usual.scale
+        )
         asked.append((w, replace(usual, scale=scale)))
     return asked
 
