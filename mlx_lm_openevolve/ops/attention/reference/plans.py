@@ -36,7 +36,7 @@ _HIDDEN = {
 _AXES = ("BHL", "H", "HL", "BH", "BHL", "L", "BL", "")
 _QUERIES = ("rows", "whole", "rows", "fused", "rows", "apart", "odd", "longer")
 # Lengths that are asked beside the cases proper, and the numbers of a cache that limit them.
-_MORE_LENGTHS, _MORE_NUMBERS = 27, 1 << 24
+_MORE_LENGTHS, _MORE_NUMBERS = 24, 1 << 24
 
 
 @dataclass(frozen=True)
