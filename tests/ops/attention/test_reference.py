@@ -148,10 +148,10 @@ def test_every_verdict_asks_each_stratum(seed):
         assert any(low < scale < high for scale in scales if scale != 1), (low, high)
     few = plans(bucket("additive", q_len=1, kv_len=128), seed, brief=True)
     assert any(0.6 < plan.scale / 0.125 < 1.51 for _, plan in few[1:] if plan.kind in SHOWS)
+    assert any(p.form == "ends" for _, p in asked if p.kind in SHOWS)
     for cases_asked, ways in ((asked, ("infinity", "lowest")), (few, ("infinity",))):
         tiles = {p.hidden for _, p in cases_asked if p.form == "blocks" and p.kind != "large"}
         assert tiles >= set(ways)
-        assert any(plan.form == "ends" for _, plan in cases_asked)
         for operand in ("keys", "values"):
             layouts = {getattr(plan, operand) for _, plan in cases_asked}
             assert layouts & {"columns", "apart"}

@@ -199,7 +199,7 @@ def _bias(rng: np.random.Generator, w: Workload, seen: Array, kind: str) -> Arra
     head to head; or one key's far above the others', all of them "below" or "above" zero."""
     shape = seen.shape
     if kind == "alibi":
-        slopes = 2.0 ** (-8.0 * (np.arange(shape[1]) + 1) / max(4, shape[1]))
+        slopes = 2.0 ** (-8.0 * (np.arange(shape[1]) + 0.5) / shape[1])  # about 1/16 where one
         away = np.arange(w.kv_len)[-shape[3] :] - (w.kv_len - 1)
         return np.broadcast_to(slopes[:, None, None] * away, shape).astype(np.float32)
     if kind == "normal" or shape[3] == 1:

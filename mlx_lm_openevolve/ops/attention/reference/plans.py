@@ -25,7 +25,8 @@ _BRIEF = ("needles", "peaked", "crowd", "even", "strong", "flat", "needles", "la
 _MORE = ("needles", "peaked", "crowd", "even", "strong", "needles", "crowd", "peaked")
 
 # Forms of masks (see inputs.py), and which axes of [B, Hq, L] theirs have.
-_FORMS = ("padding", "window", "blocks", "some", "ends", "window", "some", "one")
+_FORMS = ("padding", "window", "blocks", "some", "blocks", "window", "some", "one")
+_MORE_FORMS = ("padding", "window", "blocks", "some", "ends", "window", "ends", "one")
 # How keys are hidden, by form, the first always asked: what skips whole tiles may skip only those
 # of infinities.
 _HIDDEN = {
@@ -122,7 +123,9 @@ def _after(rng: np.random.Generator, first: X, values: Sequence[X], count: int) 
 
 def _forms(rng: np.random.Generator, kinds: Sequence[str]) -> list[str]:
     """Forms of masks. Hidden tiles go where a lost key shows."""
-    forms = _after(rng, "padding", _FORMS, len(kinds))
+    count = len(kinds)
+    names = _FORMS if count <= len(_FORMS) else _FORMS + _MORE_FORMS
+    forms = _after(rng, "padding", names, count)
     clear = [i for i, kind in enumerate(kinds) if kind in ("peaked", "crowd", "even")]
     clear = [i for i in rng.permutation(clear) if forms[i] not in ("blocks", "ends")]
     for i, kind in enumerate(kinds):
