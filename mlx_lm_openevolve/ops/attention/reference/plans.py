@@ -23,6 +23,8 @@ X = TypeVar("X")
 # Contents (see contents.py). The first question of all is of needles, the second peaked.
 _BRIEF = ("needles", "peaked", "crowd", "even", "strong", "flat", "needles", "large")
 _MORE = ("needles", "peaked", "crowd", "even", "strong", "needles", "crowd", "peaked")
+# Those in which every row points at keys of its own.
+_SHARP = ("needles", "peaked", "crowd")
 
 # Forms of masks (see inputs.py), and which axes of [B, Hq, L] theirs have.
 _FORMS = ("padding", "window", "blocks", "some", "blocks", "window", "some", "one")
@@ -178,7 +180,7 @@ def _scales(rng: np.random.Generator, head_dim: int, kinds: Sequence[str]) -> li
     scales = _near(rng, own, len(kinds))
     places: dict[str, list[int]] = {"even": [], "strong": [], "sharp": []}
     for i, kind in enumerate(kinds):
-        name = "sharp" if kind in ("needles", "peaked", "crowd") else kind
+        name = "sharp" if kind in _SHARP else kind
         places.get(name, []).append(i)
     for i in places["even"][1:]:
         scales[i] = 0.0
@@ -198,8 +200,8 @@ def _scales(rng: np.random.Generator, head_dim: int, kinds: Sequence[str]) -> li
 def _ranges(own: float) -> dict[str, tuple[float, float]]:
     """Ranges of scales that are not near `own`, 1/sqrt(D)."""
     return {
-        "tiny": (10**-3.5, 10**-2.2),
-        "small": (10**-2.2, 0.5 * own),
+        "tiny": (10**-3.5, 10**-2.4),
+        "small": (10**-2.4, 0.5 * own),
         "between": (1.5 * own, 0.95),
         "one": (1.0, 1.0),
         "large": (1.6, 16.0),
@@ -248,15 +250,16 @@ def _shapes(
     rest = spread(rng, lengths[1:], sharp - 1)
     rows = spread(rng, q_lens, sharp - 1)
     sequences = spread(rng, batches, sharp - 1)
-    shapes = [bucket.exact(q_len=q_high, kv_len=max(bucket.kv_len, q_high))]
-    for kind in kinds[1:]:
-        if kind == "large":
-            shapes.append(shapes[1])
+    shapes = {0: bucket.exact(q_len=q_high, kv_len=max(bucket.kv_len, q_high))}
+    # Every q_len and batch first where rows differ most.
+    order = sorted(range(1, len(kinds)), key=lambda i: kinds[i] not in _SHARP)
+    for i in order:
+        if kinds[i] == "large":
             continue
-        batch, q_len, kv_len = sequences.pop(), rows.pop(), rest.pop()
+        batch, q_len, kv_len = sequences.pop(0), rows.pop(0), rest.pop(0)
         kv_len = min(max(kv_len, q_low, _few(bucket, batch)), bucket.kv_len)
-        shapes.append(bucket.exact(batch=batch, q_len=min(q_len, kv_len), kv_len=kv_len))
-    return shapes
+        shapes[i] = bucket.exact(batch=batch, q_len=min(q_len, kv_len), kv_len=kv_len)
+    return [shapes.get(i, shapes[1]) for i in range(len(kinds))]
 
 
 def _few(bucket: Bucket | Workload, batch: int) -> int:
