@@ -285,8 +285,8 @@ def _peaked(draw: Draw) -> Content:
 
 def _crowd(draw: Draw) -> Content:
     """Heavy keys whose values are zero: all of the answer is many light keys', down to e^-8 of
-    their weight each, of more than 2000 still less. A few are equal, so that most shares of the
-    keys have one."""
+    their weight each, of more than 2000 still less. A few in one half of the keys are equal: many
+    of a kernel's shares have one."""
     rng, w = draw.rng, draw.workload
     keys, values = draw.cache()
     if not w.latent:
@@ -296,7 +296,8 @@ def _crowd(draw: Draw) -> Content:
         others = np.array(_edges(rng, w))
         others = np.setdiff1d(np.arange(w.kv_len - w.q_len - 1), [0, *others, *(others - 1)])
         for b, h in np.ndindex(heavy.shape):
-            parts = np.array_split(others, min(_HEAVY, len(others) // 4)) if len(others) > 3 else []
+            half = others[(others < w.kv_len // 2) == (heavy[b, h] < w.kv_len // 2)]
+            parts = np.array_split(half, min(_HEAVY, len(half) // 4)) if len(half) > 3 else []
             equal = [heavy[b, h], *(rng.choice(part) for part in parts)]
             keys.view[b, h, equal] = keys.view[b, h, heavy[b, h]]
             values.view[b, h, equal] = 0
@@ -347,9 +348,9 @@ def _large(draw: Draw) -> Content:
         return draw.stored(queries, keys, keys, sinks)
     keys = draw.filled(draw.keys, _NORMAL)
     key = keys.view[:, :, :1].copy()
-    half = rng.random((w.batch, w.kv_heads, w.kv_len - 1, 1)) < 0.5
-    keys.view[:, :, 1:] = np.where(half, encode(0.5 * decode(key, w.dtype), w.dtype), key)
-    logits = rng.uniform(0.2, 1.2, (w.q_heads, w.q_len)) * rng.choice((-1, 1), (w.q_heads, w.q_len))
+    most = rng.random((w.batch, w.kv_heads, w.kv_len - 1, 1)) < 7 / 8
+    keys.view[:, :, 1:] = np.where(most, encode(0.5 * decode(key, w.dtype), w.dtype), key)
+    logits = rng.uniform(0.2, 1.2, (w.q_heads, w.q_len))
     shape = (w.batch, w.q_heads, w.q_len)
     queries = draw.towards(keys, np.zeros(shape, np.int64), logits)
     values = draw.filled(draw.values, 4e4 + 4e3 * _NORMAL)

@@ -300,14 +300,16 @@ def _lengths(rng: np.random.Generator, high: int, brief: bool) -> list[int]:
     a vector path, a pair of rows, a tile or a split could treat apart."""
     classes = [(3, 8), (5, 8), (int(rng.choice((1, 7))), 8), (2, 8), (6, 8), (4, 16), (12, 16)]
     classes += [(8, 16), (16, 32), (32, 64), (64, 128)]
-    if brief:
-        # Of the multiples of 4 one that is in the bucket: between 9 and 16 only 12 is.
-        near = [n % 16 for n in range(high // 2 + 1, min(high, high // 2 + 16) + 1)]
-        fours = [i for i in (5, 6) if classes[i][0] in near] or [5, 6]
-        classes = [classes[int(rng.choice(part))] for part in ([0, 1], [3, 4], fours, range(7, 11))]
+    low = high // 2 + 1
+    firsts = [low + (residue - low) % modulus for residue, modulus in classes]
+    if brief:  # one of each kind that is in the bucket
+        parts = [
+            [i for i in part if firsts[i] < high] or part
+            for part in ([0, 1], [3, 4], [5, 6], [7, 8, 9, 10])
+        ]
+        classes = [classes[int(rng.choice(part))] for part in parts]
     found = [high, high // 2 + 1, high - 1]
     for residue, modulus in classes:
-        low = high // 2 + 1
         first = low + (residue - low) % modulus
         count = (high - 1 - first) // modulus + 1
         found.append(
