@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from statistics import NormalDist
 from typing import Any
 
@@ -98,12 +99,12 @@ class Draw:
         b, h = np.ogrid[: w.batch, : w.q_heads]
         return decode(keys.view[b[..., None], (h // w.group)[..., None], at], w.dtype)
 
-    def row(self, b: int, h: int, i: int) -> Bool:
-        """Which keys one row may see, [N]; there is a mask."""
+    @cached_property
+    def rows(self) -> Bool:
+        """Which keys each row may see, [B, Hq, L, N]; there is a mask."""
+        w = self.workload
         assert self.seen is not None
-        at = (min(x, size - 1) for x, size in zip((b, h, i), self.seen.shape, strict=False))
-        found: Bool = np.broadcast_to(self.seen[tuple(at)], (self.workload.kv_len,))
-        return found
+        return np.broadcast_to(self.seen, (w.batch, w.q_heads, w.q_len, w.kv_len))
 
     def stored(self, queries: Floats, keys: Placed, values: Placed, sinks: Floats) -> Content:
         """As a dtype can hold it."""
@@ -158,7 +159,7 @@ def _targets(draw: Draw) -> tuple[Positions, Positions]:
         if seen is None:
             ends = np.array([0, n - 1])
         else:
-            row = draw.row(b, h, i)
+            row = draw.rows[b, h, i]
             steps = np.flatnonzero(row[1:] != row[:-1])
             ends = np.concatenate([steps, steps + 1])
             if r % 4 == 3 or not ends.size:
@@ -211,7 +212,7 @@ def _needles(draw: Draw) -> Content:
     first, second = _targets(draw)
     queries = draw.towards(keys, first, top) + draw.towards(keys, second, top - 1)
     if draw.seen is not None:  # beside a key that is hidden two are seen: else no logit counts
-        seen = np.broadcast_to(draw.seen, (w.batch, w.q_heads, w.q_len, w.kv_len))
+        seen = draw.rows
         row = tuple(np.ogrid[: w.batch, : w.q_heads, : w.q_len])
         some = draw.rng.integers(0, w.kv_len, (16, *first.shape))
         third = np.take_along_axis(some, seen[(*row, some)].argmax(0)[None], 0)[0]
@@ -231,7 +232,7 @@ def _strong(draw: Draw) -> Content:
     first, second = _targets(draw)
     third, hidden = first.copy(), np.zeros(first.shape, np.bool_)
     for at in np.ndindex(first.shape) if draw.seen is not None else ():
-        row = draw.row(*at)
+        row = draw.rows[at]
         if not row[first[at]]:
             first[at], second[at] = second[at], first[at]
         if not row[first[at]] and row.any():
