@@ -24,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ def questions(slug: str, backend: str, seeds: int = 3) -> dict[str, float]:
     module = backends.get(backend)
     bucket = ops.parse(slug).bucket()
     asked = ops.of(bucket).questions
-    brief = {"brief": True} if "brief" in inspect.signature(asked.cases).parameters else {}
+    brief = briefly(asked.cases)
     fit = (k for k in shipped().kernels() if k.native <= {backend} - {"host"})
     kernel = min((k for k in fit if k.applies_to(bucket)), key=lambda k: k.name)
     params = kernel.default_params(bucket)
@@ -74,6 +75,11 @@ def questions(slug: str, backend: str, seeds: int = 3) -> dict[str, float]:
     # The least of three: what others do on the machine only adds.
     compiled = [min(put(seed) for _ in range(3)) for seed in range(seeds)]
     return {"first": first, "compiled": statistics.mean(compiled)}
+
+
+def briefly(asked: Callable[..., Any]) -> dict[str, bool]:
+    """The argument that asks no more than a first use does, in a checkout that knows it."""
+    return {"brief": True} if "brief" in inspect.signature(asked).parameters else {}
 
 
 def verdict(slug: str, backend: str) -> dict[str, Any]:
@@ -100,12 +106,16 @@ def verdict(slug: str, backend: str) -> dict[str, Any]:
     try:
         if backend == "host":
             clock = limits.Clock(SECONDS[backend])
-            said = judge.judge_calls(sdpa, bucket, detect(backend), clock).reason
+            said = judge.judge_calls(
+                sdpa, bucket, detect(backend), clock, **briefly(judge.judge_calls)
+            ).reason
         else:
             kernels = Registry(tuned_root(), writable=False).kernels()
             kernel = next(k for k in kernels if not k.native and k.applies_to(bucket))
             params = kernel.default_params(bucket)
-            said = judge.judge(kernel, params, bucket, backend, seconds=SECONDS[backend]).reason
+            said = judge.judge(
+                kernel, params, bucket, backend, seconds=SECONDS[backend], **briefly(judge.judge)
+            ).reason
     except GateTimeout as error:
         said = f"no verdict: {error}"
     return {"gate": time.monotonic() - start, "timing": spent, "said": said}

@@ -627,6 +627,54 @@ _add(
      "rint(element(v[u][j], e) * 2048.0f) / 2048.0f")),
 )  # fmt: skip
 
+# Near neighbours of what few draws showed: scales around 1/sqrt(D) and between the decades, blocks
+# hidden at either end, further lengths, and sums in half precision over other shares of the keys
+
+_add(
+    "ranges", D, ONE,
+    _scale("1/sqrt(D) for a scale a little larger",
+           "(scale > 0.125f && scale < 0.18f ? 0.125f : scale)"),
+    _scale("1/sqrt(D) for a scale a little smaller",
+           "(scale > 0.085f && scale < 0.125f ? 0.125f : scale)"),
+    _scale("1/sqrt(D) within a tenth", "(fabs(scale * 8.0f - 1.0f) < 0.1f ? 0.125f : scale)"),
+    _scale("1/sqrt(D) for a small scale", "(scale > 0.01f && scale < 0.06f ? 0.125f : scale)"),
+    _scale("a scale of at least -1", "max(scale, -1.0f)"),
+    _scale("a scale of at most 4", "min(scale, 4.0f)"),
+)  # fmt: skip
+_LAST_SEEN = (
+    "if (any == 0) {\n      if (block == 0 || (block + step) * KEYS < kv_len) continue;\n"
+    "      any = first_bits(kv_len - block * KEYS);\n"
+    "      for (int w = 0; w < WORDS; ++w) seen[w] = any;\n      if (any == 0) {\n      continue;}"
+)
+_add(
+    "masks", D, bucket("bool"),
+    ("a hidden last block is seen", _HIDDEN_BLOCK, _LAST_SEEN),
+    ("nothing where the first block is hidden", _HIDDEN_BLOCK,
+     "if (any == 0) {\n      if (block == 0) break;\n      continue;"),
+    ("nothing behind a hidden second block", _HIDDEN_BLOCK,
+     "if (any == 0) {\n      if (block == 1) break;\n      continue;"),
+    simdgroups=1,
+)  # fmt: skip
+_add(
+    "lengths", D, ONE,
+    _length("a length of 7 modulo 32", f"{_N} % 32 == 7"),
+    _length("a length of 13 modulo 32", f"{_N} % 32 == 13"),
+    _wide("16 bytes at once at 23 modulo 32", "kv_len % 32 == 23"),
+    _wide("16 bytes at once at 31 modulo 32", "kv_len % 32 == 31"),
+)  # fmt: skip
+_add(
+    "light keys", D, bucket(kv_len=2048, batch=1),
+    _weight("weights below 2^-11 of thousands in 16 shares",
+            f"score[r][u] < top - 11.0f ? 0.0f : {_X}"),
+    splits=1, simdgroups=16,
+)  # fmt: skip
+_add(
+    "precision", D, bucket(kv_len=256),
+    ("weights summed in bfloat16", "state.sum[r] += score[r][u];",
+     "state.sum[r] = float(T(state.sum[r] + score[r][u]));"),
+    simdgroups=2,
+)  # fmt: skip
+
 RIGHT = [
     Variant("twice as many threads", D, CAUSAL, params={"simdgroups": 16}),
     Variant("fewer lanes for a key", D, ADDITIVE, params={"lanes": 4, "unroll": 2}),

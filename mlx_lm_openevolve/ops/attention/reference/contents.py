@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from statistics import NormalDist
 from typing import Any
 
@@ -18,6 +19,8 @@ __all__ = ["CONTENTS", "Content", "filled"]
 
 # Random entries that are drawn for a cache; a larger one repeats them, shifted.
 _POOL = 4 << 20
+# Heavy keys of a crowd, beside the first.
+_HEAVY = 7
 # No query of float16 is larger.
 _MOST = 3e4
 
@@ -96,12 +99,12 @@ class Draw:
         b, h = np.ogrid[: w.batch, : w.q_heads]
         return decode(keys.view[b[..., None], (h // w.group)[..., None], at], w.dtype)
 
-    def row(self, b: int, h: int, i: int) -> Bool:
-        """Which keys one row may see, [N]; there is a mask."""
+    @cached_property
+    def rows(self) -> Bool:
+        """Which keys each row may see, [B, Hq, L, N]; there is a mask."""
+        w = self.workload
         assert self.seen is not None
-        at = (min(x, size - 1) for x, size in zip((b, h, i), self.seen.shape, strict=False))
-        found: Bool = np.broadcast_to(self.seen[tuple(at)], (self.workload.kv_len,))
-        return found
+        return np.broadcast_to(self.seen, (w.batch, w.q_heads, w.q_len, w.kv_len))
 
     def stored(self, queries: Floats, keys: Placed, values: Placed, sinks: Floats) -> Content:
         """As a dtype can hold it."""
@@ -156,7 +159,7 @@ def _targets(draw: Draw) -> tuple[Positions, Positions]:
         if seen is None:
             ends = np.array([0, n - 1])
         else:
-            row = draw.row(b, h, i)
+            row = draw.rows[b, h, i]
             steps = np.flatnonzero(row[1:] != row[:-1])
             ends = np.concatenate([steps, steps + 1])
             if r % 4 == 3 or not ends.size:
@@ -209,7 +212,7 @@ def _needles(draw: Draw) -> Content:
     first, second = _targets(draw)
     queries = draw.towards(keys, first, top) + draw.towards(keys, second, top - 1)
     if draw.seen is not None:  # beside a key that is hidden two are seen: else no logit counts
-        seen = np.broadcast_to(draw.seen, (w.batch, w.q_heads, w.q_len, w.kv_len))
+        seen = draw.rows
         row = tuple(np.ogrid[: w.batch, : w.q_heads, : w.q_len])
         some = draw.rng.integers(0, w.kv_len, (16, *first.shape))
         third = np.take_along_axis(some, seen[(*row, some)].argmax(0)[None], 0)[0]
@@ -229,7 +232,7 @@ def _strong(draw: Draw) -> Content:
     first, second = _targets(draw)
     third, hidden = first.copy(), np.zeros(first.shape, np.bool_)
     for at in np.ndindex(first.shape) if draw.seen is not None else ():
-        row = draw.row(*at)
+        row = draw.rows[at]
         if not row[first[at]]:
             first[at], second[at] = second[at], first[at]
         if not row[first[at]] and row.any():
@@ -282,17 +285,25 @@ def _peaked(draw: Draw) -> Content:
 
 
 def _crowd(draw: Draw) -> Content:
-    """One heavy key whose value is zero: all of the answer is many light keys', down to e^-8 of
-    its weight each."""
+    """Heavy keys whose values are zero: all of the answer is many light keys', down to e^-8 of
+    their weight each, of more than 2000 still less. A few in one half of the keys are equal: many
+    of a kernel's shares have one."""
     rng, w = draw.rng, draw.workload
     keys, values = draw.cache()
     if not w.latent:
         _spike(draw, values)
     heavy = _common(draw)
     if not w.latent:
+        others = np.array(_edges(rng, w))
+        others = np.setdiff1d(np.arange(w.kv_len - w.q_len - 1), [0, *others, *(others - 1)])
         for b, h in np.ndindex(heavy.shape):
-            values.view[b, h, heavy[b, h]] = 0
-    most = np.log(w.kv_len) - 1 if w.latent else 7.0 if w.dtype == "float16" else 8.0
+            half = others[(others < w.kv_len // 2) == (heavy[b, h] < w.kv_len // 2)]
+            parts = np.array_split(half, min(_HEAVY, len(half) // 4)) if len(half) > 3 else []
+            equal = [heavy[b, h], *(rng.choice(part) for part in parts)]
+            keys.view[b, h, equal] = keys.view[b, h, heavy[b, h]]
+            values.view[b, h, equal] = 0
+    total = float(np.log(w.kv_len))
+    most = total - 1 if w.latent else 7.0 if w.dtype == "float16" else max(8.0, total + 1)
     tops = rng.uniform(1.5, max(2.0, most), (w.batch, w.q_heads, w.q_len))
     tops.reshape(-1)[::3] = most
     at = np.broadcast_to(heavy.repeat(w.group, 1)[:, :, None], tops.shape)
@@ -328,15 +339,23 @@ def _even(draw: Draw) -> Content:
 
 
 def _large(draw: Draw) -> Content:
-    """Nearly even weights over values up to 5e4: a sum kept in half precision overflows."""
+    """Weights of two sizes over values up to 5e4: in half precision a sum of these overflows, and
+    one of weights is rounded the same way each time."""
     rng, w = draw.rng, draw.workload
-    queries = draw.normal() * (0.5 / (draw.scale * w.head_dim**0.5))
+    sinks = rng.standard_normal(w.q_heads)
     if w.latent:  # keys are the values: large ones would make large logits
+        queries = draw.normal() * (0.5 / (8e2 * draw.scale * w.head_dim**0.5))
         keys = draw.filled(draw.keys, 3e4 + 3e2 * _NORMAL)
-        return draw.stored(queries / 8e2, keys, keys, rng.standard_normal(w.q_heads))
+        return draw.stored(queries, keys, keys, sinks)
     keys = draw.filled(draw.keys, _NORMAL)
+    key = keys.view[:, :, :1].copy()
+    most = rng.random((w.batch, w.kv_heads, w.kv_len - 1, 1)) < 7 / 8
+    keys.view[:, :, 1:] = np.where(most, encode(0.5 * decode(key, w.dtype), w.dtype), key)
+    logits = rng.uniform(0.2, 1.2, (w.q_heads, w.q_len))
+    shape = (w.batch, w.q_heads, w.q_len)
+    queries = draw.towards(keys, np.zeros(shape, np.int64), logits)
     values = draw.filled(draw.values, 4e4 + 4e3 * _NORMAL)
-    return draw.stored(queries, keys, values, rng.standard_normal(w.q_heads) - 30)
+    return draw.stored(queries, keys, values, sinks - 30)
 
 
 def _flat(draw: Draw) -> Content:

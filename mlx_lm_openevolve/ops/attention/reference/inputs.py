@@ -131,7 +131,7 @@ def _seen(rng: np.random.Generator, w: Workload, plan: CasePlan) -> tuple[Bool, 
     lead = tuple(
         size if letter in plan.axes else 1 for letter, size in zip("BHL", sizes, strict=True)
     )
-    if form in ("some", "blocks") and int(np.prod(lead)) * n > _MASK_ELEMENTS:
+    if form in ("some", "blocks", "ends") and int(np.prod(lead)) * n > _MASK_ELEMENTS:
         form = "padding"
     # A mask of -1e4 leaves even a row with every key masked an answer, which half precision, where
     # MLX's own adds it, loses.
@@ -155,26 +155,43 @@ def _seen(rng: np.random.Generator, w: Workload, plan: CasePlan) -> tuple[Bool, 
     if form == "one":  # rows that see every key or none
         seen = np.arange(np.prod(lead)).reshape(*lead, 1) % 5 != 4
         return seen if dead else np.ones_like(seen), axes
-    seen = rng.random((*lead, n)) < 0.7 if form == "some" else _runs(rng, lead, n)
+    if form == "some":
+        seen = rng.random((*lead, n)) < 0.7
+    else:
+        seen = (_ends if form == "ends" else _runs)(rng, lead, n)
     seen = seen & below if lead[2] == w.q_len else seen
     seen[..., 0] |= ~seen.any(-1)
-    if plan.kind != "needles":  # a single row may be all that shows the ends
+    if plan.kind != "needles" and form != "ends":  # a single row may be all that shows the ends
         seen[-1, -1, -1, [0, -1]] = True
-    if dead and max(lead) > 1:
+    if dead and np.prod(lead) > 2:
         seen[0, 0, 0] = False
     return seen, axes
 
 
 def _runs(rng: np.random.Generator, lead: tuple[int, ...], n: int) -> Bool:
-    """Keys that are seen, hidden for about half of all, so that whole tiles are, seen again, hidden
-    and seen again [*lead, N]; by row."""
-    at = np.arange(n)
-    first = rng.uniform(0, n / 5, (*lead, 1))
-    second = first + rng.uniform(0.4 * n, 0.7 * n, first.shape)
+    """Keys that are seen, hidden, seen again, hidden and seen again [*lead, N]; by row. The same
+    tile is hidden from all rows, its size the largest power of two that leaves keys behind it."""
+    at, tile = np.arange(n), _tile(n)
+    first = tile - rng.integers(0, tile // 2 + 1, (*lead, 1))
+    second = 2 * tile + rng.integers(0, max(1, (n - 2 * tile + 1) // 2), first.shape)
     third = second + (n - second) * rng.random(first.shape)
     fourth = third + (n - third) * rng.random(first.shape)
     seen: Bool = (at < first) | ((at >= second) & (at < third)) | (at >= fourth)
     return seen
+
+
+def _ends(rng: np.random.Generator, lead: tuple[int, ...], n: int) -> Bool:
+    """Keys of which the first tile is hidden and all behind the second [*lead, N]; by row."""
+    at, tile = np.arange(n), _tile(n)
+    first = tile + rng.integers(0, tile // 4 + 1, (*lead, 1))
+    last = 2 * tile - rng.integers(0, tile // 4 + 1, first.shape)
+    seen: Bool = (at >= first) & (at < last)
+    return seen
+
+
+def _tile(n: int) -> int:
+    """The largest power of two of which more than two fit into `n` keys."""
+    return 1 << max(0, ((n - 1) // 2).bit_length() - 1)
 
 
 def _bias(rng: np.random.Generator, w: Workload, seen: Array, kind: str) -> Array:
@@ -182,15 +199,15 @@ def _bias(rng: np.random.Generator, w: Workload, seen: Array, kind: str) -> Arra
     head to head; or one key's far above the others', all of them "below" or "above" zero."""
     shape = seen.shape
     if kind == "alibi":
-        slopes = 2.0 ** (-8.0 * (np.arange(shape[1]) + 1) / max(4, shape[1]))
+        slopes = 2.0 ** (-8.0 * (np.arange(shape[1]) + 0.5) / shape[1])  # about 1/16 where one
         away = np.arange(w.kv_len)[-shape[3] :] - (w.kv_len - 1)
         return np.broadcast_to(slopes[:, None, None] * away, shape).astype(np.float32)
     if kind == "normal" or shape[3] == 1:
         return rng.standard_normal(shape, np.float32)
     rows = (*shape[:3], 1)
-    # The largest is always among them: a mask may have one row.
+    # The last row has the largest: a mask may have one row, or the first hide every key.
     sizes = np.array([2500.0, *rng.permutation([40.0, 300.0])])
-    size = np.resize(sizes, rows) * rng.uniform(0.8, 1.2, rows)
+    size = np.resize(sizes, rows)[::-1, ::-1, ::-1] * rng.uniform(0.8, 1.2, rows)
     top = size if kind == "above" else -size
     gap = np.maximum(24.0, size / 4)
     # The key that decides lies behind a tile, a half, or among the last.

@@ -7,7 +7,7 @@ own, so that a few questions meet them all and no two seeds ask the same.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -23,9 +23,19 @@ X = TypeVar("X")
 # Contents (see contents.py). The first question of all is of needles, the second peaked.
 _BRIEF = ("needles", "peaked", "crowd", "even", "strong", "flat", "needles", "large")
 _MORE = ("needles", "peaked", "crowd", "even", "strong", "needles", "crowd", "peaked")
+# Those in which every row points at keys of its own.
+_SHARP = ("needles", "peaked", "crowd")
 
 # Forms of masks (see inputs.py), and which axes of [B, Hq, L] theirs have.
 _FORMS = ("padding", "window", "blocks", "some", "blocks", "window", "some", "one")
+_MORE_FORMS = ("padding", "window", "blocks", "some", "ends", "window", "ends", "one")
+# How keys are hidden, by form, the first always asked: what skips whole tiles may skip only those
+# of infinities.
+_HIDDEN = {
+    "blocks": ("infinity", "lowest"),
+    "ends": ("lowest", "infinity"),
+    "": ("ten thousand", "lowest", "infinity"),
+}
 _AXES = ("BHL", "H", "HL", "BH", "BHL", "L", "BL", "")
 _QUERIES = ("rows", "whole", "rows", "fused", "rows", "apart", "odd", "longer")
 # Lengths that are asked beside the cases proper, and the numbers of a cache that limit them.
@@ -65,13 +75,13 @@ def plans(bucket: Bucket | Workload, seed: int, brief: bool) -> list[tuple[Workl
     shapes = _shapes(rng, bucket, kinds, brief)
     scales = _scales(rng, bucket.head_dim, kinds)
     columns: dict[str, list[Any]] = {
-        "form": _after(rng, "padding", _FORMS, count),
-        "axes": _after(rng, "BHL", _AXES, count),
         "mask": _after(rng, "whole", ("whole", "slice", "turned", "heads"), count),
-        "hidden": _after(rng, "lowest", ("lowest", "infinity", "ten thousand"), count),
         "queries": _after(rng, "rows", _QUERIES, count),
         "aligned": _after(rng, True, (True, False), count),
     }
+    columns["form"] = _forms(rng, kinds)
+    columns["axes"] = _axes(rng, kinds, columns["form"])
+    columns["hidden"] = _hidden(rng, columns["form"])
     keys, values = _apart(rng, count)
     biases = _biases(rng, kinds, bucket.sinks)
     made = []
@@ -82,6 +92,8 @@ def plans(bucket: Bucket | Workload, seed: int, brief: bool) -> list[tuple[Workl
             drawn["form"] = "some"
         if drawn["form"] == "window" and kind == "crowd":  # no row sees the first keys
             drawn["form"] = "padding"
+        if drawn["mask"] == "turned" and "L" not in drawn["axes"]:  # rows side by side
+            drawn["axes"] += "L"
         plan = CasePlan(kind, scales[i], bias=biases[i], keys=keys[i], values=values[i], **drawn)
         made.append((shapes[i], plan))
     # The first is what a model asks most: its cache, its scale, the longest context.
@@ -89,28 +101,71 @@ def plans(bucket: Bucket | Workload, seed: int, brief: bool) -> list[tuple[Workl
         "needles", bucket.head_dim**-0.5, keys="cache", values="cache", padded=False, aligned=True
     )
     asked = [(shapes[0], usual), *made[1:]]
-    return asked if brief else asked + [(w, usual) for w in _other_lengths(rng, asked)]
+    if brief:
+        return asked
+    more = _other_lengths(rng, asked)
+    # At the usual scale, nearly that, one of the other ranges, and nearly the usual one again.
+    near = _near(rng, usual.scale, len(more) // 2)
+    far = spread(rng, [*_ranges(usual.scale).values()], len(more))
+    for i, w in enumerate(more):
+        scale = (
+            near[i // 2] if i % 2 else float(rng.uniform(*far[i // 4])) if i % 4 else usual.scale
+        )
+        asked.append((w, replace(usual, scale=scale)))
+    return asked
 
 
 def _after(rng: np.random.Generator, first: X, values: Sequence[X], count: int) -> list[X]:
     """The same, beginning with `first`: what the usual case has is asked there."""
-    drawn = spread(rng, values, count)
+    drawn = spread(rng, values, max(count, len(values)))
     at = drawn.index(first)
     drawn[0], drawn[at] = drawn[at], drawn[0]
-    return drawn
+    return drawn[:count]
+
+
+def _forms(rng: np.random.Generator, kinds: Sequence[str]) -> list[str]:
+    """Forms of masks. Hidden tiles go where a lost key shows."""
+    count = len(kinds)
+    names = _FORMS if count <= len(_FORMS) else _FORMS + _MORE_FORMS
+    forms = _after(rng, "padding", names, count)
+    clear = [i for i, kind in enumerate(kinds) if kind in ("peaked", "crowd", "even")]
+    clear = [i for i in rng.permutation(clear) if forms[i] not in ("blocks", "ends")]
+    for i, kind in enumerate(kinds):
+        if forms[i] in ("blocks", "ends") and kind in ("large", "strong"):
+            forms[i], forms[clear[0]] = forms[clear[0]], forms[i]
+            clear.pop(0)
+    return forms
+
+
+def _axes(rng: np.random.Generator, kinds: Sequence[str], forms: Sequence[str]) -> list[str]:
+    """Axes of masks whose form leaves them open, each in turn where a key of another row shows."""
+    drawn = spread(rng, _AXES, len(kinds))
+    fixed = [
+        kind == "large" or form in ("padding", "window")
+        for kind, form in zip(kinds, forms, strict=True)
+    ]
+    return ["BHL" if is_fixed else drawn.pop() for is_fixed in fixed]
+
+
+def _hidden(rng: np.random.Generator, forms: Sequence[str]) -> list[str]:
+    """How an additive mask hides keys: each form in each of its ways, the first case by the lowest
+    number."""
+    ways = {form: _after(rng, names[0], names, len(forms)) for form, names in _HIDDEN.items()}
+    return ["lowest", *(ways[form if form in ways else ""].pop(0) for form in forms[1:])]
 
 
 def _apart(rng: np.random.Generator, count: int) -> tuple[list[str], list[str]]:
-    """Layouts of keys and of values. They differ, and where one keeps a kernel from reading 16
-    bytes at once the other does not: what one of them hides the other then shows."""
-    keys, values = spread(rng, KEYS, count), spread(rng, KEYS, count)
+    """Layouts of keys and of values, first a cache's. Later ones differ, and where one keeps a
+    kernel from reading 16 bytes at once the other does not: what one of them hides the other
+    then shows."""
+    keys, values = _after(rng, "cache", KEYS, count), _after(rng, "cache", KEYS, count)
 
     def clash(key: str, value: str) -> bool:
         return key == value or (key in NARROW and value in NARROW)
 
-    for i in range(count):
+    for i in range(1, count):
         if clash(keys[i], values[i]):
-            for j in rng.permutation(count):
+            for j in 1 + rng.permutation(count - 1):
                 if not clash(keys[i], values[j]) and not clash(keys[j], values[i]):
                     values[i], values[j] = values[j], values[i]
                     break
@@ -118,36 +173,51 @@ def _apart(rng: np.random.Generator, count: int) -> tuple[list[str], list[str]]:
 
 
 def _scales(rng: np.random.Generator, head_dim: int, kinds: Sequence[str]) -> list[float]:
-    """Near 1/sqrt(D) where logits are even, or 0; else tiny, 1, between, larger and negative in
-    turn."""
+    """Nearly 1/sqrt(D) where logits are even, or 0; elsewhere from tiny to large, and negative, one
+    of each range in turn."""
     own = float(head_dim**-0.5)
-
-    def drawn(name: str) -> float:
-        if name == "tiny":
-            return float(10 ** rng.uniform(-3.5, -2.2))
-        if name == "large":
-            return float(10 ** rng.uniform(0.2, 1.2))
-        if name == "between":
-            return float(rng.uniform(1.5 * own, 0.95))
-        if name == "negative":
-            return -own * float(rng.choice((rng.uniform(0.5, 1.5), rng.uniform(1.5, 16))))
-        return 1.0
-
-    scales = [float(own * rng.choice((0.75, 1.25, 1.5))) for _ in kinds]
+    ranges = _ranges(own)
+    scales = _near(rng, own, len(kinds))
+    places: dict[str, list[int]] = {"even": [], "strong": [], "sharp": []}
+    for i, kind in enumerate(kinds):
+        name = "sharp" if kind in _SHARP else kind
+        places.get(name, []).append(i)
+    for i in places["even"][1:]:
+        scales[i] = 0.0
     # Where one key takes all, only the sign shows; and at a tiny scale half precision holds no
     # logits of thousands.
-    strong = [i for i, kind in enumerate(kinds) if kind == "strong"]
-    sharp = [i for i, kind in enumerate(kinds) if kind in ("needles", "peaked", "crowd")][1:]
-    few = ["tiny", "large", str(rng.choice(("one", "between")))]
-    names = few if len(sharp) <= 3 else ["tiny", "one", "between", "large", "negative"]
-    even = [i for i, kind in enumerate(kinds) if kind == "even"]
-    for i in even[1:]:
-        scales[i] = 0.0
-    for i, name in zip(strong, ("negative", "one"), strict=False):
-        scales[i] = drawn(name)
+    for i, scale in zip(places["strong"], (-scales[0], 1.0), strict=False):
+        scales[i] = scale
+    sharp = places["sharp"][1:]
+    few = ["tiny", "large", str(rng.choice(("small", "between", "one", "low")))]
+    names = few if len(sharp) <= 3 else [*ranges, "near"]
     for i, name in zip(sharp, spread(rng, names, len(sharp)), strict=True):
-        scales[i] = drawn(name)
+        if name != "near":
+            scales[i] = float(rng.uniform(*ranges[name]))
     return scales
+
+
+def _ranges(own: float) -> dict[str, tuple[float, float]]:
+    """Ranges of scales that are not near `own`, 1/sqrt(D)."""
+    return {
+        "tiny": (10**-3.5, 10**-2.4),
+        "small": (10**-2.4, 0.5 * own),
+        "between": (1.5 * own, 0.95),
+        "one": (1.0, 1.0),
+        "large": (1.6, 16.0),
+        "negative": (-1.0, -1.5 * own),
+        "low": (-4.0, -1.0),
+    }
+
+
+def _near(rng: np.random.Generator, own: float, count: int) -> list[float]:
+    """Scales from 4% to 50% off `own`, above it and below in turn."""
+    first = int(rng.integers(2))
+    found = []
+    for i in range(count):
+        off = 1 + 0.04 * 12.5 ** ((i + rng.random()) / count)
+        found.append(own * off if (i + first) % 2 else own / off)
+    return [found[i] for i in rng.permutation(count)]
 
 
 def _biases(rng: np.random.Generator, kinds: Sequence[str], sinks: bool) -> list[str]:
@@ -180,15 +250,16 @@ def _shapes(
     rest = spread(rng, lengths[1:], sharp - 1)
     rows = spread(rng, q_lens, sharp - 1)
     sequences = spread(rng, batches, sharp - 1)
-    shapes = [bucket.exact(q_len=q_high, kv_len=max(bucket.kv_len, q_high))]
-    for kind in kinds[1:]:
-        if kind == "large":
-            shapes.append(shapes[1])
+    shapes = {0: bucket.exact(q_len=q_high, kv_len=max(bucket.kv_len, q_high))}
+    # Every q_len and batch first where rows differ most.
+    order = sorted(range(1, len(kinds)), key=lambda i: kinds[i] not in _SHARP)
+    for i in order:
+        if kinds[i] == "large":
             continue
-        batch, q_len, kv_len = sequences.pop(), rows.pop(), rest.pop()
+        batch, q_len, kv_len = sequences.pop(0), rows.pop(0), rest.pop(0)
         kv_len = min(max(kv_len, q_low, _few(bucket, batch)), bucket.kv_len)
-        shapes.append(bucket.exact(batch=batch, q_len=min(q_len, kv_len), kv_len=kv_len))
-    return shapes
+        shapes[i] = bucket.exact(batch=batch, q_len=min(q_len, kv_len), kv_len=kv_len)
+    return [shapes.get(i, shapes[1]) for i in range(len(kinds))]
 
 
 def _few(bucket: Bucket | Workload, batch: int) -> int:
@@ -209,15 +280,19 @@ def _q_range(bucket: Bucket | Workload) -> tuple[int, int]:
 def _other_lengths(
     rng: np.random.Generator, asked: Sequence[tuple[Workload, CasePlan]]
 ) -> list[Workload]:
-    """The largest shape at lengths of residues modulo 32 that were not asked over a cache."""
+    """The largest shape at lengths of other residues modulo 32: first of those not asked yet, then
+    of those asked only where nothing can read 16 bytes at once."""
     w = asked[0][0]
     one = w.batch * w.kv_heads * w.kv_len * (w.head_dim + w.v_head_dim)
-    known = {x.kv_len % 32 for x, plan in asked if plan.keys == plan.values == "cache"}
     low = max(w.kv_len // 2 + 1, w.q_len, _few(w, w.batch))
     lengths = [int(n) for n in rng.permutation(np.arange(low, w.kv_len))]
-    by_residue = {n % 32: n for n in lengths if n % 32 not in known}
+    by_residue = {n % 32: n for n in lengths}
+    sharp = [(x.kv_len % 32, {plan.keys, plan.values}) for x, plan in asked if plan.kind != "large"]
+    known = {residue for residue, _ in sharp}
+    wide = {residue for residue, at in sharp if at.isdisjoint(NARROW)}
+    order = sorted(by_residue, key=lambda residue: (residue in known) + (residue in wide))
     count = min(_MORE_LENGTHS, max(2, _MORE_NUMBERS // one))
-    return [w.exact(kv_len=n) for n in list(by_residue.values())[:count]]
+    return [w.exact(kv_len=n) for n in (by_residue[residue] for residue in order[:count])]
 
 
 def _lengths(rng: np.random.Generator, high: int, brief: bool) -> list[int]:
@@ -225,14 +300,16 @@ def _lengths(rng: np.random.Generator, high: int, brief: bool) -> list[int]:
     a vector path, a pair of rows, a tile or a split could treat apart."""
     classes = [(3, 8), (5, 8), (int(rng.choice((1, 7))), 8), (2, 8), (6, 8), (4, 16), (12, 16)]
     classes += [(8, 16), (16, 32), (32, 64), (64, 128)]
-    if brief:
-        # Of the multiples of 4 one that is in the bucket: between 9 and 16 only 12 is.
-        near = [n % 16 for n in range(high // 2 + 1, min(high, high // 2 + 16) + 1)]
-        fours = [i for i in (5, 6) if classes[i][0] in near] or [5, 6]
-        classes = [classes[int(rng.choice(part))] for part in ([0, 1], [3, 4], fours, range(7, 11))]
+    low = high // 2 + 1
+    firsts = [low + (residue - low) % modulus for residue, modulus in classes]
+    if brief:  # one of each kind that is in the bucket
+        parts = [
+            [i for i in part if firsts[i] < high] or part
+            for part in ([0, 1], [3, 4], [5, 6], [7, 8, 9, 10])
+        ]
+        classes = [classes[int(rng.choice(part))] for part in parts]
     found = [high, high // 2 + 1, high - 1]
     for residue, modulus in classes:
-        low = high // 2 + 1
         first = low + (residue - low) % modulus
         count = (high - 1 - first) // modulus + 1
         found.append(
