@@ -1,10 +1,12 @@
 """A decode step, stock against patched, step by step in turns: for differences of a percent.
 
-    python benchmarks/step_ratio.py [--shape llama-3.2-1b] [--batch 1] [--length 1024]
-                                    [--half-width 0.02] [--seconds 60] [--backend cuda] [-o FILE]
+    python benchmarks/step_ratio.py [--shape llama-3.2-1b] [--bits 4] [--ops attention,linear]
+                                    [--batch 1 4 8] [--length 1024] [--half-width 0.02]
+                                    [--seconds 60] [--backend cuda] [-o FILE]
 
-One process, one model, one cache. Blocks of four steps, A B B A or B A A B by turns; between steps
-the model's module gets the other attention function, nothing else changes. A step ends when its
+One process, one model, one cache a batch. Blocks of four steps, A B B A or B A A B by turns;
+between steps the model's module gets the other attention function, and mlx.nn's classes the other
+methods, nothing else changes. A step ends when its
 token is there. Goes on until the 99% interval of the median ratio stock / patched is as narrow as
 asked, or the seconds are spent. Verdicts are those that are stored: where there are none
 (MLX_LM_OPENEVOLVE_HOME empty, tuned/ without this device) every call falls back.
@@ -22,33 +24,41 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 from decode_step import prefilled
+from mlx.nn.layers import quantized
 
 import mlx_lm_openevolve
+from mlx_lm_openevolve import ops
 from mlx_lm_openevolve.bench import model_configs
 from mlx_lm_openevolve.device import detect, fingerprint
 from mlx_lm_openevolve.intervals import median_interval
 from mlx_lm_openevolve.kernels.verdict import gate_version
 
-NAME, CONFIDENCE = "scaled_dot_product_attention", 0.99
+CONFIDENCE = 0.99
 WARM = 16
 ORDERS = ("ABBA", "BAAB")
 
 
-def arms(model: Any, backend: str | None) -> tuple[Any, dict[str, Any]]:
-    """The model's module, and the function that it calls in each arm."""
-    module = sys.modules[type(model).__module__]
-    stock = getattr(module, NAME)
-    mlx_lm_openevolve.enable_optimizations(backend=backend, gate="stored")
-    return module, {"A": stock, "B": getattr(module, NAME)}
+def arms(model: Any, options: argparse.Namespace) -> dict[str, list[tuple[Any, str, Any]]]:
+    """What is called in each arm, and where it stands."""
+    places = (
+        (sys.modules[type(model).__module__], "scaled_dot_product_attention"),
+        (quantized.QuantizedLinear, "__call__"),
+        (quantized.QuantizedEmbedding, "as_linear"),
+    )
+    stock = [(holder, name, getattr(holder, name)) for holder, name in places]
+    named = options.ops.split(",") if options.ops else None
+    mlx_lm_openevolve.enable_optimizations(backend=options.backend, gate="stored", ops=named)
+    return {"A": stock, "B": [(holder, name, getattr(holder, name)) for holder, name in places]}
 
 
-def measure(model: Any, options: argparse.Namespace) -> dict[str, Any]:
-    module, functions = arms(model, options.backend)
-    cache, token = prefilled(model, options.batch, options.length)
+def measure(model: Any, batch: int, options: argparse.Namespace) -> dict[str, Any]:
+    placed = arms(model, options)
+    cache, token = prefilled(model, batch, options.length)
 
     def step(arm: str) -> float:
         nonlocal token
-        setattr(module, NAME, functions[arm])
+        for holder, name, function in placed[arm]:
+            setattr(holder, name, function)
         start = time.perf_counter()
         token = mx.argmax(model(token[:, None], cache=cache)[:, -1], -1)
         mx.eval(token)
@@ -67,6 +77,7 @@ def measure(model: Any, options: argparse.Namespace) -> dict[str, Any]:
             low, high = median_interval([b["A"] / b["B"] for b in samples], CONFIDENCE)
             if high - low < 2 * options.half_width:
                 break
+    step("B")  # what the session finds when it ends
     info = mlx_lm_openevolve.get_optimization_info()
     served = {slug: (row["hits"], row["fallbacks"]) for slug, row in info["workloads"].items()}
     mlx_lm_openevolve.disable_optimizations()
@@ -84,25 +95,35 @@ def measure(model: Any, options: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--shape", default="llama-3.2-1b")
-    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--bits", default="", choices=("", *model_configs.BITS))
+    parser.add_argument("--ops", help="families to switch on")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1])
     parser.add_argument("--length", type=int, default=1024)
     parser.add_argument("--half-width", type=float, default=0.02)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--backend")
     parser.add_argument("-o", "--output", type=Path)
     options = parser.parse_args()
-    row = measure(model_configs.build(options.shape), options)
-    for slug, (hits, fallbacks) in row["calls"].items():
-        print(f"{slug}: {hits} served, {fallbacks} fell back")
-    print(
-        f"{options.shape} {options.batch}x{options.length}: {row['stock_ms']:.3f} ms,"
-        f" {row['ratio']:.3f} [{row['low']:.3f}, {row['high']:.3f}] over {row['blocks']} blocks"
-    )
+    model = model_configs.build(options.shape, options.bits)
+    rows = []
+    for batch in options.batch:
+        row = measure(model, batch, options)
+        rows.append({"batch": batch, "length": options.length, **row})
+        for slug, (hits, fallbacks) in row["calls"].items():
+            print(f"{slug}: {hits} served, {fallbacks} fell back")
+        print(
+            f"{options.shape} {batch}x{options.length}: {row['stock_ms']:.3f} ms,"
+            f" {row['ratio']:.3f} [{row['low']:.3f}, {row['high']:.3f}], {row['blocks']} blocks",
+            flush=True,
+        )
     if options.output:
-        machine = fingerprint(detect(options.backend), gate_version("attention"))
-        case = {"shape": options.shape, "batch": options.batch, "length": options.length}
+        machine = fingerprint(
+            detect(options.backend), {name: gate_version(name) for name in ops.FAMILIES}
+        )
+        case = {"shape": options.shape, "bits": options.bits, "ops": options.ops}
         date = time.strftime("%Y-%m-%d")
-        options.output.write_text(json.dumps({"machine": machine, "date": date, **case, **row}))
+        text = json.dumps({"machine": machine, "date": date, **case, "rows": rows})
+        options.output.write_text(text + "\n")
 
 
 if __name__ == "__main__":
