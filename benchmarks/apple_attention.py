@@ -16,12 +16,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "suppo
 
 import metal_counters
 import mlx_attention
-from apple_model import Model, modelled, ordered_alike
+from apple_model import Model, NominalChip, modelled, ordered_alike
 from metal_counters import Arrays, class_of, shape
 
 from mlx_lm_openevolve.metalhost import chips
 from mlx_lm_openevolve.ops.attention.workload import Workload
-from mlx_lm_openevolve.ops.base import NominalChip
 
 LENGTHS = 1024, 2048
 M5_PRO, M5_MAX, M1_ULTRA = "apple-m5-pro-20", "apple-m5-max-40", "apple-m1-ultra-64"

@@ -70,7 +70,7 @@ class AttentionOp(Op[Bucket, Workload]):
         return QUESTIONS
 
     @property
-    def search(self) -> SearchSpace[Bucket, Workload]:
+    def search(self) -> SearchSpace[Bucket]:
         from .search import SEARCH
 
         return SEARCH
