@@ -23,7 +23,6 @@ from mlx_lm_openevolve.units import seconds_of
 from . import events, loop, two_machines
 from .archive import Archive
 from .config import Config
-from .evaluation import WorkloadResult
 from .evaluator import LocalEvaluator
 from .ncu import Profiler
 from .options import check_numbers, new_config, profiles
@@ -128,17 +127,19 @@ def _search(
 
 
 def _result(archive: Archive) -> dict[str, Any]:
-    def found(r: WorkloadResult) -> dict[str, Any]:
-        if archive.timed:
-            return {"ratio": r.ratio, "low": r.low}
-        return {name: r.counters[name] for name in ("moved_bytes", "least_bytes")}
-
     ratio, low, high = archive.fitness() if archive.timed else (None, None, None)
     return {
         "run": str(archive.folder),
         "candidates": len(archive.done),
         "best": {
-            slug: {"kernel": kernel, "params": dict(r.params), **found(r)}
+            slug: {
+                "kernel": kernel,
+                "params": dict(r.params),
+                "ratio": r.ratio or None,
+                "low": r.low or None,
+                "moved_bytes": r.counters.get("moved_bytes"),
+                "least_bytes": r.counters.get("least_bytes"),
+            }
             for slug, (kernel, r, _) in archive.best.items()
         },
         "ratio": ratio,
