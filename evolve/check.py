@@ -98,6 +98,6 @@ def counted(exact: Workload, launches: Sequence[Counters]) -> dict[str, Any]:
     used = total["read_useful_bytes"] + total["write_useful_bytes"]
     total["line_efficiency"] = round(used / (128 * lines), 3) if lines else 1.0
     total["launches"] = len(launches)
-    total["moved_bytes"] = 128 * lines
+    total["moved_bytes"] = sum(c.moved_bytes for c in launches)
     total["least_bytes"] = exact.moved_bytes()
     return total

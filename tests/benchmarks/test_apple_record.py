@@ -242,3 +242,20 @@ def test_counters_of_attention_go_on_by_a_straight_line(monkeypatch: pytest.Monk
     assert found["counters"]["compulsory_read_bytes"] == whole.compulsory_read_bytes
     assert found["counters"]["flops"] == pytest.approx(whole.flops, rel=0.02)
     assert found["grid"][0] == whole.threads
+
+
+def test_every_figure_of_a_chip_has_its_source() -> None:
+    assert {c.name.split()[1] for c in apple_attention.chips().values()} == {
+        "M1",
+        "M2",
+        "M3",
+        "M4",
+        "M5",
+    }
+    for chip in apple_attention.chips().values():
+        assert chip.slug.endswith(f"-{chip.gpu_cores}")
+        needed = {"gpu_cores", "bandwidth_gb_s"}
+        needed |= {"fp32_gflops"} if chip.fp32 else set()
+        needed |= {"fp16_gflops"} if chip.fp16 else set()
+        assert set(chip.sources) == needed
+        assert all(len(s) > 20 for s in chip.sources.values())
