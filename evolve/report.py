@@ -197,14 +197,14 @@ def _workloads(archive: Archive) -> str:
     """Each workload's times and speed-up, or bytes, and in a second table the kernel that made
     it."""
     figures, kernels = [], []
-    stock = f"{archive.stock} us"
-    head = ["bound by", "floor us", stock, "best us", "speed-up", "interval"]
-    head = ["workload", "weight", *(head if archive.timed else ["moved", "least", "times"])]
+    times = ["bound by", "floor us", f"{archive.stock} us", "best us", "speed-up", "interval"]
+    head = ["workload", "weight", *(times if archive.timed else ["moved", "least", "times"])]
     for slug in archive.slugs:
         base, best = archive.baseline.get(slug), archive.best.get(slug)
         row = [slug, f"{archive.weights[slug]:.2f}"]
-        if base is not None:
-            row += [base.bound, f"{base.floor * 1e6:.1f}", f"{base.seconds * 1e6:.1f}"]
+        if archive.timed:
+            us = [f"{t * 1e6:.1f}" for t in (base.floor, base.seconds)] if base else ["", ""]
+            row += [base.bound if base else "", *us]
         if best is None:
             figures.append(row + [""] * (len(head) - len(row)))
             continue
