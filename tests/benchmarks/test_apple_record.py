@@ -11,6 +11,7 @@ from typing import Any
 
 import apple_attention
 import apple_model
+import apple_record
 import metal_counters
 import metal_stand_in
 import numpy as np
@@ -259,3 +260,31 @@ def test_every_figure_of_a_chip_has_its_source() -> None:
         needed |= {"fp16_gflops"} if chip.fp16 else set()
         assert set(chip.sources) == needed
         assert all(len(s) > 20 for s in chip.sources.values())
+
+
+def test_the_page_of_limits_says_what_the_record_says() -> None:
+    root = SCRIPT.parents[1]
+    record = json.loads((root / "benchmarks" / "results" / "apple-record.json").read_text())
+    page = " ".join((root / "docs" / "limits.md").read_text().split())
+    compiled, run, models = record["compile"], record["run"], record["modelled_time"]["models"]
+    assert set(record["tasks"]) == {*apple_record.OPEN, *apple_record.APART}
+    taken, refused = compiled["compiled_by_apple"], compiled["refused_by_apple"]
+    apart, attention = run["kept_apart"], record["attention"]
+    ordered = {name: f"{models[name]['alike']:.2f}" for name in models}
+    for words in (
+        f"apple-record.json), {record['date']}, `python benchmarks/apple_record.py",
+        f"Of {taken} sources that Apple's compiler took metalhost refuses "
+        f"{len(compiled['false_refusals'])}, of {refused} that it refused metalhost takes "
+        f"{len(compiled['false_accepts'])}",
+        f"Of {run['right_on_chip']} kernels that were right on the chip {run['right_here']} are",
+        f"{apart['right_here']} of {apart['right_on_chip']} on the four tasks",
+        f"Of {run['wrong_on_chip']} that were wrong there "
+        f"{len(run['right_here_wrong_on_chip'])} passes here",
+        f"{models['evolve']['pairs']:,} pairs",
+        f"ordered {ordered['evolve']} of them as the chip did, bytes moved "
+        f"{ordered['bytes moved']}, a model fitted to the other tasks "
+        f"{ordered['fitted to the other tasks']}",
+        f"no more than {ordered['perfect']}",
+        f"{attention['alike']:.2f} of {attention['pairs']} pairs",
+    ):
+        assert words in page, words
