@@ -6,9 +6,11 @@ full length on that chip, and are continued to it by a straight line.
 
 from __future__ import annotations
 
+import functools
+import json
 import sys
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +18,45 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "suppo
 
 import metal_counters
 import mlx_attention
-from apple_model import Model, modelled, ordered_alike
-from metal_counters import Arrays, class_of, shape
+from apple_model import Model, NominalChip, modelled, ordered_alike
+from metal_counters import Arrays, shape
 
-from mlx_lm_openevolve.metalhost import chips
 from mlx_lm_openevolve.ops.attention.workload import Workload
-from mlx_lm_openevolve.ops.base import NominalChip
 
 LENGTHS = 1024, 2048
 M5_PRO, M5_MAX, M1_ULTRA = "apple-m5-pro-20", "apple-m5-max-40", "apple-m1-ultra-64"
 M5_CLOCK = 1.74e9  # of the M5; no public figure for its larger chips
+
+
+@dataclass(frozen=True)
+class Chip:
+    """One Apple GPU. bandwidth in bytes a second, rates in operations a second; None: no public
+    figure. `sources` says where each figure is from."""
+
+    slug: str
+    name: str
+    gpu_cores: int
+    bandwidth: float
+    fp32: float | None
+    fp16: float | None
+    sources: Mapping[str, str]
+
+
+@functools.lru_cache(maxsize=1)
+def chips() -> dict[str, Chip]:
+    """The chips of chips.json, by slug."""
+    path = Path(__file__).with_name("chips.json")
+    data = json.loads(path.read_text(encoding="utf-8"))
+    sources = data["sources"]
+    by_slug = {}
+    for row in data["chips"]:
+        named = {k: sources[v] for k, v in row["sources"].items()}
+        by_slug[row["slug"]] = Chip(
+            row["slug"], row["name"], row["gpu_cores"], row["bandwidth_gb_s"] * 1e9,
+            row["fp32_gflops"] and row["fp32_gflops"] * 1e9,
+            row["fp16_gflops"] and row["fp16_gflops"] * 1e9, named,
+        )  # fmt: skip
+    return by_slug
 
 
 def keys_at(w: Workload, gigabytes_a_second: float) -> float:
@@ -56,6 +87,11 @@ def points() -> Iterator[tuple[str, Workload, float, str]]:
     # With 12 queries an M5 runs a kernel for its matrix units, which metalhost has not.
     w = shape(32, 8, 128, 16384, q_len=8, dtype="float16")
     yield M5_MAX, w, 0.81e-3, "ml-explore/mlx#3826"
+
+
+def class_of(chip: str) -> str:
+    """The class of mlx_attention.CHIPS that a chip of chips.json belongs to."""
+    return "Max" if "-max-" in chip else "Ultra" if "-ultra-" in chip else "base, Pro"
 
 
 def nominal(slug: str) -> NominalChip:

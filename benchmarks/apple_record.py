@@ -10,7 +10,8 @@ tasks run here unchanged, on metalhost in place of PyObjC's Metal.
 compile: sources that Apple's compiler took and metalhost refuses, and the other way round. No rule
     of a compiler is new to who wrote metalhost's: these counts are no test on unseen kernels.
 run: whether what was right on the chip is right here, without an error finding: the smallest size
-    over FIRST_STEPS steps, the larger ones over one, with their longest side cut down.
+    over FIRST_STEPS steps, the larger ones over one, with their longest side cut down. kept_apart:
+    the counts of the tasks that nobody looked at before.
 modelled_time: Spearman's correlation of modelled with measured seconds within each task and size,
     and the share of pairs more than 10% apart that are ordered alike, ties half. Counters of what
     was cut down are scaled to the size in full; grids and threadgroups are the harness's own.
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import datetime
 import functools
 import hashlib
 import importlib
@@ -349,10 +351,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     found = list(candidates(options.corpus, options.tasks))
     rows = measure(found, not options.compile_only, options.jobs, options.rows)
     record: dict[str, Any] = {
-        "corpus": commit(options.corpus), "tasks": list(options.tasks), "compile": verdicts(rows)
-    }  # fmt: skip
+        "date": datetime.date.today().isoformat(),
+        "corpus": commit(options.corpus),
+        "tasks": list(options.tasks),
+        "compile": verdicts(rows),
+    }
     if not options.compile_only:
         record["run"] = results(rows)
+        if apart := [row for row in rows if row["task"] in APART]:
+            counts = results(apart).items()
+            record["run"]["kept_apart"] = {k: n for k, n in counts if isinstance(n, int)}
         between_runs = noise(options.corpus, options.tasks)
         record["modelled_time"] = {
             "noise": {task: round(value, 3) for task, value in between_runs.items()},

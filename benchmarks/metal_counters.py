@@ -5,7 +5,7 @@
 Both run on the CPU through metalhost, which counts every access; MLX's kernels come from the
 mlx-metal wheel of this version of MLX and are launched as its host code launches them on each class
 of chips. Every result is compared with SDPA's, so that what is counted is attention. Nothing here
-was run on an Apple GPU: the times are modelled, from public figures of the chips.
+was run on an Apple GPU, and nothing is timed.
 
 compulsory: keys, values, queries, result and mask, each once.
 requested: bytes that the threads ask for. merged: the same, where lanes of a simdgroup that ask for
@@ -14,9 +14,6 @@ requested: bytes that the threads ask for. merged: the same, where lanes of a si
 K/V reads: how often a byte of keys, values and mask is asked for (the growth of the requested bytes
     from half the keys to all of them).
 line eff.: used share of the 128-byte lines that the simdgroups' accesses touch.
-modelled time: the launches one after another, each the larger of its bytes at full bandwidth and
-    its flops at the full fp32 rate, where that is public; from "all caches hit" (distinct bytes) to
-    "none does" (every line that a simdgroup touches). Nothing is said of latency and occupancy.
 """
 
 from __future__ import annotations
@@ -49,14 +46,12 @@ from mlx_lm_openevolve import backends
 from mlx_lm_openevolve.errors import OpenEvolveError, UsageError
 from mlx_lm_openevolve.kernels.kernel import Kernel
 from mlx_lm_openevolve.kernels.registry import Registry, tuned_root
-from mlx_lm_openevolve.metalhost import Counters, LaunchResult, chips, compiler_available, roofline
+from mlx_lm_openevolve.metalhost import Counters, LaunchResult, compiler_available
 from mlx_lm_openevolve.ops.attention.reference import case, floats, mask
 from mlx_lm_openevolve.ops.attention.workload import Workload
 
 # The goal of a decode kernel: requested bytes over compulsory, and line efficiency.
 MOST_BYTES, LEAST_EFFICIENCY = 1.05, 0.95
-CHIPS = tuple(f"apple-m{n}-{cores}" for n, cores in ((1, 8), (2, 10), (3, 10), (4, 10), (5, 10)))
-CHIPS += tuple(f"apple-m{n}-max-{c}" for n, c in ((1, 32), (2, 38), (3, 40), (4, 40), (5, 40)))
 COLUMNS = ("requested MB", "compulsory", "ratio", "merged", "distinct", "K/V reads", "line eff.")
 COLUMNS += ("barriers", "simd ops", "Mflop", "conflicts")
 SUMMED = ("barriers", "simd_ops", "flops", "bank_conflicts", "threadgroups")
@@ -149,19 +144,7 @@ class Row:
         if self.half:
             apart = needed - halved(self.workload).moved_bytes()
             found["kv_reads"] = round((moved - requested(self.half)) / apart, 4)
-        found["modelled_us"] = {
-            chip: [round(1e6 * sum(both), 2) for both in zip(*self.modelled(chip), strict=True)]
-            for chip in CHIPS
-            if class_of(chip) in self.on
-        }
         return found
-
-    def modelled(self, chip: str) -> Iterator[tuple[float, float]]:
-        """Seconds of each launch on a chip, modelled: where all caches hit, and where none does."""
-        for c in self.counters:
-            best = roofline(c, chip)
-            worst = 128 * (c.read_lines + c.write_lines) / chips()[chip].bandwidth
-            yield best.modelled_seconds, max(worst, best.modelled_seconds)
 
 
 def requested(counters: Sequence[Counters]) -> int:
@@ -171,11 +154,6 @@ def requested(counters: Sequence[Counters]) -> int:
 
 def halved(w: Workload) -> Workload:
     return replace(w, kv_len=w.kv_len // 2)
-
-
-def class_of(chip: str) -> str:
-    """The class of mlx_attention.CHIPS that a chip of chips.json belongs to."""
-    return "Max" if "-max-" in chip else "Ultra" if "-ultra-" in chip else "base, Pro"
 
 
 @dataclass(frozen=True)
@@ -365,30 +343,17 @@ def misses(rows: Sequence[dict[str, Any]]) -> list[str]:
     return found
 
 
-def span(low: float, high: float) -> str:
-    """Both ends, short."""
-    return "-".join(f"{us:.0f}" if us >= 100 else f"{us:.1f}" for us in (low, high))
-
-
 def show(out: Console, rows: Sequence[dict[str, Any]]) -> None:
     counted = Table(title="counted on the CPU, by metalhost", title_justify="left")
-    timed = Table(
-        title="modelled us, all caches hit - none does; no Apple GPU was measured",
-        title_justify="left",
-    )
-    for table in (counted, timed):
-        table.add_column("implementation", no_wrap=True)
+    counted.add_column("implementation", no_wrap=True)
     for name in COLUMNS:
         counted.add_column(name, justify="right")
-    for chip in CHIPS:
-        timed.add_column(chip.removeprefix("apple-").upper(), justify="right")
     last = ""
     for row in rows:
         if row["workload"] != last:
             last = row["workload"]
-            for table in (counted, timed):
-                table.add_section()
-                table.add_row(f"[bold]{last.removeprefix('attention-')}[/]")
+            counted.add_section()
+            counted.add_row(f"[bold]{last.removeprefix('attention-')}[/]")
         name = row["implementation"]
         if row["params"].get("blocks"):
             name += f" {row['params']['blocks']}"
@@ -409,10 +374,7 @@ def show(out: Console, rows: Sequence[dict[str, Any]]) -> None:
             f"{row['flops'] / 1e6:.1f}",
             f"{row['bank_conflicts']:,}",
         )
-        times = row["modelled_us"]
-        timed.add_row(f"  {name}", *(span(*times[c]) if c in times else "" for c in CHIPS))
     out.print(counted)
-    out.print(timed)
 
 
 def change(pair: str) -> tuple[str, int]:
@@ -442,7 +404,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not available:
         out.print(f"metalhost cannot run here: {description}")
         return 2
-    assert set(CHIPS) <= set(chips())
     try:
         grid = SUBSET if options.subset else GRID
         if options.workload:
@@ -470,7 +431,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         out.print(f"  {line}")
     out.print(f"{time.monotonic() - start:.0f} s")
     record = {
-        "about": "counters of metalhost on a CPU; modelled_us is modelled, not measured",
+        "about": "counters of metalhost on a CPU; nothing is timed",
         "compiler": description,
         "machine": platform.platform(),
         "mlx": version("mlx"),

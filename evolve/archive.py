@@ -80,7 +80,7 @@ class Archive:
         self.unprofiled = ""  # why there are no GPU profiles
         self.broken = ""  # why proposing cannot go on in this session
         self.banned: set[str] = set()  # kernels that ended several workers
-        # (kernel, slug) -> settings -> seconds; nan while it is not known, inf where it failed
+        # (kernel, slug) -> settings -> cost; nan while it is not known, inf where it failed
         self._trials: dict[tuple[str, str], dict[tuple[tuple[str, int], ...], float]] = {}
         self._at_best: dict[str, int] = {}
         self._seen: dict[str, int] = {}
@@ -151,8 +151,8 @@ class Archive:
                 for slug in candidate.workloads:
                     self._note(candidate.kernel, slug, candidate.params, math.nan)
 
-    def _note(self, kernel: str, slug: str, params: Mapping[str, int], seconds: float) -> None:
-        self._trials.setdefault((kernel, slug), {})[tuple(params.items())] = seconds
+    def _note(self, kernel: str, slug: str, params: Mapping[str, int], cost: float) -> None:
+        self._trials.setdefault((kernel, slug), {})[tuple(params.items())] = cost
 
     def _finish(self, event: events.Evaluated) -> None:
         number, done = event.number, event.done
@@ -165,15 +165,15 @@ class Archive:
             result = done.results.get(slug)
             params = result.params if result is not None else candidate.params
             if params is not None and candidate.kernel:
-                seconds = math.inf if result is None else result.seconds
-                self._note(candidate.kernel, slug, params, seconds)
+                cost = math.inf if result is None else result.cost
+                self._note(candidate.kernel, slug, params, cost)
             if result is None:
                 continue
             old = self.kernel_best[candidate.kernel].get(slug)
-            if old is None or result.ratio > old.ratio:
+            if old is None or result.score > old.score:
                 self.kernel_best[candidate.kernel][slug] = result
             if slug in self.weights and (
-                slug not in self.best or result.ratio > self.best[slug].result.ratio
+                slug not in self.best or result.score > self.best[slug].result.score
             ):
                 self.best[slug] = Best(candidate.kernel, result, number)
                 self._at_best[slug] = self.tries(slug)
@@ -220,7 +220,7 @@ class Archive:
         return self.journal.elapsed
 
     def cell(self, kernel: str) -> str:
-        """A kernel's cell: tiers of speed, variance and margin, and its strategy."""
+        """A kernel's cell: tiers of fitness, variance and margin, and its strategy."""
         results = list(self.kernel_best[kernel].values())
         loaded = self.registry.kernel(kernel)
         counters = next((r.counters for r in results if r.counters), None)
@@ -234,16 +234,25 @@ class Archive:
         return "{}-{}-{} {}".format(*tiers, text)
 
     def kernel_fitness(self, kernel: str) -> float:
-        """Geometric-mean speed-up of one kernel over the suite, SDPA where it was not measured."""
-        results = self.kernel_best.get(kernel, {})
-        kept = [results.get(slug) for slug in self.slugs]
-        return geomean(kept, [self.weights[slug] for slug in self.slugs])[0]
+        """Geometric-mean score of one kernel over the suite, SDPA where it was not measured."""
+        return self._mean(self.kernel_best.get(kernel, {}))[0]
 
     def fitness(self) -> tuple[float, float, float]:
-        """(ratio, low, high) of the best kernel on every workload; SDPA where none is faster."""
-        best = [self.best.get(slug) for slug in self.slugs]
-        faster = [b.result if b is not None and b.result.ratio > 1 else None for b in best]
-        return geomean(faster, [self.weights[slug] for slug in self.slugs])
+        """(score, low, high) of the best kernel on every workload; SDPA where none is faster."""
+        best = {slug: b.result for slug, b in self.best.items()}
+        return self._mean({s: r for s, r in best.items() if not self.timed or r.ratio > 1})
+
+    def _mean(self, results: Mapping[str, WorkloadResult]) -> tuple[float, float, float]:
+        """Over all workloads; where nothing is timed over those with a result: SDPA has none."""
+        slugs = [slug for slug in self.slugs if self.timed or slug in results]
+        return geomean([results.get(s) for s in slugs], [self.weights[s] for s in slugs])
+
+    def standing(self) -> str:
+        """`fitness` for people."""
+        score, low, high = self.fitness()
+        if self.timed:
+            return f"{score:.3f}x [{low:.3f}, {high:.3f}]"
+        return f"{1 / score:.2f}x the least bytes" if self.best else "nothing right yet"
 
     def fast_p(self, p: float) -> float:
         """Share of the suite's workloads with a correct kernel at least `p` times SDPA's speed, by
@@ -256,8 +265,9 @@ class Archive:
         """The settings of a kernel that were proposed for a workload."""
         return [dict(key) for key in self._trials.get((kernel, slug), ())]
 
-    def seconds(self, kernel: str, slug: str, params: Mapping[str, int]) -> float:
-        """What a setting took: nan while that is not known, infinite where it failed."""
+    def cost(self, kernel: str, slug: str, params: Mapping[str, int]) -> float:
+        """What a setting took, see WorkloadResult: nan while that is not known, infinite where it
+        failed."""
         return self._trials[kernel, slug][tuple(params.items())]
 
     def tries(self, slug: str) -> int:
@@ -331,6 +341,11 @@ class Archive:
         if loaded is None:
             raise OpenEvolveError(f"{self.folder}: kernel {kernel} is missing or damaged")
         return loaded
+
+    @property
+    def timed(self) -> bool:
+        """Whether kernels are timed; without a GPU they are ranked by the bytes that they move."""
+        return self.config.backend != "host"
 
     @property
     def stock(self) -> str:

@@ -108,8 +108,8 @@ def _search(
         if headroom(archive, slug) <= archive.config.search.saturated:
             out.print(f"saturated, left alone: {slug}", markup=False)
     absent = backends.get(archive.config.backend).unavailable()
-    if archive.config.backend == "host":  # the gate would take as long again, to say no
-        absent = "times are modelled on the host"
+    if not archive.timed:  # the gate would take as long again, to say no
+        absent = "nothing is timed without a GPU"
     if absent and not options.no_publish:
         out.print(f"nothing is published here ({absent}): resume the run where it can be measured")
     if not absent and not options.no_publish:
@@ -120,28 +120,31 @@ def _search(
             kind = "published" if event.accepted else "not published"
             out.print(f"{kind}: {event.workload}: {event.reason}", markup=False)
     result = _result(archive)
-    modelled = " (modelled)" if archive.config.backend == "host" else ""
-    out.print(
-        f"{archive.folder}: {result['candidates']} candidates, {result['ratio']:.3f}x "
-        f"[{result['low']:.3f}, {result['high']:.3f}]{modelled}",
-        markup=False,
-    )
-    return (0 if result["low"] > 1 else 1), result
+    summary = f"{result['candidates']} candidates, {archive.standing()}"
+    out.print(f"{archive.folder}: {summary}", markup=False)
+    good = result["low"] > 1 if archive.timed else bool(archive.best)
+    return (0 if good else 1), result
 
 
 def _result(archive: Archive) -> dict[str, Any]:
-    ratio, low, high = archive.fitness()
+    ratio, low, high = archive.fitness() if archive.timed else (None, None, None)
     return {
         "run": str(archive.folder),
         "candidates": len(archive.done),
         "best": {
-            slug: {"kernel": kernel, "params": dict(r.params), "ratio": r.ratio, "low": r.low}
+            slug: {
+                "kernel": kernel,
+                "params": dict(r.params),
+                "ratio": r.ratio or None,
+                "low": r.low or None,
+                "moved_bytes": r.counters.get("moved_bytes"),
+                "least_bytes": r.counters.get("least_bytes"),
+            }
             for slug, (kernel, r, _) in archive.best.items()
         },
         "ratio": ratio,
         "low": low,
         "high": high,
-        "modelled": archive.config.backend == "host",
         "valid": archive.valid_share(),
         "failures": archive.failures(),
         "spent": archive.spent(),

@@ -3,8 +3,8 @@
     Request -> HostCheck, Measurement -> WorkloadResult -> Evaluation
 
 Times are seconds of one call. A ratio is the time of MLX's own attention ("SDPA") over the
-kernel's, low and high the ends of its interval. A cause is "" where all is well, else one word for
-the statistics; finding is the exact text.
+kernel's, low and high the ends of its interval; all are 0 without a GPU, where nothing is timed. A
+cause is "" where all is well, else one word for the statistics; finding is the exact text.
 """
 
 from __future__ import annotations
@@ -57,19 +57,12 @@ class Request(Record):
 
 
 @dataclass(frozen=True)
-class Point(Record):
-    """What was counted at one exact workload (a slug): the counters of each launch."""
-
-    on: str
-    counters: tuple[Mapping[str, Any], ...] = ()
-
-
-@dataclass(frozen=True)
 class HostCheck(Record):
     """What the host said of a candidate for one workload.
 
     host: why there was no check, "" where there was one. seconds: what it took. margin: the share
-    of the tolerance that is left; error: the largest one. points: at one or two lengths.
+    of the tolerance that is left; error: the largest one. counters: of the longest call, all
+    launches together (see check).
     """
 
     cause: str = ""
@@ -79,20 +72,13 @@ class HostCheck(Record):
     params: Mapping[str, int] = field(default_factory=dict)
     margin: float = 1.0
     error: float = 0.0
-    points: tuple[Point, ...] = ()
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> HostCheck:
-        """What `to_json` wrote."""
-        points = tuple(map(Point.from_json, data.get("points", ())))
-        return super().from_json({**data, "points": points})
+    counters: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Measurement(Record):
     """What a candidate did on one workload, where cause is "": spread is its samples' standard
-    deviation over their mean, trials their number; aborted: timed no longer than must be; modelled:
-    not measured, but computed from counters."""
+    deviation over their mean, trials their number; aborted: timed no longer than must be."""
 
     cause: str = ""
     finding: str = ""
@@ -106,23 +92,21 @@ class Measurement(Record):
     error: float = 0.0
     trials: int = 0
     aborted: bool = False
-    modelled: bool = False
 
 
 @dataclass(frozen=True)
 class WorkloadResult(Record):
-    """What is kept of a candidate's measurement on one workload; counters: those of the host check,
-    summed over the launches; profile: that of the GPU (see ncu)."""
+    """What is kept of a candidate's measurement on one workload; counters: those of the host check;
+    profile: that of the GPU (see ncu)."""
 
     params: Mapping[str, int]
-    seconds: float
-    ratio: float
-    low: float
-    high: float
+    seconds: float = 0.0
+    ratio: float = 0.0
+    low: float = 0.0
+    high: float = 0.0
     spread: float = 0.0
     margin: float = 1.0
     error: float = 0.0
-    modelled: bool = False
     counters: Mapping[str, Any] = field(default_factory=dict)
     profile: Mapping[str, Any] = field(default_factory=dict)
 
@@ -130,6 +114,20 @@ class WorkloadResult(Record):
     def from_json(cls, data: Mapping[str, Any]) -> WorkloadResult:
         """What `to_json` wrote."""
         return super().from_json({"params": {}, **data})
+
+    @property
+    def cost(self) -> float:
+        """What a search wants less of: seconds, or where nothing was timed bytes moved."""
+        return self.seconds or float(self.counters["moved_bytes"])
+
+    @property
+    def score(self) -> float:
+        """What results are ranked by, more is better: the speed-up, or where nothing was timed the
+        least bytes that any kernel must move over those that this one moves."""
+        return self.ratio or self.counters["least_bytes"] / self.counters["moved_bytes"]
+
+    def __str__(self) -> str:
+        return f"{self.ratio:.3f}x" if self.ratio else f"{1 / self.score:.2f}x the least bytes"
 
 
 @dataclass(frozen=True)
@@ -154,22 +152,23 @@ class Evaluation(Record):
     def __str__(self) -> str:
         if self.cause:
             return f"failed: {self.cause}"
-        rows = [f"{result.ratio:.3f}x" for result in self.results.values()]
+        rows = [str(result) for result in self.results.values()]
         return " ".join([*rows[:4], *(["..."] if rows[4:] else [])])
 
 
 def geomean(
     results: Sequence[WorkloadResult | None], weights: Sequence[float]
 ) -> tuple[float, float, float]:
-    """(ratio, low, high): the weighted geometric mean of speed-ups with its interval; None is SDPA
-    itself (1.0 exactly). The intervals are taken as independent on the log scale."""
+    """(score, low, high): the weighted geometric mean with its interval; None is SDPA itself (1.0
+    exactly). The intervals are taken as independent on the log scale; bytes have none."""
     total = sum(weights) or 1.0
     mean = variance = 0.0
     for result, weight in zip(results, weights, strict=True):
         if result is not None:
             share = weight / total
-            mean += share * math.log(result.ratio)
-            half = (math.log(result.high) - math.log(result.low)) / 2
-            variance += (share * half) ** 2
+            mean += share * math.log(result.score)
+            if result.ratio:
+                half = (math.log(result.high) - math.log(result.low)) / 2
+                variance += (share * half) ** 2
     half = math.sqrt(variance)
     return math.exp(mean), math.exp(mean - half), math.exp(mean + half)

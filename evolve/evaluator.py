@@ -1,7 +1,7 @@
 """The evaluator: runs candidates in worker processes, on the host first and then on the GPU.
 
-Host checks run side by side; the GPU has one worker and one owner at a time. Without a GPU the
-time is modelled from the counters of the host check.
+Host checks run side by side; the GPU has one worker and one owner at a time. Without a GPU
+nothing is timed: the counters of the host check are all that is known.
 """
 
 from __future__ import annotations
@@ -9,12 +9,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from mlx_lm_openevolve.errors import MachineError, OpenEvolveError
 from mlx_lm_openevolve.processes import Worker
 
-from . import events, measure
+from . import events
 from .archive import Archive
 from .candidate import Candidate
 from .evaluation import (
@@ -54,13 +53,10 @@ class LocalEvaluator:
         self._gpu.close()
 
     def baselines(self, archive: Archive) -> Iterator[events.Baseline]:
-        """SDPA's time and floor for each workload that has none yet. Raises OpenEvolveError where a
-        workload cannot be run here at all, and MachineError."""
+        """SDPA's time and floor for each workload that has none yet, none without a GPU. Raises
+        OpenEvolveError where a workload cannot be run here at all, and MachineError."""
         for slug in archive.slugs:
-            if slug in archive.baseline:
-                continue
-            if self._backend == "host":
-                yield measure.modelled_baseline(archive.workload(slug))
+            if slug in archive.baseline or not archive.timed:
                 continue
             request = Request("baseline", slug, archive.config.seed, backend=self._backend)
             answer = answer_of(self._gpu, request.to_json(), self._seconds)
@@ -121,26 +117,23 @@ class LocalEvaluator:
                     key = f"{candidate.kernel} {slug} {measured.params or candidate.params}"
                     archive.add(events.EndedWorker(key, measured.finding))
                 break
-            results[slug] = _result(measured, check)
+            results[slug] = WorkloadResult.from_json({**vars(measured), "counters": check.counters})
         took = round(time.monotonic() - start, 3)
         return Evaluation(cause, finding, results, spent, took, host)
 
     def _measure(
         self, archive: Archive, candidate: Candidate, slug: str, check: HostCheck
     ) -> Measurement:
-        kernel = archive.load(candidate.kernel)
-        if self._backend == "host":
-            if check.host:
-                return Measurement("backend", check.host)
-            workload = archive.workload(slug)
-            modelled = measure.modelled(kernel, check.params, workload, check.points)
-            return replace(modelled, margin=check.margin, error=check.error)
+        if not archive.timed:
+            if check.host or not check.counters:
+                return Measurement("backend", check.host or "nothing was counted")
+            return Measurement(params=check.params, margin=check.margin, error=check.error)
         baseline = archive.baseline.get(slug)
         request = Request(
             "measure",
             slug,
             archive.config.seed,
-            kernel,
+            archive.load(candidate.kernel),
             candidate.params,
             self._backend,
             best=archive.best[slug].result.seconds if slug in archive.best else 0.0,
@@ -167,27 +160,3 @@ def _machine_error(archive: Archive, finding: str) -> MachineError:
     return MachineError(
         f"{finding}; nothing before this is lost, go on later with --resume {archive.folder}"
     )
-
-
-def _result(measured: Measurement, check: HostCheck) -> WorkloadResult:
-    counters = _summed(check.points[0].counters) if check.points else {}
-    return WorkloadResult.from_json({**vars(measured), "counters": counters})
-
-
-_KEPT = (
-    "device_read_bytes", "device_write_bytes", "compulsory_read_bytes", "compulsory_write_bytes",
-    "read_lines", "write_lines", "read_useful_bytes", "write_useful_bytes", "bank_conflicts",
-    "threadgroup_memory", "barriers", "simd_reductions", "simd_shuffles", "flops",
-)  # fmt: skip
-
-
-def _summed(counters: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The counters of all launches of a call together."""
-    if not counters:
-        return {}
-    total: dict[str, Any] = {name: sum(c.get(name, 0) for c in counters) for name in _KEPT}
-    lines = total["read_lines"] + total["write_lines"]
-    used = total["read_useful_bytes"] + total["write_useful_bytes"]
-    total["line_efficiency"] = round(used / (128 * lines), 3) if lines else 1.0
-    total["launches"] = len(counters)
-    return total

@@ -72,7 +72,13 @@ class Baseline(Event):
     bound: str
     bandwidth: float = 0.0
     launch: float = 0.0
-    modelled: bool = False
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Baseline:
+        """What `to_json` wrote. Raises ValueError where an earlier release modelled its times."""
+        if data.get("modelled"):
+            raise ValueError("its times are modelled, which says nothing: begin a new run")
+        return super().from_json(data)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
     cases against float64 -> a few quick samples (abort above twice the best) -> paired timing
 
 The same clock, buffers and comparison as the gate's, with less time for each: the winners go
-through the gate itself. Where there is no GPU, time is modelled from the host's counters.
+through the gate itself.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import itertools
 import re
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,14 +29,13 @@ from mlx_lm_openevolve.gate import correctness, timing
 from mlx_lm_openevolve.gate.limits import memory_for
 from mlx_lm_openevolve.gate.static_rules import static_rules
 from mlx_lm_openevolve.kernels.kernel import Kernel
-from mlx_lm_openevolve.ops import Bucket
+from mlx_lm_openevolve.ops import Bucket, Workload
 from mlx_lm_openevolve.ops.base import Question, TimingInputs
 
-from . import cost_model
-from .evaluation import Measurement, Point, Request
+from .evaluation import Measurement, Request
 from .events import Baseline
 
-__all__ = ["baseline", "gpu", "healthy", "measure", "modelled", "modelled_baseline"]
+__all__ = ["baseline", "floor", "gpu", "healthy", "measure"]
 
 # A candidate this many times slower than the best is not timed to the end.
 ABORT = 2.0
@@ -125,8 +124,15 @@ def baseline(workload: Bucket, backend: str, seed: int) -> Baseline:
         samples = [setup.stock.seconds(timing.calls_for(seconds)) for _ in range(9)]
         launch = _launch_seconds()
     bandwidth, exact = setup.bandwidth, setup.inputs.workload
-    floor, bound = cost_model.floor(exact, bandwidth, _PEAK_TO_BANDWIDTH * bandwidth, launch)
-    return Baseline(workload.slug, float(np.median(samples)), floor, bound, bandwidth, launch)
+    least, bound = floor(exact, bandwidth, _PEAK_TO_BANDWIDTH * bandwidth, launch)
+    return Baseline(workload.slug, float(np.median(samples)), least, bound, bandwidth, launch)
+
+
+def floor(w: Workload, bandwidth: float, peak: float, launch: float) -> tuple[float, str]:
+    """(seconds below which no implementation goes, what bounds it: memory, compute or launch)."""
+    bounds = {"memory": w.moved_bytes() / bandwidth, "compute": w.flops() / peak, "launch": launch}
+    bound = max(bounds, key=lambda name: bounds[name])
+    return bounds[bound], bound
 
 
 # A baseline that moved by more is another one: a ratio to it would mislead the search.
@@ -207,24 +213,3 @@ def measure(kernel: Kernel, params: dict[str, int], request: Request) -> Measure
         trials=len(pair.b),
         aborted=aborted,
     )
-
-
-# Without a GPU
-
-
-def modelled_baseline(workload: Bucket) -> Baseline:
-    """As `baseline`, modelled."""
-    roof = cost_model.NOMINAL
-    floor, bound = cost_model.floor(workload, roof.bandwidth, roof.flops, roof.launch)
-    seconds = cost_model.stock_seconds(workload)
-    known = (workload.slug, seconds, floor, bound, roof.bandwidth, roof.launch)
-    return Baseline(*known, modelled=True)
-
-
-def modelled(
-    kernel: Kernel, params: Mapping[str, int], workload: Bucket, points: Sequence[Point]
-) -> Measurement:
-    """As `measure`, from the counters of a host check."""
-    seconds = cost_model.kernel_seconds(kernel, params, workload, points)
-    ratio = cost_model.stock_seconds(workload) / seconds
-    return Measurement("", "", dict(params), seconds, ratio, ratio, ratio, modelled=True)

@@ -33,7 +33,11 @@ def add_evolve_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `evolve`."""
     add, known = parser.add_argument, f"suites: {', '.join(suites.suites())}"
     add("batch", nargs="?", type=Path, metavar="BATCH", help="folder of a batch (see --stage)")
-    add("--backend", choices=BACKENDS, help="default: the GPU, else host (times are modelled)")
+    add(
+        "--backend",
+        choices=BACKENDS,
+        help="default: the GPU, else host (nothing is timed)",
+    )
     add("--workloads", nargs="+", metavar="SUITE|SLUG", help=f"default decode; {known}")
     add("--model", metavar="PATH_OR_ID", help="search for what a generation of this model calls")
     add("--proposer", choices=PROPOSERS, help="default params, which needs nothing")
@@ -94,6 +98,8 @@ def new_config(options: argparse.Namespace) -> Config:
     proposer = options.proposer or "params"
     jobs = options.jobs or min(4, os.cpu_count() or 1)
     targets = tuple(_target(text) for text in options.target)
+    if targets and backend == "host":
+        raise UsageError("--target: nothing is timed without a GPU")
     llm = LlmConfig(
         models=tuple(LanguageModel.parse(text) for text in options.llm),
         context=options.context,

@@ -1,7 +1,8 @@
 """Plots: the pictures of a report, as PNG files. Needs matplotlib (extra `report`).
 
 Each function draws one picture of a run into matplotlib's axes. Speed-ups are SDPA's time over the
-kernel's, times are in seconds.
+kernel's, times are in seconds. Where nothing was timed the least bytes over those moved take the
+place of speed-ups.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ def label(slug: str) -> str:
 
 
 def trajectory(archive: Archive, axes: Any) -> None:
-    """The suite's best speed-up after each candidate with its interval; each candidate a point."""
+    """The suite's best score after each candidate with its interval; each candidate a point."""
     xs, ys = [], []
     for number, done in archive.done.items():
         if done.results:
@@ -39,8 +40,10 @@ def trajectory(archive: Archive, axes: Any) -> None:
     if failed:
         low = min([*ys, 1.0]) * 0.9
         axes.scatter(failed, [low] * len(failed), s=14, marker="x", color=_RED, label="failed")
-    steps = [{"number": 0, "ratio": 1.0, "low": 1.0, "high": 1.0}, *archive.history]
-    steps.append({**steps[-1], "number": max(archive.done, default=0)})
+    steps = [*archive.history]
+    if archive.timed:
+        steps.insert(0, {"number": 0, "ratio": 1.0, "low": 1.0, "high": 1.0})
+    steps += [{**step, "number": max(archive.done, default=0)} for step in steps[-1:]]
     numbers = [step["number"] for step in steps]
     axes.step(
         numbers,
@@ -61,29 +64,29 @@ def trajectory(archive: Archive, axes: Any) -> None:
     )
     axes.axhline(1, color="black", linewidth=0.8)
     axes.set_xlabel("candidate")
-    axes.set_ylabel(f"speed-up over {archive.stock}" + _modelled(archive))
+    axes.set_ylabel(_score(archive))
     axes.set_title("Best so far")
     axes.legend(fontsize=8)
 
 
 def workloads(archive: Archive, axes: Any) -> None:
-    """Speed-up of the best kernel of each workload with its interval."""
+    """Score of the best kernel of each workload with its interval."""
     slugs = list(reversed([slug for slug in archive.slugs if slug in archive.best]))
-    ratios = [archive.best[slug][1] for slug in slugs]
+    scores = [geomean([archive.best[slug].result], [1.0]) for slug in slugs]
     axes.barh(
         range(len(slugs)),
-        [r.ratio for r in ratios],
-        xerr=[[r.ratio - r.low for r in ratios], [r.high - r.ratio for r in ratios]],
-        color=[_GREEN if r.low > 1 else _GREY for r in ratios],
+        [ratio for ratio, _, _ in scores],
+        xerr=[[r - low for r, low, _ in scores], [high - r for r, _, high in scores]],
+        color=[_GREEN if archive.timed and low > 1 else _GREY for _, low, _ in scores],
         ecolor="black",
         capsize=3,
     )
     axes.set_yticks(range(len(slugs)), [label(slug) for slug in slugs], fontsize=8)
     axes.set_ylim(-0.7, len(slugs) - 0.3)
     axes.axvline(1, color="black", linewidth=0.8)
-    for i, result in enumerate(ratios):
-        axes.text(result.high, i, f" {result.ratio:.2f}", va="center", fontsize=8)
-    axes.set_xlabel(f"speed-up over {archive.stock}" + _modelled(archive))
+    for i, (ratio, _, high) in enumerate(scores):
+        axes.text(high, i, f" {ratio:.2f}", va="center", fontsize=8)
+    axes.set_xlabel(_score(archive))
     axes.set_title("Best kernel of each workload")
 
 
@@ -120,14 +123,14 @@ def roofline(archive: Archive, axes: Any) -> None:
         axes.set_xscale("log")
         axes.set_yscale("log")
     axes.set_xlabel("flops for a byte that must move")
-    axes.set_ylabel("Gflop/s" + _modelled(archive))
+    axes.set_ylabel("Gflop/s")
     axes.set_title("Roofline, every candidate")
     axes.legend(fontsize=8)
 
 
 def cells(archive: Archive, axes: Any) -> None:
-    """The archive's cells (MAP-Elites), all islands in one: strategies over tiers of speed-up, in
-    each the speed-up of its fittest kernel."""
+    """The archive's cells (MAP-Elites), all islands in one: strategies over tiers of the score, in
+    each the score of its fittest kernel."""
     strategies = sorted({cell.split(" ", 1)[1] for c in archive.cells for cell in c})
     columns = len(features.SPEED_TIERS) + 1
     grid = [[math.nan] * columns for _ in strategies]
@@ -151,7 +154,7 @@ def cells(archive: Archive, axes: Any) -> None:
     names = [f"{a}-{b}" if b else f">{a}" for a, b in itertools.pairwise(ends)]
     axes.set_xticks(range(columns), names, fontsize=8)
     axes.set_yticks(range(len(strategies)), [_strategy(text) for text in strategies], fontsize=8)
-    axes.set_xlabel("tier of speed-up")
+    axes.set_xlabel(f"tier of {_score(archive)}")
     axes.set_title("Archive: the fittest kernel of each cell")
 
 
@@ -171,8 +174,9 @@ def _strategy(key: str) -> str:
     return " ".join(p for p in [*parts, "matrix" if matrix == "True" else ""] if p)
 
 
-def _modelled(archive: Archive) -> str:
-    return " (modelled)" if archive.config.backend == "host" else ""
+def _score(archive: Archive) -> str:
+    """What kernels are ranked by."""
+    return f"speed-up over {archive.stock}" if archive.timed else "least bytes over bytes moved"
 
 
 PICTURES: dict[str, Callable[[Archive, Any], None]] = {
@@ -196,6 +200,8 @@ def draw(archive: Archive, folder: Path) -> dict[str, Path]:
 
     files = {}
     for name, picture in PICTURES.items():
+        if name == "roofline" and not archive.timed:
+            continue
         height = 3.0 + 0.28 * (len(archive.slugs) if name == "workloads" else 4)
         figure = Figure(figsize=(8.5, height), layout="constrained")
         axes = figure.add_subplot()

@@ -55,29 +55,24 @@ class ProgressDisplay:
 
 def line(archive: Archive, rate: float) -> str:
     """The state of a run in one line."""
-    ratio, low, high = archive.fitness()
     number = max(archive.done, default=0)
     candidate = archive.candidates.get(number)
     note = f"{candidate.proposer} {candidate.note}" if candidate is not None else ""
     outcome = archive.done.get(number, "")
     return (
-        f"#{number} {note}: {outcome} | best {ratio:.3f}x [{low:.3f}, {high:.3f}]"
-        f"{_modelled(archive)} | {rate:.1f}/min | valid {archive.valid_share():.0%}"
+        f"#{number} {note}: {outcome} | best {archive.standing()} | {rate:.1f}/min | "
+        f"valid {archive.valid_share():.0%}"
     )
-
-
-def _modelled(archive: Archive) -> str:
-    return " modelled" if archive.config.backend == "host" else ""
 
 
 def picture(archive: Archive, rate: float) -> RenderableType:
     """The state of a run as a small page."""
     spent, budget = archive.spent(), archive.config.budget
-    ratio, low, high = archive.fitness()
+    faster = archive.timed and archive.fitness()[1] > 1
     head = Text.assemble(
         (f"{archive.folder.name}  ", "bold"),
-        (f"{ratio:.3f}x", "bold green" if low > 1 else "bold"),
-        f" [{low:.3f}, {high:.3f}]{_modelled(archive)}   {len(archive.done)} candidates, "
+        (archive.standing(), "bold green" if faster else "bold"),
+        f"   {len(archive.done)} candidates, "
         f"{rate:.1f} a minute, {archive.valid_share():.0%} valid, "
         f"{spent['tokens']:.0f} tokens, ${spent['money']:.2f}",
     )
@@ -87,17 +82,21 @@ def picture(archive: Archive, rate: float) -> RenderableType:
         spent["tokens"] / budget.tokens if budget.tokens else 0.0,
         spent["money"] / budget.money if budget.money else 0.0,
     )
-    table = Table(
-        "workload", f"{archive.stock} us", "floor us", "best us", "speed-up", "kernel", box=None
-    )
+    times = (f"{archive.stock} us", "floor us", "best us", "speed-up")
+    columns = times if archive.timed else ("moved", "over the least")
+    table = Table("workload", *columns, "kernel", box=None)
     for slug in archive.slugs:
         base, best = archive.baseline.get(slug), archive.best.get(slug)
         row = [slug.removeprefix("attention-")]
-        row += [f"{base.seconds * 1e6:.1f}", f"{base.floor * 1e6:.1f}"] if base else ["", ""]
+        if archive.timed:
+            row += [f"{base.seconds * 1e6:.1f}", f"{base.floor * 1e6:.1f}"] if base else ["", ""]
         if best is not None:
-            kernel, result, number = best
-            text = f"{result.ratio:.3f} [{result.low:.3f}, {result.high:.3f}]"
-            row += [f"{result.seconds * 1e6:.1f}", text, f"{kernel} #{number}"]
+            kernel, r, number = best
+            if archive.timed:
+                row += [f"{r.seconds * 1e6:.1f}", f"{r.ratio:.3f} [{r.low:.3f}, {r.high:.3f}]"]
+            else:
+                row += [str(r.counters["moved_bytes"]), f"{1 / r.score:.2f}x"]
+            row.append(f"{kernel} #{number}")
         table.add_row(*row)
     causes = "  ".join(f"{cause} {count}" for cause, count in archive.failures().items())
     return Group(

@@ -156,12 +156,12 @@ def _us(seconds: float) -> str:
 
 
 def _workloads(archive: Archive, parent: Kernel) -> str:
+    if not archive.timed:
+        return _bytes_moved(archive, parent)
     device = archive.device.get("name") or archive.config.backend
-    modelled = " (modelled, not measured)" if archive.config.backend == "host" else ""
-    ratio, low, high = archive.fitness()
     lines = [
-        f"## Workloads on {device}; times in microseconds{modelled}",
-        f"The run's best so far: {ratio:.3f}x [{low:.3f}, {high:.3f}] of {archive.stock}'s speed.",
+        f"## Workloads on {device}; times in microseconds",
+        f"The run's best so far: {archive.standing()} of {archive.stock}'s speed.",
         f"workload | use | {archive.stock} | floor | bound by | best (kernel) | parent "
         "| for 1.0x it needs",
     ]
@@ -177,13 +177,32 @@ def _workloads(archive: Archive, parent: Kernel) -> str:
         lines.append(
             f"{slug} | {archive.weights[slug]:.2f} | {_us(base.seconds)} | {_us(base.floor)} "
             f"| {base.bound} | "
-            + (f"{_speed(best.result)} ({best.kernel})" if best else "none")
-            + f" | {_speed(own) if own else 'not tried'} | {needs}"
+            + (f"{_result(best.result)} ({best.kernel})" if best else "none")
+            + f" | {_result(own) if own else 'not tried'} | {needs}"
         )
     return "\n".join(lines) + "\n"
 
 
-def _speed(result: WorkloadResult) -> str:
+def _bytes_moved(archive: Archive, parent: Kernel) -> str:
+    """The workloads where nothing is timed."""
+    lines = [
+        "## Workloads; there is no GPU here: nothing is timed",
+        "Right kernels are ranked by the bytes that they move: those of the 128-byte lines that "
+        "simdgroups touch, counted on a small shape. The least: each input once, each output once. "
+        f"The run's best so far: {archive.standing()}.",
+        "workload | use | best (kernel) | parent",
+    ]
+    for slug in archive.slugs:
+        best, own = archive.best.get(slug), archive.kernel_best.get(parent.id, {}).get(slug)
+        best_text = f"{_result(best.result)} ({best.kernel})" if best else "none"
+        own_text = _result(own) if own else "not tried"
+        lines.append(f"{slug} | {archive.weights[slug]:.2f} | {best_text} | {own_text}")
+    return "\n".join(lines) + "\n"
+
+
+def _result(result: WorkloadResult) -> str:
+    if not result.ratio:
+        return f"{result.counters['moved_bytes']} bytes, {result}"
     return f"{result.ratio:.3f}x [{result.low:.3f}, {result.high:.3f}] {_us(result.seconds)} us"
 
 
@@ -198,7 +217,7 @@ def _kernel(archive: Archive, kernel: Kernel, title: str) -> str:
     lines.append(f"strategy: {features.strategy(kernel, counters, profile)}")
     for slug, result in results.items():
         params = " ".join(f"{k}={v}" for k, v in result.params.items())
-        lines.append(f"{slug}: {_speed(result)} with {params}; margin {result.margin:.2f}")
+        lines.append(f"{slug}: {_result(result)} with {params}; margin {result.margin:.2f}")
         if result.profile:
             lines.append(f"  GPU profile: {describe(result.profile)}")
     if counters:
@@ -235,13 +254,13 @@ def _lineage(archive: Archive, kernel: str) -> list[Candidate]:
 
 
 def effect(archive: Archive, child: str, parent: str) -> float:
-    """What a change did: child's over parent's speed, geometric mean over the workloads that both
+    """What a change did: child's over parent's score, geometric mean over the workloads that both
     were measured on; 0 where there is none."""
     a, b = archive.kernel_best.get(child, {}), archive.kernel_best.get(parent, {})
     both = [slug for slug in a if slug in b]
     if not both:
         return 0.0
-    return statistics.geometric_mean(a[slug].ratio / b[slug].ratio for slug in both)
+    return statistics.geometric_mean(a[slug].score / b[slug].score for slug in both)
 
 
 def _diff(archive: Archive, candidate: Candidate) -> str:
@@ -252,7 +271,8 @@ def _diff(archive: Archive, candidate: Candidate) -> str:
     if child is None or parent is None or child.id == parent.id:
         return ""
     gain = effect(archive, child.id, parent.id)
-    measured = f"{gain:.3f}x its parent's speed" if gain else "not measured"
+    better = f"{gain:.3f}x its parent's speed" if archive.timed else f"{gain:.3f}x fewer bytes"
+    measured = better if gain else "not measured"
     lines = [f"## Change #{candidate.number}: {candidate.note} -> {measured}"]
     for file in sorted({*child.sources, *parent.sources}):
         lines += difflib.unified_diff(
@@ -293,7 +313,7 @@ def _history(archive: Archive) -> Iterator[tuple[str, str]]:
         if done.cause:
             outcome = f"failed: {done.cause}"
         else:
-            outcome = ", ".join(f"{slug} {r.ratio:.3f}x" for slug, r in done.results.items())
+            outcome = ", ".join(f"{slug} {r}" for slug, r in done.results.items())
         params = "" if candidate.params is None else f" {dict(candidate.params)}"
         lines.append(
             f"#{number} {candidate.proposer} {candidate.kernel}{params} {candidate.note}: {outcome}"

@@ -63,17 +63,15 @@ def _new_sources(archive: Archive) -> tuple[int, int]:
 
 
 def summary(archive: Archive) -> list[str]:
-    """A run in four lines for a person: speed-up and its interval, candidates, failures, end."""
-    ratio, low, high = archive.fitness()
-    modelled = " (modelled)" if archive.config.backend == "host" else ""
+    """A run in four lines for a person: how it stands, candidates, failures, end."""
     spent = archive.spent()
-    fast = ", ".join(f"fast_{p:g} {archive.fast_p(p):.0%}" for p in FAST[:4])
+    fast = ", ".join(f"fast_{p:g} {archive.fast_p(p):.0%}" for p in FAST[:4] if archive.timed)
     failed = ", ".join(f"{cause} {count}" for cause, count in archive.failures().items())
     return [
-        f"{archive.folder.name}: {ratio:.3f}x {_interval(low, high)}{modelled} over "
+        f"{archive.folder.name}: {archive.standing()} over "
         f"{len(archive.slugs)} workloads on {archive.device.get('name', archive.config.backend)}",
         f"{len(archive.done)} candidates in {archive.elapsed / 60:.1f} min, "
-        f"{archive.valid_share():.0%} valid; {fast}",
+        f"{archive.valid_share():.0%} valid{'; ' + fast if fast else ''}",
         f"failures: {failed or 'none'}; {spent['tokens']:.0f} tokens, ${spent['money']:.2f}",
         f"stopped: {archive.ended or 'not ended'}",
     ]
@@ -100,18 +98,19 @@ def _page(archive: Archive, pictures: dict[str, Path]) -> str:
         f"<p>{html.escape(_about(archive))}</p>",
         _cards(archive),
     ]
-    if archive.config.backend == "host":
+    if not archive.timed:
         parts.append(
-            '<p class="m">Times are modelled from counters of the host backend, not measured; '
-            "nothing of this is published to a GPU.</p>"
+            '<p class="m">There was no GPU: nothing is timed, and nothing of this is published. '
+            "Kernels that are right are ranked by the bytes that they move on a small shape, which "
+            "is not their speed.</p>"
         )
     if not pictures:
         parts.append("<p>No pictures: matplotlib is not installed (extra <i>report</i>).</p>")
     sections = [  # heading, picture, text below it
         ("", "trajectory", ""),
         ("Workloads", "workloads", _workloads(archive)),
-        ("fast_p and pass@k", "", _shares(archive)),
-        ("Roofline", "roofline", ""),
+        ("fast_p and pass@k" if archive.timed else "pass@k", "", _shares(archive)),
+        ("Roofline" if archive.timed else "", "roofline", ""),
         ("Archive", "archive", ""),
         ("Lineage of the best kernel", "", _lineage(archive)),
         ("Effect of each change", "", _changes(archive)),
@@ -126,11 +125,10 @@ def _page(archive: Archive, pictures: dict[str, Path]) -> str:
 
 def _cards(archive: Archive) -> str:
     """The figures of the whole run."""
-    ratio, low, high = archive.fitness()
     spent, minutes = archive.spent(), archive.elapsed / 60
     rate = len(archive.done) / max(minutes, 1e-9)
     cards = [
-        ("speed-up over the suite", f"{ratio:.3f}x", _interval(low, high)),
+        ("speed-up" if archive.timed else "bytes moved", *archive.standing().split(" ", 1)),
         ("candidates", str(len(archive.done)), f"{rate:.1f}/min"),
         ("valid", f"{archive.valid_share():.0%}", f"{len(archive.kernels)} kernels"),
         ("time", f"{minutes:.1f} min", html.escape(archive.ended or "not ended")),
@@ -148,7 +146,8 @@ def _shares(archive: Archive) -> str:
         [str(k), f"{pass_at(valid, proposed, k):.0%}"] for k in (1, 3, 5, 10) if k <= proposed
     ]
     title = f"pass@k ({valid} of {proposed} candidates with new source were valid)"
-    return _table(["at least", "share of workloads"], fast) + _table(["k", title], passed)
+    shares = _table(["at least", "share of workloads"], fast) if archive.timed else ""
+    return shares + _table(["k", title], passed)
 
 
 def _about(archive: Archive) -> str:
@@ -156,8 +155,14 @@ def _about(archive: Archive) -> str:
     device = archive.device.get("name") or config.backend
     return (
         f"Proposer {config.proposer}, backend {config.backend} on {device}, suite "
-        f"{config.suite or 'named workloads'}, seed {config.seed}. Speed-up is "
-        f"{archive.stock}'s time over the kernel's; intervals are those of paired timing."
+        f"{config.suite or 'named workloads'}, seed {config.seed}."
+        + (
+            f" Speed-up is {archive.stock}'s time over the kernel's; intervals are those of paired "
+            "timing."
+            if archive.timed
+            else " Bytes are those of the 128-byte lines that simdgroups touch; the least: every "
+            "input once, every output once."
+        )
         + (f" No GPU profiles: {archive.unprofiled}." if archive.unprofiled else "")
     )
 
@@ -189,30 +194,31 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def _workloads(archive: Archive) -> str:
-    """Each workload's times and speed-up, and in a second table the kernel that made it."""
-    times, kernels = [], []
+    """Each workload's times and speed-up, or bytes, and in a second table the kernel that made
+    it."""
+    figures, kernels = [], []
+    times = ["bound by", "floor us", f"{archive.stock} us", "best us", "speed-up", "interval"]
+    head = ["workload", "weight", *(times if archive.timed else ["moved", "least", "times"])]
     for slug in archive.slugs:
         base, best = archive.baseline.get(slug), archive.best.get(slug)
-        row = [slug, f"{archive.weights[slug]:.2f}", base.bound if base else ""]
-        row += [f"{t * 1e6:.1f}" for t in (base.floor, base.seconds)] if base else ["", ""]
+        row = [slug, f"{archive.weights[slug]:.2f}"]
+        if archive.timed:
+            us = [f"{t * 1e6:.1f}" for t in (base.floor, base.seconds)] if base else ["", ""]
+            row += [base.bound if base else "", *us]
         if best is None:
-            times.append([*row, "", "", ""])
+            figures.append(row + [""] * (len(head) - len(row)))
             continue
         kernel, r, number = best
-        times.append([*row, f"{r.seconds * 1e6:.1f}", f"{r.ratio:.3f}", _interval(r.low, r.high)])
+        if archive.timed:
+            row += [f"{r.seconds * 1e6:.1f}", f"{r.ratio:.3f}", _interval(r.low, r.high)]
+        else:
+            row += [str(r.counters[name]) for name in ("moved_bytes", "least_bytes")]
+            row.append(f"{1 / r.score:.2f}x")
+        figures.append(row)
         params = " ".join(f"{k}={v}" for k, v in r.params.items())
         row = [slug, kernel, f"#{number}", f"{r.spread:.1%}", f"{r.margin:.0%}", params]
         kernels.append([*row, describe(r.profile)])
-    head = [
-        "workload",
-        "weight",
-        "bound by",
-        "floor us",
-        f"{archive.stock} us",
-        "best us",
-        "speed-up",
-    ]
-    text = _table([*head, "interval"], times)
+    text = _table(head, figures)
     if not kernels:
         return text
     head = ["workload", "best kernel", "candidate", "spread", "margin", "params", "GPU profile"]
@@ -225,7 +231,7 @@ def _interval(low: float, high: float) -> str:
 
 
 def _fittest(archive: Archive) -> str:
-    """The kernel with the best geometric-mean speed-up over the suite, "" where there is none."""
+    """The fittest kernel over the suite, "" where there is none."""
     kernels = [kernel for kernel in archive.kernel_best if archive.kernel_best[kernel]]
     return max(kernels, key=archive.kernel_fitness, default="")
 
@@ -247,8 +253,15 @@ def _change_row(archive: Archive, candidate: Candidate) -> list[str]:
         candidate.proposer,
         candidate.note or "-",
         f"{gain:.3f}x" if gain else "-",
-        f"{archive.kernel_fitness(candidate.kernel):.3f}x",
+        _fitness(archive, candidate.kernel),
     ]
+
+
+def _fitness(archive: Archive, kernel: str) -> str:
+    fitness = archive.kernel_fitness(kernel)
+    if archive.timed:
+        return f"{fitness:.3f}x"
+    return f"{1 / fitness:.2f}x the least" if archive.kernel_best.get(kernel) else "-"
 
 
 def _changes(archive: Archive) -> str:

@@ -36,7 +36,8 @@ _SWITCH = 0.05
 
 
 def headroom(archive: Archive, slug: str) -> float:
-    """Best time so far over the floor: what is left to win at a workload, at least 1."""
+    """Best time so far over the floor: what is left to win at a workload, at least 1; 2 where
+    nothing is timed."""
     base = archive.baseline.get(slug)
     if base is None:
         return 2.0
@@ -197,8 +198,8 @@ class ParamsProposer:
 
         def worth(kernel: Kernel) -> float:
             best = archive.kernel_best.get(kernel.id, {}).get(slug)
-            ratio = best.ratio if best is not None else 0.5
-            return float(ratio**6 / (3 + len(archive.tried(kernel.id, slug))))
+            score = best.score if best is not None else 0.5
+            return float(score**6 / (3 + len(archive.tried(kernel.id, slug))))
 
         return rng.choices(list(kernels), [worth(kernel) for kernel in kernels])[0]
 
@@ -221,8 +222,8 @@ class ParamsProposer:
     ) -> list[tuple[Params, str]]:
         trials = archive.tried(kernel.id, slug)
         good = sorted(
-            (p for p in trials if math.isfinite(archive.seconds(kernel.id, slug, p))),
-            key=lambda p: archive.seconds(kernel.id, slug, p),
+            (p for p in trials if math.isfinite(archive.cost(kernel.id, slug, p))),
+            key=lambda p: archive.cost(kernel.id, slug, p),
         )[:4]
         pool: list[tuple[Params, str]] = []
         for rank, base in enumerate(good):

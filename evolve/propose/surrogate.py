@@ -1,6 +1,7 @@
 """A surrogate of the measurements: a Gaussian process over the settings of one kernel.
 
-It says which settings to try next: those whose log seconds may be lowest. Regression: Rasmussen and
+It says which settings to try next: those whose log cost (seconds, or where nothing is timed bytes
+moved) may be lowest. Regression: Rasmussen and
 Williams, Gaussian Processes for Machine Learning, 2006, chapter 2, with a squared exponential
 covariance. Choice by mean less deviation: the confidence bound of Srinivas et al., Gaussian process
 optimization in the bandit setting, ICML 2010.
@@ -49,7 +50,7 @@ def point(kernel: Kernel, workload: Bucket, params: Mapping[str, int]) -> Floats
 
 @dataclass(frozen=True)
 class Observations:
-    """What is known of one kernel: points [m, params + n], and the log seconds [m] of each over the
+    """What is known of one kernel: points [m, params + n], and the log cost [m] of each over the
     median of its workload."""
 
     points: Floats
@@ -64,20 +65,20 @@ def observations(archive: Archive, kernel: Kernel) -> Observations:
     points, logs = [], []
     for slug in archive.slugs:
         trials = archive.tried(kernel.id, slug)
-        seconds = [archive.seconds(kernel.id, slug, params) for params in trials]
-        ran = [math.log(s) for s in seconds if math.isfinite(s)]
+        costs = [archive.cost(kernel.id, slug, params) for params in trials]
+        ran = [math.log(c) for c in costs if math.isfinite(c)]
         if not ran:
             continue
         middle, failed = float(np.median(ran)), max(ran) + math.log(_FAILED)
-        for params, s in zip(trials, seconds, strict=True):
-            if not math.isnan(s):
+        for params, cost in zip(trials, costs, strict=True):
+            if not math.isnan(cost):
                 points.append(point(kernel, archive.workload(slug), params))
-                logs.append((math.log(s) if math.isfinite(s) else failed) - middle)
+                logs.append((math.log(cost) if math.isfinite(cost) else failed) - middle)
     return Observations(np.array(points), np.array(logs))
 
 
 def scores(points: Floats, known: Observations) -> Floats:
-    """For points [m, params + 9] the log seconds [m] that the process thinks possible: its mean
+    """For points [m, params + 9] the log cost [m] that the process thinks possible: its mean
     less a part of its deviation. Lower is more promising."""
 
     def covariance(a: Floats, b: Floats) -> Floats:

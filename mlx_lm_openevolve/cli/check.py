@@ -84,8 +84,8 @@ def _usual(kernel: Kernel) -> list[Bucket]:
 def _on_host(
     kernel: Kernel, params: dict[str, int], bucket: Bucket, seed: int, out: Console
 ) -> dict[str, Any]:
-    """The kernel under metalhost's sanitizer, with findings, counters and modelled times. Where
-    it cannot be run on the CPU the record says why, under `absent`."""
+    """The kernel under metalhost's sanitizer, with findings and counters. Where it
+    cannot be run on the CPU the record says why, under `absent`."""
     host = backends.get("host")
     absent = host.unavailable()
     if not absent and kernel.native:
@@ -113,12 +113,8 @@ def _on_host(
             out.print(
                 f"  counters reads {c.device_read_bytes} B, {c.read_amplification:.2f}x compulsory,"
                 f" line efficiency {c.line_efficiency:.0%}; {c.bank_conflicts} bank conflicts,"
-                f" {c.barriers} barriers, {c.simd_ops} simd ops, {c.flops} flops",
+                f" {c.barriers} barriers, {c.simd_ops} simd ops, {c.flops} flops;"
+                f" moves {c.moved_bytes} B",
                 markup=False,
             )
-            modelled = [
-                f"{chip} {metalhost.roofline(c, chip).modelled_seconds * 1e6:.1f}"
-                for chip in ("apple-m1-8", "apple-m2-max-38", "apple-m4-max-40")
-            ]
-            out.print(f"  modelled floor, us: {', '.join(modelled)}", markup=False)
     return {**record, "launches": [launch.to_dict() for launch in launches]}

@@ -12,7 +12,7 @@ a finding, never an error of the caller's.
 
 from __future__ import annotations
 
-from .counters import Chip, Counters, Reads, Roofline, chips, roofline
+from .counters import Counters, Reads
 from .findings import Finding, Place
 from .function import MetalFunction, metal_function
 from .kernel import MetalKernel, check_source, metal_kernel
@@ -22,7 +22,6 @@ from .toolchain import compiler_available
 
 __all__ = [
     "THREADGROUP_BYTES",
-    "Chip",
     "Counters",
     "Finding",
     "LaunchResult",
@@ -30,12 +29,9 @@ __all__ = [
     "MetalKernel",
     "Place",
     "Reads",
-    "Roofline",
     "check_source",
-    "chips",
     "compiler_available",
     "metal_function",
     "metal_kernel",
-    "roofline",
     "threadgroup_bytes",
 ]

@@ -1,17 +1,12 @@
-"""Counters of a launch, and the roofline that they give on an Apple chip."""
+"""Counters of a launch."""
 
 from __future__ import annotations
 
-import functools
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
-from ..errors import UsageError
-
-__all__ = ["Chip", "Counters", "Reads", "Roofline", "chips", "roofline"]
+__all__ = ["Counters", "Reads"]
 
 
 @dataclass(frozen=True)
@@ -87,6 +82,11 @@ class Counters:
         return cls(**values, reads=reads)
 
     @property
+    def moved_bytes(self) -> int:
+        """Bytes of the 128-byte lines that loads and stores touch."""
+        return 128 * (self.read_lines + self.write_lines)
+
+    @property
     def simd_ops(self) -> int:
         """Operations of whole simdgroups: reductions, shuffles, votes, scans, matrix multiplies."""
         return (
@@ -126,68 +126,3 @@ class Counters:
 
 def _numbers() -> list[str]:
     return [f.name for f in fields(Counters) if f.name != "reads"]
-
-
-@dataclass(frozen=True)
-class Chip:
-    """One Apple GPU. bandwidth in bytes a second, rates in operations a second; None: no public
-    figure. `sources` says where each figure is from."""
-
-    slug: str
-    name: str
-    gpu_cores: int
-    bandwidth: float
-    fp32: float | None
-    fp16: float | None
-    sources: Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class Roofline:
-    """A lower bound of the time by a model, not a measurement.
-
-    modelled_seconds is the larger of memory_seconds (compulsory bytes at full bandwidth) and
-    compute_seconds (flops at the fp32 rate; None where the chip's rate is not public).
-    """
-
-    chip: str
-    modelled_seconds: float
-    memory_seconds: float
-    compute_seconds: float | None
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "chip": self.chip,
-            "modelled_seconds": self.modelled_seconds,
-            "modelled_memory_seconds": self.memory_seconds,
-            "modelled_compute_seconds": self.compute_seconds,
-        }
-
-
-@functools.lru_cache(maxsize=1)
-def chips() -> dict[str, Chip]:
-    """The chips of chips.json, by slug."""
-    path = Path(__file__).parent / "chips.json"
-    data = json.loads(path.read_text(encoding="utf-8"))
-    sources = data["sources"]
-    by_slug = {}
-    for row in data["chips"]:
-        named = {k: sources[v] for k, v in row["sources"].items()}
-        by_slug[row["slug"]] = Chip(
-            row["slug"], row["name"], row["gpu_cores"], row["bandwidth_gb_s"] * 1e9,
-            row["fp32_gflops"] and row["fp32_gflops"] * 1e9,
-            row["fp16_gflops"] and row["fp16_gflops"] * 1e9, named,
-        )  # fmt: skip
-    return by_slug
-
-
-def roofline(counters: Counters, chip: str) -> Roofline:
-    """The modelled lower bound of a launch on a chip of `chips()`."""
-    known = chips()
-    if chip not in known:
-        raise UsageError(f"no chip {chip!r}: use one of {', '.join(sorted(known))}")
-    c = known[chip]
-    moved = counters.compulsory_read_bytes + counters.compulsory_write_bytes
-    memory = moved / c.bandwidth
-    compute = counters.flops / c.fp32 if c.fp32 else None
-    return Roofline(chip, max(memory, compute or 0.0), memory, compute)

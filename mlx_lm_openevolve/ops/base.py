@@ -29,7 +29,6 @@ __all__ = [
     "Bucket",
     "Call",
     "Mutant",
-    "NominalChip",
     "Op",
     "PatchPoint",
     "Question",
@@ -322,7 +321,7 @@ class Op(ABC, Generic[B, W]):
 
     @property
     @abstractmethod
-    def search(self) -> SearchSpace[B, W]:
+    def search(self) -> SearchSpace[B]:
         """What the search knows."""
 
 
@@ -486,21 +485,7 @@ class Questions(ABC, Generic[B, W]):
 # For the search
 
 
-@dataclass(frozen=True)
-class NominalChip:
-    """A chip in seven numbers: bytes a second from memory and from its cache, flops and cycles a
-    second, seconds of a launch, cores, and threads that fill a core."""
-
-    bandwidth: float
-    cache: float
-    flops: float
-    clock: float
-    launch: float
-    cores: int
-    threads: int
-
-
-class SearchSpace(ABC, Generic[B, W]):
+class SearchSpace(ABC, Generic[B]):
     """What the search knows of a family."""
 
     suites: Mapping[str, tuple[B, ...]]
@@ -512,11 +497,3 @@ class SearchSpace(ABC, Generic[B, W]):
     @abstractmethod
     def coordinates(self, bucket: B) -> list[float]:
         """A bucket as numbers: near ones behave alike."""
-
-    @abstractmethod
-    def growth(self, workload: W) -> tuple[int, int]:
-        """(rows, length): counted work grows with rows, and by a straight line with the length."""
-
-    @abstractmethod
-    def stock_traffic(self, bucket: B) -> tuple[int, float, float, int]:
-        """The original to the cost model: launches, bytes requested, bytes moved, threads."""

@@ -126,7 +126,7 @@ def tuned(planner: Planner, todo: Sequence[Use], end: float, bar: Progress) -> I
     worth: dict[Use, float] = {}
     for use in todo:
         try:
-            # The host backend's times are modelled: there calls count alone.
+            # On the host nothing is timed: there calls count alone.
             on_gpu = planner.device.backend != "host"
             worth[use] = deciding.worth(use, planner.device) if on_gpu else use.calls
         except MachineError as error:

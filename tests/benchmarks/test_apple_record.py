@@ -11,6 +11,7 @@ from typing import Any
 
 import apple_attention
 import apple_model
+import apple_record
 import metal_counters
 import metal_stand_in
 import numpy as np
@@ -184,12 +185,13 @@ def launch(cycles: float, reads: float) -> dict[str, Any]:
              "threadgroup_memory barriers flops issue_slots instructions")  # fmt: skip
     counters = dict.fromkeys(names.split(), 0.0)
     counters |= {"threadgroup_cycles": cycles, "compulsory_read_bytes": reads}
+    counters["read_lines"] = reads / 128
     return {"repeats": 2, "grid": [1 << 16, 1, 1], "threadgroup": [256, 1, 1], "counters": counters}
 
 
 def test_a_model_is_fitted_to_what_the_chip_minds() -> None:
-    """Here its time is that of threadgroup memory; the bytes, which today's model goes by, grow
-    the other way."""
+    """Here its time is that of threadgroup memory; the bytes, which the others go by, grow the
+    other way."""
     rows = [
         {
             "task": task,
@@ -204,6 +206,7 @@ def test_a_model_is_fitted_to_what_the_chip_minds() -> None:
     models = apple_model.worth(rows, {"this": 0, "that": 0})["models"]
     assert models["evolve"]["by_task"] == {"this": 0, "that": 0}
     assert models["evolve"]["rows"][0]["spearman"] == -1
+    assert models["bytes moved"]["rows"][0]["spearman"] == -1
     for fitted in ("fitted to all", "fitted to the other tasks"):
         assert models[fitted]["alike"] == 1, fitted
         assert models[fitted]["pairs"] == models["evolve"]["pairs"] == 2 * 28
@@ -240,3 +243,48 @@ def test_counters_of_attention_go_on_by_a_straight_line(monkeypatch: pytest.Monk
     assert found["counters"]["compulsory_read_bytes"] == whole.compulsory_read_bytes
     assert found["counters"]["flops"] == pytest.approx(whole.flops, rel=0.02)
     assert found["grid"][0] == whole.threads
+
+
+def test_every_figure_of_a_chip_has_its_source() -> None:
+    assert {c.name.split()[1] for c in apple_attention.chips().values()} == {
+        "M1",
+        "M2",
+        "M3",
+        "M4",
+        "M5",
+    }
+    for chip in apple_attention.chips().values():
+        assert chip.slug.endswith(f"-{chip.gpu_cores}")
+        needed = {"gpu_cores", "bandwidth_gb_s"}
+        needed |= {"fp32_gflops"} if chip.fp32 else set()
+        needed |= {"fp16_gflops"} if chip.fp16 else set()
+        assert set(chip.sources) == needed
+        assert all(len(s) > 20 for s in chip.sources.values())
+
+
+def test_the_page_of_limits_says_what_the_record_says() -> None:
+    root = SCRIPT.parents[1]
+    record = json.loads((root / "benchmarks" / "results" / "apple-record.json").read_text())
+    page = " ".join((root / "docs" / "limits.md").read_text().split())
+    compiled, run, models = record["compile"], record["run"], record["modelled_time"]["models"]
+    assert set(record["tasks"]) == {*apple_record.OPEN, *apple_record.APART}
+    taken, refused = compiled["compiled_by_apple"], compiled["refused_by_apple"]
+    apart, attention = run["kept_apart"], record["attention"]
+    ordered = {name: f"{models[name]['alike']:.2f}" for name in models}
+    for words in (
+        f"apple-record.json), {record['date']}, `python benchmarks/apple_record.py",
+        f"Of {taken} sources that Apple's compiler took metalhost refuses "
+        f"{len(compiled['false_refusals'])}, of {refused} that it refused metalhost takes "
+        f"{len(compiled['false_accepts'])}",
+        f"Of {run['right_on_chip']} kernels that were right on the chip {run['right_here']} are",
+        f"{apart['right_here']} of {apart['right_on_chip']} on the four tasks",
+        f"Of {run['wrong_on_chip']} that were wrong there "
+        f"{len(run['right_here_wrong_on_chip'])} passes here",
+        f"{models['evolve']['pairs']:,} pairs",
+        f"ordered {ordered['evolve']} of them as the chip did, bytes moved "
+        f"{ordered['bytes moved']}, a model fitted to the other tasks "
+        f"{ordered['fitted to the other tasks']}",
+        f"no more than {ordered['perfect']}",
+        f"{attention['alike']:.2f} of {attention['pairs']} pairs",
+    ):
+        assert words in page, words

@@ -11,7 +11,7 @@ import metal_counters
 import mlx_attention
 import pytest
 
-from mlx_lm_openevolve.metalhost import chips, compiler_available
+from mlx_lm_openevolve.metalhost import compiler_available
 from mlx_lm_openevolve.ops.attention.workload import Workload
 
 HOST, REASON = compiler_available()
@@ -27,19 +27,14 @@ def test_the_subset_counts_what_the_kernels_do(
     said = capsys.readouterr()
     record = json.loads(said.out)
     assert json.loads((tmp_path / "f").read_text()) == record
-    assert "no Apple GPU was measured" in said.err
-    assert "modelled, not measured" in record["about"]
+    assert "counted on the CPU" in said.err
+    assert "nothing is timed" in record["about"]
 
     rows = {(row["workload"], row["implementation"]): row for row in record["rows"]}
     ours = rows[DECODE.slug, "gqa_decode"]
     assert ours["kv_reads"] == pytest.approx(1, abs=1e-3), "two query heads share one read"
     assert 1 < ours["distinct_ratio"] <= ours["merged_ratio"] <= ours["requested_ratio"] < 1.3
-    # Memory bounds decode: distinct bytes over bandwidth, and every line that is touched.
-    low, high = ours["modelled_us"]["apple-m3-max-40"]
-    bandwidth = chips()["apple-m3-max-40"].bandwidth
-    assert low == pytest.approx(1e6 * ours["distinct_bytes"] / bandwidth, abs=0.01)
-    assert high == pytest.approx(1e6 * ours["line_bytes"] / bandwidth, abs=0.01)
-    assert set(ours["modelled_us"]) == set(metal_counters.CHIPS)
+    assert ours["line_bytes"] >= ours["distinct_bytes"], "every line that is touched"
 
     if any("is absent" in note for note in record["notes"]):
         pytest.skip(f"without MLX's source: {record['notes']}")

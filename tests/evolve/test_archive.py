@@ -23,7 +23,7 @@ SLUGS = (evolve_kernels.DECODE.slug, evolve_kernels.MASKED.slug)
 
 def config(**search: object) -> Config:
     return Config(
-        "host",
+        "metal",
         (evolve_kernels.DECODE, evolve_kernels.MASKED),
         (0.5, 0.5),
         search=Search(**search),  # type: ignore[arg-type]
@@ -139,6 +139,26 @@ def test_the_run_counts_the_best_kernel_of_each_workload_and_sdpa_elsewhere(
     assert archive.fitness()[0] == pytest.approx(4.0)
     assert archive.kernel_fitness(other("1").id) == pytest.approx(2.0)
     assert (archive.fast_p(1.0), archive.fast_p(5.0)) == (1.0, 0.0)
+
+
+def test_without_a_gpu_bytes_rank_and_no_kernel_is_held_against_sdpa(tmp_path: Path) -> None:
+    workloads = (evolve_kernels.DECODE, evolve_kernels.MASKED)
+    archive = Archive.create(tmp_path / "host", Config("host", workloads, (0.5, 0.5)), {})
+    assert archive.standing() == "nothing right yet"
+    few, many = evolve_kernels.kernel(), other("1")
+    for number, (kernel, moved) in enumerate(((many, 400), (few, 200)), 1):
+        archive.registry.add(kernel)
+        archive.add(events.Proposed(Candidate(number, "llm", kernel.id, SLUGS[:1], {"step": 1})))
+        counters = {"moved_bytes": moved, "least_bytes": 100}
+        done = Evaluation(results={SLUGS[0]: WorkloadResult({"step": 1}, counters=counters)})
+        archive.add(events.Evaluated(number, done))
+    assert archive.best[SLUGS[0]].kernel == few.id
+    assert archive.elites()[0] == few.id
+    assert archive.cost(few.id, SLUGS[0], {"step": 1}) == 200
+    assert archive.kernel_fitness(many.id) == pytest.approx(0.25), "of the one workload it ran on"
+    assert [step["ratio"] for step in archive.history] == pytest.approx([0.25, 0.5])
+    assert archive.standing() == "2.00x the least bytes"
+    archive.close()
 
 
 def test_intervals_of_a_mean_shrink_as_independent_ones_do() -> None:

@@ -8,7 +8,9 @@ from evolve_kernels import CAUSAL, CHEATS, DECODE, MASKED, THREADGROUP_MEMORY
 from samples import shipped_in_metal
 
 from mlx_lm_openevolve import metalhost
-from mlx_lm_openevolve.evolve import check, measure
+from mlx_lm_openevolve.evolve import check
+from mlx_lm_openevolve.evolve.evaluation import WorkloadResult
+from mlx_lm_openevolve.metalhost import Counters
 from mlx_lm_openevolve.ops.attention.workload import Bucket
 
 pytestmark = pytest.mark.skipif(
@@ -22,11 +24,37 @@ def test_a_right_kernel_passes_and_is_counted(workload: Bucket) -> None:
     found = check.check(kernel, {"step": 1}, workload, seed=0)
     assert (found.cause, found.finding, found.host) == ("", "", "")
     assert 0 < found.margin <= 1
-    (counters,) = found.points[0].counters
+    counters = found.counters
     assert counters["device_read_bytes"] > counters["compulsory_read_bytes"] > 0
-    modelled = measure.modelled(kernel, {"step": 1}, workload, found.points)
-    assert modelled.modelled
-    assert modelled.seconds > 0
+    assert counters["launches"] == 1
+    assert counters["moved_bytes"] > counters["least_bytes"] > 0
+
+
+def test_counters_of_a_calls_launches_come_together() -> None:
+    one = Counters(read_lines=2, write_lines=2, read_useful_bytes=256, barriers=1)
+    found = check.counted(DECODE.largest(), [one, one])
+    assert (found["barriers"], found["launches"]) == (2, 2)
+    assert found["line_efficiency"] == 0.5  # 512 of 8 lines of 128 bytes
+    assert found["moved_bytes"] == 8 * 128
+    assert found["least_bytes"] == DECODE.moved_bytes()
+
+
+def test_a_kernel_that_reads_its_keys_twice_moves_more_bytes() -> None:
+    """And is ranked below."""
+    summed = "  score = simd_sum(score)"
+    again = (
+        "score += 1e-30f * float(k[(kv_len - 1 - j) * keys_strides[2] + lane * keys_strides[3]]);\n"
+    )
+    twice = evolve_kernels.BODY.replace(summed, again + summed)
+    found = [
+        check.check(evolve_kernels.kernel(body), {"step": 1}, DECODE, seed=0).counters
+        for body in (evolve_kernels.BODY, twice)
+    ]
+    results = [WorkloadResult({"step": 1}, counters=counters) for counters in found]
+    assert found[0]["least_bytes"] == found[1]["least_bytes"]
+    assert found[0]["moved_bytes"] < found[1]["moved_bytes"]
+    assert results[0].score > results[1].score
+    assert results[0].cost < results[1].cost
 
 
 def test_the_corpus_is_large_enough() -> None:
@@ -46,7 +74,7 @@ def test_params_above_metals_threadgroup_memory_are_refused() -> None:
     kernel = evolve_kernels.kernel(THREADGROUP_MEMORY)
     most = check.check(kernel, {"step": 1}, DECODE, seed=0)
     assert (most.cause, most.finding) == ("", "")
-    assert {c["threadgroup_memory"] for p in most.points for c in p.counters} == {32768}
+    assert most.counters["threadgroup_memory"] == 32768
     above = check.check(kernel, {"step": 2}, DECODE, seed=0)
     assert above.cause == "threadgroup-memory"
     assert "32784 bytes" in above.finding

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,14 @@ import pytest
 from mlx_lm_openevolve import metalhost
 from mlx_lm_openevolve.errors import MachineError, OpenEvolveError
 from mlx_lm_openevolve.evolve import evaluator as evaluator_module
-from mlx_lm_openevolve.evolve import measure
 from mlx_lm_openevolve.evolve.archive import Archive
 from mlx_lm_openevolve.evolve.candidate import Candidate
 from mlx_lm_openevolve.evolve.config import Config
-from mlx_lm_openevolve.evolve.evaluation import MACHINE, HostCheck, Measurement, Point
+from mlx_lm_openevolve.evolve.evaluation import MACHINE, HostCheck, Measurement
 from mlx_lm_openevolve.evolve.evaluator import LocalEvaluator
 
 SLUGS = (evolve_kernels.DECODE.slug, evolve_kernels.MASKED.slug)
-COUNTERS = {"read_lines": 2, "write_lines": 2, "read_useful_bytes": 256, "barriers": 1}
+COUNTERS = {"moved_bytes": 1024, "least_bytes": 512, "barriers": 2}
 
 
 @pytest.fixture
@@ -37,25 +37,36 @@ def candidate() -> Candidate:
     return Candidate(1, "llm", evolve_kernels.kernel().id, SLUGS)
 
 
-def test_checks_and_measurements_become_results_and_the_time_they_took(
-    archive: Archive, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def modelled(*_: Any) -> Measurement:
-        time.sleep(0.05)
-        return Measurement("", "", {"step": 1}, 1e-5, 1.5, 1.5, 1.5, modelled=True)
-
-    monkeypatch.setattr(measure, "modelled", modelled)
-    check = HostCheck(seconds=0.5, params={"step": 1}, margin=0.25, error=1e-3,
-                      points=(Point(SLUGS[0], (COUNTERS, COUNTERS)),))  # fmt: skip
+def test_without_a_gpu_checks_become_results_and_the_time_they_took(archive: Archive) -> None:
+    check = HostCheck(seconds=0.5, params={"step": 1}, margin=0.25, error=1e-3, counters=COUNTERS)
     with LocalEvaluator(archive) as evaluator:
         done = evaluator.measure(archive, candidate(), dict.fromkeys(SLUGS, check))
     assert (done.cause, done.check) == ("", 1.0)
-    assert done.measure >= 0.1
     assert set(done.results) == set(SLUGS)
     result = done.results[SLUGS[0]]
-    assert (result.ratio, result.margin, result.error, result.modelled) == (1.5, 0.25, 1e-3, True)
-    assert (result.counters["barriers"], result.counters["launches"]) == (2, 2)
-    assert result.counters["line_efficiency"] == 0.5  # 512 of 8 lines of 128 bytes
+    assert (result.ratio, result.margin, result.error) == (0, 0.25, 1e-3)
+    assert (result.cost, result.score, str(result)) == (1024, 0.5, "2.00x the least bytes")
+    assert str(done) == "2.00x the least bytes 2.00x the least bytes"
+    assert result.counters["barriers"] == 2
+
+
+def test_with_a_gpu_measurements_become_results_and_the_time_they_took(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answer(*_: Any) -> dict[str, Any]:
+        time.sleep(0.05)
+        return Measurement("", "", {"step": 1}, 1e-5, 1.5, 1.4, 1.6, margin=0.25).to_json()
+
+    monkeypatch.setattr(evaluator_module, "answer_of", answer)
+    archive.config = replace(archive.config, backend="cuda")
+    with LocalEvaluator(archive) as evaluator:
+        check = HostCheck(counters=COUNTERS)
+        done = evaluator.measure(archive, candidate(), dict.fromkeys(SLUGS, check))
+    assert done.measure >= 0.1
+    result = done.results[SLUGS[0]]
+    assert (result.ratio, result.low, result.margin) == (1.5, 1.4, 0.25)
+    assert (result.cost, result.score, str(result)) == (1e-5, 1.5, "1.500x")
+    assert result.counters["barriers"] == 2
 
 
 def test_one_failed_check_is_the_end_and_none_at_all_is_one_too(archive: Archive) -> None:
@@ -114,7 +125,7 @@ def test_a_baseline_that_the_machine_failed_is_asked_later_and_not_left_out(
     )
     archive.baseline.clear()
     with LocalEvaluator(archive) as evaluator:
-        evaluator._backend = "cuda"
+        archive.config = replace(archive.config, backend="cuda")
         with pytest.raises(OpenEvolveError) as raised:
             list(evaluator.baselines(archive))
     assert isinstance(raised.value, MachineError) == (cause != "error")
@@ -131,6 +142,6 @@ def test_what_the_gpu_ends_for_its_time_is_asked_once_more(
     answers = [{"cause": cause, "finding": "why"} for cause in causes]
     monkeypatch.setattr(evaluator_module, "answer_of", lambda *_: answers.pop(0))
     with LocalEvaluator(archive) as evaluator:
-        evaluator._backend = "cuda"
+        archive.config = replace(archive.config, backend="cuda")
         done = evaluator.measure(archive, candidate(), {SLUGS[0]: HostCheck()})
     assert (done.cause, answers) == (ends, [])

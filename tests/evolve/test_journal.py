@@ -18,7 +18,6 @@ from mlx_lm_openevolve.evolve.evaluation import (
     Evaluation,
     HostCheck,
     Measurement,
-    Point,
     Request,
     WorkloadResult,
 )
@@ -26,13 +25,13 @@ from mlx_lm_openevolve.evolve.journal import Journal, read
 
 SLUG = evolve_kernels.DECODE.slug
 CONFIG = Config("host", (evolve_kernels.DECODE,), (1.0,))
-RESULT = WorkloadResult({"step": 2}, 1e-5, 1.5, 1.4, 1.6, 0.01, 0.5, 1e-3, True, {"flops": 3})
+RESULT = WorkloadResult({"step": 2}, 1e-5, 1.5, 1.4, 1.6, 0.01, 0.5, 1e-3, {"flops": 3})
 EVALUATION = Evaluation("wrong", "why", {SLUG: RESULT}, 0.5, 0.25, "absent")
 EVENTS = [
     events.Started(CONFIG, {"name": "chip", "memory": 0}),
     events.MeasuredOn({"name": "other"}),
     events.Resumed((1, 2)),
-    events.Baseline(SLUG, 4e-5, 1e-5, "memory", 1e12, 4e-6, True),
+    events.Baseline(SLUG, 4e-5, 1e-5, "memory", 1e12, 4e-6),
     events.Proposed(Candidate(3, "llm", "", ("a", "b"), {"x": 0}, error="x", cost={"money": 0.5})),
     events.Evaluated(3, EVALUATION),
     events.Batched("folder", (3, 4)),
@@ -61,8 +60,8 @@ def test_every_event_reads_back(tmp_path: Path) -> None:
     [
         Request("measure", SLUG, 1, evolve_kernels.kernel(), {"step": 2}, "cuda", 1e-5, 0.6, 2e-5),
         Request("baseline", SLUG, 0),
-        HostCheck("wrong", "why", "", 0.5, {"step": 1}, 0.2, 0.1, (Point(SLUG, ({"flops": 1},)),)),
-        Measurement("", "", {"step": 1}, 1e-5, 1.5, 1.4, 1.6, 0.1, 0.5, 1e-3, 20, True, True),
+        HostCheck("wrong", "why", "", 0.5, {"step": 1}, 0.2, 0.1, {"flops": 1}),
+        Measurement("", "", {"step": 1}, 1e-5, 1.5, 1.4, 1.6, 0.1, 0.5, 1e-3, 20, True),
         EVALUATION,
     ],
 )
@@ -115,6 +114,15 @@ def test_a_run_kept_from_before_opens(before: Path) -> None:
     assert archive.fitness()[0] == pytest.approx(2.0)
     assert [(e.accepted, e.correct, e.ratio) for e in archive.published] == [(True, True, 1.8)]
     assert archive.elapsed == 0.7
+
+
+def test_a_run_of_modelled_times_is_refused_in_one_line(before: Path) -> None:
+    path = before / "events.jsonl"
+    path.write_text(
+        path.read_text().replace('"launch": 3e-06', '"launch": 3e-06, "modelled": true')
+    )
+    with pytest.raises(UsageError, match=r"events.jsonl:2: .*modelled.* begin a new run$"):
+        Archive.open(before, write=False)
 
 
 def test_what_is_merged_belongs_to_the_run(before: Path, tmp_path: Path) -> None:

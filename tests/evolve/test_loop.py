@@ -57,12 +57,18 @@ def test_a_run_with_tune_needs_no_key_and_no_network(tmp_path: Path, folder: Pat
     code, result, text = run(*arguments, "--candidates", 3, "--out", out, "--no-publish")
     assert result["candidates"] == 3
     assert {"run", "candidates", "best", "ratio"} <= result.keys()
-    assert code == (0 if result["low"] > 1 else 1)
-    assert result["modelled"]
-    assert "(modelled)" in text
+    assert code == 0
+    assert (result["ratio"], result["low"], result["high"]) == (None, None, None)
+    assert result["best"][SLUG]["moved_bytes"] > result["best"][SLUG]["least_bytes"] > 0
+    assert "x the least bytes" in text
+    assert (
+        "nothing is published here (nothing is timed without a GPU)"
+        in run("--resume", out, "--kernels", folder)[2]
+    )
     assert not Registry(commands.user_root()).devices()
     kinds = [json.loads(line)["event"] for line in (out / "events.jsonl").read_text().splitlines()]
-    assert kinds[:2] == ["start", "baseline"]
+    assert kinds[:2] == ["start", "proposed"]
+    assert "baseline" not in kinds
     assert kinds.count("done") == 3
     assert kinds[-1] == "end"
     _, more, _ = run("--resume", out, "--candidates", 4, "--kernels", folder, "--no-publish")
@@ -75,10 +81,11 @@ def test_a_run_with_tune_needs_no_key_and_no_network(tmp_path: Path, folder: Pat
     code, report = commands.report(asked, Console(file=io.StringIO()))
     page = (tmp_path / "page" / "report.html").read_text()
     assert code == 0
-    assert "modelled from counters" in page
-    assert page.count("data:image/png;base64,") == 5
+    assert "nothing is timed, and nothing of this is published" in page
+    assert "speed-up" not in page
+    assert page.count("data:image/png;base64,") == 4
     assert "http" not in page.replace("http-equiv", "")  # nothing is fetched
-    assert len(report["files"]) == 6
+    assert len(report["files"]) == 5
     view = Console(width=120, record=True, file=io.StringIO())
     view.print(progress.picture(Archive.open(out, write=False), 12.0))
     assert "12.0 a minute" in view.export_text()
@@ -168,7 +175,7 @@ def test_two_machines_give_what_one_would(tmp_path: Path, folder: Path) -> None:
     _, merged, text = run("--resume", out, "--merge", events, *tail)
     assert "2 results merged" in text
     assert merged["candidates"] == 2
-    assert merged["best"][SLUG]["ratio"] > 0
+    assert merged["best"][SLUG]["moved_bytes"] > 0
     other = tmp_path / "other"
     run(*arguments, "--candidates", 1, "--out", other)
     with pytest.raises(UsageError, match="not of this run"):
@@ -221,6 +228,7 @@ def test_answers_in_the_mailbox_are_kernels_edits_and_failures(
         (("--resume", "/nowhere"), "holds no run"),
         (("--budget", "soon"), "is no duration"),
         (("--target", "2"), "SPEEDUP:SHARE"),
+        (("--target", "1.2:0.8"), "nothing is timed without a GPU"),
         (("--explore", "2"), "between 0 and 1"),
         (("--llm", "x,heavy"), "is no NAME"),
         (("--candidates", "-1"), "not negative"),

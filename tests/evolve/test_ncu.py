@@ -309,7 +309,7 @@ def test_one_kernel_is_profiled_from_the_shell(
 @pytest.fixture
 def archive(tmp_path: Path) -> Iterator[Archive]:
     made = Archive.create(
-        tmp_path / "run", Config("host", (evolve_kernels.DECODE,), (1.0,)), {"name": "chip"}
+        tmp_path / "run", Config("cuda", (evolve_kernels.DECODE,), (1.0,)), {"name": "chip"}
     )
     made.add(events.Baseline(SLUG, 4e-5, 1e-5, "memory"))
     yield made

@@ -51,7 +51,7 @@ def child(mark: str) -> Kernel:
 @pytest.fixture
 def archive(tmp_path: Path) -> Iterator[Archive]:
     made = Archive.create(
-        tmp_path / "run", Config("host", (evolve_kernels.DECODE,), (1.0,)), {"name": "chip"}
+        tmp_path / "run", Config("metal", (evolve_kernels.DECODE,), (1.0,)), {"name": "chip"}
     )
     made.add(events.Baseline(SLUG, 4e-5, 1e-5, "memory"))
     seed = evolve_kernels.kernel()
@@ -101,6 +101,28 @@ def test_everything_that_is_known_is_in_the_prompt(archive: Archive) -> None:
     assert text.count("FILE kernel.json") == 2
 
 
+def test_without_a_gpu_it_speaks_of_bytes_and_of_no_time(tmp_path: Path) -> None:
+    archive = Archive.create(tmp_path / "run", Config("host", (evolve_kernels.DECODE,), (1.0,)), {})
+    for number, (kernel, moved) in enumerate(
+        ((evolve_kernels.kernel(), 300), (child("-1e37f"), 200)), 1
+    ):
+        parent = evolve_kernels.kernel().id if number == 2 else ""
+        archive.registry.add(kernel)
+        candidate = Candidate(number, "llm", kernel.id, (SLUG,), {"step": 1}, parent, "another top")
+        archive.add(events.Proposed(candidate))
+        counters = {**COUNTERS, "moved_bytes": moved, "least_bytes": 100}
+        result = WorkloadResult({"step": 1}, counters=counters)
+        archive.add(events.Evaluated(number, Evaluation(results={SLUG: result})))
+    archive.close()
+    text = prompt.build(archive, archive.load(child("-1e37f").id)).text
+    assert "nothing is timed" in text
+    assert "best so far: 2.00x the least bytes" in text
+    assert f"{SLUG} | 1.00 | 200 bytes, 2.00x the least bytes (" in text
+    assert "Change #2: another top -> 1.500x fewer bytes" in text
+    assert f"{SLUG} 3.00x the least bytes" in text.split("## History")[1]
+    assert "microseconds" not in text
+
+
 def test_it_is_cut_at_the_context_alone_and_says_what_was(archive: Archive) -> None:
     parent = archive.load(child("-1e37f").id)
     whole = prompt.build(archive, parent)
@@ -120,7 +142,7 @@ def test_a_repair_comes_with_the_exact_finding(archive: Archive) -> None:
 
 def test_parents_are_elites_unless_exploring(archive: Archive) -> None:
     seeds = [evolve_kernels.kernel()]
-    archive.config = Config("host", (evolve_kernels.DECODE,), (1.0,), search=Search(explore=0.0))
+    archive.config = Config("metal", (evolve_kernels.DECODE,), (1.0,), search=Search(explore=0.0))
     best = child("-1e37f").id
     chosen = [choose_parent(archive, seeds, number)[0].id for number in range(0, 60, 3)]
     assert set(chosen) <= set(archive.elites(0))

@@ -79,14 +79,17 @@ def test_a_browser_cuts_no_table_of_workloads_and_breaks_no_row_twice(
     assert kernels[1] < 2.3
 
 
-def test_a_run_without_a_measurement_has_a_report(tmp_path: Path) -> None:
-    run = Archive.create(tmp_path / "run", Config("host", (evolve_kernels.DECODE,), (1.0,)), {})
+@pytest.mark.parametrize(("backend", "columns"), [("metal", 6), ("host", 3)])
+def test_a_run_without_a_measurement_has_a_report(
+    backend: str, columns: int, tmp_path: Path
+) -> None:
+    run = Archive.create(tmp_path / "run", Config(backend, (evolve_kernels.DECODE,), (1.0,)), {})
     run.close()
     files = report.write(Archive.open(tmp_path / "run", write=False), tmp_path / "page")
     page = files[0].read_text()
     (table, *_) = tables(page)
     assert [re.sub("<.*?>", "", cell) for cell in table[1]] == [
-        evolve_kernels.DECODE.slug, "1.00", "", "", "", "", "", "",
+        evolve_kernels.DECODE.slug, "1.00", *[""] * columns
     ]  # fmt: skip
     assert "No kernel of this run was made from another" in page
     assert all(path.is_file() for path in files)

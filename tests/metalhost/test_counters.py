@@ -1,15 +1,13 @@
-"""Counters and the roofline."""
+"""Counters."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import mlx.core as mx
-import pytest
 from probe import launch, messages, on_host
 
-from mlx_lm_openevolve.errors import UsageError
-from mlx_lm_openevolve.metalhost import Counters, Reads, chips, roofline
+from mlx_lm_openevolve.metalhost import Counters, Reads
 from mlx_lm_openevolve.metalhost.flops import count_blocks
 
 
@@ -113,26 +111,3 @@ def test_flops_are_read_off_the_ir() -> None:
     assert "call void @mh_block(i32 0, i32 3, i32 6)" in counted_ir
     assert "call void @mh_block(i32 1, i32 2, i32 0)" in counted_ir
     assert "trace_pc_guard" not in counted_ir
-
-
-def test_the_roofline_is_a_model() -> None:
-    c = Counters(compulsory_read_bytes=546_000_000, flops=10**9)
-    r = roofline(c, "apple-m4-max-40")
-    assert r.modelled_seconds == r.memory_seconds == pytest.approx(1e-3)
-    r = roofline(Counters(flops=10**12), "apple-m4-max-40")
-    assert r.modelled_seconds == r.compute_seconds
-    assert all("modelled" in key for key in r.to_dict() if key != "chip")
-    assert roofline(c, "apple-m5-max-40").compute_seconds is None
-    with pytest.raises(UsageError, match="apple-m1-8"):
-        roofline(c, "apple-m9")
-
-
-def test_every_figure_of_a_chip_has_its_source() -> None:
-    assert {c.name.split()[1] for c in chips().values()} == {"M1", "M2", "M3", "M4", "M5"}
-    for chip in chips().values():
-        assert chip.slug.endswith(f"-{chip.gpu_cores}")
-        needed = {"gpu_cores", "bandwidth_gb_s"}
-        needed |= {"fp32_gflops"} if chip.fp32 else set()
-        needed |= {"fp16_gflops"} if chip.fp16 else set()
-        assert set(chip.sources) == needed
-        assert all(len(s) > 20 for s in chip.sources.values())

@@ -73,7 +73,7 @@ class AttentionOp(Op[Bucket, Workload]):
         return QUESTIONS
 
     @property
-    def search(self) -> SearchSpace[Bucket, Workload]:
+    def search(self) -> SearchSpace[Bucket]:
         from .search import SEARCH
 
         return SEARCH

@@ -6,7 +6,7 @@ import math
 
 from ..base import SearchSpace
 from .suites import SUITES
-from .workload import Bucket, Workload
+from .workload import Bucket
 
 __all__ = ["SEARCH"]
 
@@ -22,7 +22,7 @@ fast::exp2 and scale * 1.44269504f.
 """
 
 
-class _AttentionSearch(SearchSpace[Bucket, Workload]):
+class _AttentionSearch(SearchSpace[Bucket]):
     suites = SUITES
     default_suite = "decode"
     task = (
@@ -37,25 +37,6 @@ class _AttentionSearch(SearchSpace[Bucket, Workload]):
         sizes = (w.batch, w.kv_heads, w.group, w.q_len, w.kv_len, w.head_dim)
         kinds = (w.dtype == "float32", w.mask in ("bool", "additive"), w.sinks)
         return [*(math.log2(size) / 4 for size in sizes), *map(float, kinds)]
-
-    def growth(self, workload: Workload) -> tuple[int, int]:
-        """Work grows with the query rows, and with the keys."""
-        return workload.rows, workload.kv_len
-
-    def stock_traffic(self, bucket: Bucket) -> tuple[int, float, float, int]:
-        """Each query head reads its keys and values (those it shares come from the cache), one
-        threadgroup for each query row, two launches from 4096 keys on; in prefill blocks of 32 rows
-        share a read. Over a quantised cache mlx-lm has three operations, product, softmax, product,
-        with the scores in memory between them."""
-        w = bucket
-        if w.kv_bits:
-            scores = 4 * w.rows * w.kv_len * w.element_bytes  # each written and read twice
-            moved = w.moved_bytes() + scores
-            return 3, moved, moved, w.rows * 128
-        again = w.group * w.q_len if w.q_len <= 8 else w.group * max(1, w.q_len // 32)
-        split = w.q_len <= 8 and w.kv_len >= 4096
-        threads = w.rows * (1024 if w.q_len <= 8 else 4) * (32 if split else 1)
-        return 2 if split else 1, w.stored_bytes() * again, w.moved_bytes(), threads
 
 
 SEARCH = _AttentionSearch()

@@ -72,7 +72,7 @@ class LinearOp(Op[Bucket, Workload]):
         return QUESTIONS
 
     @property
-    def search(self) -> SearchSpace[Bucket, Workload]:
+    def search(self) -> SearchSpace[Bucket]:
         from .search import SEARCH
 
         return SEARCH

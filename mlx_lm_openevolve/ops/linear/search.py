@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from ..base import SearchSpace
-from .workload import Bucket, Workload
+from .workload import Bucket
 
 __all__ = ["SEARCH"]
 
@@ -26,7 +26,7 @@ def _suite(*rows: int) -> tuple[Bucket, ...]:
     return tuple(Bucket(m, 1, n, k, "bfloat16") for m in rows for n, k in _LAYERS)
 
 
-class _ProductSearch(SearchSpace[Bucket, Workload]):
+class _ProductSearch(SearchSpace[Bucket]):
     suites = {"rows-1": _suite(1), "rows-4": _suite(4), "rows-16": _suite(16)}  # noqa: RUF012
     default_suite = "rows-4"
     task = (
@@ -40,18 +40,6 @@ class _ProductSearch(SearchSpace[Bucket, Workload]):
         sizes = (bucket.rows, bucket.n, bucket.k, bucket.bits)
         kinds = (bucket.dtype == "float32", bucket.variant == "mxfp4")
         return [*(math.log2(size) / 4 for size in sizes), *map(float, kinds)]
-
-    def growth(self, workload: Workload) -> tuple[int, int]:
-        """Work grows with the outputs, and with the numbers of one."""
-        return workload.n, workload.k
-
-    def stock_traffic(self, bucket: Bucket) -> tuple[int, float, float, int]:
-        """One launch: vector products read the weights for every row, a simdgroup four outputs;
-        from about 12 rows on tiles share them."""
-        w = bucket
-        again = w.rows if w.rows < 12 else 1
-        read = w.stored_bytes() * again + w.rows * w.k * w.element_bytes
-        return 1, float(read), float(w.moved_bytes()), w.n * 8 * again
 
 
 SEARCH = _ProductSearch()

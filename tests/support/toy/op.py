@@ -58,7 +58,7 @@ class Toy(Op[Bucket, Workload]):
         return QUESTIONS
 
     @property
-    def search(self) -> SearchSpace[Bucket, Workload]:
+    def search(self) -> SearchSpace[Bucket]:
         from .search import SEARCH
 
         return SEARCH
