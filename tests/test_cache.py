@@ -51,6 +51,7 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLX_LM_OPENEVOLVE_HOME", str(home))
+        build._built.cache_clear()
         assert probe(1) == [1.0] * 32
     return home
 

@@ -23,6 +23,7 @@ PACKAGE = ROOT / "mlx_lm_openevolve"
 # Folders and files at the top of the package, lowest first: each may import what stands below it.
 FLOORS = [
     ["_version", "errors", "device", "hub", "processes", "files", "intervals", "units"],
+    ["cache", "directives"],
     ["ops"],
     ["kernels", "metalhost"],
     ["backends", "importer"],
