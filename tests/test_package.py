@@ -22,8 +22,20 @@ PACKAGE = ROOT / "mlx_lm_openevolve"
 
 # Folders and files at the top of the package, lowest first: each may import what stands below it.
 FLOORS = [
-    ["_version", "errors", "device", "hub", "processes", "files", "intervals", "units"],
-    ["cache", "directives"],
+    # fmt: off
+    [
+        "_version",
+        "cache",
+        "device",
+        "directives",
+        "errors",
+        "files",
+        "hub",
+        "intervals",
+        "processes",
+        "units",
+    ],
+    # fmt: on
     ["ops"],
     ["kernels", "metalhost"],
     ["backends", "importer"],
