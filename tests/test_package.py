@@ -22,7 +22,6 @@ PACKAGE = ROOT / "mlx_lm_openevolve"
 
 # Folders and files at the top of the package, lowest first: each may import what stands below it.
 FLOORS = [
-    # fmt: off
     [
         "_version",
         "cache",
@@ -35,7 +34,6 @@ FLOORS = [
         "processes",
         "units",
     ],
-    # fmt: on
     ["ops"],
     ["kernels", "metalhost"],
     ["backends", "importer"],
