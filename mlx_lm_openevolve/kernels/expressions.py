@@ -96,10 +96,10 @@ class Expression:
 
     `Expression(text, names, where)` checks it against the names it may use; `where` (file and
     field) begins every error message. Calling it with the names' values gives its value. Raises
-    KernelError in both cases.
+    KernelError in both cases. `used`: the names that stand in it.
     """
 
-    __slots__ = ("_tree", "text", "where")
+    __slots__ = ("_tree", "text", "used", "where")
 
     def __init__(self, text: Any, names: frozenset[str], where: str) -> None:
         # JSON may hold the number or the boolean itself where the expression is a constant.
@@ -114,6 +114,7 @@ class Expression:
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             reason = error.msg if isinstance(error, SyntaxError) else str(error)
             raise KernelError(f"{where}: {text!r}: {reason}") from None
+        self.used = frozenset(n.id for n in ast.walk(self._tree) if isinstance(n, ast.Name))
 
     def __call__(self, values: Mapping[str, Value]) -> Value:
         try:

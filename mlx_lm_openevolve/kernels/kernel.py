@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import ops
+from ..device import FACTS, Device, detect
 from ..errors import KernelError, NewerFormatError
 from ..files import read_regular
 from ..ops import DTYPES, Workload
@@ -196,11 +197,14 @@ class Kernel:
             and self.applies.boolean(workload.fields())
         )
 
-    def default_params(self, workload: Workload) -> dict[str, int]:
-        """The params' defaults for a workload."""
-        fields = workload.fields()
+    def default_params(self, workload: Workload, device: Device | None = None) -> dict[str, int]:
+        """The params' defaults for a workload on a device (None: this process's). Raises
+        KernelError."""
+        values = workload.fields()
+        if any(param.default.used & FACTS for param in self.params):
+            values |= (device or detect()).facts()
         return self.check_params(
-            {param.name: param.default.integer(fields) for param in self.params}
+            {param.name: param.default.integer(values) for param in self.params}
         )
 
     def check_params(self, params: Mapping[str, Any]) -> dict[str, int]:
