@@ -1,0 +1,241 @@
+"""The search for tile heuristics: default expressions of a kernel's params, over measured points.
+
+    tables -> shapes -> seen | sealed;  seen -> search -> expressions;  sealed -> judged once
+
+Nothing is run: what an expression chooses at a shape was measured there, or counts as the slowest
+that was. The shape of the search, a small population whose members are changed and of which the
+worse give way, is that of genetic programming (Koza, 1992), with a price on length. The result is
+a kernel with other defaults, which the gate has to accept as it has any other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from mlx_lm_openevolve.errors import KernelError, UsageError
+from mlx_lm_openevolve.files import write_atomic
+from mlx_lm_openevolve.kernels.expressions import Expression
+from mlx_lm_openevolve.kernels.kernel import Kernel
+from mlx_lm_openevolve.kernels.lookup import named
+from mlx_lm_openevolve.kernels.registry import Registry
+
+from . import points
+from .grammar import MAX_NODES, Defaults, Grammar, nodes
+from .points import Setting, Shape
+
+__all__ = ["CANDIDATES", "Scored", "derived", "judge", "run", "search"]
+
+CANDIDATES = 10_000
+GOAL = 0.95  # of the best measured speed, at shapes that the search has not seen
+POPULATION = 48
+# A node more must win so much of the score, on the log scale: times differ by more from run to run.
+NODE_PRICE = 5e-4
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Default expressions with their score, the geometric mean of Shape.share over the shapes, and
+    what they are ranked by: its logarithm less the price of their length."""
+
+    defaults: Defaults
+    score: float
+    fitness: float
+
+
+def parsed(kernel: Kernel, defaults: Defaults, shape: Shape) -> list[Expression]:
+    """The expressions, checked. Raises KernelError."""
+    names = frozenset(shape.values)
+    return [
+        Expression(text, names, f"params.{param.name}.default")
+        for param, text in zip(kernel.params, defaults, strict=True)
+    ]
+
+
+def scored(kernel: Kernel, defaults: Defaults, shapes: Sequence[Shape]) -> Scored:
+    """Defaults with their score. 0, which never survives, where one is no expression or too long,
+    or chooses at some shape what the param has not or what did not run."""
+    try:
+        sizes = [nodes(text) for text in defaults]
+        expressions = parsed(kernel, defaults, shapes[0])
+    except (KernelError, RecursionError):
+        return Scored(defaults, 0.0, -math.inf)
+    score = points.score(points.share(kernel, expressions, shape) for shape in shapes)
+    if not score or max(sizes) > MAX_NODES:
+        return Scored(defaults, 0.0, -math.inf)
+    return Scored(defaults, score, math.log(score) - NODE_PRICE * sum(sizes))
+
+
+def search(
+    kernel: Kernel,
+    shapes: Sequence[Shape],
+    candidates: int,
+    seed: int,
+    answers: Sequence[Defaults] = (),
+) -> Scored:
+    """The fittest of so many default expressions at shapes that may be seen, from the kernel's own,
+    every constant setting and `answers` on. Equal for equal arguments."""
+    rng = random.Random(f"heuristic {seed}")
+    grammar = Grammar(kernel, shapes, rng)
+    constants = sorted({setting for shape in shapes for setting in shape.ran})
+    first = [own(kernel), *answers, *(tuple(map(str, setting)) for setting in constants)]
+    known = dict.fromkeys(first[:candidates])
+    members = [scored(kernel, defaults, shapes) for defaults in known]
+    best = max(members, key=_rank)
+    for _ in range(candidates - len(known)):
+        parent, other = (max(rng.choices(members, k=3), key=_rank) for _ in range(2))
+        defaults = grammar.move(parent.defaults, other.defaults)
+        if defaults in known:
+            continue
+        known[defaults] = None
+        child = scored(kernel, defaults, shapes)
+        if not child.score:
+            continue
+        best = max(best, child, key=_rank)
+        members.append(child)
+        if len(members) > POPULATION:
+            members.remove(min(rng.sample(members, 4), key=_rank))
+    return best
+
+
+def _rank(member: Scored) -> tuple[float, Defaults]:
+    return member.fitness, member.defaults
+
+
+def own(kernel: Kernel) -> Defaults:
+    """The default expressions that a kernel has."""
+    return tuple(param.default.text for param in kernel.params)
+
+
+def derived(kernel: Kernel, defaults: Defaults, origin: str) -> Kernel:
+    """The kernel with other defaults."""
+    params = {
+        param.name: {**kernel.meta["params"][param.name], "default": text}
+        for param, text in zip(kernel.params, defaults, strict=True)
+    }
+    return Kernel.from_parts({**kernel.meta, "origin": origin, "params": params}, kernel.sources)
+
+
+def judge(
+    kernel: Kernel, evolved: Defaults, seen: Sequence[Shape], sealed: Sequence[Shape]
+) -> dict[str, dict[str, float]]:
+    """Scores on the seen and on the sealed shapes, by row: the evolved defaults, the kernel's own
+    (handwritten), the one setting that is best at the seen shapes, and a setting drawn at random
+    from those that ran, in expectation."""
+
+    def of(defaults: Defaults) -> Callable[[Shape], float]:
+        expressions = parsed(kernel, defaults, seen[0])
+        return lambda shape: points.share(kernel, expressions, shape)
+
+    settings = sorted({setting for shape in seen for setting in shape.ran})
+    fixed = max(settings, key=lambda s: (points.score(shape.share(s) for shape in seen), s))
+    rows: dict[str, Callable[[Shape], float]] = {
+        "evolved": of(evolved),
+        "handwritten": of(own(kernel)),
+        "one setting": lambda shape: shape.share(fixed),
+        "random": lambda shape: statistics.geometric_mean(map(shape.share, shape.ran)),
+    }
+    return {
+        name: {"seen": points.score(map(row, seen)), "sealed": points.score(map(row, sealed))}
+        for name, row in rows.items()
+    }
+
+
+def run(options: argparse.Namespace, out: Console, folder: Path) -> tuple[int, dict[str, Any]]:
+    """`evolve --proposer heuristic`: search, judge once, keep the kernel in the run's registry and
+    the evidence in RUN/heuristic.json. The code is 0 where the evolved defaults reach GOAL at the
+    sealed shapes, else 1. Raises UsageError."""
+    kernel, which = _kernel(options)
+    seen, sealed = points.split(points.read(options.points, kernel, which))
+    candidates = options.candidates or CANDIDATES
+    out.print(f"run {folder}", markup=False)
+    shown = f"{len(seen)} shapes seen, {len(sealed)} sealed, {candidates} candidates"
+    out.print(f"{kernel.name} {kernel.id}: {shown}, seed {options.seed}", markup=False)
+    start = time.monotonic()
+    best = search(kernel, seen, candidates, options.seed)
+    seconds = time.monotonic() - start
+    scores = judge(kernel, best.defaults, seen, sealed)
+    devices = ", ".join(sorted({shape.device for shape in seen}))
+    origin = f"heuristic from {kernel.id}, seed {options.seed}, points of {devices}"
+    made = derived(kernel, best.defaults, origin)
+    Registry(folder).add(made)
+    evidence = {
+        "kernel": made.id,
+        "parent": kernel.id,
+        "points": [path.name for path in options.points],
+        "points_of": which,
+        "devices": devices,
+        "seed": options.seed,
+        "candidates": candidates,
+        "seconds": round(seconds, 1),
+        "handwritten": dict(zip(_names(kernel), own(kernel), strict=True)),
+        "evolved": dict(zip(_names(kernel), best.defaults, strict=True)),
+        "scores": scores,
+        "shapes": [
+            {**_shape_row(kernel, best.defaults, shape), "sealed": shape in sealed}
+            for shape in (*seen, *sealed)
+        ],
+    }
+    write_atomic(folder / "heuristic.json", (json.dumps(evidence, indent=1) + "\n").encode())
+    out.print("share of the best measured speed, geometric mean:        seen  sealed")
+    for name, row in scores.items():
+        out.print(f"  {name:<50} {row['seen']:7.4f} {row['sealed']:7.4f}", markup=False)
+    for name, text in zip(_names(kernel), best.defaults, strict=True):
+        out.print(f"  {name}: {text}", markup=False)
+    out.print(f"kernel {made.id} in {folder}; nothing runs on it before the gate accepts it")
+    return (0 if scores["evolved"]["sealed"] >= GOAL else 1), {"run": str(folder), **evidence}
+
+
+def _names(kernel: Kernel) -> list[str]:
+    return [param.name for param in kernel.params]
+
+
+def _shape_row(kernel: Kernel, evolved: Defaults, shape: Shape) -> dict[str, Any]:
+    def chosen(defaults: Defaults) -> dict[str, Any]:
+        setting = points.choice(kernel, parsed(kernel, defaults, shape), shape)
+        return _row(kernel, shape, setting)
+
+    best = _row(kernel, shape, shape.best())
+    return {
+        "workload": shape.workload,
+        "device": shape.device,
+        "settings": len(shape.ran),
+        "best": best,
+        "evolved": chosen(evolved),
+        "handwritten": chosen(own(kernel)),
+    }
+
+
+def _row(kernel: Kernel, shape: Shape, setting: Setting | None) -> dict[str, Any]:
+    """A setting with its time; null where it has none."""
+    if setting is None:
+        return {"params": None, "us": None}
+    us: Mapping[Setting, float] = shape.ran
+    return {"params": dict(zip(_names(kernel), setting, strict=True)), "us": us.get(setting)}
+
+
+def _kernel(options: argparse.Namespace) -> tuple[Kernel, str]:
+    """The kernel to search for, and what its points stand under: its id or name, or another id
+    where a folder is named whose kernel has since got other defaults. Raises UsageError."""
+    if not options.points:
+        raise UsageError("--proposer heuristic needs --points FILE, a table of measured points")
+    if len(options.kernels or ()) > 1:
+        raise UsageError("--proposer heuristic takes one kernel, --kernels FOLDER")
+    kernel = Kernel.load(options.kernels[0]) if options.kernels else None
+    known = points.kernels_of(options.points)
+    if kernel is not None and (its := [w for w in (kernel.id, kernel.name) if w in known]):
+        return kernel, its[0]
+    if len(known) != 1:
+        listed = f"points of {', '.join(known) or 'no kernel'}"
+        raise UsageError(f"--points: {listed}; name one kernel of them with --kernels FOLDER")
+    return kernel or named(known[0]), known[0]
