@@ -101,10 +101,10 @@ def copy_bandwidth() -> float:
     return 2 * source.numel() / statistics.median(samples) * 1e6
 
 
-def facts() -> dict[str, int]:
+def facts() -> dict[str, Any]:
     """What the defaults of a kernel's params see of this GPU, as on MLX."""
     memory = torch.cuda.get_device_properties(0).total_memory
-    return replace(detect("cuda"), memory=memory).facts()
+    return replace(detect("cuda"), name=torch.cuda.get_device_name(), memory=memory).facts()
 
 
 def pytorch(w: Workload, sets: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -25,7 +25,7 @@ from rich.console import Console
 
 from mlx_lm_openevolve.errors import KernelError, UsageError
 from mlx_lm_openevolve.files import write_atomic
-from mlx_lm_openevolve.kernels.expressions import Expression
+from mlx_lm_openevolve.kernels.expressions import MAX_DEFAULT, Expression
 from mlx_lm_openevolve.kernels.kernel import Kernel
 from mlx_lm_openevolve.kernels.lookup import named
 from mlx_lm_openevolve.kernels.registry import Registry
@@ -34,11 +34,11 @@ from . import points
 from .grammar import MAX_NODES, Defaults, Grammar, nodes
 from .points import Setting, Shape
 
-__all__ = ["CANDIDATES", "Scored", "derived", "judge", "run", "search"]
+__all__ = ["CANDIDATES", "Scored", "judge", "run", "search"]
 
 CANDIDATES = 10_000
 GOAL = 0.95  # of the best measured speed, at shapes that the search has not seen
-POPULATION = 48
+POPULATION = 200
 # A node more must win so much of the score, on the log scale: times differ by more from run to run.
 NODE_PRICE = 5e-4
 
@@ -57,7 +57,7 @@ def parsed(kernel: Kernel, defaults: Defaults, shape: Shape) -> list[Expression]
     """The expressions, checked. Raises KernelError."""
     names = frozenset(shape.values)
     return [
-        Expression(text, names, f"params.{param.name}.default")
+        Expression(text, names, f"params.{param.name}.default", MAX_DEFAULT)
         for param, text in zip(kernel.params, defaults, strict=True)
     ]
 
@@ -117,15 +117,6 @@ def own(kernel: Kernel) -> Defaults:
     return tuple(param.default.text for param in kernel.params)
 
 
-def derived(kernel: Kernel, defaults: Defaults, origin: str) -> Kernel:
-    """The kernel with other defaults."""
-    params = {
-        param.name: {**kernel.meta["params"][param.name], "default": text}
-        for param, text in zip(kernel.params, defaults, strict=True)
-    }
-    return Kernel.from_parts({**kernel.meta, "origin": origin, "params": params}, kernel.sources)
-
-
 def judge(
     kernel: Kernel, evolved: Defaults, seen: Sequence[Shape], sealed: Sequence[Shape]
 ) -> dict[str, dict[str, float]]:
@@ -167,7 +158,7 @@ def run(options: argparse.Namespace, out: Console, folder: Path) -> tuple[int, d
     scores = judge(kernel, best.defaults, seen, sealed)
     devices = ", ".join(sorted({shape.device for shape in seen}))
     origin = f"heuristic from {kernel.id}, seed {options.seed}, points of {devices}"
-    made = derived(kernel, best.defaults, origin)
+    made = kernel.with_defaults(dict(zip(_names(kernel), best.defaults, strict=True)), origin)
     Registry(folder).add(made)
     evidence = {
         "kernel": made.id,

@@ -92,7 +92,7 @@ def read(paths: Sequence[Path], kernel: Kernel, which: str) -> list[Shape]:
     more tables; `kernel` is it, or has the same params. A point that was measured again counts with
     its median. Raises UsageError."""
     found: dict[tuple[str, str], dict[Setting, list[float]]] = {}
-    facts: dict[str, Mapping[str, int]] = {}
+    facts: dict[str, Mapping[str, Value]] = {}
     for path, data in _contents(paths):
         device, chip = data["device"], data.get("facts", {})
         if facts.setdefault(device, chip) != chip:

@@ -29,7 +29,9 @@ __all__ = [
 
 BACKENDS = ("metal", "cuda", "host")
 # What the defaults of a kernel's params may see of the chip beside the workload: Device.facts.
-FACTS = frozenset({"device_cores", "device_memory", "device_cache", "device_shared_memory"})
+FACTS = frozenset(
+    {"device_name", "device_cores", "device_memory", "device_cache", "device_shared_memory"}
+)
 # Bytes of threadgroup memory that a launch may declare: Apple's limit on every chip, which the host
 # keeps to, and CUDA's for arrays of a size that is known when it compiles.
 _SHARED_MEMORY = {"metal": 32 << 10, "cuda": 48 << 10, "host": 32 << 10}
@@ -55,9 +57,10 @@ class Device:
     memory: int = 0
     cache: int = 0
 
-    def facts(self) -> dict[str, int]:
-        """The numbers that the defaults of a kernel's params may see, by the names in FACTS."""
+    def facts(self) -> dict[str, int | str | bool]:
+        """What the defaults of a kernel's params may see, by the names in FACTS."""
         return {
+            "device_name": self.name,
             "device_cores": self.cores,
             "device_memory": self.memory,
             "device_cache": self.cache,

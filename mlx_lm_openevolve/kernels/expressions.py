@@ -16,10 +16,11 @@ from typing import Any
 from ..errors import KernelError
 from ..ops.base import DTYPES, Value, next_pow2
 
-__all__ = ["Expression", "Value"]
+__all__ = ["MAX_DEFAULT", "MAX_LENGTH", "Expression", "Value"]
 
 _LIMIT = 1 << 62
-_MAX_LENGTH = 500
+# Characters of an expression, and of a param's default, which is evaluated once for a bucket.
+MAX_LENGTH, MAX_DEFAULT = 500, 4000
 
 _BINARY: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
@@ -101,11 +102,13 @@ class Expression:
 
     __slots__ = ("_tree", "text", "used", "where")
 
-    def __init__(self, text: Any, names: frozenset[str], where: str) -> None:
+    def __init__(
+        self, text: Any, names: frozenset[str], where: str, longest: int = MAX_LENGTH
+    ) -> None:
         # JSON may hold the number or the boolean itself where the expression is a constant.
         if isinstance(text, bool | int):
             text = str(text)
-        if not isinstance(text, str) or not text or len(text) > _MAX_LENGTH:
+        if not isinstance(text, str) or not text or len(text) > longest:
             raise KernelError(f"{where}: expected an expression, got {str(text)[:60]!r}")
         self.text, self.where = text, where
         try:

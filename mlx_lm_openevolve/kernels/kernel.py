@@ -169,6 +169,13 @@ class Kernel:
             sources=dict(sources),
         )
 
+    def with_defaults(self, defaults: Mapping[str, str], origin: str) -> Kernel:
+        """This kernel with other default expressions of some of its params. Raises KernelError."""
+        params = dict(self.meta["params"])
+        for name, text in defaults.items():
+            params[name] = {**params[name], "default": text}
+        return Kernel.from_parts({**self.meta, "origin": origin, "params": params}, self.sources)
+
     def save(self, folder: Path | str) -> None:
         """Write the kernel's files into `folder`, which is made."""
         folder = Path(folder)

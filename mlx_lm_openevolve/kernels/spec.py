@@ -14,7 +14,7 @@ from typing import Any
 
 from ..device import FACTS
 from ..errors import KernelError
-from .expressions import Expression
+from .expressions import MAX_DEFAULT, Expression
 
 __all__ = [
     "LAUNCH_KEYS",
@@ -139,7 +139,8 @@ def read_param(read: Fields, key: Any, raw: Any, names: frozenset[str]) -> Param
         or not all(type(v) is int and 0 <= v < 1 << 20 for v in values)
     ):
         raise KernelError(f"{read.where}: {field}.values: expected a list of integers")
-    default = Expression(raw.get("default"), names | FACTS, f"{read.where}: {field}.default")
+    where = f"{read.where}: {field}.default"
+    default = Expression(raw.get("default"), names | FACTS, where, MAX_DEFAULT)
     return Param(name, default, tuple(values))
 
 
