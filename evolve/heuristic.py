@@ -2,6 +2,11 @@
 
     tables -> shapes -> seen | sealed;  seen -> search -> expressions;  sealed -> judged once
 
+    RUN/prompt.md         what a person or a model can be asked: the seen shapes with their times
+    RUN/answers/*.md      what they answered, as propose.answers reads it: the search begins with it
+    RUN/heuristic.json    the evidence
+    RUN/v2/kernels/ID/    the kernel with the evolved defaults
+
 Nothing is run: what an expression chooses at a shape was measured there, or counts as the slowest
 that was. The shape of the search, a small population whose members are changed and of which the
 worse give way, is that of genetic programming (Koza, 1992), with a price on length. The result is
@@ -24,7 +29,7 @@ from typing import Any
 from rich.console import Console
 
 from mlx_lm_openevolve.errors import KernelError, UsageError
-from mlx_lm_openevolve.files import write_atomic
+from mlx_lm_openevolve.files import read_regular, write_atomic
 from mlx_lm_openevolve.kernels.expressions import MAX_DEFAULT, Expression
 from mlx_lm_openevolve.kernels.kernel import Kernel
 from mlx_lm_openevolve.kernels.lookup import named
@@ -33,6 +38,7 @@ from mlx_lm_openevolve.kernels.registry import Registry
 from . import points
 from .grammar import MAX_NODES, Defaults, Grammar, nodes
 from .points import Setting, Shape
+from .propose.answers import MAX_ANSWER, AnswerError, apply
 
 __all__ = ["CANDIDATES", "Scored", "judge", "run", "search"]
 
@@ -41,6 +47,27 @@ GOAL = 0.95  # of the best measured speed, at shapes that the search has not see
 POPULATION = 200
 # A node more must win so much of the score, on the log scale: times differ by more from run to run.
 NODE_PRICE = 5e-4
+QUESTION = """\
+Write default expressions for the params of the kernel {name}. At each shape below, and at others
+like them that you do not see, they should choose what was measured as the fastest setting; short
+expressions are better. An expression is Python over the integers and strings
+{fields}
+with + - * // %, comparisons, `in`, `and or not`, `a if c else b`, min, max, abs, ceil_div(a, b),
+next_pow2(a). Change nothing but the `default` fields of kernel.json. Answer with a line
+`NOTE: what you chose and why`, and edits of kernel.json:
+
+EDIT kernel.json
+<<<<<<< SEARCH
+lines as they stand, found once
+=======
+new lines
+>>>>>>> REPLACE
+
+## kernel.json
+```json
+{meta}
+```
+"""
 
 
 @dataclass(frozen=True)
@@ -142,6 +169,37 @@ def judge(
     }
 
 
+def question(kernel: Kernel, shapes: Sequence[Shape]) -> str:
+    """The prompt: the params, and what was measured at the shapes that may be seen."""
+    asked = QUESTION.format(
+        name=kernel.name,
+        fields=", ".join(sorted(shapes[0].values)),
+        meta=json.dumps(kernel.meta, indent=1),
+    )
+    lines = [asked]
+    for shape in shapes:
+        lines.append(f"\n## {shape.workload} on {shape.device}")
+        for us, setting in sorted((us, setting) for setting, us in shape.us.items()):
+            lines.append(f"{us:.2f} us  {dict(zip(_names(kernel), setting, strict=True))}")
+    return "\n".join(lines) + "\n"
+
+
+def answered(kernel: Kernel, folder: Path) -> list[tuple[str, Defaults | str]]:
+    """The answers in a folder by name, each as defaults, or why it is none."""
+    found: list[tuple[str, Defaults | str]] = []
+    for path in sorted(folder.glob("*.md")):
+        try:
+            text = read_regular(path, 4 * MAX_ANSWER).decode(errors="replace")
+            made = apply(text, kernel, kernel.origin)
+            same = dict(zip(_names(kernel), own(kernel), strict=True))
+            if _names(made) != _names(kernel) or made.with_defaults(same, kernel.origin) != kernel:
+                raise AnswerError("it changes more than defaults")
+            found.append((path.name, own(made)))
+        except (AnswerError, OSError) as error:
+            found.append((path.name, str(error)))
+    return found
+
+
 def run(options: argparse.Namespace, out: Console, folder: Path) -> tuple[int, dict[str, Any]]:
     """`evolve --proposer heuristic`: search, judge once, keep the kernel in the run's registry and
     the evidence in RUN/heuristic.json. The code is 0 where the evolved defaults reach GOAL at the
@@ -150,10 +208,18 @@ def run(options: argparse.Namespace, out: Console, folder: Path) -> tuple[int, d
     seen, sealed = points.split(points.read(options.points, kernel, which))
     candidates = options.candidates or CANDIDATES
     out.print(f"run {folder}", markup=False)
+    parsed(kernel, own(kernel), seen[0])  # the tables may lack facts that its own defaults need
     shown = f"{len(seen)} shapes seen, {len(sealed)} sealed, {candidates} candidates"
     out.print(f"{kernel.name} {kernel.id}: {shown}, seed {options.seed}", markup=False)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(folder / "prompt.md", question(kernel, seen).encode())
+    answers = answered(kernel, folder / "answers")
+    for name, answer in answers:
+        said = answer if isinstance(answer, str) else f"{scored(kernel, answer, seen).score:.4f}"
+        out.print(f"answers/{name}: {said}", markup=False)
+    given = [answer for _, answer in answers if not isinstance(answer, str)]
     start = time.monotonic()
-    best = search(kernel, seen, candidates, options.seed)
+    best = search(kernel, seen, candidates, options.seed, given)
     seconds = time.monotonic() - start
     scores = judge(kernel, best.defaults, seen, sealed)
     devices = ", ".join(sorted({shape.device for shape in seen}))
@@ -168,6 +234,7 @@ def run(options: argparse.Namespace, out: Console, folder: Path) -> tuple[int, d
         "devices": devices,
         "seed": options.seed,
         "candidates": candidates,
+        "answers": len(given),
         "seconds": round(seconds, 1),
         "handwritten": dict(zip(_names(kernel), own(kernel), strict=True)),
         "evolved": dict(zip(_names(kernel), best.defaults, strict=True)),
