@@ -95,7 +95,7 @@ def scored(kernel: Kernel, defaults: Defaults, shapes: Sequence[Shape]) -> Score
     try:
         sizes = [nodes(text) for text in defaults]
         expressions = parsed(kernel, defaults, shapes[0])
-    except (KernelError, RecursionError):
+    except (KernelError, SyntaxError, ValueError, RecursionError):
         return Scored(defaults, 0.0, -math.inf)
     score = points.score(points.share(kernel, expressions, shape) for shape in shapes)
     if not score or max(sizes) > MAX_NODES:
@@ -285,6 +285,9 @@ def _row(kernel: Kernel, shape: Shape, setting: Setting | None) -> dict[str, Any
 def _kernel(options: argparse.Namespace) -> tuple[Kernel, str]:
     """The kernel to search for, and what its points stand under: its id or name, or another id
     where a folder is named whose kernel has since got other defaults. Raises UsageError."""
+    for name in ("resume", "stage", "merge", "workloads", "model", "budget", "export", "llm"):
+        if getattr(options, name):
+            raise UsageError(f"--{name}: --proposer heuristic runs nothing and knows no such thing")
     if not options.points:
         raise UsageError("--proposer heuristic needs --points FILE, a table of measured points")
     if len(options.kernels or ()) > 1:
