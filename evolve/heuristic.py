@@ -28,6 +28,7 @@ from typing import Any
 
 from rich.console import Console
 
+from mlx_lm_openevolve.device import slugify
 from mlx_lm_openevolve.errors import KernelError, UsageError
 from mlx_lm_openevolve.files import read_regular, write_atomic
 from mlx_lm_openevolve.kernels.expressions import MAX_DEFAULT, Expression
@@ -36,8 +37,10 @@ from mlx_lm_openevolve.kernels.lookup import named
 from mlx_lm_openevolve.kernels.registry import Registry
 
 from . import points
+from .config import LanguageModel, LlmConfig
 from .grammar import MAX_NODES, Defaults, Grammar, nodes
 from .points import Setting, Shape
+from .propose import llm
 from .propose.answers import MAX_ANSWER, AnswerError, apply
 
 __all__ = ["CANDIDATES", "Scored", "judge", "run", "search"]
@@ -200,6 +203,22 @@ def answered(kernel: Kernel, folder: Path) -> list[tuple[str, Defaults | str]]:
     return found
 
 
+def ask(options: argparse.Namespace, text: str, folder: Path) -> None:
+    """Ask each model that --llm names once; its answer is a file in `folder`, beside what others
+    wrote. Raises UsageError where there is no endpoint or it fails."""
+    import openai
+
+    named_models = tuple(map(LanguageModel.parse, options.llm))
+    client, models = llm.connect(LlmConfig(named_models, timeout=options.timeout))
+    folder.mkdir(exist_ok=True)
+    for model in models:
+        try:
+            reply = llm.ask(client, model.name, text, options.answer)
+        except openai.OpenAIError as error:
+            raise UsageError(f"{model.name}: {' '.join(str(error).split())[:200]}") from None
+        write_atomic(folder / f"llm-{slugify(model.name)}.md", reply.text.encode())
+
+
 def run(options: argparse.Namespace, out: Console, folder: Path) -> tuple[int, dict[str, Any]]:
     """`evolve --proposer heuristic`: search, judge once, keep the kernel in the run's registry and
     the evidence in RUN/heuristic.json. The code is 0 where the evolved defaults reach GOAL at the
@@ -212,7 +231,10 @@ def run(options: argparse.Namespace, out: Console, folder: Path) -> tuple[int, d
     shown = f"{len(seen)} shapes seen, {len(sealed)} sealed, {candidates} candidates"
     out.print(f"{kernel.name} {kernel.id}: {shown}, seed {options.seed}", markup=False)
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(folder / "prompt.md", question(kernel, seen).encode())
+    text = question(kernel, seen)
+    write_atomic(folder / "prompt.md", text.encode())
+    if options.llm:
+        ask(options, text, folder / "answers")
     answers = answered(kernel, folder / "answers")
     for name, answer in answers:
         said = answer if isinstance(answer, str) else f"{scored(kernel, answer, seen).score:.4f}"
@@ -285,7 +307,7 @@ def _row(kernel: Kernel, shape: Shape, setting: Setting | None) -> dict[str, Any
 def _kernel(options: argparse.Namespace) -> tuple[Kernel, str]:
     """The kernel to search for, and what its points stand under: its id or name, or another id
     where a folder is named whose kernel has since got other defaults. Raises UsageError."""
-    for name in ("resume", "stage", "merge", "workloads", "model", "budget", "export", "llm"):
+    for name in ("resume", "stage", "merge", "workloads", "model", "budget", "export"):
         if getattr(options, name):
             raise UsageError(f"--{name}: --proposer heuristic runs nothing and knows no such thing")
     if not options.points:

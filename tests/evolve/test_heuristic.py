@@ -6,8 +6,10 @@ import io
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import openai
 import pytest
 from products import product_kernel, slug, table
 from rich.console import Console
@@ -23,6 +25,7 @@ from mlx_lm_openevolve.kernels.registry import Registry
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 KERNEL = product_kernel()
+EDIT = "NOTE: x\nEDIT kernel.json\n<<<<<<< SEARCH\n{}=======\n{}>>>>>>> REPLACE\n"
 GRID = [(rows, n, k) for rows in (1, 4, 16) for n in (1024, 4096, 14336) for k in (2048, 8192)]
 
 
@@ -154,10 +157,9 @@ def test_answers_begin_the_search_and_those_that_are_none_are_named(
 ) -> None:
     answers = tmp_path / "run" / "answers"
     answers.mkdir(parents=True)
-    edit = "NOTE: x\nEDIT kernel.json\n<<<<<<< SEARCH\n{}=======\n{}>>>>>>> REPLACE\n"
-    good = edit.format('   "default": "1",\n', '   "default": "2 if k > n else 1",\n')
+    good = EDIT.format('   "default": "1",\n', '   "default": "2 if k > n else 1",\n')
     (answers / "good.md").write_text(good)
-    (answers / "more.md").write_text(edit.format("    16\n", "    16,\n    32\n"))
+    (answers / "more.md").write_text(EDIT.format("    16\n", "    16,\n    32\n"))
     (answers / "empty.md").write_text("")
     arguments[-1] = "10"
     _, result, text = command(*arguments)
@@ -165,6 +167,39 @@ def test_answers_begin_the_search_and_those_that_are_none_are_named(
     assert "answers/more.md: it changes more than defaults" in text
     assert "answers/empty.md: the answer is empty" in text
     assert result["evolved"]["tiles"] == "2 if k > n else 1"
+
+
+class Endpoint:
+    """What says `text` to every question, or raises it; `asked` holds the questions."""
+
+    def __init__(self, text: str | Exception) -> None:
+        self.chat = self.completions = self
+        self.text, self.asked = text, list[str]()
+
+    def create(self, **asked: Any) -> Any:
+        self.asked.append(asked["messages"][-1]["content"])
+        if isinstance(self.text, Exception):
+            raise self.text
+        message = SimpleNamespace(content=self.text)
+        return SimpleNamespace(choices=[SimpleNamespace(message=message, finish_reason="stop")])
+
+
+def test_a_model_is_asked_once_about_what_may_be_seen(
+    tmp_path: Path, arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://localhost:1")
+    endpoint = Endpoint(EDIT.format('   "default": "1",\n', '   "default": "2 if k > n else 1",\n'))
+    monkeypatch.setattr(heuristic.llm, "connect", lambda settings: (endpoint, settings.models))
+    arguments[-1] = "10"
+    _, result, _ = command(*arguments, "--llm", "my/model")
+    assert endpoint.asked == [(tmp_path / "run" / "prompt.md").read_text()]
+    assert (tmp_path / "run" / "answers" / "llm-my-model.md").read_text() == endpoint.text
+    assert result["evolved"]["tiles"] == "2 if k > n else 1"
+    endpoint.text = ""
+    assert "llm-my-model.md: the answer is empty" in command(*arguments, "--llm", "my/model")[2]
+    endpoint.text = openai.OpenAIError("no such model")
+    with pytest.raises(UsageError, match="my/model: no such model"):
+        command(*arguments, "--llm", "my/model")
 
 
 def test_a_kernel_that_got_other_defaults_may_take_the_old_one_s_points(
