@@ -17,7 +17,9 @@ import contextlib
 import itertools
 import json
 import statistics
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch_launch import TOLERANCE, Call, carried, cubins_of, inputs, reference, shipped
 
 from mlx_lm_openevolve import ops
+from mlx_lm_openevolve.device import detect
 from mlx_lm_openevolve.errors import KernelError
 from mlx_lm_openevolve.kernels.kernel import Kernel
 from mlx_lm_openevolve.ops.attention.workload import Workload
@@ -96,6 +99,12 @@ def copy_bandwidth() -> float:
     target = torch.empty_like(source)
     samples = graph_microseconds([lambda: target.copy_(source)] * 4)
     return 2 * source.numel() / statistics.median(samples) * 1e6
+
+
+def facts() -> dict[str, Any]:
+    """What the defaults of a kernel's params see of this GPU, as on MLX."""
+    memory = torch.cuda.get_device_properties(0).total_memory
+    return replace(detect("cuda"), name=torch.cuda.get_device_name(), memory=memory).facts()
 
 
 def pytorch(w: Workload, sets: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -176,7 +185,9 @@ def main() -> None:
     bandwidth = copy_bandwidth()
     report: dict[str, Any] = {
         "device": torch.cuda.get_device_name(),
+        "date": time.strftime("%Y-%m-%d"),
         "torch": torch.__version__,
+        "facts": facts(),
         "copy_bytes_per_second": bandwidth,
         "points": [],
     }

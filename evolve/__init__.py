@@ -7,6 +7,7 @@ propose/    what to try next: params (numbers; surrogate), llm and mailbox (sour
 evaluator   runs candidates in workers (pool, worker): check on the host, measure on the GPU
 archive     what was tried and the fittest kernels: the replay of the journal's events
 publish     the winners before the gate, and into the registry
+heuristic   another search: default expressions (grammar) over points that were measured (points)
 
 A Candidate comes to an Evaluation (evaluation.py: what passes between evaluator and worker;
 events.py: what the journal keeps). commands and options are the command line's side. The core never

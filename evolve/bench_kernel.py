@@ -63,7 +63,7 @@ def bench_kernel(
 
 
 def _judge(kernel: Kernel, workload: Bucket, backend: str) -> Verdict:
-    params = kernel.default_params(workload)
+    params = kernel.default_params(workload, detect(backend))
     seconds = 3 * SECONDS if backend == "host" else SECONDS
     try:
         return judge_in_worker(kernel, params, workload, backend, seconds=seconds)
@@ -75,5 +75,6 @@ def _judge(kernel: Kernel, workload: Bucket, backend: str) -> Verdict:
 
 def _bytes(kernel: Kernel, workload: Bucket) -> dict[str, int]:
     """Bytes that the kernel moves in the search's host check, and the least (see check)."""
-    counters = check.check(kernel, kernel.default_params(workload), workload, 0).counters
+    params = kernel.default_params(workload, detect("host"))
+    counters = check.check(kernel, params, workload, 0).counters
     return {"moved": counters["moved_bytes"], "least": counters["least_bytes"]}

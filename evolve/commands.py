@@ -20,12 +20,12 @@ from mlx_lm_openevolve.kernels.lookup import registries
 from mlx_lm_openevolve.kernels.registry import Registry, user_root
 from mlx_lm_openevolve.units import seconds_of
 
-from . import events, loop, two_machines
+from . import events, heuristic, loop, two_machines
 from .archive import Archive
 from .config import Config
 from .evaluator import LocalEvaluator
 from .ncu import Profiler
-from .options import check_numbers, new_config, profiles
+from .options import HEURISTIC, check_numbers, new_config, profiles
 from .progress import ProgressDisplay
 from .propose import Proposer
 from .propose.llm import LlmProposer, connect
@@ -60,6 +60,11 @@ def report(options: argparse.Namespace, out: Console) -> tuple[int, dict[str, An
 
 def evolve(options: argparse.Namespace, out: Console) -> tuple[int, dict[str, Any]]:
     """Search, or one stage of a search on two machines."""
+    if options.proposer == HEURISTIC:
+        folder = options.out or _new_name(runs_root(), HEURISTIC)
+        return heuristic.run(options, out, folder)
+    if options.points:
+        raise UsageError("--points is for --proposer heuristic, which runs nothing")
     if options.stage == "measure":
         if options.batch is None:
             raise UsageError("--stage measure needs the BATCH that --stage check wrote")

@@ -243,7 +243,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             given = {name: int(value) for name, value in (p.split("=") for p in options.params)}
         except ValueError:
             raise UsageError(f"{' '.join(options.params)}: expected NAME=VALUE ...") from None
-        params = kernel.check_params({**kernel.default_params(workload), **given})
+        defaults = kernel.default_params(workload, detect(options.backend))
+        params = kernel.check_params({**defaults, **given})
         if options.launch:
             _launch(kernel, params, workload, options.backend, options.seed)
             return

@@ -19,6 +19,7 @@ from . import suites
 from .config import PROPOSERS, Budget, Config, LanguageModel, LlmConfig, Search, Work
 
 __all__ = [
+    "HEURISTIC",
     "add_evolve_arguments",
     "add_report_arguments",
     "check_numbers",
@@ -27,6 +28,7 @@ __all__ = [
 ]
 
 _DEFAULT_BUDGET = "10m"
+HEURISTIC = "heuristic"  # a search of its own over measured points, without a run of candidates
 
 
 def add_evolve_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +42,9 @@ def add_evolve_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--workloads", nargs="+", metavar="SUITE|SLUG", help=f"default decode; {known}")
     add("--model", metavar="PATH_OR_ID", help="search for what a generation of this model calls")
-    add("--proposer", choices=PROPOSERS, help="default params, which needs nothing")
+    add("--proposer", choices=(*PROPOSERS, HEURISTIC), help="default params, which needs nothing")
+    points = "heuristic: tables of measured points"
+    add("--points", nargs="+", type=Path, metavar="FILE", help=points)
     add("--budget", metavar="10m", help=f"time; default {_DEFAULT_BUDGET} where nothing is set")
     add("--candidates", type=int, metavar="N", help="how many may be tried")
     add("--tokens", type=int, metavar="N", help="tokens that llm may spend")

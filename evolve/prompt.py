@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlx_lm_openevolve import ops
+from mlx_lm_openevolve.device import FACTS
 from mlx_lm_openevolve.kernels.kernel import Kernel
 
 from . import features
@@ -43,8 +44,9 @@ also runs on NVIDIA through a header: no Metal-only intrinsics beyond simd_*.
 
 kernel.json: grid counts threads; grid, threadgroup, shapes, `when` and template values are integer
 expressions over {fields} and the params; a length among them is the bucket's upper end, so never
-template it. Params are integers with a default (an expression) and a list of values: they are tuned
-for you afterwards, so put every number that might matter into one.
+template it. Params are integers with a default (an expression over these fields
+and {facts}, and no params) and a list of values:
+they are tuned for you afterwards, so put every number that might matter into one.
 
 Answer with a line `NOTE: what you changed and why it should be faster`, and then either edits
 
@@ -112,8 +114,8 @@ def _sections(
 ) -> Iterator[tuple[str, str]]:
     op = ops.get(parent.op)
     fields = ", ".join(sorted(op.fields))
-    arrays = op.search.rules
-    yield "rules", op.search.task + "\n\n" + RULES.format(arrays=arrays, fields=fields)
+    rules = RULES.format(arrays=op.search.rules, fields=fields, facts=", ".join(sorted(FACTS)))
+    yield "rules", f"{op.search.task}\n\n{rules}"
     if failed is not None:
         yield "the failure", _failure(archive, failed)
     yield "bfloat16", BFLOAT

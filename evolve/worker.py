@@ -39,6 +39,7 @@ def answer(data: dict[str, Any]) -> dict[str, Any]:
 
 def _perform(data: dict[str, Any]) -> dict[str, Any]:
     from mlx_lm_openevolve import ops
+    from mlx_lm_openevolve.device import detect
 
     from . import check, measure
     from .evaluation import Request
@@ -51,7 +52,9 @@ def _perform(data: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"unknown request {request.op!r}")
     kernel = request.kernel
     assert kernel is not None
-    params = dict(request.params or {}) or kernel.default_params(workload)
+    params = dict(request.params or {})
+    if not params:
+        params = kernel.default_params(workload, detect(request.backend or None))
     if request.op == "check":
         return check.check(kernel, params, workload, request.seed).to_json()
     return measure.measure(kernel, params, request).to_json()

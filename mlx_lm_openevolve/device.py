@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import os
 import platform
@@ -16,6 +17,7 @@ import mlx.core as mx
 
 __all__ = [
     "BACKENDS",
+    "FACTS",
     "Device",
     "detect",
     "fingerprint",
@@ -26,6 +28,14 @@ __all__ = [
 ]
 
 BACKENDS = ("metal", "cuda", "host")
+# What the defaults of a kernel's params may see of the chip beside the workload: Device.facts.
+FACTS = frozenset(
+    {"device_name", "device_cores", "device_memory", "device_cache", "device_shared_memory"}
+)
+# Bytes of threadgroup memory that a launch may declare: Apple's limit on every chip, which the host
+# keeps to, and CUDA's for arrays of a size that is known when it compiles.
+_SHARED_MEMORY = {"metal": 32 << 10, "cuda": 48 << 10, "host": 32 << 10}
+_MULTIPROCESSORS = 16  # CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT of NVIDIA's driver
 
 
 @dataclass(frozen=True)
@@ -34,8 +44,9 @@ class Device:
 
     slug: name of its folder in a registry, such as apple-m3-max-40 or nvidia-h100-80gb-hbm3.
     name: as the driver spells it.  architecture: applegpu_g15s, sm_90, x86_64.
-    cores: GPU cores or multiprocessors; 0 where unknown.
-    memory: bytes of device memory; 0 where unknown.  cache: bytes of its last-level cache.
+    cores: GPU cores or multiprocessors, on the host those of the CPU; 0 where unknown.
+    memory: bytes of device memory; 0 where unknown.  cache: bytes that its last-level cache has at
+    most; 0 on the host.
     """
 
     backend: str
@@ -45,6 +56,16 @@ class Device:
     cores: int = 0
     memory: int = 0
     cache: int = 0
+
+    def facts(self) -> dict[str, int | str | bool]:
+        """What the defaults of a kernel's params may see, by the names in FACTS."""
+        return {
+            "device_name": self.name,
+            "device_cores": self.cores,
+            "device_memory": self.memory,
+            "device_cache": self.cache,
+            "device_shared_memory": _SHARED_MEMORY[self.backend],
+        }
 
 
 def slugify(text: str) -> str:
@@ -139,6 +160,22 @@ def _apple() -> Device:
     )
 
 
+def _multiprocessors() -> int:
+    """Those of the GPU that MLX uses, the first one visible, as NVIDIA's driver counts them; 0
+    where there is none. MLX does not say, and it has loaded the driver before."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+        chip, count = ctypes.c_int(), ctypes.c_int()
+        failed = (
+            driver.cuInit(0)
+            or driver.cuDeviceGet(ctypes.byref(chip), 0)
+            or driver.cuDeviceGetAttribute(ctypes.byref(count), _MULTIPROCESSORS, chip)
+        )
+    except (OSError, AttributeError):
+        return 0
+    return 0 if failed else count.value
+
+
 def _nvidia() -> Device:
     info = _info(mx.gpu)
     name = _text(info, "device_name") or "NVIDIA GPU"
@@ -147,6 +184,7 @@ def _nvidia() -> Device:
         slug=slugify(name),
         name=name,
         architecture=_text(info, "architecture"),
+        cores=_multiprocessors(),
         memory=_bytes(info, "total_memory"),
         cache=128 << 20,  # more than the L2 of any NVIDIA chip up to Blackwell (126 MB)
     )

@@ -12,7 +12,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from mlx_lm_openevolve import device
+from mlx_lm_openevolve import device, ops
 
 IOREG = '  "gpu-core-count" = 40\n  "model" = "Apple M3 Max"'
 
@@ -60,6 +60,43 @@ def test_an_h100_is_named_by_its_driver(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(mx, "device_info", lambda _: info)
     found = device.detect("cuda")
     assert (found.slug, found.architecture) == ("nvidia-h100-80gb-hbm3", "sm_90")
+
+
+class Driver:
+    """NVIDIA's driver, which answers each of three calls with a code, and then with 132."""
+
+    def __init__(self, *codes: int) -> None:
+        self.codes = dict(
+            zip(("cuInit", "cuDeviceGet", "cuDeviceGetAttribute"), codes, strict=True)
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        def call(*args: Any) -> int:
+            if name == "cuDeviceGetAttribute" and args[1] == 16:
+                args[0]._obj.value = 132
+            return self.codes[name]
+
+        return call
+
+
+@pytest.mark.parametrize(
+    ("codes", "cores"), [((0, 0, 0), 132), ((100, 0, 0), 0), ((0, 101, 0), 0), ((0, 0, 1), 0)]
+)
+def test_multiprocessors_are_the_driver_s_and_0_where_it_refuses(
+    codes: tuple[int, int, int], cores: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device.ctypes, "CDLL", lambda name: Driver(*codes))
+    assert device.detect("cuda").cores == cores
+
+
+def test_the_facts_of_every_backend_have_the_names_that_defaults_may_use() -> None:
+    for backend in device.BACKENDS:
+        facts = device.Device(backend, "x", "x", "x", 40, 64 << 30, 96 << 20).facts()
+        assert facts.keys() == device.FACTS
+        assert facts["device_cores"] == 40
+        assert facts["device_memory"] == 64 << 30
+        assert 32 << 10 <= facts["device_shared_memory"] <= facts["device_cache"] == 96 << 20
+    assert not any(device.FACTS & ops.get(name).fields for name in ops.FAMILIES)
 
 
 def test_an_odd_environment_gives_unknown_facts_and_no_error(

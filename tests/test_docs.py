@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import documentation
+import products
 import pytest
 import yaml
 from documentation import PAGES, ROOT, Block, blocks, differs
@@ -22,6 +23,7 @@ from samples import shipped_in_metal, store_correct
 from mlx_lm_openevolve import ops
 from mlx_lm_openevolve.cli import run
 from mlx_lm_openevolve.cli.main import main, parser
+from mlx_lm_openevolve.device import FACTS
 from mlx_lm_openevolve.kernels import expressions, kernel, spec
 from mlx_lm_openevolve.kernels.kernel import Kernel
 from mlx_lm_openevolve.ops import base
@@ -282,7 +284,7 @@ def test_the_format_names_every_input_field_and_function() -> None:
         assert f"`{variant}`" in text, variant
         for name in attention.inputs(variant):
             assert f"`{name}`" in text, name
-    for name in attention.fields | spec.LAUNCH_KEYS | kernel._KEYS:
+    for name in attention.fields | spec.LAUNCH_KEYS | kernel._KEYS | FACTS:
         assert f"`{name}`" in text, name
     assert f"| `format` | {kernel.FORMAT} |" in text
     for name in expressions._FUNCTIONS:
@@ -338,6 +340,18 @@ def test_json_of_evolve_and_report(capsys: pytest.CaptureFixture[str], tmp_path:
     got = said(capsys, "report", out)
     assert got.pop("files")
     assert differs("evolve", got) == ""
+
+
+def test_json_of_a_search_for_heuristics(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    products.product_kernel().save(tmp_path / "kernel")
+    shapes = [(rows, 4096, 4096) for rows in (1, 2, 4)]
+    table = products.table(tmp_path / "table.json", shapes, lambda *numbers: float(sum(numbers)))
+    words = ["--points", str(table), "--kernels", str(tmp_path / "kernel"), "--candidates", "20"]
+    words += ["--out", str(tmp_path / "run")]
+    got = said(capsys, "evolve", "--proposer", "heuristic", *words)
+    assert differs("evolve heuristic", got) == ""
 
 
 def test_json_of_an_error(capsys: pytest.CaptureFixture[str]) -> None:

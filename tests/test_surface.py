@@ -77,14 +77,22 @@ def shape(value: Any) -> Any:
 
 def outputs(folder: Path, model: Path, say: pytest.CaptureFixture[str]) -> dict[str, Any]:
     """Exit code and JSON of each command that runs on any machine, with what it is asked."""
+    import products  # of tests/support, which a process of `info` does not see
+
     (folder / "program.py").write_text(PROGRAM)
     run = str(folder / "run")
     host = ["--backend", "host"]
     evolve = ["--workloads", WORKLOAD, "--candidates", "1", "--jobs", "1", "--seed", "3"]
+    products.product_kernel().save(folder / "product")
+    table = products.table(
+        folder / "points.json", [(m, 4096, 64 * m) for m in range(1, 7)], lambda *x: sum(x)
+    )
+    points = ["--points", str(table), "--kernels", str(folder / "product"), "--candidates", "50"]
     bench = ["--any-correct", "-p", "8", "-g", "4", "-n", "1"]
     asked = {
         "check": ["check", "gqa_decode", "--workload", WORKLOAD, *host],
         "evolve": ["evolve", *host, *evolve, "--out", run],
+        "evolve heuristic": ["evolve", "--proposer", "heuristic", *points, "--out", f"{run}-tiles"],
         "report": ["report", run],
         "bench": ["bench", "--model", str(model), *host, *bench],
         "bench --kernel": ["bench", "--kernel", "gqa_decode", "--suite", WORKLOAD, *host],

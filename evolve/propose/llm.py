@@ -25,7 +25,7 @@ from ..config import LanguageModel, LlmConfig
 from .answers import AnswerError, apply, note_of
 from .structural import ProfileParent, Structural, no_profile
 
-__all__ = ["LlmProposer", "connect"]
+__all__ = ["LlmProposer", "Reply", "ask", "connect"]
 
 _FIRST_WAIT, _LONGEST_WAIT = 1.0, 60.0
 _REACH = 5.0  # seconds for an endpoint to list its models
@@ -118,14 +118,7 @@ class LlmProposer(Structural):
                 self._sleep(wait)
                 wait = min(2 * wait, _LONGEST_WAIT)
             try:
-                answer = self._client.chat.completions.create(
-                    model=model.name,
-                    messages=[
-                        {"role": "system", "content": _SYSTEM},
-                        {"role": "user", "content": text},
-                    ],
-                    max_tokens=settings.answer,
-                )
+                return ask(self._client, model.name, text, settings.answer)
             except openai.APITimeoutError:
                 error = f"no answer within {settings.timeout:g} s"
             except openai.APIConnectionError as problem:
@@ -137,9 +130,17 @@ class LlmProposer(Structural):
                 wait = max(wait, _retry_after(problem))
             except openai.OpenAIError as problem:
                 error = str(problem)[:200]
-            else:
-                return _read(answer, text)
         return Reply(cause="endpoint", error=error)
+
+
+def ask(client: Any, model: str, text: str, answer: int) -> Reply:
+    """What a model says to `text`, in at most `answer` tokens. Raises what the client raises."""
+    said = client.chat.completions.create(
+        model=model,
+        messages=[{"role": "system", "content": _SYSTEM}, {"role": "user", "content": text}],
+        max_tokens=answer,
+    )
+    return _read(said, text)
 
 
 def connect(settings: LlmConfig) -> tuple[Any, tuple[LanguageModel, ...]]:

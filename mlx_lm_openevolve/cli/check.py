@@ -44,7 +44,7 @@ def check(options: argparse.Namespace, out: Console) -> Result:
     if backend == "host":
         workloads = list(dict.fromkeys(carried_on_host(kernel, w) for w in workloads))
     for workload in workloads:
-        params = kernel.default_params(workload)
+        params = kernel.default_params(workload, detect(backend))
         profile = _on_host(kernel, params, workload, seed, out)
         profiles.append(profile)
         try:

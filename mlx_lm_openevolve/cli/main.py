@@ -157,6 +157,10 @@ def parser() -> argparse.ArgumentParser:
     program = add("import", _import, "Turn an OpenEvolve program into a kernel folder.")
     program.add_argument("program", metavar="PROGRAM.py", type=Path)
     program.add_argument("--out", metavar="FOLDER", type=Path, required=True)
+    text = "whose defaults the program's choose_tile_size gives"
+    program.add_argument("--kernel", metavar="FOLDER|KERNEL", help=text)
+    text = "with --kernel: params that a returned tuple is for, in its order"
+    program.add_argument("--params", metavar="NAME", nargs="+", default=[], help=text)
 
     run.add_arguments(
         add("run", run.run, "Run a command of mlx-lm, or a script, with the patch on.")
@@ -220,7 +224,13 @@ def _tune(options: argparse.Namespace, out: Console) -> Result:
 def _import(options: argparse.Namespace, out: Console) -> Result:
     from .. import importer
 
-    kernel = importer.import_program(options.program, options.out)
+    if options.kernel:
+        from ..kernels.lookup import named
+
+        whose = named(options.kernel)
+        kernel = importer.import_heuristic(options.program, whose, options.out, options.params)
+    else:
+        kernel = importer.import_program(options.program, options.out)
     out.print(f"wrote {options.out} (kernel {kernel.id}); judge it: ", end="")
     out.print(f"mlx-lm-openevolve check {options.out}")
     return 0, {"kernel": kernel.id, "folder": str(options.out)}

@@ -1,4 +1,5 @@
-"""Importer: an OpenEvolve program with mx.fast.metal_kernel becomes a kernel folder.
+"""Importer: an OpenEvolve program with mx.fast.metal_kernel becomes a kernel folder, and one with a
+tile heuristic the defaults of a kernel's params (see heuristics).
 
 The program is read with `ast` and never run. Its attention function is followed symbolically, once
 for each kind of mask: shapes become workload fields, numbers become launch expressions, arrays
@@ -9,17 +10,19 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .. import ops
 from ..errors import KernelError
 from ..kernels.kernel import FORMAT, Kernel
+from . import heuristics
 from .launches import Launched
 from .reader import MASK_KINDS, EvolvedProgram, read, scan
 from .values import Array, Number, Scalar, Unreadable, why
 
-__all__ = ["import_program", "read_program"]
+__all__ = ["import_heuristic", "import_program", "read_heuristic", "read_program"]
 
 _MAX_BYTES = 1 << 20
 
@@ -27,29 +30,66 @@ _MAX_BYTES = 1 << 20
 def import_program(program: Path | str, out: Path | str) -> Kernel:
     """Write the kernel that a program launches into the folder `out`. Raises KernelError with the
     line and the construct that cannot be read."""
-    kernel = read_program(program)
-    out = Path(out)
+    return _save(read_program(program), Path(out))
+
+
+def import_heuristic(
+    program: Path | str, kernel: Kernel, out: Path | str, params: Sequence[str] = ()
+) -> Kernel:
+    """Write `kernel` with the defaults that `read_heuristic` finds into the folder `out`. Raises
+    KernelError."""
+    return _save(read_heuristic(program, kernel, params), Path(out))
+
+
+def _save(kernel: Kernel, out: Path) -> Kernel:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise KernelError(f"{out}: exists and is not an empty folder")
     kernel.save(out)
     return kernel
 
 
+def read_heuristic(program: Path | str, kernel: Kernel, params: Sequence[str] = ()) -> Kernel:
+    """`kernel`, a product's, with what choose_tile_size(M, N, K, device_info) of a program returns
+    as defaults of its params: those that a dict names, or a tuple in the order of `params`. M are
+    the rows, K the numbers of each, N those of a row of the result. Raises KernelError with the
+    line of what no default can say, or with a usual workload at which it is no value of a param."""
+    path = Path(program)
+    tree = _tree(path)
+    function = heuristics.find(tree)
+    if function is None:
+        raise KernelError(f"{path}: no function {heuristics.FUNCTION} in it")
+    if kernel.op != "linear":
+        raise KernelError(f"kernel {kernel.id} is of {kernel.op}: M, N and K are a product's")
+    try:
+        found = heuristics.choices(tree, function)
+    except Unreadable as error:
+        raise KernelError(f"{path}:{error.line}: {error}") from None
+    except RecursionError:
+        raise KernelError(f"{path}: nested too deeply") from None
+    keys = [key for key, _ in found if key] or list(params)
+    known = [param.name for param in kernel.params]
+    if len(keys) != len(found) or not set(keys) <= set(known) or len(set(keys)) != len(keys):
+        asked = ", ".join(keys) or "no params"
+        raise KernelError(
+            f"{path}:{function.lineno}: {len(found)} values for {asked}; name as many of "
+            f"{', '.join(known)}"
+        )
+    defaults = dict(zip(keys, (text for _, text in found), strict=True))
+    made = kernel.with_defaults(defaults, f"{kernel.origin}; defaults imported from {path.name}")
+    usual = ops.get(kernel.op).search.suites.values()
+    for workload in (workload for suite in usual for workload in suite):
+        if made.applies_to(workload):
+            try:
+                made.default_params(workload)
+            except KernelError as error:
+                raise KernelError(f"{path}: at {workload.slug}: {error}") from None
+    return made
+
+
 def read_program(program: Path | str) -> Kernel:
     """The kernel that a program launches. Raises KernelError."""
     path = Path(program)
-    try:
-        with path.open("rb") as file:
-            text = file.read(_MAX_BYTES + 1)
-        if len(text) > _MAX_BYTES:
-            raise KernelError(f"{path}: longer than {_MAX_BYTES} bytes")
-        tree = ast.parse(text)
-    except OSError as error:
-        raise KernelError(f"{path}: {error.strerror or error}") from None
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        line = getattr(error, "lineno", None)
-        where = f"{path}:{line}" if line else str(path)
-        raise KernelError(f"{where}: not Python: {getattr(error, 'msg', error)}") from None
+    tree = _tree(path)
     found: dict[str, tuple[dict[str, Any], dict[str, str]]] = {}
     problems: list[str] = []
     for kind in MASK_KINDS:
@@ -60,7 +100,8 @@ def read_program(program: Path | str) -> Kernel:
         except RecursionError:
             problems.append(f"{path}: nested too deeply")
     if not found:
-        raise KernelError(problems[0])
+        hint = "; it has a tile heuristic: name its kernel with --kernel"
+        raise KernelError(problems[0] + (hint if heuristics.find(tree) else ""))
     # Kinds of masks that make the same kernel; of several kernels the one of most kinds.
     alike = [[kind for kind in found if found[kind] == parts] for parts in found.values()]
     kinds = max(alike, key=len)
@@ -68,6 +109,22 @@ def read_program(program: Path | str) -> Kernel:
     one = f"mask == '{kinds[0]}'" if len(kinds) == 1 else f"mask in {tuple(kinds)!r}"
     meta["applies"] = f"{one} and {meta['applies']}"
     return Kernel.from_parts(meta, sources, str(path))
+
+
+def _tree(path: Path) -> ast.Module:
+    """A program's syntax. Raises KernelError."""
+    try:
+        with path.open("rb") as file:
+            text = file.read(_MAX_BYTES + 1)
+        if len(text) > _MAX_BYTES:
+            raise KernelError(f"{path}: longer than {_MAX_BYTES} bytes")
+        return ast.parse(text)
+    except OSError as error:
+        raise KernelError(f"{path}: {error.strerror or error}") from None
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        line = getattr(error, "lineno", None)
+        where = f"{path}:{line}" if line else str(path)
+        raise KernelError(f"{where}: not Python: {getattr(error, 'msg', error)}") from None
 
 
 def _parts(program: EvolvedProgram, kind: str, name: str) -> tuple[dict[str, Any], dict[str, str]]:

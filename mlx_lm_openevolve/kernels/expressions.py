@@ -16,10 +16,11 @@ from typing import Any
 from ..errors import KernelError
 from ..ops.base import DTYPES, Value, next_pow2
 
-__all__ = ["Expression", "Value"]
+__all__ = ["MAX_DEFAULT", "MAX_LENGTH", "Expression", "Value"]
 
 _LIMIT = 1 << 62
-_MAX_LENGTH = 500
+# Characters of an expression, and of a param's default, which is evaluated once for a bucket.
+MAX_LENGTH, MAX_DEFAULT = 500, 4000
 
 _BINARY: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
@@ -96,16 +97,18 @@ class Expression:
 
     `Expression(text, names, where)` checks it against the names it may use; `where` (file and
     field) begins every error message. Calling it with the names' values gives its value. Raises
-    KernelError in both cases.
+    KernelError in both cases. `used`: the names that stand in it.
     """
 
-    __slots__ = ("_tree", "text", "where")
+    __slots__ = ("_tree", "text", "used", "where")
 
-    def __init__(self, text: Any, names: frozenset[str], where: str) -> None:
+    def __init__(
+        self, text: Any, names: frozenset[str], where: str, longest: int = MAX_LENGTH
+    ) -> None:
         # JSON may hold the number or the boolean itself where the expression is a constant.
         if isinstance(text, bool | int):
             text = str(text)
-        if not isinstance(text, str) or not text or len(text) > _MAX_LENGTH:
+        if not isinstance(text, str) or not text or len(text) > longest:
             raise KernelError(f"{where}: expected an expression, got {str(text)[:60]!r}")
         self.text, self.where = text, where
         try:
@@ -114,6 +117,7 @@ class Expression:
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             reason = error.msg if isinstance(error, SyntaxError) else str(error)
             raise KernelError(f"{where}: {text!r}: {reason}") from None
+        self.used = frozenset(n.id for n in ast.walk(self._tree) if isinstance(n, ast.Name))
 
     def __call__(self, values: Mapping[str, Value]) -> Value:
         try:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import ops
+from ..device import FACTS, Device, detect
 from ..errors import KernelError, NewerFormatError
 from ..files import read_regular
 from ..ops import DTYPES, Workload
@@ -168,6 +169,13 @@ class Kernel:
             sources=dict(sources),
         )
 
+    def with_defaults(self, defaults: Mapping[str, str], origin: str) -> Kernel:
+        """This kernel with other default expressions of some of its params. Raises KernelError."""
+        params = dict(self.meta["params"])
+        for name, text in defaults.items():
+            params[name] = {**params[name], "default": text}
+        return Kernel.from_parts({**self.meta, "origin": origin, "params": params}, self.sources)
+
     def save(self, folder: Path | str) -> None:
         """Write the kernel's files into `folder`, which is made."""
         folder = Path(folder)
@@ -196,11 +204,14 @@ class Kernel:
             and self.applies.boolean(workload.fields())
         )
 
-    def default_params(self, workload: Workload) -> dict[str, int]:
-        """The params' defaults for a workload."""
-        fields = workload.fields()
+    def default_params(self, workload: Workload, device: Device | None = None) -> dict[str, int]:
+        """The params' defaults for a workload on a device (None: this process's). Raises
+        KernelError."""
+        values = workload.fields()
+        if any(param.default.used & FACTS for param in self.params):
+            values |= (device or detect()).facts()
         return self.check_params(
-            {param.name: param.default.integer(fields) for param in self.params}
+            {param.name: param.default.integer(values) for param in self.params}
         )
 
     def check_params(self, params: Mapping[str, Any]) -> dict[str, int]:

@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..device import FACTS
 from ..errors import KernelError
-from .expressions import Expression
+from .expressions import MAX_DEFAULT, Expression
 
 __all__ = [
     "LAUNCH_KEYS",
@@ -42,7 +43,7 @@ SOURCE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_]{0,63}\.(metal|cu)")
 
 @dataclass(frozen=True)
 class Param:
-    """A numeric knob: the integers it may take and its default over the workload."""
+    """A numeric knob: the integers it may take and its default over the workload and the chip."""
 
     name: str
     default: Expression
@@ -124,8 +125,8 @@ class Fields:
 
 
 def read_param(read: Fields, key: Any, raw: Any, names: frozenset[str]) -> Param:
-    """A param of kernel.json, its default over the workload's fields `names`. Raises KernelError
-    naming the field."""
+    """A param of kernel.json, its default over the workload's fields `names` and the chip's facts.
+    Raises KernelError naming the field."""
     field = f"params.{key}"
     name = read.name(key, field)
     if name in names or not isinstance(raw, Mapping):
@@ -138,7 +139,8 @@ def read_param(read: Fields, key: Any, raw: Any, names: frozenset[str]) -> Param
         or not all(type(v) is int and 0 <= v < 1 << 20 for v in values)
     ):
         raise KernelError(f"{read.where}: {field}.values: expected a list of integers")
-    default = Expression(raw.get("default"), names, f"{read.where}: {field}.default")
+    where = f"{read.where}: {field}.default"
+    default = Expression(raw.get("default"), names | FACTS, where, MAX_DEFAULT)
     return Param(name, default, tuple(values))
 
 

@@ -261,7 +261,7 @@ class Planner:
         # Launches written for this backend first: they suit it best.
         for id, kernel in sorted(kernels.items(), key=lambda item: not item[1].native):
             try:
-                proposals.append((id, kernel.default_params(bucket)))
+                proposals.append((id, kernel.default_params(bucket, self.device)))
             except KernelError as error:
                 log.warning("%s", error)
         verdicts = self.verdicts(bucket)

@@ -10,6 +10,7 @@ import pytest
 from odd import ODD, changed
 from samples import COPY_FIRST, kernel_meta
 
+from mlx_lm_openevolve.device import Device, detect
 from mlx_lm_openevolve.errors import KernelError
 from mlx_lm_openevolve.kernels.kernel import Kernel
 from mlx_lm_openevolve.ops.attention.workload import Workload
@@ -44,6 +45,31 @@ def test_launch_expressions_see_the_exact_batch_and_the_bucket_of_kv_len() -> No
 def test_applies_and_defaults(copy_first: Kernel) -> None:
     assert copy_first.applies_to(WORKLOAD)
     assert not copy_first.applies_to(replace(WORKLOAD, q_len=2))
+    assert copy_first.default_params(WORKLOAD) == {"threads": 32}
+
+
+def test_a_default_sees_the_chip_and_nothing_else_does() -> None:
+    meta = kernel_meta()
+    meta["params"]["threads"]["default"] = "32 if device_cores > 16 else 16"
+    kernel = Kernel.from_parts(meta, {"copy.metal": COPY_FIRST})
+    for cores, threads in ((8, 16), (40, 32)):
+        chip = Device("metal", "x", "x", "x", cores)
+        assert kernel.default_params(WORKLOAD, chip) == {"threads": threads}
+    assert kernel.default_params(WORKLOAD) == kernel.default_params(WORKLOAD, detect())
+    for field in ("applies", "grid"):
+        odd = kernel_meta()
+        if field == "applies":
+            odd["applies"] = "device_cores > 16"
+        else:
+            odd["launches"][0]["grid"] = ["threads", "batch", "device_cores"]
+        with pytest.raises(KernelError, match=f"{field}.*unknown name 'device_cores'"):
+            Kernel.from_parts(odd, {"copy.metal": COPY_FIRST})
+
+
+def test_a_default_without_the_chip_s_names_asks_for_no_chip(
+    copy_first: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlx_lm_openevolve.kernels.kernel.detect", lambda: 1 / 0)
     assert copy_first.default_params(WORKLOAD) == {"threads": 32}
 
 
