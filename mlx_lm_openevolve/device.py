@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import os
 import platform
@@ -163,6 +162,8 @@ def _apple() -> Device:
 def _multiprocessors() -> int:
     """Those of the GPU that MLX uses, the first one visible, as NVIDIA's driver counts them; 0
     where there is none. MLX does not say, and it has loaded the driver before."""
+    import ctypes  # for no other backend
+
     try:
         driver = ctypes.CDLL("libcuda.so.1")
         chip, count = ctypes.c_int(), ctypes.c_int()

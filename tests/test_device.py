@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import subprocess
@@ -85,7 +86,7 @@ class Driver:
 def test_multiprocessors_are_the_driver_s_and_0_where_it_refuses(
     codes: tuple[int, int, int], cores: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(device.ctypes, "CDLL", lambda name: Driver(*codes))
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: Driver(*codes))
     assert device.detect("cuda").cores == cores
 
 
