@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mlx_lm_openevolve import ops
-from mlx_lm_openevolve.errors import OpenEvolveError
+from mlx_lm_openevolve.errors import OpenEvolveError, UsageError
 from mlx_lm_openevolve.kernels.kernel import Kernel
 from mlx_lm_openevolve.kernels.registry import Registry
 from mlx_lm_openevolve.ops import Bucket
@@ -99,9 +99,26 @@ class Archive:
         start = journal.events[0]
         assert isinstance(start, events.Started)
         archive = cls(journal, start.config)
-        for event in journal.events:
-            archive._apply(event)
+        try:
+            for event in journal.events:
+                archive._judge(event)
+                archive._apply(event)
+        except UsageError:
+            archive.close()
+            raise
         return archive
+
+    def _judge(self, event: events.Event) -> None:
+        """Raise UsageError where an event of a journal speaks of what the run does not have."""
+        if not isinstance(event, events.Evaluated):
+            return
+        wrong = ""
+        if event.number not in self.candidates:
+            wrong = "was never proposed"
+        elif not self.timed and not all(r.counted for r in event.done.results.values()):
+            wrong = "has a result without bytes, and nothing is timed here"
+        if wrong:
+            raise UsageError(f"{self.journal.path}: damaged: candidate {event.number} {wrong}")
 
     def close(self) -> None:
         """Release the folder."""

@@ -5,7 +5,8 @@ It runs small workloads that ask what the real ones ask (Questions.proxy), so th
 a second or two. The whole gate judges the winners; see publish.
 
 Bytes moved are those of the 128-byte lines that the simdgroups' loads and stores touch: a line
-counts again each time. The least: every input read once and every output written once.
+counts again each time. The least: every input that the answer rests on read once (not what a mask
+hides), and every output written once.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from mlx_lm_openevolve.gate.host_check import smallest
 from mlx_lm_openevolve.gate.static_rules import static_rules
 from mlx_lm_openevolve.kernels.kernel import Kernel
 from mlx_lm_openevolve.metalhost import Counters
-from mlx_lm_openevolve.ops import Bucket, Workload
+from mlx_lm_openevolve.ops import Bucket
 from mlx_lm_openevolve.ops.base import Question
 
 from .evaluation import HostCheck
@@ -66,7 +67,7 @@ def check(kernel: Kernel, params: Mapping[str, int], bucket: Bucket, seed: int) 
             findings = [f for launch in launches for f in launch.findings if not f.benign]
             if findings:
                 return answer(findings[0].kind, "\n".join(str(f) for f in findings[:3]))
-        counters = counted(exact, [launch.counters for launch in launches if launch.counters])
+        counters = counted(question, [launch.counters for launch in launches if launch.counters])
         calls = correctness.Calls(
             lambda w: host.build(kernel, params, w, sanitize=True, seed=seed + 1)
         )
@@ -91,7 +92,7 @@ _KEPT = (
 )  # fmt: skip
 
 
-def counted(exact: Workload, launches: Sequence[Counters]) -> dict[str, Any]:
+def counted(question: Question, launches: Sequence[Counters]) -> dict[str, Any]:
     """The counters of all launches of a call together; bytes moved, and the least."""
     total: dict[str, Any] = {name: sum(getattr(c, name) for c in launches) for name in _KEPT}
     lines = total["read_lines"] + total["write_lines"]
@@ -99,5 +100,5 @@ def counted(exact: Workload, launches: Sequence[Counters]) -> dict[str, Any]:
     total["line_efficiency"] = round(used / (128 * lines), 3) if lines else 1.0
     total["launches"] = len(launches)
     total["moved_bytes"] = sum(c.moved_bytes for c in launches)
-    total["least_bytes"] = exact.moved_bytes()
+    total["least_bytes"] = question.least_bytes()
     return total

@@ -25,7 +25,7 @@ from .archive import Archive
 from .config import Config
 from .evaluator import LocalEvaluator
 from .ncu import Profiler
-from .options import HEURISTIC, check_numbers, new_config, profiles
+from .options import HEURISTIC, check_numbers, check_same, new_config, profiles
 from .progress import ProgressDisplay
 from .propose import Proposer
 from .propose.llm import LlmProposer, connect
@@ -195,6 +195,11 @@ def _new_name(root: Path, backend: str) -> Path:
 def _resume(options: argparse.Namespace) -> Archive:
     check_numbers(options)
     archive = Archive.open(_run_folder(options.resume))
+    try:
+        check_same(options, archive.config)
+    except UsageError:
+        archive.close()
+        raise
     budget = archive.config.budget
     if options.candidates:  # more than before: a run that ended may go on
         budget = replace(budget, candidates=options.candidates)

@@ -112,8 +112,20 @@ class WorkloadResult(Record):
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> WorkloadResult:
-        """What `to_json` wrote."""
-        return super().from_json({"params": {}, **data})
+        """What `to_json` wrote. Raises ValueError or TypeError where there is nothing to rank it
+        by: neither a time and a speed-up nor bytes."""
+        result = super().from_json({"params": {}, **data})
+        times = (result.seconds, result.ratio, result.low, result.high)
+        if any(times) and not min(times) > 0:
+            raise ValueError("a result is timed in part")
+        if not any(times) and not result.counted:
+            raise ValueError("a result has neither a time nor the bytes that were moved")
+        return result
+
+    @property
+    def counted(self) -> bool:
+        """Whether its bytes are known: those moved, and the least."""
+        return all(self.counters.get(name, 0) > 0 for name in ("moved_bytes", "least_bytes"))
 
     @property
     def cost(self) -> float:

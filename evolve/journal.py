@@ -125,7 +125,7 @@ def read(path: Path) -> Iterator[Event]:
     for i, line in enumerate(lines[:-1], 1):  # what follows the last newline was never finished
         try:
             event = parse(json.loads(line))
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise UsageError(f"{path}:{i}: damaged: {error}") from None
         if event is not None:
             yield event

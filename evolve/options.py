@@ -23,6 +23,7 @@ __all__ = [
     "add_evolve_arguments",
     "add_report_arguments",
     "check_numbers",
+    "check_same",
     "new_config",
     "profiles",
 ]
@@ -143,9 +144,31 @@ def check_numbers(options: argparse.Namespace) -> None:
         value = getattr(options, name)
         if value is not None and not 0 < value < math.inf:
             raise UsageError(f"--{name} {value}: a number above 0, not negative, 0 or infinite")
+    if options.seed < 0:
+        raise UsageError(f"--seed {options.seed}: it must not be negative")
     if options.answer >= options.context:
         raise UsageError(f"--answer {options.answer}: it must leave room in --context")
     seconds_of(options.wait)
+
+
+def check_same(options: argparse.Namespace, config: Config) -> None:
+    """Raise UsageError where an option asks a run that goes on for what it was not begun with."""
+    search = config.search
+    explore = None if search.explore < 0 else search.explore
+    targets = [_target(text) for text in options.target]
+    models = [LanguageModel.parse(text) for text in options.llm]
+    for name, asked, begun in (
+        ("backend", options.backend, config.backend),
+        ("workloads", " ".join(options.workloads or []), config.suite),
+        ("model", options.model, config.suite),
+        ("proposer", options.proposer, config.proposer),
+        ("explore", options.explore, explore),
+        ("target", targets, list(search.targets)),
+        ("llm", models, list(config.llm.models)),
+        ("out", options.out, None),
+    ):
+        if asked not in (None, "", []) and asked != begun:
+            raise UsageError(f"--{name} with --resume: a run keeps what it began with; begin anew")
 
 
 def profiles(wanted: bool | None, backend: str, default: bool) -> bool:

@@ -161,7 +161,7 @@ def _about(archive: Archive) -> str:
             "timing."
             if archive.timed
             else " Bytes are those of the 128-byte lines that simdgroups touch; the least: every "
-            "input once, every output once."
+            "input that counts once, every output once."
         )
         + (f" No GPU profiles: {archive.unprofiled}." if archive.unprofiled else "")
     )
@@ -216,12 +216,14 @@ def _workloads(archive: Archive) -> str:
             row.append(f"{1 / r.score:.2f}x")
         figures.append(row)
         params = " ".join(f"{k}={v}" for k, v in r.params.items())
-        row = [slug, kernel, f"#{number}", f"{r.spread:.1%}", f"{r.margin:.0%}", params]
+        spread = [f"{r.spread:.1%}"] if archive.timed else []
+        row = [slug, kernel, f"#{number}", *spread, f"{r.margin:.0%}", params]
         kernels.append([*row, describe(r.profile)])
     text = _table(head, figures)
     if not kernels:
         return text
-    head = ["workload", "best kernel", "candidate", "spread", "margin", "params", "GPU profile"]
+    spread = ["spread"] if archive.timed else []
+    head = ["workload", "best kernel", "candidate", *spread, "margin", "params", "GPU profile"]
     shown = len(head) if any(row[-1] for row in kernels) else len(head) - 1
     return text + "\n" + _table(head[:shown], [row[:shown] for row in kernels])
 

@@ -27,6 +27,8 @@ def check(options: argparse.Namespace, out: Console) -> Result:
     """Judge a kernel on each workload; stores nothing. Exit code 0 where it is right on all."""
     if not options.seconds > 0:
         raise UsageError(f"--seconds {options.seconds:g}: it must be more than 0")
+    if options.seed is not None and options.seed < 0:
+        raise UsageError(f"--seed {options.seed}: it must not be negative")
     kernel = named(options.kernel)
     backend = options.backend or detect().backend
     backends.require(kernel, backend)

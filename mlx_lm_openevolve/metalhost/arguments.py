@@ -10,7 +10,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .arrays import FLOATS, to_mlx
+from .arrays import FLOATS, misalignment, to_mlx
 
 __all__ = ["Argument", "Layout"]
 
@@ -48,8 +48,9 @@ class _Block:
     """A strided array as one run of bytes.
 
     low: from the first element to the lowest address (0 or less). offset: of the lowest address in
-    the file. gaps: offset of a table that marks the bytes of elements with 1 and those between them
-    with 0; 0 where nothing lies between them.
+    the file, as far behind a 16-byte boundary as the array itself begins. gaps: offset of a table
+    that marks the bytes of elements with 1 and those between them with 0; 0 where nothing lies
+    between them.
     """
 
     data: NDArray[Any]
@@ -91,7 +92,8 @@ class Layout:
             if a.data is None:
                 continue
             low, size = _extent(a.data)
-            offset, at = at, at + _pages(max(size, 1))
+            lead = misalignment(a.data, low) if size else 0
+            offset, at = at + lead, at + _pages(lead + max(size, 1))
             gaps = 0
             if mark_gaps and size and not a.data.flags.c_contiguous:
                 gaps, at = at, at + _pages(size)

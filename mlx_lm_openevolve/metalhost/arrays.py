@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,16 @@ from numpy.typing import NDArray
 
 from ..errors import UsageError
 
-__all__ = ["FLOATS", "METAL_TYPES", "as_numpy", "dtype_name", "filled", "metal_type", "to_mlx"]
+__all__ = [
+    "FLOATS",
+    "METAL_TYPES",
+    "as_numpy",
+    "dtype_name",
+    "filled",
+    "metal_type",
+    "misalignment",
+    "to_mlx",
+]
 
 METAL_TYPES = {  # by the names that MLX gives them in Metal source
     "bool": "bool",
@@ -18,6 +28,7 @@ METAL_TYPES = {  # by the names that MLX gives them in Metal source
     "bfloat16": "bfloat16_t",
     "float32": "float",
 }
+ALIGNMENT = 16  # bytes: the most that a type of Metal asks for, but for vectors of long
 FLOATS = ("float16", "bfloat16", "float32")
 
 
@@ -56,6 +67,27 @@ def as_numpy(a: Any) -> tuple[NDArray[Any], str]:
     view = a.view(mx.uint16) if name == "bfloat16" else a
     mx.eval(view)
     return np.array(view, copy=False), name
+
+
+def misalignment(a: NDArray[Any], low: int = 0) -> int:
+    """How far behind a 16-byte boundary the byte at `low` from the first element lies on a GPU,
+    where every buffer begins on one: a slice keeps its distance from its buffer's beginning."""
+    owner: Any = a
+    while isinstance(owner, np.ndarray):
+        owner = owner.base
+    begin = 0 if owner is None else _mlx_begin()  # NumPy's own memory, or MLX's
+    return (a.ctypes.data + low - begin) % ALIGNMENT
+
+
+@functools.cache
+def _mlx_begin() -> int:
+    """How far behind a 16-byte boundary MLX's buffers begin on this machine. MLX tells no array's
+    offset in its buffer; on a CPU it puts a buffer's size, 8 bytes, in front of its elements."""
+    import mlx.core as mx
+
+    whole = mx.array([0] * 64)
+    mx.eval(whole)
+    return int(np.array(whole, copy=False).ctypes.data) % ALIGNMENT
 
 
 def filled(shape: tuple[int, ...], dtype: str, value: float | None) -> NDArray[Any]:

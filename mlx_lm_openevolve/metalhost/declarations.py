@@ -187,7 +187,8 @@ def _parameter(text: str, at: int) -> Parameter:
     known = re.sub(r"[234]\b", "", " ".join(names[:-1])) in _OTHER
     wrong = not attribute and not re.search(r"[*&\[]", plain)
     if attribute in (*_POSITIONS, *_INDICES):
-        wrong = known or (attribute in _INDICES and kind is not None and _size(kind) > 1)
+        most = 1 if attribute in _INDICES else 3
+        wrong = known or (kind is not None and _size(kind) > most)
     if wrong:
         message = (
             f"invalid type {' '.join(names[:-1])!r} for input declaration in a kernel function"
@@ -200,7 +201,7 @@ def _parameter(text: str, at: int) -> Parameter:
 
 
 # What the attributes of a kernel's inputs may be put on: integers without a sign, of 16 or 32 bits
-# (MSL 4.0 table 5.8). Positions and sizes of the grid are all scalars, or vectors of one size.
+# (MSL 4.0 table 5.8). Positions and sizes of the grid are all scalars, or vectors of 2 or of 3.
 _POSITIONS = (
     *("thread_position_in_grid", "thread_position_in_threadgroup", "threadgroup_position_in_grid"),
     *("threads_per_grid", "threads_per_threadgroup", "threadgroups_per_grid", "grid_size"),
@@ -216,8 +217,8 @@ _INDICES = (
 _ELSEWHERE = ("texture", "sampler", "stage_in", "payload", "imageblock_data")
 _INTEGER = re.compile(
     r"(?:const )?(?:metal ?:: ?)?(?:"
-    r"(?:u(?:int|short)|unsigned(?: int| short)?|uint(?:16|32)_t)([23]?)"
-    r"|vec ?< ?u(?:int|short) ?, ?([23]) ?>)(?: const)?"
+    r"(?:u(?:int|short)|unsigned(?: int| short)?|uint(?:16|32)_t)([234]?)"
+    r"|vec ?< ?u(?:int|short) ?, ?([234]) ?>)(?: const)?"
 )
 _OTHER = {
     *("bool", "char", "uchar", "short", "int", "long", "ulong", "half", "bfloat", "float"),

@@ -30,8 +30,9 @@ LANGUAGE = [
 NO_WARNINGS = ["-w", "-Wno-vec-elem-size"]
 INSTRUMENT = [
     *("-O1", "-fno-vectorize", "-fno-slp-vectorize", "-gline-tables-only", "-gdwarf-4"),
-    "-fsanitize=thread,bounds,local-bounds,return",
+    "-fsanitize=thread,bounds,local-bounds,return,alignment",
     "-fsanitize-recover=all",
+    "-fno-sanitize-recover=alignment",  # else two loads of one value stay two: they are counted
     "-ftrivial-auto-var-init=pattern",
     *("-mllvm", "-tsan-instrument-atomics=0", "-mllvm", "-tsan-instrument-func-entry-exit=0"),
     *("-mllvm", "-tsan-instrument-read-before-write=1"),

@@ -187,6 +187,11 @@ _RULES = (
 )  # fmt: skip
 
 
+# What kind of function follows (MSL 4.0 section 5.1): a type stands behind it.
+_QUALIFIER = re.compile(r"\b(?:kernel|vertex|fragment)\b(?!\s+[A-Za-z_])")
+_ATTRIBUTES = re.compile(r"\[\[[^\[\]]*\]\]")
+
+
 def lint_translated(text: str, sources: Sources) -> list[Finding]:
     """Rules on the preprocessed text that the compiling passes cannot see. Only the caller's own
     files are judged, not those of an include root."""
@@ -211,6 +216,8 @@ def lint_translated(text: str, sources: Sources) -> list[Finding]:
     for pattern, message in _RULES:
         for m in islice(pattern.finditer(code), MOST):
             add("strict", f"'{m.group().strip(' (')}': {message}", m.start())
+    for m in islice(_QUALIFIER.finditer(_ATTRIBUTES.sub(lambda m: blank(m.group()), code)), MOST):
+        add("strict", f"{m.group()!r} is a word of the language and no name", m.start())
     for at, name in islice(_missing_space(code), MOST):
         message = (
             f"the pointer or reference '{name}' has no address space: "
@@ -292,8 +299,9 @@ def _missing_space(code: str) -> Iterator[tuple[int, str]]:
     names |= set(re.findall(r"\busing\s+([A-Za-z_]\w*)\s*=", code))
     names |= set(re.findall(r"\btypedef\s+[^;*&]{0,400}?\b([A-Za-z_]\w*)\s*;", code))
     declaration = re.compile(
-        r"(?<=[;{}(,\n])([ \t]*(?:\w+[ \t\n]+){0,6}?)\b(\w+)((?:\s+(?:const|volatile))*)"
-        r"\s*([*&])\s*(?:const\s+)?([A-Za-z_]\w*)\s*(?=[=,;)\[{]|:(?!:))"
+        r"(?<=[;{}(,\n])([ \t]*(?:\w+[ \t\n]+){0,6}?)(?:metal\s*::\s*)?\b(\w+)"
+        r"((?:\s+(?:const|volatile))*)\s*([*&])\s*(?:const\s+)?([A-Za-z_]\w*)"
+        r"\s*(?=[=,;)\[{]|:(?!:))"
     )
     for m in declaration.finditer(code):
         builtin = re.fullmatch(_TYPES, m.group(2)) is not None

@@ -156,6 +156,7 @@ _MESSAGES = {
     ),
     "read-only": "{access} at byte {offset} of {target}, which is const",
     "misaligned": "{access} of {size} bytes at an address that {size} does not divide",
+    "misaligned type": "access to {type} at an address that {size} does not divide",
     "uninitialised": "read of {target} at byte {offset}, which no thread has written",
     "uninitialised value": (
         "element {offset} of {target} is computed from a variable that no thread has set"
@@ -191,4 +192,7 @@ def _message(record: Record, names: Mapping[int, str]) -> str:
     if kind == BENIGN:
         threads = {"by": _thread(record["thread"])[0], "other": _thread(record["other_thread"])[0]}
     message = _MESSAGES.get(reason, _MESSAGES.get(kind, kind))
-    return message.format(**record, **threads, target=target)
+    fields = {**record, **threads, "target": target}
+    if "type" in record:  # as clang writes it: 'const __global uint4' (aka '...')
+        fields["type"] = re.sub(r"__\w+ | \(aka .*|'", "", record["type"])
+    return message.format(**fields)

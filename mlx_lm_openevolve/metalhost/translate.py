@@ -27,7 +27,7 @@ def translate(text: str, constants: Mapping[int, object]) -> tuple[str, Declarat
     """
     text, declared = read_declarations(text, constants)
     for rewrite in (
-        _pragmas, _array_parameters, _constants, _methods, _thread_parameters,
+        _pragmas, _qualified_types, _array_parameters, _constants, _methods, _thread_parameters,
         _threadgroup_variables, constructions,
     ):  # fmt: skip
         text = rewrite(text)
@@ -41,6 +41,18 @@ def _pragmas(text: str) -> str:
     text = re.sub(contraction, r"\1clang\2", text, flags=re.M)
     hints = r"^[ \t]*#[ \t]*pragma[ \t]+(?:METAL|clang[ \t]+diagnostic)\b[^\n]*"
     return re.sub(hints, "", text, flags=re.M)
+
+
+_BUILTIN = (
+    r"(?:(?:packed_)?(?:bool|u?(?:char|short|int|long)|half|bfloat|float)[234](?:x[234])?"
+    r"|u(?:char|short|int|long))\b"
+)
+
+
+def _qualified_types(text: str) -> str:
+    """`metal::float4`: here the built-in types are of no namespace."""
+    pattern = rf"\busing\s+metal\s*::\s*{_BUILTIN}\s*;|\bmetal\s*::\s*(?={_BUILTIN})"
+    return re.sub(pattern, lambda m: blank(m.group()), text)
 
 
 def _array_parameters(text: str) -> str:

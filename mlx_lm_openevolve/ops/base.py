@@ -368,6 +368,10 @@ class Question(ABC):
     def error(self, got: npt.NDArray[np.float32]) -> tuple[float, float]:
         """(max, average) error of an answer against float64; inf where it is no number."""
 
+    def least_bytes(self) -> int:
+        """What any kernel must move to answer this call."""
+        return self.workload.moved_bytes()
+
     def fault(self, got: npt.NDArray[np.float32]) -> str:
         """What else is wrong with an answer whose error is within the limits."""
         return ""

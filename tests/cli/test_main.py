@@ -326,6 +326,12 @@ def test_more_seconds_are_no_advice_where_memory_is_short(
     assert ("allow more with --seconds" in err) == advice
 
 
+def test_a_negative_seed_is_one_clear_line(capsys: pytest.CaptureFixture[str]) -> None:
+    kernel = str(next(iter((tuned_root() / "v2" / "kernels").iterdir())))
+    assert main(["check", kernel, "--seed", "-1"]) == 2
+    assert "--seed -1: it must not be negative" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("seconds", ["nan", "0", "-1"])
 def test_check_refuses_a_time_that_is_none(
     seconds: str, capsys: pytest.CaptureFixture[str]

@@ -6,12 +6,13 @@ import errno
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import evolve_kernels
 import pytest
 
 from mlx_lm_openevolve.errors import OpenEvolveError, UsageError
-from mlx_lm_openevolve.evolve import events, loop
+from mlx_lm_openevolve.evolve import events, loop, report
 from mlx_lm_openevolve.evolve.archive import MAX_DEATHS, Archive
 from mlx_lm_openevolve.evolve.candidate import Candidate
 from mlx_lm_openevolve.evolve.config import Config, Search
@@ -159,6 +160,48 @@ def test_without_a_gpu_bytes_rank_and_no_kernel_is_held_against_sdpa(tmp_path: P
     assert [step["ratio"] for step in archive.history] == pytest.approx([0.25, 0.5])
     assert archive.standing() == "2.00x the least bytes"
     archive.close()
+    page = report._workloads(archive)
+    assert "200" in page
+    assert "spread" not in page
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"counters": {}}, r"events.jsonl:3: damaged: .* neither a time nor the bytes"),
+        ({"counters": {"moved_bytes": 0, "least_bytes": 9}}, ":3: damaged: .* neither"),
+        ({"counters": {"moved_bytes": 9}}, ":3: damaged: .* neither"),
+        ({"counters": {"moved_bytes": "9", "least_bytes": 9}}, ":3: damaged: "),
+        ({"counters": [1]}, ":3: damaged: "),
+        (
+            {"counters": {}, "seconds": 1e-5, "ratio": 1.1, "low": 1.0, "high": 1.2},
+            "candidate 1 has a result without bytes",
+        ),
+        ({"ratio": 1.1}, ":3: damaged: a result is timed in part"),
+        (None, "candidate 7 was never proposed"),
+    ],
+)
+def test_a_damaged_result_of_the_host_is_one_clear_line(
+    tmp_path: Path, changes: dict[str, Any] | None, words: str
+) -> None:
+    folder = tmp_path / "host"
+    archive = Archive.create(folder, Config("host", (evolve_kernels.DECODE,), (1.0,)), {})
+    kernel = evolve_kernels.kernel()
+    archive.registry.add(kernel)
+    archive.add(events.Proposed(Candidate(1, "llm", kernel.id, SLUGS[:1], {"step": 1})))
+    counters = {"moved_bytes": 200, "least_bytes": 100}
+    done = Evaluation(results={SLUGS[0]: WorkloadResult({"step": 1}, counters=counters)})
+    archive.add(events.Evaluated(1, done))
+    archive.close()
+    lines = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    if changes is None:
+        lines[2]["number"] = 7
+    else:
+        lines[2]["done"]["results"][SLUGS[0]].update(changes)
+    (folder / "events.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for _ in range(2):  # it is not left locked
+        with pytest.raises(UsageError, match=words):
+            Archive.open(folder)
 
 
 def test_intervals_of_a_mean_shrink_as_independent_ones_do() -> None:

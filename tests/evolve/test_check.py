@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import evolve_kernels
+import mlx.core as mx
+import numpy as np
 import pytest
 from evolve_kernels import CAUSAL, CHEATS, DECODE, MASKED, THREADGROUP_MEMORY
 from samples import shipped_in_metal
@@ -11,6 +15,8 @@ from mlx_lm_openevolve import metalhost
 from mlx_lm_openevolve.evolve import check
 from mlx_lm_openevolve.evolve.evaluation import WorkloadResult
 from mlx_lm_openevolve.metalhost import Counters
+from mlx_lm_openevolve.ops.attention.reference.inputs import case
+from mlx_lm_openevolve.ops.attention.reference.question import AttentionQuestion
 from mlx_lm_openevolve.ops.attention.workload import Bucket
 
 pytestmark = pytest.mark.skipif(
@@ -32,11 +38,30 @@ def test_a_right_kernel_passes_and_is_counted(workload: Bucket) -> None:
 
 def test_counters_of_a_calls_launches_come_together() -> None:
     one = Counters(read_lines=2, write_lines=2, read_useful_bytes=256, barriers=1)
-    found = check.counted(DECODE.largest(), [one, one])
+    question = AttentionQuestion(case("needles", DECODE.largest(), 0))
+    found = check.counted(question, [one, one])
     assert (found["barriers"], found["launches"]) == (2, 2)
     assert found["line_efficiency"] == 0.5  # 512 of 8 lines of 128 bytes
     assert found["moved_bytes"] == 8 * 128
     assert found["least_bytes"] == DECODE.moved_bytes()
+
+
+@pytest.mark.parametrize("mask", ["bool", "additive"])
+def test_the_least_bytes_are_those_of_keys_that_a_row_sees(mask: str) -> None:
+    w = replace(DECODE, mask=mask, batch=2).exact(kv_len=100)
+    counted = []
+    for form in ("ends", "padding"):
+        question = AttentionQuestion(case("needles", w, 3, form=form, axes="BL"))
+        bias = np.array(question.inputs.mask.astype(mx.float32))
+        seen = (bias > 0 if mask == "bool" else bias > -1e30).any(axis=(1, 2))  # [B, N]
+        assert 0 < seen.sum() < seen.size
+        row = w.kv_heads * (w.head_dim + w.v_head_dim) * w.element_bytes
+        rest = w.rows * (w.head_dim + w.v_head_dim) * w.element_bytes
+        expected = int(seen.sum()) * row * (w.batch // seen.shape[0]) + rest
+        expected += question.inputs.mask.nbytes
+        assert question.least_bytes() == expected
+        counted.append(expected)
+    assert counted[0] < counted[1] <= w.moved_bytes()
 
 
 def test_a_kernel_that_reads_its_keys_twice_moves_more_bytes() -> None:

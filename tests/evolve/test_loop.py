@@ -131,6 +131,22 @@ def test_a_run_that_is_under_way_is_not_resumed(tmp_path: Path, folder: Path) ->
     assert set(Archive.open(out, write=False).done) == {1}
 
 
+def test_a_run_that_goes_on_keeps_what_it_began_with(tmp_path: Path, folder: Path) -> None:
+    out = tmp_path / "run"
+    begun = ("--backend", "host", "--workloads", SLUG, "--proposer", "params")
+    tail = ("--kernels", folder, "--no-publish", "--candidates", 1)
+    run(*begun, *tail, "--out", out)
+    before = (out / "events.jsonl").read_text()
+    for name, value in (
+        *(("backend", "cuda"), ("target", "1.2:0.5"), ("workloads", "decode"), ("llm", "m")),
+        *(("model", "m"), ("proposer", "mailbox"), ("explore", "0.5"), ("out", tmp_path / "b")),
+    ):
+        with pytest.raises(UsageError, match=f"^--{name} with --resume: a run keeps"):
+            run("--resume", out, f"--{name}", value, *tail)
+    assert (out / "events.jsonl").read_text() == before
+    assert run("--resume", out, *begun, *tail)[1]["candidates"] == 1
+
+
 def test_a_kill_at_any_moment_loses_and_repeats_nothing(tmp_path: Path, folder: Path) -> None:
     out = tmp_path / "run"
     arguments = ["--kernels", str(folder), "--no-publish"]
@@ -230,6 +246,7 @@ def test_answers_in_the_mailbox_are_kernels_edits_and_failures(
         (("--target", "2"), "SPEEDUP:SHARE"),
         (("--target", "1.2:0.8"), "nothing is timed without a GPU"),
         (("--explore", "2"), "between 0 and 1"),
+        (("--seed", "-1"), "--seed -1: it must not be negative"),
         (("--llm", "x,heavy"), "is no NAME"),
         (("--candidates", "-1"), "not negative"),
         (("--candidates", "0"), "--candidates 0: a number above 0"),

@@ -57,6 +57,7 @@ SAMPLE = (
     "elements of a value adjacent",
     "values by the keys' head stride",
     "keys of a mask adjacent in tiles",
+    "rows always at 16 bytes",
     "a scale without its sign",
     "logits of at least -100",
     "weights below 2^-10",

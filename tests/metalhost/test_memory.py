@@ -66,6 +66,37 @@ def test_misaligned_vectors_and_writes_to_const() -> None:
 
 
 @on_host
+@pytest.mark.parametrize("offset", [1, 2, 4, 8])
+@pytest.mark.parametrize(
+    "read",
+    ["vec<uint, 4> v = ((const device uint4*)a)[i]; y[i] = v.x;",
+     "bfloat4 v = ((const device bfloat4*)a)[i]; y[i] = v.y;",
+     "y[i] = ((const device W*)a)[i].v.y;"],
+)  # fmt: skip
+def test_a_slice_lies_as_far_off_a_boundary_as_on_a_gpu(offset: int, read: str) -> None:
+    """The compiler reads what is used of a vector alone: the rule is the pointer's."""
+    whole = mx.arange(256).astype(mx.bfloat16)
+    body = f"struct W {{ float4 v; }};\nuint i = thread_position_in_grid.x;\n{read}"
+    done = launch(body, [whole[offset : offset + 128]], n=4, group=4, contiguous=False)
+    size = 8 if "bfloat4" in read else 16
+    if 2 * offset % size:
+        assert only(done, "misaligned").line == 3
+    else:
+        assert done.ok, messages(done)
+
+
+@on_host
+def test_the_end_of_a_misaligned_slice_is_its_end() -> None:
+    part = mx.arange(64).astype(mx.float32)[3:35]
+    body = "uint i = thread_position_in_grid.x;\ny[i] = a[int(i) + {}];"
+    done = launch(body.format(0), [part], contiguous=False)
+    assert done.outputs[0].tolist() == [float(n) for n in range(3, 35)], messages(done)
+    for off, words in ((1, "byte 128 of 'a', which has 128 bytes"), (-1, "before 'a'")):
+        done = launch(body.format(off), [part], contiguous=False)
+        assert words in only(done, "out-of-bounds").message
+
+
+@on_host
 def test_what_nobody_wrote() -> None:
     done = launch("uint i = thread_position_in_grid.x;\nif (i != 7) y[i] = 1;")
     finding = only(done, "unwritten")

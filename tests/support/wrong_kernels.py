@@ -615,6 +615,12 @@ _add(
 )  # fmt: skip
 _ALIGNED = ("reinterpret_cast<size_t>(query) % 16 == 0 && strides[3] == 1", "strides[3] == 1")
 WRONG.append(Variant("queries always at 16 bytes", D, PAIR, (_ALIGNED,), "layouts", sanitize=True))
+_WIDE_ROWS = (
+    "(reinterpret_cast<size_t>(keys) | reinterpret_cast<size_t>(values)) % 16 == 0 &&",
+    "(k_strides[2] | v_strides[2]) % VEC == 0 &&",
+)
+for _name, _test in zip(("at 16 bytes", "multiples of 16 bytes apart"), _WIDE_ROWS, strict=True):
+    WRONG.append(Variant(f"rows always {_name}", D, ONE, ((_test, ""),), "layouts", sanitize=True))
 _KEY, _VALUE = "const float x = element(k[u][j], e);", "const float x = element(v[u][j], e);"
 _add(
     "ranges", D, ONE,

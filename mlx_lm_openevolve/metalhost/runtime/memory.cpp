@@ -190,13 +190,16 @@ void map_buffers(int file) {
     if (r.kind == kThreadgroup) continue;  // threadgroup memory: made for each threadgroup
     char* low = reinterpret_cast<char*>(g_device_low + (uint64_t(i) << g_slot_shift) +
                                         (1ull << (g_slot_shift - 1)));
-    const uint64_t mapped = (r.size + page - 1) / page * page;
+    // The first byte lies behind its page's beginning as it does in the file: see arguments.py.
+    const uint64_t lead = r.offset % page;
+    const uint64_t mapped = r.size ? (lead + r.size + page - 1) / page * page : 0;
     if (mapped &&
         mmap(low, mapped, PROT_READ | PROT_WRITE,
-             MAP_FIXED | (b.writable ? MAP_SHARED : MAP_PRIVATE), file, off_t(r.offset)) ==
+             MAP_FIXED | (b.writable ? MAP_SHARED : MAP_PRIVATE), file, off_t(r.offset - lead)) ==
             MAP_FAILED) {
       die("cannot map a buffer");
     }
+    low += lead;
     b.low = Address(low);
     b.argument = b.low + r.pointer;
     b.present = true;

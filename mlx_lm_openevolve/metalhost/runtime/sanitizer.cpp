@@ -109,6 +109,22 @@ struct UbsanOverflow {
 MH_HANDLER(__ubsan_handle_divrem_overflow, (UbsanOverflow* data, uintptr_t, uintptr_t),
            located("division-by-zero", data->location, MH_PC))
 
+// A pointer to a type of which the compiler may later read parts only: the rule is the type's.
+struct UbsanMismatch {
+  UbsanLocation location;
+  const UbsanType* type;
+  unsigned char log_alignment, check;
+};
+static void misaligned(const UbsanMismatch* data, uintptr_t address, mh::Address pc) {
+  mh::Finding f("misaligned");
+  f.text("why", "type").text("type", data->type->name).number("size", 1ll << data->log_alignment);
+  f.text("file", data->location.file).number("line", data->location.line);
+  f.number("column", data->location.column).number("address", (long long)address).pc("pc", pc);
+  f.thread("thread", mh::thread_number()).fatal();
+}
+MH_HANDLER(__ubsan_handle_type_mismatch_v1, (UbsanMismatch* data, uintptr_t address),
+           misaligned(data, address, MH_PC))
+
 struct UbsanUnreachable {
   UbsanLocation location;
 };

@@ -40,9 +40,14 @@ template <class T, bool ALLOWED>
 using Fetched = enable_if_t<one_of<T, int, uint> || (ALLOWED && one_of<T, float>)>;
 }  // namespace mh_traits
 
+// Only a fence takes another order (MSL 6.15.1). Where the order is no constant, nothing is said.
+#define MH_RELAXED(ORDER)                                   \
+  __attribute__((diagnose_if(ORDER != memory_order_relaxed, \
+                             "an atomic operation takes memory_order_relaxed alone", "error")))
 #define MH_FETCH(SPACE, FLOATS, NAME, EXPRESSION)                                                \
   template <class T, class U, class = mh_traits::Fetched<T, FLOATS>>                             \
-  MH_INLINE T atomic_fetch_##NAME##_explicit(volatile SPACE atomic<T>* p, U operand, memory_order) { \
+  MH_INLINE T atomic_fetch_##NAME##_explicit(volatile SPACE atomic<T>* p, U operand,             \
+                                            memory_order order) MH_RELAXED(order) {              \
     volatile T* q = (volatile T*)&p->mh_value;                                                   \
     mh_atomic(q, sizeof(T), MH_ATOMIC_MODIFY);                                                   \
     const T x = mh::peek<T>(q), y = T(operand);                                                  \
@@ -55,19 +60,22 @@ using Fetched = enable_if_t<one_of<T, int, uint> || (ALLOWED && one_of<T, float>
   MH_FETCH(SPACE, false, xor, x ^ y) MH_FETCH(SPACE, false, min, x < y ? x : y)                  \
   MH_FETCH(SPACE, false, max, x > y ? x : y)                                                     \
   template <class T, class = mh_traits::Stored<T, DEVICE>>                                       \
-  MH_INLINE T atomic_load_explicit(const volatile SPACE atomic<T>* p, memory_order) {            \
+  MH_INLINE T atomic_load_explicit(const volatile SPACE atomic<T>* p,                            \
+                                 memory_order order) MH_RELAXED(order) {                         \
     const volatile T* q = (const volatile T*)&p->mh_value;                                       \
     mh_atomic(q, sizeof(T), MH_ATOMIC_LOAD);                                                     \
     return mh::peek<T>(q);                                                                       \
   }                                                                                              \
   template <class T, class U, class = mh_traits::Stored<T, DEVICE>>                              \
-  MH_INLINE void atomic_store_explicit(volatile SPACE atomic<T>* p, U value, memory_order) {     \
+  MH_INLINE void atomic_store_explicit(volatile SPACE atomic<T>* p, U value,                     \
+                                     memory_order order) MH_RELAXED(order) {                     \
     volatile T* q = (volatile T*)&p->mh_value;                                                   \
     mh_atomic(q, sizeof(T), MH_ATOMIC_STORE);                                                    \
     mh::poke<T>(q, T(value));                                                                    \
   }                                                                                              \
   template <class T, class U, class = mh_traits::Stored<T, DEVICE>>                              \
-  MH_INLINE T atomic_exchange_explicit(volatile SPACE atomic<T>* p, U value, memory_order) {     \
+  MH_INLINE T atomic_exchange_explicit(volatile SPACE atomic<T>* p, U value,                     \
+                                     memory_order order) MH_RELAXED(order) {                     \
     volatile T* q = (volatile T*)&p->mh_value;                                                   \
     mh_atomic(q, sizeof(T), MH_ATOMIC_MODIFY);                                                   \
     const T x = mh::peek<T>(q);                                                                  \
@@ -77,7 +85,8 @@ using Fetched = enable_if_t<one_of<T, int, uint> || (ALLOWED && one_of<T, float>
   template <class T, class U, class = mh_traits::Stored<T, DEVICE>>                              \
   MH_INLINE bool atomic_compare_exchange_weak_explicit(volatile SPACE atomic<T>* p,              \
                                                        thread T* expected, U desired,            \
-                                                       memory_order, memory_order) {             \
+                                                       memory_order order, memory_order failed)  \
+      MH_RELAXED(order) MH_RELAXED(failed) {                                                     \
     volatile T* q = (volatile T*)&p->mh_value;                                                   \
     mh_atomic(q, sizeof(T), MH_ATOMIC_MODIFY);                                                   \
     const T x = mh::peek<T>(q), e = *expected;                                                   \
@@ -93,7 +102,7 @@ MH_ATOMICS(threadgroup, false)
 #undef MH_ATOMICS
 #define MH_EXTREME(NAME, BETTER)                                                                 \
   MH_INLINE void atomic_##NAME##_explicit(volatile device atomic<ulong>* p, ulong y,             \
-                                          memory_order) {                                        \
+                                          memory_order order) MH_RELAXED(order) {                \
     volatile ulong* q = (volatile ulong*)&p->mh_value;                                           \
     mh_atomic(q, sizeof y, MH_ATOMIC_MODIFY);                                                    \
     const ulong x = mh::peek<ulong>(q);                                                          \
@@ -103,6 +112,7 @@ MH_EXTREME(min, <)
 MH_EXTREME(max, >)
 #undef MH_EXTREME
 #undef MH_FETCH
+#undef MH_RELAXED
 
 // A fence orders nothing by itself here; kernels that hand data over through it and an atomic flag
 // between threadgroups are judged as if it were not there.

@@ -121,6 +121,29 @@ atomic_store_explicit(p, 1l, memory_order_relaxed);
 atomic_fetch_add_explicit(n, 1u, memory_order_relaxed);  // BUG
 y[0] = x[0];
 
+//// atomic_order_acquire
+// A load with another order than relaxed.
+// because: atomic_load_explicit takes memory_order_relaxed
+// source: MSL 4.0 section 6.15.1 (memory order)
+threadgroup atomic_uint n;
+y[0] = x[0] + atomic_load_explicit(&n, memory_order_acquire);  // BUG
+
+//// atomic_order_named
+// A store with an order that a constant names.
+// because: atomic_store_explicit takes memory_order_relaxed
+// source: MSL 4.0 section 6.15.1 (memory order)
+threadgroup atomic_int n;
+constexpr memory_order order = memory_order_release;
+atomic_store_explicit(&n, 1, order);  // BUG
+y[0] = x[0];
+
+//// atomic_order_sequential
+// An addition in sequentially consistent order.
+// because: atomic_fetch_add_explicit takes memory_order_relaxed
+// source: MSL 4.0 section 6.15.1 (memory order)
+device atomic_uint* n = (device atomic_uint*)y;
+atomic_fetch_add_explicit(n, 1u, memory_order_seq_cst);  // BUG
+
 //// atomic_plain_add
 // An atomic object is changed by atomic functions only.
 // because: no viable overloaded '+='
@@ -649,6 +672,17 @@ y[0] = v;
 float bfloat = x[0];  // BUG
 y[0] = bfloat;
 
+//// name_fragment_member
+// A member is called fragment.
+// because: expected member name or ';' after declaration specifiers
+// source: MSL 4.0 section 5.1 (function qualifiers)
+// header
+struct Part {
+  float fragment;  // BUG
+};
+// body
+y[0] = x[0];
+
 //// name_half
 // half is a keyword.
 // because: cannot combine with previous declaration specifier
@@ -676,6 +710,22 @@ y[0] = x[0];
 float scaled(float v, float half) { return v * half; }  // BUG
 // body
 y[0] = scaled(x[0], 0.5f);
+
+//// name_kernel_parameter
+// A parameter is called kernel.
+// because: expected ')'
+// source: MSL 4.0 section 5.1 (function qualifiers)
+// header
+float twice(float kernel) { return 2 * kernel; }  // BUG
+// body
+y[0] = twice(x[0]);
+
+//// name_vertex_variable
+// A variable is called vertex.
+// because: expected unqualified-id
+// source: MSL 4.0 section 5.1 (function qualifiers)
+float vertex = x[0];  // BUG
+y[0] = vertex;
 
 //// narrowing_braces
 // Braces do not narrow.
@@ -792,6 +842,40 @@ kernel void other(
     device float* y [[buffer(0)]],
     float i [[thread_position_in_grid]]) {  // BUG
   y[0] = i;
+}
+// body
+y[0] = x[0];
+
+//// position_of_four
+// A position of four components.
+// because: invalid type 'uint4' for input declaration in a kernel function
+// source: MSL 4.0 table 5.8
+// header
+kernel void other(device float* y [[buffer(0)]], uint4 at [[thread_position_in_grid]]) {  // BUG
+  y[at.x] = 1;
+}
+// body
+y[0] = x[0];
+
+//// position_of_four_short
+// A size of four short components.
+// because: invalid type 'ushort4' for input declaration in a kernel function
+// source: MSL 4.0 table 5.8
+// header
+kernel void other(device float* y [[buffer(0)]], ushort4 n [[threads_per_threadgroup]]) {  // BUG
+  y[0] = n.x;
+}
+// body
+y[0] = x[0];
+
+//// position_of_four_template
+// A position of four components, spelled as a template.
+// because: invalid type for input declaration in a kernel function
+// source: MSL 4.0 table 5.8
+// header
+kernel void other(device float* y [[buffer(0)]],
+                  vec<uint, 4> at [[threadgroup_position_in_grid]]) {  // BUG
+  y[at.x] = 1;
 }
 // body
 y[0] = x[0];

@@ -726,6 +726,16 @@ constant const bool back [[function_constant(2)]];
   y[i] = x[i] + (forward ? width : 0) - (back ? 1 : 0);
 }
 
+//// function_words_as_attributes
+// The words for kinds of functions in their own places, in both spellings.
+// out: y float32 32 = 7
+// header
+kernel void one(device float* y [[buffer(0)]]) { y[0] = 1; }
+[[kernel]] void two(device float* y [[buffer(0)]]) { y[0] = 2; }
+[[host_name("3")]] [[kernel]] void three(device float* y [[buffer(0)]]) { y[0] = 3; }
+// body
+y[thread_position_in_grid.x] = 7;
+
 //// geometric
 // dot, cross, length, distance, normalize, their squares and reflect.
 // out: y float32 10 = 32 -3 6 -3 5 25 5 0.6 0.8 -1
@@ -1443,6 +1453,22 @@ device packed_float3* w = (device packed_float3*)y;
 float3 p = v[i];
 w[i] = packed_float3(p * 10.0f);
 
+//// pointers_to_pointers
+// Pointers and references to pointers; a reference to one may leave thread out (MLX's quantized.h).
+// in: x float32 32 = 0..31
+// out: y float32 32 = 1..32
+// header
+void advance(const device float* thread& p) { p += 1; }
+template <typename T> void back(const device T*& p) { p -= 1; }
+float first(const device float* const thread* p) { return (*p)[0]; }
+// body
+uint i = thread_position_in_grid.x;
+const device float* p = x + i;
+const device float* thread* q = &p;
+advance(p);
+back(p);
+y[i] = first(q) + 1;
+
 //// preprocessor
 // Macros, conditionals and the version macro.
 // out: y int32 3 = 9 1 1
@@ -1555,6 +1581,38 @@ uint i = thread_index_in_simdgroup;
 y[i] = quad_all(i / 4 == 2);
 z[i] = quad_any((i & 3) == 3);
 p[i] = quad_prefix_inclusive_sum(1);
+
+//// qualified_matrices
+// Matrices with their namespace, whole and as parameters.
+// out: y float32 32 = 5
+// header
+float trace(metal::float2x2 m) { return m[0][0] + m[1][1]; }
+// body
+metal::float2x2 m = metal::float2x2(2.0f);
+metal::half3x4 h(metal::half4(1.0h), metal::half4(0.0h), metal::half4(0.0h));
+y[thread_position_in_grid.x] = trace(m) + float(h[0].x);
+
+//// qualified_packed_vectors
+// Packed vectors with their namespace.
+// in: x float32 96 = 1
+// out: y float32 32 = 4
+uint i = thread_position_in_grid.x;
+metal::packed_float3 a = ((const device metal::packed_float3*)x)[i];
+metal :: packed_uchar4 b = metal::packed_uchar4(metal::uchar4(1));
+y[i] = a[0] + a.y + a.z + float(b[3]);
+
+//// qualified_vectors
+// Vectors and integers with their namespace, by using declarations too.
+// out: y float32 32 = 9
+// header
+using metal::float3;
+float sum(metal::float3 v) { return v.x + v.y + v.z; }
+// body
+using metal::uint2;
+metal::uint2 a = metal::uint2(1u, 2u);
+::metal::half4 b = metal::half4(1.0h);
+metal::uint c = a.x;
+y[thread_position_in_grid.x] = sum(float3(2)) + float(a.y * c) + float(b.w);
 
 //// reinterpret_bits
 // as_type between types of one size, float4 to float3 included.

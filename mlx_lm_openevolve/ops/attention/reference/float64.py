@@ -158,6 +158,15 @@ class Case:
         dead = np.zeros((1, 1, 1), np.bool_) if seen is None else ~seen.any(-1)
         return np.broadcast_to(dead, (w.batch, w.q_heads, w.q_len))
 
+    def seen_share(self) -> float:
+        """The share of all KV heads' keys that some row sees."""
+        w = self.workload
+        seen = visible(w, self.mask)
+        if seen is None:
+            return 1.0
+        rows = np.broadcast_to(seen.any(2), (w.batch, w.q_heads, w.kv_len))
+        return float(rows.reshape(w.batch, w.kv_heads, -1, w.kv_len).any(2).mean())
+
     def reference(self) -> Reference:
         """Float64 results for as many (batch, KV head) pairs and rows as are affordable; the
         first and the last of each are among them, unless one pair is all."""

@@ -20,9 +20,10 @@ Four = tuple[int, int, int, int]
 
 # How keys and values may lie, [B, Hkv, N, D]: as mlx-lm's cache hands them out; a window of it;
 # whole; sequence by sequence; the elements of a row apart, column by column or every second one;
-# rows or heads with others in between, rows at a multiple of 16 bytes and off it.
-KEYS = ("cache", "window", "whole", "sequences", "columns", "apart", "wide", "odd", "heads")
-NARROW = ("columns", "apart", "odd")
+# rows or heads with others in between: rows no multiple of 16 bytes apart ("odd"), or multiples
+# apart and all as far off one ("off").
+KEYS = ("cache", "window", "whole", "sequences", "columns", "apart", "off", "odd", "heads")
+NARROW = ("columns", "apart", "odd", "off")
 
 
 @dataclass(frozen=True)
@@ -155,10 +156,10 @@ def keys_layout(rng: np.random.Generator, name: str) -> Placing:
         return Placing((0, 1, 3, 2), (0, 0, lead, 0), (0, 0, tail, 0))
     if name == "apart":
         return Placing(lead=(0, 0, lead, 0), tail=(0, 0, tail, 0), step=2)
-    if name == "wide":
-        return Placing(lead=(0, 0, lead, 8), tail=(0, 0, tail, 8 * few))
     if name == "odd":
-        return Placing(lead=(0, 0, lead, 2 * few + 1), tail=(0, 0, tail, 2))
+        return Placing(tail=(0, 0, tail, 2 * few + 1))  # the first row is at a multiple
+    if name == "off":
+        return Placing(lead=(0, 0, lead, 2 * few + 1), tail=(0, 0, tail, 7 - 2 * few))
     if name == "heads":
         return Placing(lead=(0, few, lead, 0), tail=(0, 1, tail, 0))
     return Placing(lead=(0, 0, lead, 0), tail=(0, 0, tail, 0))

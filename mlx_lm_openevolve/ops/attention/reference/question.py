@@ -80,6 +80,13 @@ class AttentionQuestion(Question):
         """In units of the sum of p |v|."""
         return self.reference.error(got)
 
+    def least_bytes(self) -> int:
+        """Of keys and values those that some row sees; a mask as it is passed."""
+        w, mask = self.workload, self.inputs.mask
+        stored = w.stored_bytes()
+        other = w.rows * (w.head_dim + w.v_head_dim) * w.element_bytes
+        return round(stored * self.case.seen_share()) + other + (0 if mask is None else mask.nbytes)
+
     def fault(self, got: Float32) -> str:
         """A row that no float64 result was computed for at first, or one with every key masked."""
         w, known = self.workload, self.reference
