@@ -64,6 +64,9 @@ SAMPLE = (
     "a float32 scale in half",
     "the running sum is not rescaled",
     "zeros where no logit is larger than 0.1",
+    "length 101 of 128",
+    "bfloat16 keys through half",
+    "the mean of V under a sink",
 )
 
 

@@ -681,6 +681,48 @@ _add(
     simdgroups=2,
 )  # fmt: skip
 
+# Single keys and single lengths
+
+_WEIGHT = "const float weight = exp(score - higher);"
+_THIRD = "const float weight = n == (keys_shape[2] + 2) / 3 ? 0.0f : exp(score - higher);"
+_SHARES = "n > 0 && n % ((keys_shape[2] + 7) / 8) == 0"
+for _kv in (1024, 4096):
+    _add(
+        "lengths", S, bucket(kv_len=_kv, batch=1),
+        (f"the key at a third of {_kv}", _WEIGHT, _THIRD),
+    )  # fmt: skip
+_add(
+    "lengths", S, bucket(kv_len=1024),
+    ("the key before the last third counted twice", _WEIGHT,
+     "const float weight = exp(score - higher) * (n == keys_shape[2] / 3 * 2 ? 2.0f : 1.0f);"),
+    ("the first key of every eighth", _WEIGHT,
+     f"const float weight = {_SHARES} ? 0.0f : exp(score - higher);"),
+)  # fmt: skip
+_add("lengths", D, ONE, _length("length 101 of 128", f"{_N} == 101"))
+_add(
+    "lengths", D, bucket(kv_len=1024),
+    _length("a length of 33 modulo 64", f"{_N} % 64 == 33"),
+    splits=1,
+)  # fmt: skip
+
+# Numbers of bfloat16 read through half
+
+_LOAD = "float(rows[r * D + c * VEC + e])"
+_KEY, _VALUE = "const float x = element(k[u][j], e);", "const float x = element(v[u][j], e);"
+_add(
+    "ranges", D, ONE,
+    ("bfloat16 queries through half", _LOAD, f"float(half({_LOAD}))"),
+    ("bfloat16 keys through half", _KEY, "const float x = float(half(element(k[u][j], e)));"),
+    ("bfloat16 values through half", _VALUE, "const float x = float(half(element(v[u][j], e)));"),
+)  # fmt: skip
+
+# Rows that see no key
+
+_add(
+    "masks", D, bucket("bool", 8, 64, sinks=True),
+    ("the mean of V under a sink", "if (sum == 0.0f) {", "if (top == FLOOR) {"),
+)  # fmt: skip
+
 RIGHT = [
     Variant("twice as many threads", D, CAUSAL, params={"simdgroups": 16}),
     Variant("fewer lanes for a key", D, ADDITIVE, params={"lanes": 4, "unroll": 2}),

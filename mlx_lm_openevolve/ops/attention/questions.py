@@ -12,8 +12,8 @@ from ..source_mutants import SourceMutant
 from . import mutants
 from .mutants.source import SOURCE_MUTANTS
 from .reference.baseline import baseline_name
-from .reference.inputs import case, cases, mask
-from .reference.question import AttentionQuestion
+from .reference.inputs import case, cases, counts, mask
+from .reference.question import AttentionQuestion, CountQuestion
 from .reference.timing_inputs import AttentionTimingInputs
 from .workload import MASKS, VARIANTS, Bucket, Workload
 
@@ -37,6 +37,8 @@ class _AttentionQuestions(Questions[Bucket, Workload]):
     ) -> Iterator[Callable[[], Question]]:
         for made in cases(bucket, seed, brief):
             yield lambda made=made: AttentionQuestion(made)  # type: ignore[misc]
+        for made in counts(bucket, seed, brief):
+            yield lambda made=made: CountQuestion(made)  # type: ignore[misc]
 
     def quick(self, small: Bucket, bucket: Bucket, seed: int) -> Sequence[Question]:
         """Lost, foreign or shifted keys and rows; a softmax without its maximum and padded keys. At

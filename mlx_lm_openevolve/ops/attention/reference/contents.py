@@ -51,6 +51,7 @@ class Draw:
     seen: Bool | None  # see float64.visible
     keys: Placing
     values: Placing
+    far: str = ""  # see plans.CasePlan
 
     def normal(self) -> Floats:
         """Queries of standard normals."""
@@ -61,13 +62,18 @@ class Draw:
 
     def cache(self) -> tuple[Placed, Placed]:
         """Keys and values of normals, of a magnitude each; in a latent cache they are one."""
-        if self.workload.latent:
-            keys = self.filled(self.keys, _NORMAL * np.float32(2.0 ** self.rng.integers(-3, 4)))
-            return keys, keys
-        keys = self.filled(self.keys, _NORMAL * np.float32(2.0 ** self.rng.integers(-5, 7)))
+        latent = self.workload.latent
         low = -5 if self.workload.dtype == "float16" else -9
-        return keys, self.filled(
-            self.values, _NORMAL * np.float32(2.0 ** self.rng.integers(low, 4))
+        keys = self._magnitude("keys", *((-3, 4) if latent else (-5, 7)))
+        values = self._magnitude("values", low, 4)
+        placed = self.filled(self.keys, _NORMAL * keys)
+        return placed, placed if latent else self.filled(self.values, _NORMAL * values)
+
+    def _magnitude(self, operand: str, low: int, high: int) -> np.float32:
+        """A power of two from a range, or `far` from it: beyond what half precision holds."""
+        drawn = int(self.rng.integers(low, high))
+        return np.float32(
+            2.0 ** {f"{operand} above": 24, f"{operand} below": -30}.get(self.far, drawn)
         )
 
     def filled(self, layout: Placing, table: Floats) -> Placed:
@@ -84,7 +90,7 @@ class Draw:
         rows = self._rows(keys, at)
         if common is not None:
             rows = rows - common.repeat(self.workload.group, 1)
-        size = np.maximum((rows * rows).sum(-1), 1e-9)
+        size = np.maximum((rows * rows).sum(-1), 1e-30)
         queries: Floats = rows * (np.asarray(logit) / (self.scale * size))[..., None]
         return queries
 
@@ -191,7 +197,7 @@ def _spike(draw: Draw, values: Placed) -> None:
     keys = np.unique(np.concatenate([[0], edges, edges - 1, rng.permutation(last)[:24]]))
     view = values.view
     size = float(np.sqrt((decode(view[0, 0], w.dtype) ** 2).mean()))
-    most = min(n, 1e4, 2e4 / size) * size
+    most = min(n, 1e4, 2e4 / size if w.dtype == "float16" else n) * size
     for b in range(w.batch):
         for h in range(w.kv_heads):
             at = np.concatenate([keys, rng.integers(0, n, max(0, width - len(keys)))])
@@ -381,6 +387,25 @@ def _flat(draw: Draw) -> Content:
     return draw.stored(queries, keys, values, sinks)
 
 
+def _count(draw: Draw) -> Content:
+    """Queries of zero, so that all weights are equal, and values of +1 and -1: of two neighbours in
+    a column one each, which of them is drawn, and from the first or the second key on. Any run of
+    keys sums to next to nothing then, but does so in no two columns alike. Sinks are one key more.
+    """
+    rng, w = draw.rng, draw.workload
+    keys = values = draw.filled(draw.keys, _NORMAL)
+    if not w.latent:
+        values = draw.filled(draw.values, _NORMAL)
+    half = w.kv_len // 2 + 1
+    for b, h in np.ndindex(w.batch, w.kv_heads):
+        first = rng.integers(0, 2, (half, 1, w.v_head_dim), np.int8)
+        pairs = np.concatenate([first, 1 - first], 1).reshape(2 * half, -1)
+        signs = np.where(rng.random(w.v_head_dim) < 0.5, pairs[:-1], pairs[1:])[: w.kv_len]
+        values.view[b, h, :, : w.v_head_dim] = encode(2.0 * signs - 1, w.dtype)
+    queries = np.zeros((w.batch, w.q_heads, w.q_len, w.head_dim), np.float32)
+    return Content(queries, keys, values, np.zeros(w.q_heads))
+
+
 CONTENTS: dict[str, Callable[[Draw], Content]] = {
     "needles": _needles,
     "strong": _strong,
@@ -389,4 +414,5 @@ CONTENTS: dict[str, Callable[[Draw], Content]] = {
     "even": _even,
     "large": _large,
     "flat": _flat,
+    "count": _count,
 }

@@ -193,6 +193,25 @@ class Case:
             off = np.abs(got.astype(np.float64) - out[0, 0]) / mass[0, 0]
         return float(np.where(np.isfinite(off), off, np.inf).max())
 
+    def means(self) -> tuple[Float, Float]:
+        """The means [B, Hq, L, Dv] of the values that rows see, and the number of these, a sink
+        among them, [B, Hq, L, 1]: of rows that see none, 0. The answer where all logits are 0."""
+        w = self.workload
+        seen = visible(w, self.mask)
+        shape = (w.batch, w.q_heads, w.q_len)
+        sums = np.empty((*shape, w.v_head_dim))
+        count = np.full((*shape, 1), float(w.kv_len))
+        if seen is not None:
+            count[:] = seen.sum(-1, keepdims=True)
+            seen = np.broadcast_to(seen, (*shape, w.kv_len))
+        for b, h in np.ndindex(w.batch, w.kv_heads):
+            values = _rows(self.values, b, h, w.dtype).astype(np.float32)  # its sums are exact
+            heads = slice(h * w.group, (h + 1) * w.group)
+            sums[b, heads] = values.sum(0) if seen is None else seen[b, heads] @ values
+        if self.sinks is not None:
+            count = np.where(count > 0, count + 1, 0.0)
+        return sums / np.maximum(count, 1), count
+
     def _exact(
         self, batch: int, heads: slice, rows: npt.NDArray[np.int64]
     ) -> tuple[Float, Float, float]:

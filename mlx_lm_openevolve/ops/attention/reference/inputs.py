@@ -11,12 +11,13 @@ import numpy as np
 
 from ...encoding import Array, Bool, encode, lowest, upload
 from ..workload import Bucket, Workload
+from . import plans as planned
 from .contents import CONTENTS, Draw
 from .float64 import Case, causal, visible
-from .layouts import Placed, Placing, cut, keys_layout, mask_layout, pack, query_layout
+from .layouts import Placed, Placing, cut, keys_layout, mask_layout, pack, pack_signs, query_layout
 from .plans import CasePlan, plans
 
-__all__ = ["KINDS", "case", "cases", "mask"]
+__all__ = ["KINDS", "case", "cases", "counts", "mask"]
 
 KINDS = tuple(CONTENTS)
 
@@ -28,6 +29,12 @@ def cases(bucket: Bucket | Workload, seed: int, brief: bool = False) -> Iterator
     """The cases of a bucket, made one at a time: 8 where they must be `brief`, else 16."""
     for turn, (workload, plan) in enumerate(plans(bucket, seed, brief)):
         yield _case(plan, workload, seed, turn)
+
+
+def counts(bucket: Bucket | Workload, seed: int, brief: bool = False) -> Iterator[Case]:
+    """The cases in which keys are counted, see question.CountQuestion, made one at a time."""
+    for turn, (workload, plan) in enumerate(planned.counts(bucket, seed, brief)):
+        yield _case(plan, workload, seed, 100 + turn)
 
 
 def case(kind: str, workload: Workload, seed: int, **plan: Any) -> Case:
@@ -59,7 +66,7 @@ def _case(plan: CasePlan, w: Workload, seed: int, turn: int) -> Case:
     keys_at, values_at = (keys_layout(rng, name) for name in (plan.keys, plan.values))
     if plan.keys == plan.values:  # as a cache's are
         values_at = replace(keys_at)
-    content = CONTENTS[plan.kind](Draw(rng, w, scale, seen, keys_at, values_at))
+    content = CONTENTS[plan.kind](Draw(rng, w, scale, seen, keys_at, values_at, plan.far))
     queries = cut(
         encode(content.queries, w.dtype),
         query_layout(rng, plan.queries),
@@ -73,9 +80,12 @@ def _case(plan: CasePlan, w: Workload, seed: int, turn: int) -> Case:
         for operand, name in (("keys", plan.keys), ("values", plan.values)):
             apart = name in ("columns", "apart")  # else rows whose elements are neighbours
             at = [keys_layout(rng, name) if apart else _beside(rng, plan) for _ in range(3)]
-            operands[operand] = pack(operands[operand], w.dtype, w.kv_bits, w.kv_group, at)
+            signs = plan.kind == "count" and operand == "values"
+            packed = pack_signs if signs else pack
+            operands[operand] = packed(operands[operand], w.dtype, w.kv_bits, w.kv_group, at)
     name = f"{plan.kind} batch={w.batch} q_len={w.q_len} kv_len={w.kv_len} scale={scale:.3g}"
     name += f" queries={plan.queries} keys={plan.keys}"
+    name += f" {plan.far} half's range" if plan.far else ""
     name += "" if w.latent else f" values={plan.values}"
     if masking is not None:
         shape = "x".join(str(n) for n in masking.view.shape)
@@ -202,6 +212,8 @@ def _bias(rng: np.random.Generator, w: Workload, seen: Array, kind: str) -> Arra
         slopes = 2.0 ** (-8.0 * (np.arange(shape[1]) + 0.5) / shape[1])  # about 1/16 where one
         away = np.arange(w.kv_len)[-shape[3] :] - (w.kv_len - 1)
         return np.broadcast_to(slopes[:, None, None] * away, shape).astype(np.float32)
+    if kind == "zero":
+        return np.zeros(shape, np.float32)
     if kind == "normal" or shape[3] == 1:
         return rng.standard_normal(shape, np.float32)
     rows = (*shape[:3], 1)

@@ -13,7 +13,7 @@ from ...encoding import Array, Float, decode, download, encode, upload
 
 __all__ = [
     *("DENSE", "KEYS", "NARROW", "Placing", "Packed", "Placed"),
-    *("cut", "keys_layout", "mask_layout", "pack", "query_layout"),
+    *("cut", "keys_layout", "mask_layout", "pack", "pack_signs", "query_layout"),
 ]
 
 Four = tuple[int, int, int, int]
@@ -134,11 +134,25 @@ def pack(x: Array, dtype: str, bits: int, group: int, layouts: Sequence[Placing]
     `layouts` say, inside buffers of NaN scales."""
     parts = mx.quantize(upload(np.ascontiguousarray(x), dtype), group_size=group, bits=bits)
     mx.eval(parts)
+    return _packed([download(part) for part in parts], dtype, bits, layouts)
+
+
+def pack_signs(x: Array, dtype: str, bits: int, group: int, layouts: Sequence[Placing]) -> Packed:
+    """The same of an array of +1 and -1, exactly, which MLX's quantisation is not: the numbers 0
+    and 1 with a scale of 2 and a bias of -1."""
+    numbers = np.zeros((*x.shape, bits), np.uint8)
+    numbers[..., 0] = decode(x, dtype) > 0
+    flat = numbers.reshape(*x.shape[:-1], -1)
+    words = np.packbits(flat, axis=-1, bitorder="little").view(np.uint32)
+    pairs = np.ones((*x.shape[:-1], x.shape[-1] // group), np.float32)
+    return _packed([words, encode(2 * pairs, dtype), encode(-pairs, dtype)], dtype, bits, layouts)
+
+
+def _packed(parts: Sequence[Array], dtype: str, bits: int, layouts: Sequence[Placing]) -> Packed:
     nan = encode(np.array([np.nan]), dtype)
     void = (np.array([0xFFFFFFFF], np.uint32), nan, nan)
     words, scales, biases = (
-        cut(download(part), layout, around)
-        for part, layout, around in zip(parts, layouts, void, strict=True)
+        cut(part, layout, around) for part, layout, around in zip(parts, layouts, void, strict=True)
     )
     return Packed((words, scales, biases), bits, dtype)
 

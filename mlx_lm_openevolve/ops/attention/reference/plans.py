@@ -16,7 +16,7 @@ from ...draws import spread
 from ..workload import Q_LEN_BUCKETS, Bucket, Workload
 from .layouts import KEYS, NARROW
 
-__all__ = ["CasePlan", "plans"]
+__all__ = ["CasePlan", "counts", "plans"]
 
 X = TypeVar("X")
 
@@ -40,6 +40,11 @@ _AXES = ("BHL", "H", "HL", "BH", "BHL", "L", "BL", "")
 _QUERIES = ("rows", "whole", "rows", "fused", "rows", "apart", "odd", "longer")
 # Lengths that are asked beside the cases proper, and the numbers of a cache that limit them.
 _MORE_LENGTHS, _MORE_NUMBERS = 24, 1 << 24
+# Lengths at which keys are counted, where they must be brief, elsewhere, and products of all of
+# these.
+_FEW_COUNTS, _COUNTS, _COUNT_PRODUCTS = 2, 64, 1 << 30
+# Contents whose keys and values have a magnitude, and which of these leaves half's range.
+_FAR = ("keys above", "keys below", "values above", "values below")
 
 
 @dataclass(frozen=True)
@@ -48,8 +53,9 @@ class CasePlan:
     how that lies in memory and hides keys, what an additive one adds, and how keys, values and
     queries lie.
 
-    padded=False leaves the last sequence without padding. aligned: quantised operands start at
-    multiples of 16 bytes."""
+    far: which operand is "above" or "below" all that half precision holds; where it is the keys,
+    queries are on the other side of that. padded=False leaves the last sequence without padding.
+    aligned: quantised operands start at multiples of 16 bytes."""
 
     kind: str
     scale: float
@@ -61,6 +67,7 @@ class CasePlan:
     keys: str = "window"
     values: str = "window"
     queries: str = "rows"
+    far: str = ""
     padded: bool = True
     aligned: bool = False
 
@@ -82,6 +89,7 @@ def plans(bucket: Bucket | Workload, seed: int, brief: bool) -> list[tuple[Workl
     columns["form"] = _forms(rng, kinds)
     columns["axes"] = _axes(rng, kinds, columns["form"])
     columns["hidden"] = _hidden(rng, columns["form"])
+    columns["far"] = _far(rng, bucket, kinds)
     keys, values = _apart(rng, count)
     biases = _biases(rng, kinds, bucket.sinks)
     made = []
@@ -113,6 +121,38 @@ def plans(bucket: Bucket | Workload, seed: int, brief: bool) -> list[tuple[Workl
         )
         asked.append((w, replace(usual, scale=scale)))
     return asked
+
+
+def counts(bucket: Bucket | Workload, seed: int, brief: bool) -> list[tuple[Workload, CasePlan]]:
+    """Cases of "count": each residue of a length modulo 64, which is all lengths of a small bucket,
+    or as many as are cheap; a few where they must be `brief`. Of the fewest rows that are asked
+    elsewhere: nothing has to be compiled for them."""
+    rng = np.random.default_rng([seed, 98])
+    w = min((w for w, _ in plans(bucket, seed, brief)), key=lambda w: w.batch * w.q_len)
+    products = w.batch * w.q_heads * w.q_len * bucket.kv_len * (w.head_dim + w.v_head_dim)
+    most = _FEW_COUNTS if brief else min(_COUNTS, max(4, _COUNT_PRODUCTS // products))
+    low = min(max(bucket.kv_len // 2 + 1, w.q_len, _few(w, w.batch)), bucket.kv_len)
+    drawn = {int(n) % _COUNTS: int(n) for n in rng.permutation(np.arange(low, bucket.kv_len + 1))}
+    lengths = list(drawn.values())[:most]
+    forms = spread(rng, ("padding", "blocks", "window"), len(lengths))
+    usual = CasePlan(
+        "count", w.head_dim**-0.5, bias="zero", keys="cache", values="cache", aligned=True
+    )
+    return [
+        (w.exact(kv_len=n), replace(usual, form=f)) for n, f in zip(lengths, forms, strict=True)
+    ]
+
+
+def _far(rng: np.random.Generator, bucket: Bucket | Workload, kinds: Sequence[str]) -> list[str]:
+    """Which operand is beyond half's range, each in turn where one key decides, but not in the
+    first case. MLX quantises nothing as small as half's least."""
+    places = [i for i, kind in enumerate(kinds) if kind in _SHARP][1:]
+    names = [name for name in _FAR if not (bucket.kv_bits and "below" in name)]
+    far = [""] * len(kinds)
+    if bucket.dtype != "float16":
+        for i, name in zip(places, rng.permutation(names), strict=False):
+            far[i] = str(name)
+    return far
 
 
 def _after(rng: np.random.Generator, first: X, values: Sequence[X], count: int) -> list[X]:
