@@ -24,6 +24,7 @@ MAX_SCALES = 256
 LARGEST = 3.4e38  # of a float32: beyond it a scale is the original's
 UNSEEN = (None, ())  # no route, and nothing that a call's rest could be
 
+_shape, _dtype = operator.attrgetter("shape"), operator.attrgetter("dtype")
 _shape_and_dtype = operator.attrgetter("shape", "dtype")
 
 
@@ -121,10 +122,10 @@ def _rest_packed(queries: Any, parts: tuple[Any, ...], mask: Any, sinks: Any) ->
     return (
         queries.dtype,
         len(parts),
-        tuple([part.dtype for part in parts]),
+        tuple(map(_dtype, parts)),
         None if mask is None or mask.__class__ is str else _shape_and_dtype(mask),
         None if sinks is None else _shape_and_dtype(sinks),
-        *[part.shape for part in parts[1:]],
+        *map(_shape, parts[1:]),
     )
 
 
