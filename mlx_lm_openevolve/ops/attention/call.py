@@ -22,7 +22,7 @@ __all__ = ["arguments", "describe", "differentiable", "substitute", "trial", "wr
 
 MAX_SCALES = 256
 LARGEST = 3.4e38  # of a float32: beyond it a scale is the original's
-UNSEEN = (None, ())  # no route, and nothing that a call's rest could be
+UNSEEN = (None, ())  # no route yet: the call's rest is read to make one
 
 _shape, _dtype = operator.attrgetter("shape"), operator.attrgetter("dtype")
 _shape_and_dtype = operator.attrgetter("shape", "dtype")
@@ -86,7 +86,7 @@ def wrap(original: Callable[..., Any], router: Router) -> Callable[..., Any]:
                         None if sinks is None else _shape_and_dtype(sinks),
                         None if keys is values else values.shape,
                     )
-                if rest != expected:
+                if route is not None and rest != expected:
                     route = routes.get((key, rest))
         except (AttributeError, IndexError, TypeError, ValueError):
             router.refuse("keys or values are neither arrays nor a quantised cache's tuples")
