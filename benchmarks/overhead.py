@@ -107,7 +107,7 @@ def router(backend: str, family: str = "attention") -> Router:
     on a machine with a GPU, and is told that it is one."""
     empty = [Registry("/nonexistent")]
     made = Router(ops.get(family), Planner(device.detect(backend), empty, mode="stored"))
-    made.on_cpu = lambda: device.on_cpu() and False
+    made.on_cpu = (lambda: device.on_cpu() and False) if device.on_cpu() else device.on_cpu
     return made
 
 

@@ -91,6 +91,9 @@ def wrap(original: Callable[..., Any], router: Router) -> Callable[..., Any]:
         except (AttributeError, IndexError, TypeError, ValueError):
             router.refuse("keys or values are neither arrays nor a quantised cache's tuples")
             return original(queries, keys, values, cache, scale, mask, sinks)
+        if expected is None:  # the original's, whatever the rest
+            route.fallbacks += 1
+            return original(queries, keys, values, cache, scale, mask, sinks)
         if route is None or route.call is not None or route.substitute is not None:
             if on_cpu():
                 router.refuse(ON_CPU)
