@@ -33,7 +33,7 @@ from unittest import mock
 import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models import base
-from mlx_lm.models.cache import KVCache
+from mlx_lm.models.cache import KVCache, QuantizedKVCache
 
 from mlx_lm_openevolve import backends, device, ops
 from mlx_lm_openevolve.intervals import median_interval
@@ -98,7 +98,7 @@ def as_model(function: Callable[..., Any], workload: Workload, keys: int) -> Arm
     k, v = cached(), cached()
     mask = mx.ones((w.batch, 1, w.q_len, keys), mx.bool_) if w.mask == "bool" else None
     mx.eval(queries, k, v, mask)
-    cache = KVCache()
+    cache = QuantizedKVCache(w.kv_group, w.kv_bits) if w.kv_bits else KVCache()
     return lambda: function(queries, k, v, cache=cache, scale=0.1, mask=mask)
 
 
@@ -107,7 +107,7 @@ def router(backend: str, family: str = "attention") -> Router:
     on a machine with a GPU, and is told that it is one."""
     empty = [Registry("/nonexistent")]
     made = Router(ops.get(family), Planner(device.detect(backend), empty, mode="stored"))
-    made.on_cpu = lambda: device.on_cpu() and False
+    made.on_cpu = (lambda: device.on_cpu() and False) if device.on_cpu() else device.on_cpu
     return made
 
 

@@ -90,46 +90,48 @@ def chain(
                 f"{launch.spec.language}, this backend takes {' or '.join(languages)}"
             )
     op = ops.of(workload)
-    names = list(op.inputs(workload.variant))
+    while "out" not in {name for name, _, _ in launches[-1].outputs}:
+        launches.pop()  # nothing reads what it writes
     absent = op.absent(workload)
     read = frozenset(name for launch in launches for name in launch.spec.inputs)
     arrays_of = op.bind(workload, read, broadcast=broadcast)
-    # All arrays of a call lie in one list: what `bind` gives, dummies, then outputs as they come.
-    places = {name: at for at, name in enumerate(names)}
+    # All arrays of a call lie in one list: what `bind` gives, as far as a launch reads it, dummies,
+    # then outputs as they come.
+    places = {name: at for at, name in enumerate(op.inputs(workload.variant))}
+    size = count = max(at + 1 for name, at in places.items() if name in read)
     dummies: list[mx.array] = []
     for name in absent if passes_absent else ():
         dummy = mx.zeros((8, *[1] * (absent[name].axes - 1)), dtype_of(absent[name].dtype))
         mx.eval(dummy)
-        places[name] = len(names) + len(dummies)
+        places[name] = size
+        size += 1
         dummies.append(dummy)
-    given = size = len(names) + len(dummies)
     scalars = [places[name] for name in op.scalars if name in read] if held else []
     steps = []
     for i, launch in enumerate(launches):
         inputs = [n for n in launch.spec.inputs if passes_absent or n not in absent]
         run = make(launch, f"{kernel.name}_{kernel.id}_{i}", inputs)
         steps.append((run, _picker([places[name] for name in inputs])))
-        # Two launches of one call may write `out` only where one is left out: the last one is it.
+        # Two launches of one call may write `out` only where one is left out.
         for name, _, _ in launch.outputs:
             places[name] = size
             size += 1
-    out = places["out"]
+    *before, (last, pick_last) = steps
+    out = [name for name, _, _ in launches[-1].outputs].index("out")
+    as_given = arrays_of is ops.base.as_given
 
     def call(*arguments: Any) -> mx.array:
-        arrays: list[Any] = arrays_of(*arguments) + dummies
+        arrays: list[Any] = [*(arguments if as_given else arrays_of(*arguments))[:count], *dummies]
         for at in scalars:
             arrays[at] = held(arrays[at])  # type: ignore[misc]
-        for run, pick in steps:
+        for run, pick in before:
             arrays += run(pick(arrays))
-        result: mx.array = arrays[out]
-        return result
+        return last(pick_last(arrays))[out]
 
-    (first, pick_first), which = steps[0], out - given
+    def at_once(*arguments: Any) -> mx.array:
+        return last(pick_last(arguments))[out]
 
-    def one_launch(*arguments: Any) -> mx.array:
-        return first(pick_first(arrays_of(*arguments) + dummies))[which]
-
-    return call if scalars or len(steps) > 1 else one_launch
+    return at_once if as_given and not (dummies or scalars or before) else call
 
 
 def _picker(places: Sequence[int]) -> Callable[[Sequence[Any]], Sequence[Any]]:

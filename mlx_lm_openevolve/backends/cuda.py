@@ -84,14 +84,20 @@ def build(kernel: Kernel, params: Mapping[str, int], workload: Workload) -> Call
     launches = kernel.launches(workload, params)
     whole = any(re.search(r"\bmask_(shape|ndim)\b", launch.spec.source) for launch in launches)
     scales: dict[int, tuple[mx.array, mx.array]] = {}
+    last: tuple[Any, Any] = (None, None)
 
     def on_device(scale: mx.array) -> mx.array:
-        known = scales.get(id(scale))
-        if known is None or known[0] is not scale:
-            if len(scales) >= _MAX_SCALES:
-                scales.clear()
-            known = scales[id(scale)] = (scale, _on_device(scale))
-        return known[1]
+        nonlocal last
+        known = last
+        if known[0] is not scale:
+            found = scales.get(id(scale))
+            if found is None:
+                if len(scales) >= _MAX_SCALES:
+                    scales.clear()
+                found = scales[id(scale)] = (scale, _on_device(scale))
+            known = last = found
+        copy: mx.array = known[1]
+        return copy
 
     def make(launch: Launch, name: str, inputs: list[str]) -> Run:
         return _make(launch, name, inputs, absent, ops.of(workload).row_contiguous)
@@ -214,12 +220,9 @@ def _make(
         header=header,
         ensure_row_contiguous=contiguous,
     )
-    arguments: dict[str, Any] = {
-        "grid": launch.grid,
-        "threadgroup": launch.threadgroup,
-        "output_shapes": [shape for _, shape, _ in launch.outputs],
-        "output_dtypes": [dtype_of(dtype) for _, _, dtype in launch.outputs],
-    }
+    grid, threadgroup = launch.grid, launch.threadgroup
+    shapes = [shape for _, shape, _ in launch.outputs]
+    dtypes = [dtype_of(dtype) for _, _, dtype in launch.outputs]
     outputs = [(output, dtype_of(dtype)) for output, _, dtype in launch.outputs]
     compiled = False
 
@@ -229,7 +232,13 @@ def _make(
             given = [(name, array.dtype) for name, array in zip(inputs, arrays, strict=True)]
             cuda_modules.keep(name, header, source, given, outputs)
             compiled = True
-        made: Sequence[mx.array] = function(inputs=arrays, **arguments)
+        made: Sequence[mx.array] = function(  # a dictionary of arguments takes 0.2 us
+            inputs=arrays,
+            grid=grid,
+            threadgroup=threadgroup,
+            output_shapes=shapes,
+            output_dtypes=dtypes,
+        )
         return made
 
     return run

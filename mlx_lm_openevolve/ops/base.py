@@ -178,8 +178,8 @@ class Router(Protocol):
         decided, so that none of the caller's work is timed."""
         ...
 
-    def keep(self, key: Any, route: Route) -> None:
-        """Calls under `key` take this route."""
+    def keep(self, key: Any, route: Any) -> None:
+        """`routes` has this under `key`."""
         ...
 
     def refuse(self, reason: str) -> None:
@@ -277,8 +277,9 @@ class Op(ABC, Generic[B, W]):
     def bind(
         self, workload: W, names: frozenset[str], *, broadcast: bool
     ) -> Callable[..., list[mx.array | None]]:
-        """A function from a Call's arguments to the arrays by the names of `inputs`, None for an
-        absent one. `names` are those that the launches read; broadcast: whether an input that may
+        """A function from a Call's arguments to the arrays by the names of `inputs`, anything for
+        an absent one; `as_given` where these are the same. `names` are those that the launches
+        read: behind the last of them none need come. broadcast: whether an input that may
         broadcast is handed over as a view of its full shape."""
 
     @abstractmethod
@@ -323,6 +324,11 @@ class Op(ABC, Generic[B, W]):
     @abstractmethod
     def search(self) -> SearchSpace[B]:
         """What the search knows."""
+
+
+def as_given(*arguments: Any) -> list[Any]:
+    """What `bind` returns where a Call's arguments are the arrays: backends then need no call."""
+    return list(arguments)
 
 
 def with_derivatives_of(original: Call, call: Call) -> Call:

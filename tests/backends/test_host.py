@@ -11,7 +11,7 @@ from samples import NAIVE, naive, questions
 from mlx_lm_openevolve import backends
 from mlx_lm_openevolve.gate.correctness import passes
 from mlx_lm_openevolve.gate.static_rules import static_rules
-from mlx_lm_openevolve.kernels.kernel import Kernel
+from mlx_lm_openevolve.kernels.kernel import Kernel, Launch
 from mlx_lm_openevolve.ops.attention import MASKS, Bucket
 from mlx_lm_openevolve.ops.attention.reference import sdpa
 
@@ -53,3 +53,32 @@ def test_whole_buffers_are_read_up_to_the_length(count: int) -> None:
     fewer = call(queries, *buffers, scale, None, None, length=mx.array([17], mx.int32))
     want = sdpa(exact)(queries, *(x[:, :, :17] for x in (keys, values)), scale, None, None)
     assert mx.allclose(fewer, want, atol=1e-5).item()
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_a_length_that_no_launch_reads_changes_nothing(mask: str) -> None:
+    bucket = replace(BUCKET, mask=mask)
+    question = next(q for q in questions(bucket, brief=True) if q.workload.kv_len == 64)
+    call = HOST.build(naive(), {}, question.workload, sanitize=True)
+    out = call(*question.arguments)
+    assert mx.array_equal(call(*question.arguments, length=mx.array([64], mx.int32)), out).item()
+
+
+def test_a_launch_behind_the_one_that_writes_the_result_is_left_out() -> None:
+    kernel, made = naive(), list[str]()
+    (launch,) = kernel.meta["launches"]
+    output = {**launch["outputs"][0], "name": "spare"}
+    spare = {**launch, "source": "spare.metal", "outputs": [output]}
+    never = {**launch, "when": "batch >= 99"}
+    sources = {"spare.metal": kernel.sources[launch["source"]].replace("out[", "spare[")}
+    meta = {**kernel.meta, "launches": [{**launch, "when": "batch < 99"}, spare, never]}
+    kernel = Kernel.from_parts(meta, {**kernel.sources, **sources})
+    exact = BUCKET.exact()
+    assert [x.spec.file for x in kernel.launches(exact, {})] == [launch["source"], "spare.metal"]
+
+    def make(launch: Launch, name: str, inputs: list[str]) -> backends.Run:
+        made.append(launch.spec.file)
+        return lambda arrays: arrays
+
+    backends.chain(kernel, {}, exact, ("metal",), make)
+    assert made == [launch["source"]]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import random
+import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +107,10 @@ class Chosen(Router):
         super().__init__(OP, planner)
         self.serves = serves
 
+    @functools.cached_property
+    def attention(self) -> Any:
+        return self.wrap(original)
+
     def _build(self, exact: Any, plan: Plan, arrays: tuple[Any, ...]) -> Route:
         if not self.serves(exact):
             return Route(plan, "not chosen")
@@ -114,11 +121,11 @@ def original(*given: Any) -> tuple[str, tuple[Any, ...]]:
     return "original", given
 
 
-def routed(router: Router, asked: dict[str, Any]) -> bool:
+def routed(router: Chosen, asked: dict[str, Any]) -> bool:
     """Whether a kernel served the call; it must be the one for its workload, and be handed what
     the call holds, as must the original."""
     described = OP.describe(**asked)
-    by, given = router.wrap(original)(**asked)
+    by, given = router.attention(**asked)
     if by == "original":
         assert all(a is b for a, b in zip(given, asked.values(), strict=True))
         return False
@@ -206,3 +213,65 @@ def test_the_device_is_asked_for_before_a_plan_and_before_a_kernel_alone(home: P
             assert [routed(router, asked) for _ in range(2)] == [serves, False]
             assert answers == [] if serves else [True]
             assert router.fallbacks() == {ON_CPU: 1 + serves}
+
+
+@pytest.mark.parametrize("calls", [CALLS, QUANTISED], ids=["floats", "quantised"])
+def test_calls_of_two_models_in_turn_and_in_a_row_take_their_own_kernels(
+    calls: dict[str, Any], home: Path
+) -> None:
+    """A call is first compared with the last one: what follows it may be of any other key."""
+    router = Chosen(home, lambda w: True)
+    every = [*calls.values(), *({} if calls is QUANTISED else QUANTISED).values()]
+    for first in every:
+        for second in every:
+            for asked in (first, second, second, first):
+                assert routed(router, asked) == isinstance(OP.describe(**asked), Workload)
+
+
+def test_threads_take_their_own_kernels(home: Path) -> None:
+    router = Chosen(home, lambda w: w.mask == "none")
+    kinds = [*CALLS.values(), *QUANTISED.values()]
+
+    def served(seed: int) -> int:
+        order = [random.Random(seed + n).choice(kinds) for n in range(600)]
+        wanted = [getattr(OP.describe(**asked), "mask", "") == "none" for asked in order]
+        return sum(routed(router, asked) for asked in order) - sum(wanted)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            assert list(pool.map(served, range(0, 4000, 1000))) == [0] * 4
+    finally:
+        sys.setswitchinterval(interval)
+
+
+def test_of_two_dtypes_of_one_size_the_first_decides_at_its_length_alone(home: Path) -> None:
+    """What the original serves is asked for no dtype; a kernel's calls always are."""
+    router = Chosen(home, lambda w: w.dtype == "bfloat16")
+    half, plain = CALLS["another dtype"], CALLS["plain"]
+    assert not routed(router, half)
+    assert not routed(router, plain)
+    assert not routed(router, half)
+    assert routed(router, at_length(plain, KEYS + 1))
+    assert not routed(router, at_length(half, KEYS + 1))
+    assert routed(router, at_length(plain, KEYS + 1))
+    single = {name: floats(4 if name == "queries" else 1, n, dtype=mx.float32)
+              for name, n in (("queries", 1), ("keys", KEYS), ("values", KEYS))}  # fmt: skip
+    router = Chosen(home, lambda w: w.dtype == "bfloat16")
+    assert not routed(router, call(**single))
+    assert routed(router, plain)
+
+
+@pytest.mark.parametrize("asked", [CALLS["plain"], QUANTISED["plain"]], ids=["floats", "quantised"])
+def test_what_is_met_while_tracing_is_not_remembered(asked: dict[str, Any], home: Path) -> None:
+    router = Chosen(home, lambda w: True)
+
+    def traced(queries: mx.array) -> mx.array:
+        by, given = router.attention(**asked | {"queries": queries})
+        assert by == "original"
+        return given[0] + 1
+
+    mx.eval(mx.compile(traced)(asked["queries"]))
+    assert (router.launches, router.routes) == ({}, {})
+    assert [routed(router, asked) for _ in range(2)] == [True, True]

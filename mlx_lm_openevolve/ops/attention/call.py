@@ -22,8 +22,9 @@ __all__ = ["arguments", "describe", "differentiable", "substitute", "trial", "wr
 
 MAX_SCALES = 256
 LARGEST = 3.4e38  # of a float32: beyond it a scale is the original's
-UNSEEN = (None, None)  # neither a route nor what it expects
+UNSEEN = (None, ())  # no route yet: the call's rest is read to make one
 
+_shape, _dtype = operator.attrgetter("shape"), operator.attrgetter("dtype")
 _shape_and_dtype = operator.attrgetter("shape", "dtype")
 
 
@@ -31,9 +32,11 @@ def wrap(original: Callable[..., Any], router: Router) -> Callable[..., Any]:
     """A function with mlx-lm's signature that serves what a kernel may serve, and hands every other
     call to `original` untouched."""
     off, routes, on_cpu = router.off, router.routes, router.on_cpu
-    transient = _transient_cache()
+    transient, plain = _transient_cache(), mx.array
     scales = _Scales()
-    packed = _wrap_quantised(original, router, scales)
+    # The last call's key, with what `routes` has for it: a model's layers ask alike, and to compare
+    # costs half of a look-up. One tuple, so that a thread finds what belongs together.
+    last: tuple[Any, Any, Any] = (None, *UNSEEN)
 
     def scaled_dot_product_attention(
         queries: Any,
@@ -45,167 +48,141 @@ def wrap(original: Callable[..., Any], router: Router) -> Callable[..., Any]:
         sinks: Any = None,
         **unknown: Any,
     ) -> Any:
+        nonlocal last
         # Training passes no cache, or one that lives for a call: custom kernels have no gradient.
-        if cache is None or cache.__class__ is transient or off:
+        if cache is None or cache.__class__ is transient or off or unknown:
             if not off:
-                router.refuse("no cache, as in training")
-            if unknown:
-                return original(queries, keys, values, cache, scale, mask, sinks, **unknown)
-            return original(queries, keys, values, cache, scale, mask, sinks)
-        if unknown:
-            router.refuse(f"unknown argument {min(unknown)!r}")
+                no_cache = cache is None or cache.__class__ is transient
+                argument = "" if no_cache else f"unknown argument {min(unknown)!r}"
+                router.refuse(argument or "no cache, as in training")
             return original(queries, keys, values, cache, scale, mask, sinks, **unknown)
-        if keys.__class__ is tuple:  # a quantised cache's arrays
-            return packed(queries, keys, values, cache, scale, mask, sinks)
         # The key is what tells workloads apart, the rest what else a kernel must be sure of: where
-        # none serves, it is not read. To read an attribute of an array and hash it takes 0.1 us.
-        array = mask is not None and mask.__class__ is not str
+        # none serves, it is not read. A shape or dtype takes 0.1 us to read and compare, a size of
+        # elements half: so float16 and bfloat16 share a key, as do a mask and sinks of any dtype.
         try:
-            key = (queries.shape, keys.shape, queries.dtype, mask.dtype if array else mask)
-            route, expected = routes.get(key, UNSEEN)
-            if route is None or expected is not None:
-                rest = _rest(keys, values, mask if array else None, sinks)
-                if rest != expected:
+            shown = mask if mask is None or mask.__class__ is str else mask.itemsize
+            packed = keys.__class__ is not plain  # a quantised cache's words, scales and biases
+            key: tuple[Any, ...]
+            if packed:  # the original reads bits and group off the cache
+                words = keys[0].shape
+                key = (words, queries.shape, queries.itemsize, shown, cache.bits, cache.group_size)
+            else:
+                key = (keys.shape, queries.shape, queries.itemsize, shown)
+            known, route, expected = last
+            if key != known:
+                route, expected = routes.get(key, UNSEEN)
+                if route is not None:
+                    last = (key, route, expected)
+            if expected is not None:
+                rest: tuple[Any, ...]
+                if packed:
+                    rest = _rest_packed(queries, (*keys, *values), mask, sinks)
+                else:
+                    rest = (
+                        queries.dtype,
+                        keys.dtype,
+                        values.dtype,
+                        None if shown is mask else _shape_and_dtype(mask),
+                        None if sinks is None else _shape_and_dtype(sinks),
+                        None if keys is values else values.shape,
+                    )
+                if route is not None and rest != expected:
                     route = routes.get((key, rest))
-        except AttributeError:  # no arrays
-            return packed(queries, keys, values, cache, scale, mask, sinks)
-        if route is None or route.call is not None:
+        except (AttributeError, IndexError, TypeError, ValueError):
+            router.refuse("keys or values are neither arrays nor a quantised cache's tuples")
+            return original(queries, keys, values, cache, scale, mask, sinks)
+        if expected is None:  # the original's, whatever the rest
+            route.fallbacks += 1
+            return original(queries, keys, values, cache, scale, mask, sinks)
+        if route is None or route.call is not None or route.substitute is not None:
             if on_cpu():
                 router.refuse(ON_CPU)
                 return original(queries, keys, values, cache, scale, mask, sinks)
             if route is None:
                 route = _new(router, key, rest, (queries, keys, values, cache, scale, mask, sinks))
         call = route.call
-        if call is None:
-            route.fallbacks += 1
-            return original(queries, keys, values, cache, scale, mask, sinks)
-        try:
-            scale_array = scales.get(scale) if scale.__class__ is float else None
-            if scale_array is None:
-                scale_array = scales.make(scale)
-            out = call(queries, keys, values, scale_array, mask, sinks)
-        except (BackendError, ValueError):  # tracing, or a scale that is no number
-            route.fallbacks += 1
-            return original(queries, keys, values, cache, scale, mask, sinks)
-        route.hits += 1
-        return out
-
-    return scaled_dot_product_attention
-
-
-def _rest(keys: Any, values: Any, mask: Any, sinks: Any) -> tuple[Any, ...]:
-    """What a call must share with another of its key, beside the key, to be served as that is."""
-    return (
-        keys.dtype,
-        values.dtype,
-        None if keys is values else values.shape,
-        None if mask is None else mask.shape,
-        None if sinks is None else _shape_and_dtype(sinks),
-    )
-
-
-def _new(router: Router, key: Any, rest: Any, call: tuple[Any, ...]) -> Route:
-    """The route of a call that is new. `routes` has it under (key, rest), and the first one of a
-    key also under that: (route, rest), or (route, None) where the original serves a workload, and
-    so whatever else has this key."""
-    like = _apart_from_length(*call)
-    route: Route | None = router.routes.get(like) if like else None
-    if route is not None:  # every token makes a cache longer
-        router.keep((key, rest), route)
-        described: Workload | str | None = None
-    else:
-        described = _described(*call)
-        route = router.route((key, rest), described, call[:3])
-    if (key, rest) in router.routes:  # not while tracing
-        refused = isinstance(described, str)
-        originals = route.call is None and route.substitute is None
-        router.routes.setdefault(key, (route, None if originals and not refused else rest))
-        if like and isinstance(described, Workload):
-            router.keep(like, route)
-    return route
-
-
-def _apart_from_length(
-    queries: Any, keys: Any, values: Any, cache: Any, scale: Any, mask: Any, sinks: Any
-) -> tuple[Any, ...] | None:
-    """What `describe` reads of a call but the number of keys, of which only the bucket: calls that
-    are alike in it have one route. None where the number itself matters."""
-    try:
-        parts = (*keys, *values) if keys.__class__ is tuple else (keys, values)
-        count = parts[0].shape[2]
-        bucket = 1 << (count - 1).bit_length()
-        if count < 8 or count - queries.shape[2] < 0:
-            return None
-        arrays = []
-        for part in parts:
-            batch, heads, length, width = part.shape
-            if length != count:
-                return None
-            arrays.append((batch, heads, width, part.dtype))
-        if mask is not None and mask.__class__ is not str:
-            *rows, columns = mask.shape
-            if columns not in (1, count):
-                return None
-            mask = (*rows, columns == 1, mask.dtype)
-        layout = (cache.group_size, cache.bits) if len(parts) > 2 else keys is values
-        held = None if sinks is None else _shape_and_dtype(sinks)
-        return (queries.shape, queries.dtype, bucket, layout, mask, held, *arrays)
-    except (AttributeError, IndexError, TypeError, ValueError):
-        return None
-
-
-def _wrap_quantised(
-    original: Callable[..., Any], router: Router, scales: _Scales
-) -> Callable[..., Any]:
-    """The part of `wrap` for a quantised cache, whose keys and values are tuples."""
-    routes = router.routes
-
-    def attention(
-        queries: Any, keys: Any, values: Any, cache: Any, scale: float, mask: Any, sinks: Any
-    ) -> Any:
-        array = mask is not None and not isinstance(mask, str)
-        try:
-            parts = (*keys, *values)
-            words, groups = parts[0].shape, parts[1].shape
-            shown = mask.dtype if array else mask
-            layout = cache.group_size, cache.bits  # the original reads both off the cache
-            key = (queries.shape, words, groups, queries.dtype, shown, layout)
-            route, expected = routes.get(key, UNSEEN)
-            if route is None or expected is not None:
-                rest = _rest_quantised(parts, mask if array else None, sinks)
-                if rest != expected:
-                    route = routes.get((key, rest))
-        except (AttributeError, IndexError, TypeError):
-            router.refuse("keys or values are neither arrays nor a quantised cache's tuples")
-            return original(queries, keys, values, cache, scale, mask, sinks)
-        if route is None or route.call is not None or route.substitute is not None:
-            if router.on_cpu():
-                router.refuse(ON_CPU)
-                return original(queries, keys, values, cache, scale, mask, sinks)
-            if route is None:
-                route = _new(router, key, rest, (queries, keys, values, cache, scale, mask, sinks))
-        try:
-            if route.call is not None:
-                out = route.call(queries, keys, values, scales.make(scale), mask, sinks)
+        if call is not None:
+            try:
+                scale_array = scales.get(scale) if scale.__class__ is float else None
+                if scale_array is None:
+                    scale_array = scales.make(scale)
+                out = call(queries, keys, values, scale_array, mask, sinks)
                 route.hits += 1
                 return out
-        except (BackendError, ValueError):
-            pass
+            except (BackendError, ValueError):  # tracing, or a scale that is no number
+                pass
         route.fallbacks += 1
         if route.substitute is not None:
             return route.substitute(queries, keys, values, scale, mask)
         return original(queries, keys, values, cache, scale, mask, sinks)
 
-    return attention
+    return scaled_dot_product_attention
 
 
-def _rest_quantised(parts: tuple[Any, ...], mask: Any, sinks: Any) -> tuple[Any, ...]:
-    """`_rest` for the arrays of a quantised cache."""
+def _rest_packed(queries: Any, parts: tuple[Any, ...], mask: Any, sinks: Any) -> tuple[Any, ...]:
+    """What a call over a quantised cache must share with another of its key to be served as that
+    is, in the order of a plain one's."""
     return (
-        *map(_shape_and_dtype, parts),
-        None if mask is None else mask.shape,
-        sinks is None,
+        queries.dtype,
+        len(parts),
+        tuple(map(_dtype, parts)),
+        None if mask is None or mask.__class__ is str else _shape_and_dtype(mask),
+        None if sinks is None else _shape_and_dtype(sinks),
+        *map(_shape, parts[1:]),
     )
+
+
+def _new(
+    router: Router, key: tuple[Any, ...], rest: tuple[Any, ...], call: tuple[Any, ...]
+) -> Route:
+    """The route of a call that is new. `routes` has the first one of a key under that: (route,
+    rest), or (route, None) where the original serves a workload, and so whatever else has this key;
+    every other one under (key, rest)."""
+    routes = router.routes
+    like = _apart_from_length(key, rest)
+    route: Route | None = routes.get(like) if like else None
+    refused = False
+    if route is None:
+        described = _described(*call)
+        refused = isinstance(described, str)
+        route = router.route((key, rest), described, call[:3])
+        if (key, rest) not in routes:  # under tracing
+            return route
+        if like and not refused:
+            router.keep(like, route)
+    if key in routes:
+        router.keep((key, rest), route)
+    else:
+        originals = route.call is None and route.substitute is None and not refused
+        router.keep(key, (route, None if originals else rest))
+    return route
+
+
+def _apart_from_length(key: tuple[Any, ...], rest: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    """A call's key and rest with the bucket of its number of keys in that number's place: every
+    token makes a cache longer, and calls that are alike in this have one route. None where the
+    number itself matters."""
+    try:
+        (batch, heads, count, width), queries = key[0], key[1]
+        if count < 8 or count < queries[2]:
+            return None
+        bucket = 1 << (count - 1).bit_length()
+        made = [(batch, heads, bucket, width)]
+        for shape in rest[5:]:
+            if shape is not None:  # else one array is keys and values
+                batch, heads, length, width = shape
+                if length != count:
+                    return None
+                made.append((batch, heads, bucket, width))
+        mask = rest[3]
+        if mask is not None:
+            *rows, columns = mask[0]
+            if columns not in (1, count):
+                return None
+            mask = (*rows, columns == 1, mask[1])
+        return (*key[1:], *rest[:3], mask, rest[4], *made)
+    except (IndexError, TypeError, ValueError):
+        return None
 
 
 class _Scales(dict[float, mx.array]):

@@ -13,7 +13,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..base import Absent
+from ..base import Absent, as_given
 from .workload import Workload
 
 __all__ = ["INPUTS", "Operand", "absent", "bind", "key_count", "required"]
@@ -23,12 +23,12 @@ Operand = mx.array | Sequence[mx.array]  # keys or values: an array, or a quanti
 # By variant. `length` is for kernels that are given whole buffers; in a latent cache `values` are
 # the keys.
 INPUTS = {
-    "float": ("queries", "keys", "values", "mask", "sinks", "scale", "length"),
+    "float": ("queries", "keys", "values", "scale", "mask", "sinks", "length"),
     "quantized": (
         *("queries", "keys", "key_scales", "key_biases"),
-        *("values", "value_scales", "value_biases", "mask", "scale", "length"),
+        *("values", "value_scales", "value_biases", "scale", "mask", "length"),
     ),
-    "latent": ("queries", "keys", "values", "mask", "sinks", "scale", "length"),
+    "latent": ("queries", "keys", "values", "scale", "mask", "sinks", "length"),
 }
 
 
@@ -83,18 +83,9 @@ def bind(
         if wants_length and length is None:
             length = mx.array([key_count(keys)], mx.int32)
         if packed:
-            return [queries, *keys, *values, mask, scale, length]
-        return [queries, keys, values, mask, sinks, scale, length]
+            made = [queries, *keys, *values, scale, mask]
+        else:
+            made = [queries, keys, values, scale, mask, sinks]
+        return [*made, length] if wants_length else made
 
-    def plain(
-        queries: mx.array,
-        keys: mx.array,
-        values: mx.array,
-        scale: mx.array,
-        mask: Any,
-        sinks: mx.array | None,
-        length: mx.array | None = None,
-    ) -> list[mx.array | None]:
-        return [queries, keys, values, None, sinks, scale, length]
-
-    return arrays if masked or packed or wants_length else plain
+    return arrays if masked or packed or wants_length else as_given

@@ -24,8 +24,8 @@ _TYPES = {mx.float16: "float16", mx.bfloat16: "bfloat16", mx.float32: "float32"}
 
 
 class Weights:
-    """What a layer held when its routes were decided, and these by shape of x: (dtype, or None
-    where any will do, route)."""
+    """What a layer held when its routes were decided, and these by shape of x: (bytes of an element
+    of x, its dtype, route), nought or None where any will do."""
 
     __slots__ = (
         *("_contiguous", "biases", "bits", "group", "mode", "routes", "scales", "sizes", "weight"),
@@ -39,18 +39,24 @@ class Weights:
         )
         self.bits, self.group, self.mode = layer.bits, layer.group_size, layer.mode
         self.sizes = self.scales.nbytes, 0 if self.biases is None else self.biases.nbytes
-        self.routes: dict[Any, tuple[mx.Dtype | None, Route]] = {}
+        self.routes: dict[Any, tuple[int, mx.Dtype | None, Route]] = {}
         self._contiguous: bool | None = None
 
     def of(self, layer: Any) -> bool:
-        """Whether the layer holds this still. `scales *= x` changes an array in place, into another
-        dtype: its size in bytes tells."""
-        biases = layer.get("biases")
-        scales, shifts = self.sizes
+        """Whether the layer holds this still."""
         return (
             self.weight is layer["weight"]
             and self.scales is layer["scales"]
-            and self.biases is biases
+            and self.unchanged(layer)
+        )
+
+    def unchanged(self, layer: Any) -> bool:
+        """Whether a layer that holds the same weight and scales is as it was. `scales *= x` changes
+        an array in place, into another dtype: its size in bytes tells."""
+        biases = self.biases
+        scales, shifts = self.sizes
+        return (
+            biases is layer.get("biases")
             and self.scales.nbytes == scales
             and (biases is None or biases.nbytes == shifts)
             and self.bits is layer.bits
@@ -77,24 +83,29 @@ def wrap(original: Callable[..., Any], router: Router) -> Callable[..., Any]:
     layers: dict[int, Weights] = {}
 
     def product(self: Any, x: Any) -> Any:
-        if off or getattr(self, "_training", False):
+        if off:
             return original(self, x)
         known: Weights | None
         route: Route | None
         try:
+            shape = x.shape
             known = layers[id(self)]
-            if known.weight is not self["weight"] or known.scales is not self["scales"]:
+            if (
+                known.weight is not self["weight"]
+                or known.scales is not self["scales"]
+                or self._training
+            ):
                 raise KeyError
-            dtype, route = known.routes[x.shape]
-            if not (dtype is None or dtype == x.dtype):
+            size, dtype, route = known.routes[shape]
+            if (size and size != x.itemsize) or (dtype is not None and not dtype == x.dtype):
                 raise KeyError
         except (AttributeError, KeyError, TypeError):
             route = None
         if route is None:
-            if self.__class__ not in _LAYERS:
+            if self.__class__ not in _LAYERS or getattr(self, "_training", False):
                 return original(self, x)
             known, route = _new(router, layers, self, x)
-        if route.call is not None and known is not None and not known.of(self):
+        elif route.call is not None and known is not None and not known.unchanged(self):
             known, route = _new(router, layers, self, x)
         call = route.call
         if call is None or known is None:
@@ -104,12 +115,12 @@ def wrap(original: Callable[..., Any], router: Router) -> Callable[..., Any]:
             router.refuse(ON_CPU)
             return original(self, x)
         try:
-            if x.ndim == 3:
+            if len(shape) == 3:
                 out = call(x, known.weight, known.scales, known.biases)
             else:
-                given = x.reshape(1, -1, x.shape[-1])
+                given = x.reshape(1, -1, shape[-1])
                 out = call(given, known.weight, known.scales, known.biases)
-                out = out.reshape(*x.shape[:-1], out.shape[-1])
+                out = out.reshape(*shape[:-1], out.shape[-1])
         except (BackendError, ValueError):  # tracing
             route.fallbacks += 1
             return original(self, x)
@@ -137,9 +148,12 @@ def _new(
     if described in router.routes and isinstance(x, mx.array):  # not while tracing
         if len(known.routes) >= MAX_SHAPES:
             known.routes.clear()
-        # Where the original serves x of the dtype of affine weights, it serves every other too.
-        originals = route.call is None and not isinstance(described, str)
-        known.routes[x.shape] = None if originals and layer.mode == "affine" else x.dtype, route
+        # Where the original serves x of the dtype of affine weights, it serves every other too; of
+        # other weights, where it serves float16 or bfloat16, the other one of these.
+        if route.call is None and not isinstance(described, str):
+            known.routes[x.shape] = 0 if layer.mode == "affine" else x.itemsize, None, route
+        else:
+            known.routes[x.shape] = 0, x.dtype, route
     return known, route
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import mlx.core as mx
 
+from ..base import as_given
 from .workload import Workload
 
 __all__ = ["INPUTS", "bind"]
@@ -20,6 +21,4 @@ INPUTS = {"affine": ("x", "weight", "scales", "biases"), "mxfp4": ("x", "weight"
 
 def bind(workload: Workload) -> Callable[..., list[mx.array | None]]:
     """See Op.bind."""
-    if workload.variant == "affine":
-        return lambda x, weight, scales, biases: [x, weight, scales, biases]
-    return lambda x, weight, scales, biases: [x, weight, scales]
+    return as_given
