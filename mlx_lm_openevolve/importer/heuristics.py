@@ -32,7 +32,7 @@ _DIVIDED = "divides by what may be 0 or negative"
 
 
 @dataclass(frozen=True)
-class Number:
+class Ratio:
     """num / den, two launch expressions, den a positive one; low and high are its bounds."""
 
     num: str
@@ -70,13 +70,13 @@ class DeviceInfo:
 
 _DEVICE: Mapping[str, Any] = {
     "chip": Text("device_name"),
-    "memory_gb": Number(f"(device_memory // {1 << 30})", low=0),
-    "gpu_cores": Number("device_cores", low=0),
+    "memory_gb": Ratio(f"(device_memory // {1 << 30})", low=0),
+    "gpu_cores": Ratio("device_cores", low=0),
 }
 _SIZES = (
-    Number("rows", low=1, high=MOST_ROWS),
-    Number("n", low=1, high=_MAX_SIZE),
-    Number("k", low=1, high=_MAX_SIZE),
+    Ratio("rows", low=1, high=MOST_ROWS),
+    Ratio("n", low=1, high=_MAX_SIZE),
+    Ratio("k", low=1, high=_MAX_SIZE),
 )
 
 
@@ -112,8 +112,8 @@ def choices(tree: ast.Module, function: ast.FunctionDef) -> list[tuple[str, str]
 
 
 def _integer(value: Any, what: str, line: int) -> str:
-    if not isinstance(value, Number) or value.den != "1":
-        word = "a fraction: int(...) it" if isinstance(value, Number) else "no number"
+    if not isinstance(value, Ratio) or value.den != "1":
+        word = "a fraction: int(...) it" if isinstance(value, Ratio) else "no number"
         raise Unreadable(f"{FUNCTION} returns {what}, {word}", line)
     text = ast.unparse(ast.parse(value.num, mode="eval"))
     if len(text) > MAX_DEFAULT:
@@ -172,8 +172,8 @@ class _Reader:
     def truth(self, node: ast.expr, known: Mapping[str, Any]) -> bool | Test:
         """A condition."""
         value = self.value(node, known)
-        if isinstance(value, Number):
-            return _compare(value, ast.NotEq(), Number("0", low=0, high=0), node)
+        if isinstance(value, Ratio):
+            return _compare(value, ast.NotEq(), Ratio("0", low=0, high=0), node)
         if isinstance(value, bool | Test):
             return value
         raise _unreadable(node)
@@ -204,10 +204,10 @@ class _Reader:
                     return _item(self.value(inner, known), key.value, node)
             case ast.BinOp(left=left, op=op, right=right):
                 a, b = self.value(left, known), self.value(right, known)
-                if isinstance(a, Number) and isinstance(b, Number):
+                if isinstance(a, Ratio) and isinstance(b, Ratio):
                     return _arithmetic(a, op, b, node)
             case ast.UnaryOp(op=ast.USub(), operand=operand):
-                zero = Number("0", low=0, high=0)
+                zero = Ratio("0", low=0, high=0)
                 return _arithmetic(zero, ast.Sub(), self.value(operand, known), node)
             case ast.UnaryOp(op=ast.Not(), operand=operand):
                 truth = self.truth(operand, known)
@@ -265,17 +265,17 @@ def _item(value: Any, at: int | str, node: ast.expr) -> Any:
     raise _unreadable(node)
 
 
-def _constant(value: Fraction, node: ast.expr) -> Number:
+def _constant(value: Fraction, node: ast.expr) -> Ratio:
     if max(abs(value.numerator), value.denominator) >= 1 << 62:
         raise _unreadable(node)
-    return Number(str(value.numerator), str(value.denominator), float(value), float(value))
+    return Ratio(str(value.numerator), str(value.denominator), float(value), float(value))
 
 
-def _made(num: str, den: str, bounds: Sequence[float], node: ast.expr | ast.If) -> Number:
+def _made(num: str, den: str, bounds: Sequence[float], node: ast.expr | ast.If) -> Ratio:
     _bounded(num + den, node)
     clean = [bound for bound in bounds if not math.isnan(bound)]  # inf * 0 and the like
     sure = len(clean) == len(bounds)
-    return Number(num, den, *((min(clean), max(clean)) if sure else (-math.inf, math.inf)))
+    return Ratio(num, den, *((min(clean), max(clean)) if sure else (-math.inf, math.inf)))
 
 
 def _times(a: str, b: str) -> str:
@@ -284,14 +284,14 @@ def _times(a: str, b: str) -> str:
     return a if b == "1" else b if a == "1" else f"({a} * {b})"
 
 
-def _over_one(a: Number, b: Number) -> tuple[str, str, str]:
+def _over_one(a: Ratio, b: Ratio) -> tuple[str, str, str]:
     """Both numerators over one denominator."""
     if a.den == b.den:
         return a.num, b.num, a.den
     return _times(a.num, b.den), _times(b.num, a.den), _times(a.den, b.den)
 
 
-def _arithmetic(a: Number, op: ast.operator, b: Number, node: ast.expr) -> Number:
+def _arithmetic(a: Ratio, op: ast.operator, b: Ratio, node: ast.expr) -> Ratio:
     x, y = a.constant, b.constant
     if isinstance(op, ast.Div | ast.FloorDiv | ast.Mod) and not b.low > 0:
         raise Unreadable(f"`{code_of(node)}` {_DIVIDED}", node.lineno)
@@ -322,7 +322,7 @@ def _arithmetic(a: Number, op: ast.operator, b: Number, node: ast.expr) -> Numbe
     raise _unreadable(node)
 
 
-def _floor(a: Number, node: ast.expr) -> Number:
+def _floor(a: Ratio, node: ast.expr) -> Ratio:
     if a.den == "1":
         return a
     if a.constant is not None:
@@ -332,7 +332,7 @@ def _floor(a: Number, node: ast.expr) -> Number:
 
 
 def _call(name: str, args: list[Any], node: ast.expr) -> Any:
-    numbers = [arg for arg in args if isinstance(arg, Number)]
+    numbers = [arg for arg in args if isinstance(arg, Ratio)]
     if len(numbers) == len(args):
         match name, numbers:
             case "float", [a]:
@@ -342,7 +342,7 @@ def _call(name: str, args: list[Any], node: ast.expr) -> Any:
             case "math.floor", [a]:
                 return _floor(a, node)
             case "math.ceil", [a]:
-                zero = Number("0", low=0, high=0)
+                zero = Ratio("0", low=0, high=0)
                 down = _floor(_arithmetic(zero, ast.Sub(), a, node), node)
                 return _arithmetic(zero, ast.Sub(), down, node)
             case "min" | "max", [first, *rest]:
@@ -353,7 +353,7 @@ def _call(name: str, args: list[Any], node: ast.expr) -> Any:
     raise _unreadable(node)
 
 
-def _extreme(name: str, a: Number, b: Number, node: ast.expr) -> Number:
+def _extreme(name: str, a: Ratio, b: Ratio, node: ast.expr) -> Ratio:
     """min or max of two."""
     first = _compare(a, ast.LtE() if name == "min" else ast.GtE(), b, node)
     if isinstance(first, bool):
@@ -365,7 +365,7 @@ def _extreme(name: str, a: Number, b: Number, node: ast.expr) -> Number:
 
 
 def _compare(a: Any, op: ast.cmpop, b: Any, node: ast.expr) -> bool | Test:
-    if isinstance(a, Number) and isinstance(b, Number) and type(op) in _COMPARE:
+    if isinstance(a, Ratio) and isinstance(b, Ratio) and type(op) in _COMPARE:
         match op:  # what the bounds decide
             case ast.Lt() | ast.LtE():
                 below = a.high < b.low or (isinstance(op, ast.LtE) and a.high <= b.low)
@@ -403,7 +403,7 @@ def _joined(op: ast.boolop, parts: Sequence[bool | Test], node: ast.expr) -> boo
 def _either(test: Test, a: Any, b: Any, node: ast.expr | ast.If) -> Any:
     """`a if test else b`."""
     match a, b:
-        case Number(), Number():
+        case Ratio(), Ratio():
             left, right, den = _over_one(a, b)
             bounds = min(a.low, b.low), max(a.high, b.high)
             num = left if left == right else f"({left} if {test.text} else {right})"
