@@ -41,7 +41,7 @@ from mlx_lm_openevolve.kernels.registry import Registry, tuned_root
 from mlx_lm_openevolve.ops.attention import Workload
 from mlx_lm_openevolve.ops.linear import Workload as Product
 from mlx_lm_openevolve.runtime.dispatch import Route, Router
-from mlx_lm_openevolve.runtime.patch import patches_of
+from mlx_lm_openevolve.runtime.patch import installed, patches_of
 from mlx_lm_openevolve.runtime.planner import Planner
 
 CALLS = 200
@@ -237,19 +237,6 @@ WORKLOADS = {
 }
 
 
-@contextmanager
-def installed(routes: Router) -> Iterator[None]:
-    """The family's patch points, as enable_optimizations replaces them."""
-    patches = patches_of(routes.op, routes.wrap)
-    for patch in patches:
-        patch.install()
-    try:
-        yield
-    finally:
-        for patch in patches:
-            patch.restore()
-
-
 def as_layer(workload: Product) -> tuple[nn.Module, mx.array]:
     """A quantised layer and its x, as a loaded model has them."""
     w = workload
@@ -267,7 +254,7 @@ def layer_falls_back(workload: Product, rounds: int) -> dict[str, Any]:
     layer, x = as_layer(workload)
     stock = nn.QuantizedLinear.__call__
     routes = router("host", "linear")
-    with installed(routes):
+    with installed(patches_of(routes.op, routes.wrap)):
         ours = nn.QuantizedLinear.__call__
         ours(layer, x)
         found = pairs(lambda: stock(layer, x), lambda: ours(layer, x), rounds)
@@ -298,7 +285,7 @@ def layer_served(workload: Product, backend: str, rounds: int) -> dict[str, Any]
             mx.eval(made)
         routes = router("host", "linear")
         routes.launches[workload.launch_key()] = Route(None, "as if accepted", call)
-        with installed(routes):
+        with installed(patches_of(routes.op, routes.wrap)):
             ours = nn.QuantizedLinear.__call__
             ours(layer, x)
             arms = (recorder.bare(), lambda: stock(layer, x))

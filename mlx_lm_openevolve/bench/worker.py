@@ -28,7 +28,7 @@ from .. import enable_optimizations, get_optimization_info, ops, optimizations
 from ..ops.attention.exact import dequantised
 from ..processes import serve
 from ..runtime.api import families
-from ..runtime.patch import Wrap, patches_of
+from ..runtime.patch import Wrap, installed, patches_of
 from . import model_configs as shapes
 
 PREFILL = 2048
@@ -162,13 +162,8 @@ def logits(model: Any, prompts: list[list[int]], task: dict[str, Any]) -> dict[s
 
     def under(wraps: Mapping[str, Wrap]) -> mx.array:
         patches = [p for name, wrap in wraps.items() for p in patches_of(ops.get(name), wrap)]
-        try:
-            for patch in patches:
-                patch.install()
+        with installed(patches):
             return decode()
-        finally:
-            for patch in patches:
-                patch.restore()
 
     try:
         stock = decode()

@@ -10,14 +10,15 @@ from __future__ import annotations
 import functools
 import importlib
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, Protocol
 
 from ..ops import Op
 from .holders import Binding, model_modules, survey
 
-__all__ = ["MethodPatch", "Patch", "Replacement", "Wrap", "made", "patches_of"]
+__all__ = ["MethodPatch", "Patch", "Replacement", "Wrap", "installed", "made", "patches_of"]
 
 Wrap = Callable[[Callable[..., Any]], Any]
 
@@ -50,6 +51,18 @@ def made(home: ModuleType, name: str, wrap: Wrap, guards: bool = False) -> Repla
     if not owner:
         return Patch(home, name, wrap)
     return MethodPatch(getattr(home, owner), method, wrap, guards)
+
+
+@contextmanager
+def installed(patches: Sequence[Replacement]) -> Iterator[None]:
+    """With these in place; all are put back at the end, whatever happens."""
+    try:
+        for patch in patches:
+            patch.install()
+        yield
+    finally:
+        for patch in patches:
+            patch.restore()
 
 
 def patches_of(op: Op[Any, Any], wrap: Wrap) -> list[Replacement]:

@@ -21,7 +21,7 @@ from ..ops import Bucket, Op, Workload
 from ..ops.base import Call
 from ..runtime.api import families
 from ..runtime.dispatch import Route
-from ..runtime.patch import patches_of
+from ..runtime.patch import installed, patches_of
 
 __all__ = ["SHORTEST", "Use", "workloads"]
 
@@ -111,15 +111,14 @@ def _trace(
     recorders = [_Recorder(ops.get(name), calls) for name in on]
     patches = [patch for recorder in recorders for patch in patches_of(recorder.op, recorder.wrap)]
     try:
-        for patch in patches:
-            patch.install()
-        for prompt in _generations(context, verified, chunk):
-            cache = empty_cache(model, batch)
-            for n in prompt:
-                for recorder in recorders:
-                    recorder.tokens = ONE if n == 1 else n if n == verified else max(n, TURN)
-                model(mx.zeros((batch, n), mx.int32), cache=cache)
-                maybe_quantize_kv_cache(cache, 0, KV_GROUP, bits or None)
+        with installed(patches):
+            for prompt in _generations(context, verified, chunk):
+                cache = empty_cache(model, batch)
+                for n in prompt:
+                    for recorder in recorders:
+                        recorder.tokens = ONE if n == 1 else n if n == verified else max(n, TURN)
+                    model(mx.zeros((batch, n), mx.int32), cache=cache)
+                    maybe_quantize_kv_cache(cache, 0, KV_GROUP, bits or None)
     except Exception as error:
         if interrupted(error):
             raise KeyboardInterrupt from None
@@ -127,9 +126,6 @@ def _trace(
         raise UsageError(
             f"mlx-lm cannot run this model{with_}: {type(error).__name__}: {error}"
         ) from None
-    finally:
-        for patch in patches:
-            patch.restore()
 
 
 def _generations(context: int, verified: int, chunk: int) -> Iterator[Iterator[int]]:

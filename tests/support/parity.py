@@ -49,7 +49,7 @@ from mlx_lm_openevolve.gate import judge as gate
 from mlx_lm_openevolve.kernels.kernel import Kernel
 from mlx_lm_openevolve.kernels.registry import VERSION, Registry
 from mlx_lm_openevolve.ops.attention.workload import Workload
-from mlx_lm_openevolve.runtime.patch import patches_of
+from mlx_lm_openevolve.runtime.patch import installed, patches_of
 
 MARGIN = 2.0
 # SDPA stands nearer than this, or the yardstick sees too little: a wrong mask is at 1e-1.
@@ -340,14 +340,8 @@ def replaced(
     wrap: Callable[[Callable[..., Any]], Callable[..., Any]], family: str = "attention"
 ) -> Iterator[None]:
     """mlx-lm with another attention function in every model, or with other quantised products."""
-    patches = patches_of(ops.get(family), wrap)
-    for patch in patches:
-        patch.install()
-    try:
+    with installed(patches_of(ops.get(family), wrap)):
         yield
-    finally:
-        for patch in patches:
-            patch.restore()
 
 
 Stored = list[tuple[Any, Any]]
