@@ -10,10 +10,13 @@ calls (Op) is loaded in every process; what the gate asks (Questions) and what t
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar, cast
+
+from ..errors import WorkloadError
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -40,6 +43,7 @@ __all__ = [
     "Value",
     "Workload",
     "next_pow2",
+    "read_slug",
 ]
 
 DTYPES = ("float16", "bfloat16", "float32")
@@ -136,6 +140,20 @@ class Bucket(Workload, Protocol):
 
 W = TypeVar("W", bound=Workload)
 B = TypeVar("B", bound=Bucket)
+
+
+def read_slug(
+    slug: str, pattern: re.Pattern[str], example: str, make: Callable[[dict[str, Any]], W]
+) -> W:
+    """The workload that `make` gives for the groups of `pattern` in a slug. Raises WorkloadError
+    where it does not match, or the workload has another slug: one name for one workload."""
+    match = pattern.fullmatch(slug) if len(slug) < 200 else None
+    if match is None:
+        raise WorkloadError(f"not a workload: {slug[:200]!r}; expected a slug such as {example}")
+    workload = make(match.groupdict())
+    if workload.slug != slug:  # leading zeros and the like
+        raise WorkloadError(f"not a workload: {slug!r}; it is spelt {workload.slug!r}")
+    return workload
 
 
 @dataclass(frozen=True)

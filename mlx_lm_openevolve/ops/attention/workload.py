@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
 from ...errors import WorkloadError
-from ..base import DTYPES, Value, next_pow2
+from ..base import DTYPES, Value, next_pow2, read_slug
 
 __all__ = ["FIELDS", "MASKS", "Q_LEN_BUCKETS", "VARIANTS", "Bucket", "Workload"]
 
@@ -220,21 +220,16 @@ class Workload(_Shape):
     @classmethod
     def parse(cls, slug: str) -> Workload:
         """The workload that `slug` names. Raises WorkloadError on anything else."""
-        match = _SLUG.fullmatch(slug) if len(slug) < 200 else None
-        if match is None:
-            raise WorkloadError(
-                f"not a workload: {slug[:200]!r}; expected a slug such as "
-                "attention-b1-hq32-hkv8-lq1-lk4096-d128-v128-bfloat16-none"
-            )
-        fields: dict[str, Any] = match.groupdict()
-        for name in ("sinks", "latent"):
-            fields[name] = fields[name] is not None
-        for name in (*_SIZES, "kv_bits", "kv_group"):
-            fields[name] = int(fields[name] or 0)
-        workload = cls(**fields)
-        if workload.slug != slug:  # leading zeros and the like: one name for one workload
-            raise WorkloadError(f"not a workload: {slug!r}; it is spelt {workload.slug!r}")
-        return workload
+
+        def made(fields: dict[str, Any]) -> Workload:
+            for name in ("sinks", "latent"):
+                fields[name] = fields[name] is not None
+            for name in (*_SIZES, "kv_bits", "kv_group"):
+                fields[name] = int(fields[name] or 0)
+            return cls(**fields)
+
+        example = "attention-b1-hq32-hkv8-lq1-lk4096-d128-v128-bfloat16-none"
+        return read_slug(slug, _SLUG, example, made)
 
 
 @dataclass(frozen=True)
