@@ -104,7 +104,9 @@ def main() -> None:
     for slug, reason in rows["patched"][-1]["reasons"].items():
         print(f"  {slug}: {reason}")
     if options.output:
-        options.output.write_text(json.dumps({"asked": vars(options), **rows}, default=str) + "\n")
+        named = ("shape", "prompt", "tokens", "processes")
+        asked = {name: getattr(options, name) for name in named}
+        options.output.write_text(json.dumps({"asked": asked, **rows}) + "\n")
 
 
 if __name__ == "__main__":

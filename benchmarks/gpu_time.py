@@ -58,8 +58,7 @@ SWEEP = {
     "unroll": (2, 4),
     "tiles": (1, 2, 4),
     "ahead": (2, 4),
-    "stages": (2, 3, 4),
-    "blocks": (132, 264),
+    "chunk": (64, 128),
 }
 BACKENDS = {
     "cudnn": SDPBackend.CUDNN_ATTENTION,
