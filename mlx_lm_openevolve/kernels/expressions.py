@@ -58,17 +58,20 @@ def _int(value: Any) -> int:
 
 # Kernels repeat the same few expressions: each is parsed, and kept, once.
 @functools.lru_cache(maxsize=4096)
-def _parse(text: str) -> ast.expr:
-    return ast.parse(text, mode="eval").body
+def _parse(text: str) -> tuple[ast.expr, frozenset[str]]:
+    """An expression, and the names that stand in it. Raises SyntaxError, ValueError."""
+    tree = ast.parse(text, mode="eval").body
+    used: set[str] = set()
+    _check(tree, used)
+    return tree, frozenset(used)
 
 
-def _check(node: ast.expr, names: frozenset[str]) -> None:
+def _check(node: ast.expr, used: set[str]) -> None:
     match node:
         case ast.Constant(value=bool() | int() | str()):
             return
         case ast.Name(id=name):
-            if name not in names and name not in _CONSTANTS:
-                raise ValueError(f"unknown name {name!r}; known: {', '.join(sorted(names))}")
+            used.add(name)
             return
         case ast.Tuple(elts=children) | ast.BoolOp(values=children):
             pass
@@ -89,7 +92,7 @@ def _check(node: ast.expr, names: frozenset[str]) -> None:
         case _:
             raise ValueError(f"{type(node).__name__} is not allowed in an expression")
     for child in children:
-        _check(child, names)
+        _check(child, used)
 
 
 class Expression:
@@ -112,12 +115,12 @@ class Expression:
             raise KernelError(f"{where}: expected an expression, got {str(text)[:60]!r}")
         self.text, self.where = text, where
         try:
-            self._tree = _parse(text.strip())
-            _check(self._tree, names)
+            self._tree, self.used = _parse(text.strip())
+            for name in sorted(self.used - names - _CONSTANTS.keys()):
+                raise ValueError(f"unknown name {name!r}; known: {', '.join(sorted(names))}")
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             reason = error.msg if isinstance(error, SyntaxError) else str(error)
             raise KernelError(f"{where}: {text!r}: {reason}") from None
-        self.used = frozenset(n.id for n in ast.walk(self._tree) if isinstance(n, ast.Name))
 
     def __call__(self, values: Mapping[str, Value]) -> Value:
         try:

@@ -70,7 +70,7 @@ def wrap(original: Callable[..., Any], router: Router) -> Callable[..., Any]:
                 key = (keys.shape, queries.shape, queries.itemsize, shown)
             known, route, expected = last
             if key != known:
-                route, expected = routes.get(key, UNSEEN)
+                route, expected = routes.get(key) or _longer(router, key, queries)
                 if route is not None:
                     last = (key, route, expected)
             if expected is not None:
@@ -139,48 +139,49 @@ def _new(
     rest), or (route, None) where the original serves a workload, and so whatever else has this key;
     every other one under (key, rest)."""
     routes = router.routes
-    like = _apart_from_length(key, rest)
-    route: Route | None = routes.get(like) if like else None
-    refused = False
-    if route is None:
-        described = _described(*call)
-        refused = isinstance(described, str)
-        route = router.route((key, rest), described, call[:3])
-        if (key, rest) not in routes:  # under tracing
-            return route
-        if like and not refused:
-            router.keep(like, route)
-    if key in routes:
-        router.keep((key, rest), route)
-    else:
-        originals = route.call is None and route.substitute is None and not refused
-        router.keep(key, (route, None if originals else rest))
+    described = _described(*call)
+    route = router.route((key, rest), described, call[:3])
+    if (key, rest) not in routes or key in routes:  # under tracing, or not the first
+        return route
+    refused = isinstance(described, str)
+    originals = route.call is None and route.substitute is None and not refused
+    expected = None if originals else rest
+    router.keep(key, (route, expected))
+    like = None if refused else _apart_from_length(key, call[0])
+    if like:
+        router.keep(like, (route, expected, key[0][2]))
     return route
 
 
-def _apart_from_length(key: tuple[Any, ...], rest: tuple[Any, ...]) -> tuple[Any, ...] | None:
-    """A call's key and rest with the bucket of its number of keys in that number's place: every
-    token makes a cache longer, and calls that are alike in this have one route. None where the
-    number itself matters."""
+def _longer(
+    router: Router, key: tuple[Any, ...], queries: Any
+) -> tuple[Route | None, tuple[Any, ...] | None]:
+    """What `routes` is to have for a key that differs from a known one in the number of keys alone:
+    every token makes a cache longer."""
+    known = router.routes.get(_apart_from_length(key, queries))
+    if known is None:
+        return UNSEEN
+    route, expected, before = known
+    if expected is not None:
+        count = key[0][2]
+        mask = expected[3]
+        if mask is not None and mask[0][-1] == before:  # else one column, for all keys
+            mask = ((*mask[0][:-1], count), mask[1])
+        shapes = (s if s is None else (*s[:2], count, s[3]) for s in expected[5:])
+        expected = (*expected[:3], mask, expected[4], *shapes)
+    router.keep(key, (route, expected))
+    return route, expected
+
+
+def _apart_from_length(key: tuple[Any, ...], queries: Any) -> tuple[Any, ...] | None:
+    """A call's key with the bucket of its number of keys in that number's place, and its dtype:
+    calls that are alike in this, and in the rest, have one route. None where the number itself
+    matters."""
     try:
-        (batch, heads, count, width), queries = key[0], key[1]
-        if count < 8 or count < queries[2]:
+        batch, heads, count, width = key[0]
+        if count < 8 or count < key[1][2]:
             return None
-        bucket = 1 << (count - 1).bit_length()
-        made = [(batch, heads, bucket, width)]
-        for shape in rest[5:]:
-            if shape is not None:  # else one array is keys and values
-                batch, heads, length, width = shape
-                if length != count:
-                    return None
-                made.append((batch, heads, bucket, width))
-        mask = rest[3]
-        if mask is not None:
-            *rows, columns = mask[0]
-            if columns not in (1, count):
-                return None
-            mask = (*rows, columns == 1, mask[1])
-        return (*key[1:], *rest[:3], mask, rest[4], *made)
+        return (batch, heads, 1 << (count - 1).bit_length(), width, *key[1:], queries.dtype)
     except (IndexError, TypeError, ValueError):
         return None
 
