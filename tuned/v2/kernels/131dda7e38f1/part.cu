@@ -1,0 +1,2 @@
+product<ROWS, N, K, BITS, GROUP, TILES, WARPS, CHUNK, SPLITS>(
+    parts, x, weight, scales, biases);
