@@ -91,7 +91,7 @@ def build(kernel: Kernel, params: Mapping[str, int], workload: Workload, seed: i
                 results = run([{**full, **made}[name] for name in names])
             else:
                 passed = {name: {**arrays, **made}[name] for name in names if name not in absent}
-                results = _run(launch, passed, absent, seed)
+                results = _run(launch, passed, absent, seed, op.row_contiguous)
             made |= {out[0]: x for out, x in zip(launch.outputs, results, strict=True)}
         return made["out"]
 
@@ -99,14 +99,21 @@ def build(kernel: Kernel, params: Mapping[str, int], workload: Workload, seed: i
 
 
 def _run(
-    launch: Launch, inputs: Mapping[str, mx.array], absent: Mapping[str, str], seed: int
+    launch: Launch,
+    inputs: Mapping[str, mx.array],
+    absent: Mapping[str, str],
+    seed: int,
+    contiguous: bool,
 ) -> Sequence[mx.array]:
+    """One launch. contiguous: what it does not read by its strides lies row by row."""
     header, body = cuda.sources(launch, absent)
     parameters: list[tuple[str, str, Any]] = []  # C++ type, name, what keeps its memory
     for name, array in inputs.items():
         mx.eval(array)
         bits = array.view(mx.uint16) if array.dtype == mx.bfloat16 else array
         view = np.array(bits, copy=False)
+        if contiguous and f"{name}_strides" not in body:
+            view = np.ascontiguousarray(view)
         kind = TYPES[str(array.dtype).removeprefix("mlx.core.").rstrip("_")]
         parameters.append((f"const {kind}*", name, Guarded(view)))
         steps = [stride // view.itemsize for stride in view.strides]
