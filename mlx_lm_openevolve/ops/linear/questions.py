@@ -6,11 +6,13 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
-from ..base import Mutant, Question, Questions
+from ..base import DTYPES, Mutant, Question, Questions
+from ..source_mutants import SourceMutant
 from . import mutants
 from .reference import ProductQuestion, cases
+from .source_mutants import SOURCE_MUTANTS
 from .timing_inputs import ProductTimingInputs
-from .workload import Bucket, Workload
+from .workload import VARIANTS, Bucket, Workload
 
 __all__ = ["QUESTIONS"]
 
@@ -82,6 +84,20 @@ class _ProductQuestions(Questions[Bucket, Workload]):
         """Another number of rows of the range."""
         low = bucket.batch // 2 + 1
         return bucket.exact(batch=low + draw % max(1, bucket.batch - low))
+
+    def source_mutants(self) -> Sequence[SourceMutant]:
+        return SOURCE_MUTANTS
+
+    def matrix_key(self, bucket: Bucket) -> str:
+        return f"{bucket.variant}/{bucket.dtype}"
+
+    def matrix(self) -> Iterator[tuple[str, Bucket, Bucket]]:
+        """Eight rows of four bits, as sequences, as tokens and as both; the last tile is none."""
+        for variant, dtype in itertools.product(VARIANTS, DTYPES):
+            experts = _EXPERTS if variant.endswith("_experts") else 0
+            group = 32 if variant.startswith("mxfp4") else 64
+            bucket = Bucket(8, 1, 72, 320, dtype, 4, group, variant, experts)
+            yield self.matrix_key(bucket), bucket, bucket
 
 
 QUESTIONS = _ProductQuestions()
