@@ -17,6 +17,7 @@ from .call import Weights, new_route
 
 __all__ = ["wrap"]
 
+_UINT32 = mx.uint32
 _LAYER = ("mlx_lm.models.switch_layers", "QuantizedSwitchLinear")
 
 
@@ -34,7 +35,7 @@ def wrap(original: Callable[..., Any], router: Router) -> Callable[..., Any]:
         key: Any = None
         try:
             # Indices of another dtype are refused, whatever their shape.
-            key = (x.shape, indices.shape) if indices.dtype == mx.uint32 else None
+            key = (x.shape, indices.shape) if indices.dtype == _UINT32 else None
             known = layers[id(self)]
             if (
                 known.weight is not self["weight"]
@@ -62,7 +63,7 @@ def wrap(original: Callable[..., Any], router: Router) -> Callable[..., Any]:
             return original(self, x, indices, sorted_indices)
         try:
             out = call(x, indices, known.weight, known.scales, known.biases)
-            out = out.reshape(*indices.shape, 1, out.shape[-1])
+            out = mx.reshape(out, (*key[1], 1, out.shape[-1]))  # 1 us less than out.reshape
         except (BackendError, ValueError):  # tracing
             route.fallbacks += 1
             return original(self, x, indices, sorted_indices)
