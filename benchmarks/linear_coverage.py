@@ -1,8 +1,9 @@
 """The part of docs/coverage.md about linear layers; model_coverage.py writes the page.
 
 models.json has the sizes of some models under `linear`: hidden, intermediate (none where experts
-take the feed-forward's place, whose products are MLX's) and vocabulary. A layer is packed as mlx-lm
-packs it where nothing is named: four bits in groups of 64.
+take the feed-forward's place) and vocabulary; and under `experts` how many there are, how many a
+token chooses, hidden, intermediate, and `mode` where they are published as mxfp4. All else is
+packed as mlx-lm packs it where nothing is named: four bits in groups of 64.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 from mlx_lm_openevolve.ops.linear import Bucket
 
 ROWS = (1, 2, 4, 8, 16, 32)
+SEQUENCES = (1, 4, 8, 32)
 BITS, GROUP = 4, 64
 
 # A bucket and a backend -> (the kernel that is tried first, "" for none, its default params).
@@ -49,6 +51,24 @@ def bucket(shape: tuple[int, int], rows: int) -> Bucket:
     return Bucket(rows, 1, *shape, "bfloat16", BITS, GROUP)
 
 
+def experts(row: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+    """(outputs, inputs) of a model's experts, by name; {} where it has none that were read."""
+    sizes = row.get("experts")
+    if not sizes:
+        return {}
+    hidden, wide = sizes["hidden"], sizes["intermediate"]
+    return {"gate, up": (wide, hidden), "down": (hidden, wide)}
+
+
+def expert_bucket(row: Mapping[str, Any], shape: tuple[int, int], sequences: int) -> Bucket:
+    """The rows that a token of so many sequences gives to the experts of a model."""
+    sizes = row["experts"]
+    mode = sizes.get("mode", "affine")
+    packing: Any = {"group": 32 if mode == "mxfp4" else GROUP, "variant": f"{mode}_experts"}
+    packing |= {"bits": BITS, "experts": sizes["count"]}
+    return Bucket(sequences * sizes["chosen"], 1, *shape, "bfloat16", **packing).bucket()
+
+
 def lines(rows: Sequence[Mapping[str, Any]], serve: Serve, backends: Sequence[str]) -> list[str]:
     """The section, line by line."""
     shapes = distinct(rows)
@@ -73,12 +93,39 @@ def lines(rows: Sequence[Mapping[str, Any]], serve: Serve, backends: Sequence[st
             by_shape.setdefault(shape, []).append(name)
         texts = [f"{', '.join(names)} {n} x {k}" for (n, k), names in by_shape.items()]
         made.append(f"| {row['name']} | {'; '.join(texts)} |")
+    return [*made, "", *expert_lines(rows, serve, backends)]
+
+
+def expert_lines(
+    rows: Sequence[Mapping[str, Any]], serve: Serve, backends: Sequence[str]
+) -> list[str]:
+    """The section about experts, line by line."""
+    known = [row for row in rows if experts(row)]
+    shapes = sum(len(experts(row)) for row in known)
+    made = ["### Experts", "", _EXPERTS.format(models=len(known), matrices=shapes)]
+    made += ["| model | experts | outputs x inputs | " + " | ".join(backends) + " |"]
+    made += ["|---|---|---|" + "---|" * len(backends)]
+    for row in known:
+        sizes = row["experts"]
+        count = f"{sizes['chosen']} of {sizes['count']}"
+        for name, (n, k) in experts(row).items():
+            cells = []
+            for backend in backends:
+                buckets = {m: expert_bucket(row, (n, k), m) for m in SEQUENCES}
+                cells.append(runs([(m, *serve(b, backend)) for m, b in buckets.items()]))
+            packed = " (mxfp4)" if sizes.get("mode") == "mxfp4" else ""
+            made.append(f"| {row['name']} | {count}{packed} | {name} {n} x {k} | "
+                        f"{' | '.join(cells)} |")  # fmt: skip
     return [*made, ""]
 
 
 def cell(shape: tuple[int, int], backend: str, serve: Serve) -> str:
-    """What each number of rows runs on first: runs of rows with the same kernel and params."""
-    found = [(n, *serve(bucket(shape, n), backend)) for n in ROWS]
+    """What each number of rows runs on first."""
+    return runs([(n, *serve(bucket(shape, n), backend)) for n in ROWS])
+
+
+def runs(found: Sequence[tuple[int, str, Mapping[str, int]]]) -> str:
+    """Numbers, each with a kernel and its params: those in a row that have the same as one."""
     texts = []
     for (kernel, params), run in itertools.groupby(found, lambda one: (one[1], dict(one[2]))):
         numbers = [n for n, *_ in run]
@@ -92,5 +139,10 @@ _INTRODUCTION = """\
 Products of quantised layers, with the family `linear` switched on: it is off unless it is named.
 Four bits in groups of 64, bfloat16, by rows of x (sequences times tokens of a step). The sizes of
 {models} models were read, {matrices} matrices in all; a tied embedding serves as the vocabulary's.
-Experts, and more than 32 rows, are left to MLX. Matrices for which a kernel applies:
+More than 32 rows are left to MLX. Matrices for which a kernel applies:
+"""
+_EXPERTS = """\
+Products of experts (mlx-lm's `QuantizedSwitchLinear`), up to 256 rows: sequences times the experts
+that a token chooses. The sizes of {models} models were read, {matrices} matrices of an expert. What
+1, 4, 8 and 32 sequences run on first:
 """

@@ -15,6 +15,7 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 
 from mlx_lm_openevolve import ops
@@ -23,6 +24,8 @@ from mlx_lm_openevolve.backends.metal_to_cuda import UnsupportedOnCuda
 from mlx_lm_openevolve.kernels.kernel import Kernel, Launch
 from mlx_lm_openevolve.kernels.registry import Registry, tuned_root
 from mlx_lm_openevolve.ops.attention.workload import Workload
+from mlx_lm_openevolve.ops.linear.call import SORTED
+from mlx_lm_openevolve.ops.linear.routings import deal
 from mlx_lm_openevolve.ops.linear.workload import Workload as Product
 
 CACHE_BYTES = 200e6  # larger than the L2 cache: each call then reads device memory
@@ -55,7 +58,8 @@ def texts_of(kernel: Kernel, params: dict[str, int], w: Workload | Product) -> l
 def other_dtypes(w: Workload | Product) -> dict[str, str]:
     """The dtypes of arguments that may differ from the workload's."""
     if isinstance(w, Product):
-        return {"weight": "uint32"} | ({"scales": "uint8"} if w.variant == "mxfp4" else {})
+        packed = {"indices": "uint32", "weight": "uint32"}
+        return packed | ({"scales": "uint8"} if w.mode == "mxfp4" else {})
     packed = {"keys": "uint32", "values": "uint32"} if w.kv_bits else {}
     return {"mask": "bool_" if w.mask == "bool" else w.dtype, "scale": "float32"} | packed
 
@@ -176,6 +180,8 @@ class Call:
 def inputs(w: Workload | Product, count: int = 0) -> list[dict[str, Any]]:
     """Arrays by name, one set for each cache or matrix (0: as many as do not fit into the GPU's
     cache); beyond kv_len the caches hold NaN."""
+    if isinstance(w, Product) and w.experts:
+        return expert_inputs(w)
     count = count or max(2, min(100, math.ceil(CACHE_BYTES / w.stored_bytes())))
     if isinstance(w, Product):
         return [product_inputs(w) for _ in range(count)]
@@ -230,40 +236,58 @@ def floats(w: Workload, arrays: dict[str, Any], name: str) -> torch.Tensor:
 
 
 def product_inputs(w: Product) -> dict[str, Any]:
-    """A random x and a random matrix in w's packing."""
+    """A random x and a random matrix in w's packing, with experts as many matrices."""
     dtype = getattr(torch, w.dtype)
-    words, shared = (w.n, w.k * w.bits // 32), (w.n, w.k // w.group)
+    matrices = (w.experts, w.n) if w.experts else (w.n,)
+    words, shared = (*matrices, w.k * w.bits // 32), (*matrices, w.k // w.group)
+    x = (w.batch, 1, 1, w.k) if w.experts else (w.batch, w.length, w.k)
     arrays: dict[str, Any] = {
-        "x": torch.randn(w.batch, w.length, w.k, device="cuda", dtype=dtype),
+        "x": torch.randn(x, device="cuda", dtype=dtype),
         "weight": torch.randint(-(1 << 31), 1 << 31, words, device="cuda", dtype=torch.int32),
     }
-    if w.variant == "mxfp4":
+    if w.mode == "mxfp4":
         scales = torch.randint(120, 128, shared, device="cuda", dtype=torch.uint8)
         return arrays | {"scales": scales}
     both = (torch.randn(shared, device="cuda", dtype=dtype) for _ in range(2))
     return arrays | dict(zip(("scales", "biases"), both, strict=True))
 
 
+def expert_inputs(w: Product) -> list[dict[str, Any]]:
+    """Rows that go to other experts at each call, until all of several sets were read."""
+    sets = [product_inputs(w) for _ in range(1 + math.ceil(CACHE_BYTES / w.all_bytes))]
+    calls = []
+    for at, indices in deal(np.random.default_rng(0), w, len(sets), w.rows >= SORTED):
+        routed = torch.from_numpy(indices.astype(np.int32)).cuda()
+        calls.append(sets[at] | {"indices": routed})
+    return calls
+
+
 def product(w: Product, arrays: dict[str, Any]) -> torch.Tensor:
-    """x times the unpacked matrix in float64."""
+    """x times the unpacked matrix in float64, or times those of the experts."""
+    packed = [arrays[name] for name in ("weight", "scales", "biases") if name in arrays]
+    if not w.experts:
+        return times(w, arrays["x"], packed)
+    x = arrays["x"].expand(w.batch, w.length, 1, w.k).reshape(w.rows, w.k)
+    experts = arrays["indices"].flatten().tolist()
+    rows = [times(w, x[i], [part[e] for part in packed]) for i, e in enumerate(experts)]
+    return torch.stack(rows).reshape(w.shape)
+
+
+def times(w: Product, x: torch.Tensor, packed: list[torch.Tensor]) -> torch.Tensor:
+    """x times one unpacked matrix in float64."""
     shifts = torch.arange(0, 32, w.bits, device="cuda")
     parts = []
     for first in range(0, w.n, 8192):
-        rows = slice(first, first + 8192)
-        numbers = arrays["weight"][rows, :, None] >> shifts & ((1 << w.bits) - 1)
-        numbers = numbers.flatten(-2)
-        if w.variant == "mxfp4":
+        words, *shared = (part[first : first + 8192] for part in packed)
+        numbers = (words[..., None] >> shifts & ((1 << w.bits) - 1)).flatten(-2)
+        if w.mode == "mxfp4":
             floats = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6], device="cuda").double()
             values = torch.cat([floats, -floats])[numbers]
-            scales = torch.exp2(arrays["scales"][rows].double() - 127)
-            values *= scales.repeat_interleave(w.group, -1)
+            values *= torch.exp2(shared[0].double() - 127).repeat_interleave(w.group, -1)
         else:
-            scales, biases = (
-                arrays[name][rows].double().repeat_interleave(w.group, -1)
-                for name in ("scales", "biases")
-            )
+            scales, biases = (part.double().repeat_interleave(w.group, -1) for part in shared)
             values = numbers * scales + biases
-        parts.append(arrays["x"].double() @ values.T)
+        parts.append(x.double() @ values.T)
     return torch.cat(parts, -1)
 
 

@@ -84,9 +84,9 @@ def test_they_agree_in_half_precision(architecture: str, dtype: mx.Dtype, root: 
     assert parity.check(architecture, root, dtype)[0].hits > 0
 
 
-# As many heads as layers; tied embeddings; biases; experts, whose products are not served; a
-# latent cache's and other subclasses of the layer.
-PACKED = {"deepseek_v3", "qwen3", "qwen2", "qwen3_moe"}
+# As many heads as layers; tied embeddings; biases; experts, without biases and with them; a latent
+# cache's and other subclasses of the layer.
+PACKED = {"deepseek_v3", "gpt_oss", "qwen3", "qwen2", "qwen3_moe"}
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ def change(
 def _fix_template(
     kernel: Kernel,
     spec: dict[str, Any],
-    fixed: tuple[str, str],
+    fixed: tuple[str, str | int],
     params: Mapping[str, int],
     workload: Any,
 ) -> None:

@@ -16,7 +16,9 @@ from typing import Any
 __all__ = [
     "Rewrite",
     "SourceMutant",
+    "always",
     "first_argument",
+    "of_any_kernel",
     "replaced",
     "strides",
     "without_comments",
@@ -38,7 +40,7 @@ class SourceMutant:
     rewrite: Rewrite | None = None
     headers: bool = False
     grid_axis: int | None = None
-    fixed: tuple[str, str] | None = None
+    fixed: tuple[str, str | int] | None = None
 
 
 def without_comments(source: str) -> str:
@@ -100,3 +102,40 @@ def strides(array: str, changed: Mapping[int, str], arrays: Sequence[str]) -> Re
         return "".join(copies) + source
 
     return rewrite
+
+
+def always(workload: Any) -> bool:
+    """What can show on every workload."""
+    return True
+
+
+def _half_written(source: str) -> str:
+    """Every second element of `out` goes where the one before goes; of a pointer into it, every
+    second pair, as it may be stored in pairs."""
+    source = re.sub(r"\bout\s*\+(?![+=])([^;]+);", r"out + ((\1) & ~2);", source)
+    return wrapped(r"\bout(?=\s*\[)", lambda at: f"out[({at}) & ~1]", "[]")(source)
+
+
+def of_any_kernel(headers_write: bool = False) -> Iterator[SourceMutant]:
+    """Mutants of what any family's kernels do in Metal. headers_write: `out` is written in headers
+    too, under that name."""
+    calls: dict[str, tuple[str, Rewrite]] = {
+        "shuffles-lost": ("lanes", wrapped(r"\bsimd_shuffle(_xor|_down)?", first_argument)),
+        "sums-lost": ("lanes", wrapped(r"\bsimd_sum", first_argument)),
+        "maxima-lost": ("lanes", wrapped(r"\bsimd_max", first_argument)),
+        "barriers-lost": (
+            "order in a threadgroup",
+            wrapped(r"\bthreadgroup_barrier", lambda x: "(void)0"),
+        ),
+    }
+    for name, (breaks, rewrite) in calls.items():
+        yield SourceMutant(name, breaks, always, rewrite, headers=True)
+    yield SourceMutant(
+        "half-written",
+        "every second element of the result",
+        always,
+        _half_written,
+        headers=headers_write,
+    )
+    for axis in range(3):
+        yield SourceMutant(f"grid-{'xyz'[axis]}-halved", "threadgroups", always, grid_axis=axis)

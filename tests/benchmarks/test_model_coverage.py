@@ -117,6 +117,14 @@ def test_the_products_of_a_model_are_those_of_its_config() -> None:
         if "num_experts" not in config:
             weights["gate, up"] = layer.mlp.up_proj.weight.shape
             weights["down"] = layer.mlp.down_proj.weight.shape
+        else:
+            stack = layer.mlp.switch_mlp
+            words = {"gate, up": stack.up_proj.weight.shape, "down": stack.down_proj.weight.shape}
+            # Eight numbers in a word: experts of a shape are packed in four bits.
+            sizes = {name: (n, 8 * k) for name, (_, n, k) in words.items()}
+            assert linear_coverage.experts(row) == sizes
+            one = linear_coverage.expert_bucket(row, sizes["down"], 1)
+            assert (one.experts, one.rows) == (layer.mlp.num_experts, layer.mlp.top_k)
         assert found == {**weights, "vocabulary": (config["vocab_size"], config["hidden_size"])}
         compared += 1
     assert compared >= 7
@@ -141,6 +149,19 @@ def test_every_matrix_has_a_kernel_but_for_many_rows_on_metal() -> None:
                     linear_coverage.bucket(shape, n), backend, model_coverage.kernels()
                 )
                 assert found.failed == ()
+
+
+def test_every_expert_has_a_kernel() -> None:
+    rows = [row for row in model_coverage.models() if linear_coverage.experts(row)]
+    assert len(rows) >= 8
+    for row in rows:
+        for shape in linear_coverage.experts(row).values():
+            for sequences in linear_coverage.SEQUENCES:
+                asked = linear_coverage.expert_bucket(row, shape, sequences)
+                for backend in model_coverage.BACKENDS:
+                    found = model_coverage.served(asked, backend, model_coverage.kernels())
+                    assert found.kernel is not None
+                    assert found.failed == ()
 
 
 def _cases() -> list[Any]:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from samples import NAIVE, naive
+from samples import NAIVE, naive, named
 
 from mlx_lm_openevolve import backends
 from mlx_lm_openevolve.gate.source_mutants import change, kill, main, matrix
+from mlx_lm_openevolve.kernels.registry import Registry, tuned_root
 from mlx_lm_openevolve.kernels.verdict import gate_version
 from mlx_lm_openevolve.ops.attention import OP
 from mlx_lm_openevolve.ops.attention.mutants.source import SOURCE_MUTANTS
 from mlx_lm_openevolve.ops.attention.workload import DTYPES, MASKS, Workload
+from mlx_lm_openevolve.ops.linear import OP as LINEAR
+from mlx_lm_openevolve.ops.linear.source_mutants import SOURCE_MUTANTS as PRODUCT_MUTANTS
+from mlx_lm_openevolve.ops.source_mutants import SourceMutant
 
 WORKLOAD = Workload(2, 8, 2, 8, 128, 64, 64, "bfloat16", "bool")
 BY_NAME = {mutant.name: mutant for mutant in SOURCE_MUTANTS}
@@ -106,13 +110,44 @@ def test_the_kill_matrix_is_whole(variant, dtype, mask):
     )
 
 
+@pytest.mark.parametrize("key", [key for key, _, _ in LINEAR.questions.matrix()])
+def test_the_kill_matrix_of_products_is_whole(key):
+    entry = matrix("linear")[key]
+    assert entry["gate"] == gate_version("linear")
+    assert entry["survivors"] == {}
+    assert len(entry["killed"]) >= (25 if key.startswith("affine") else 18)
+    assert {"sums-lost", "words-swapped", "length-fixed", "grid-x-halved"} <= set(entry["killed"])
+    assert ("next-expert" in entry["killed"]) == ("_experts" in key)
+    # What ships is what was broken.
+    kernel = Registry(tuned_root(), writable=False).kernel(entry["kernel"])
+    assert kernel is not None
+    assert key.partition("/")[0] in kernel.variants
+
+
+@needs_compiler
+def test_mutants_of_products_are_killed_and_what_changes_nothing_is_not():
+    _, small, _ = next(row for row in LINEAR.questions.matrix() if row[0] == "affine/float32")
+    kernel = named("quantized_rows")
+    names = ("scales-swapped", "length-fixed", "k-fixed", "half-written")
+    chosen = [mutant for mutant in PRODUCT_MUTANTS if mutant.name in names]
+    harmless = SourceMutant("harmless", "nothing", lambda w: True, lambda source: source + "\n;")
+    found = kill(kernel, kernel.default_params(small), small, [*chosen, harmless])
+    assert found.pop("harmless") == "survived"
+    assert set(found) == set(names)
+    assert not any(r == "survived" or r.startswith("not run") for r in found.values()), found
+
+
 def test_the_command_keeps_what_is_known(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(
         "mlx_lm_openevolve.gate.source_mutants.matrix_entry",
         lambda kernel, bucket, longer: pytest.fail("a known entry was run again"),
     )
     known = {f"float/{d}/{m}": e for (d, m), e in _entries().items()}
-    monkeypatch.setattr("mlx_lm_openevolve.gate.source_mutants.matrix", lambda op: known)
+    products = matrix("linear")
+    monkeypatch.setattr(
+        "mlx_lm_openevolve.gate.source_mutants.matrix",
+        lambda op: known if op == "attention" else products,
+    )
     floats = [row for row in OP.questions.matrix() if row[1].variant == "float"]
     monkeypatch.setattr(type(OP.questions), "matrix", lambda questions: iter(floats))
     naive().save(tmp_path)

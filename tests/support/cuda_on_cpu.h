@@ -94,6 +94,7 @@ inline uint32_t __byte_perm(uint32_t a, uint32_t b, uint32_t selector) {
   return result;
 }
 inline void __threadfence() {}
+inline int __popc(uint32_t x) { return __builtin_popcount(x); }
 
 namespace fibers {
 

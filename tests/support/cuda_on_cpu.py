@@ -103,15 +103,16 @@ def _run(
     inputs: Mapping[str, mx.array],
     absent: Mapping[str, str],
     seed: int,
-    row_contiguous: bool = False,
+    contiguous: bool,
 ) -> Sequence[mx.array]:
+    """One launch. contiguous: as MLX hands over what must lie row by row."""
     header, body = cuda.sources(launch, absent)
     parameters: list[tuple[str, str, Any]] = []  # C++ type, name, what keeps its memory
     for name, array in inputs.items():
         mx.eval(array)
         bits = array.view(mx.uint16) if array.dtype == mx.bfloat16 else array
         view = np.array(bits, copy=False)
-        if row_contiguous and not view.flags.c_contiguous:  # as MLX: what is so stays where it is
+        if contiguous and not view.flags.c_contiguous:  # what is so stays where it is
             view = np.ascontiguousarray(view)
         kind = TYPES[str(array.dtype).removeprefix("mlx.core.").rstrip("_")]
         parameters.append((f"const {kind}*", name, Guarded(view)))

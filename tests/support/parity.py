@@ -40,6 +40,7 @@ import mlx.nn as nn
 from mlx.utils import tree_map
 from mlx_lm.generate import maybe_quantize_kv_cache
 from mlx_lm.models.cache import RotatingKVCache, make_prompt_cache
+from mlx_lm.models.switch_layers import QuantizedSwitchLinear
 from samples import shipped_in_metal, store_correct
 
 import mlx_lm_openevolve
@@ -144,6 +145,9 @@ def _compare_packed(name: str, model: Any, kind: str, root: Path) -> Found:
     found = Found(kind, served, reasons, "", distance(stock, truth), distance(ours, truth))
     if not served and not reasons:
         raise Disparity(f"{kind}: no product was ever called")
+    of_experts = [slug for slug, row in info["workloads"].items() if ops.parse(slug).experts]
+    if not of_experts and any(type(part) is QuantizedSwitchLinear for part in model.modules()):
+        raise Disparity(f"{kind}: no expert was served")
     if not 0 < found.own < NEAR[mx.float32]:
         raise Disparity(f"{kind}: MLX itself stands {found.own:.2e} from float64")
     if not found.ours <= MARGIN * found.own:
@@ -151,20 +155,24 @@ def _compare_packed(name: str, model: Any, kind: str, root: Path) -> Found:
     return found
 
 
-def product_in_float64(layer: Any, x: mx.array) -> mx.array:
+def product_in_float64(layer: Any, x: mx.array, *routing: Any, **_: Any) -> mx.array:
     """A quantised layer's product, everything in float64 but its result: of four bits the low half
-    of a byte comes first."""
+    of a byte comes first. With experts each row has the matrix that its index names."""
     assert layer.bits in (4, 8)
     assert layer.mode == "affine"
     numbers = mx.contiguous(layer["weight"]).view(mx.uint8)
     if layer.bits == 4:
-        rows = numbers.shape[0]
-        numbers = mx.stack([numbers & 15, numbers >> 4], axis=-1).reshape(rows, -1)
+        numbers = mx.stack([numbers & 15, numbers >> 4], axis=-1).flatten(-2)
     scales, biases = (
         mx.repeat(_up(layer[part]), layer.group_size, axis=-1) for part in ("scales", "biases")
     )
-    out = _up(x) @ (numbers.astype(mx.float64) * scales + biases).T
-    return (out + _up(layer["bias"]) if "bias" in layer else out).astype(x.dtype)
+    weights = (numbers.astype(mx.float64) * scales + biases).swapaxes(-1, -2)
+    bias = _up(layer.get("bias"))
+    if routing:
+        weights = weights[routing[0]]
+        bias = bias if bias is None else mx.expand_dims(bias[routing[0]], -2)
+    out = _up(x) @ weights
+    return (out if bias is None else out + bias).astype(x.dtype)
 
 
 def _in_float32(x: mx.array) -> mx.array:

@@ -107,13 +107,22 @@ def test_products_of_packed_weights_are_met_with_their_rows(shape: str, bits: st
     # One sequence's, a batch's, what four tokens verify, the ends of prompts: as_linear is met too.
     for rows in (1, 4, 8, 32):
         assert Bucket(rows, 1, vocabulary, hidden, "bfloat16", *packing) in calls
-    assert max(bucket.rows for bucket in calls) == 32
+    assert max(bucket.rows for bucket in calls if not bucket.experts) == 32
     # The most valuable by its calls is met in every layer, with every token.
-    steps = {b: n for b, n in calls.items() if b.rows == 1 and b.k == hidden}
+    alone = {b: n for b, n in calls.items() if not b.experts}
+    steps = {b: n for b, n in alone.items() if b.rows == 1 and b.k == hidden}
     head = steps[Bucket(1, 1, vocabulary, hidden, "bfloat16", *packing)]
     assert max(steps.values()) >= config["num_hidden_layers"] * head / 2
     if shape == "qwen3-30b-a3b":  # what mlx-lm packs routers in
         assert Bucket(1, 1, 128, hidden, "bfloat16", 8, 64) in calls
+        # Eight experts for each token of a step: gate and up in every layer, then down.
+        *packed, mode = packing
+        for rows in (8, 32, 256):
+            for n, k, products in ((768, hidden, 2), (hidden, 768, 1)):
+                expert = Bucket(rows, 1, n, k, "bfloat16", *packed, f"{mode}_experts", 128)
+                assert expert in calls
+                if rows == 8:
+                    assert calls[expert] >= products * config["num_hidden_layers"] * head / 2
 
 
 def test_a_generation_meets_the_products_that_were_traced(tiny_model: Any) -> None:

@@ -14,18 +14,23 @@ from mlx.nn.layers import quantized as nn
 
 from ...errors import BackendError, WorkloadError
 from ..base import ON_CPU, Call, Route, Router, with_derivatives_of
-from .workload import MOST_ROWS, VARIANTS, Workload
+from .workload import MODES, MOST_EXPERT_ROWS, MOST_ROWS, Workload
 
-__all__ = ["arguments", "describe", "differentiable", "in_float32", "stock", "trial", "wrap"]
+__all__ = [
+    *("MAX_SHAPES", "SORTED", "Weights", "arguments", "describe", "differentiable", "in_float32"),
+    *("new_route", "stock", "trial", "wrap"),
+]
 
 MAX_SHAPES = 256  # of x, that a layer's routes are kept for
+SORTED = 64  # rows from which on mlx-lm sorts them by expert
 _LAYERS = (nn.QuantizedLinear, nn.QuantizedEmbedding)
 _TYPES = {mx.float16: "float16", mx.bfloat16: "bfloat16", mx.float32: "float32"}
 
 
 class Weights:
-    """What a layer held when its routes were decided, and these by shape of x: (bytes of an element
-    of x, its dtype, route), nought or None where any will do."""
+    """What a layer held when its routes were decided, and these by shape of x (with experts, of x
+    and of indices): (bytes of an element of x, its dtype, route), nought or None where any will do.
+    """
 
     __slots__ = (
         *("_contiguous", "biases", "bits", "group", "mode", "routes", "scales", "sizes", "weight"),
@@ -87,6 +92,7 @@ def wrap(original: Callable[..., Any], router: Router) -> Callable[..., Any]:
             return original(self, x)
         known: Weights | None
         route: Route | None
+        shape: Any = None
         try:
             shape = x.shape
             known = layers[id(self)]
@@ -104,9 +110,9 @@ def wrap(original: Callable[..., Any], router: Router) -> Callable[..., Any]:
         if route is None:
             if self.__class__ not in _LAYERS or getattr(self, "_training", False):
                 return original(self, x)
-            known, route = _new(router, layers, self, x)
+            known, route = new_route(router, layers, shape, self, x)
         elif route.call is not None and known is not None and not known.unchanged(self):
-            known, route = _new(router, layers, self, x)
+            known, route = new_route(router, layers, shape, self, x)
         call = route.call
         if call is None or known is None:
             route.fallbacks += 1
@@ -130,11 +136,12 @@ def wrap(original: Callable[..., Any], router: Router) -> Callable[..., Any]:
     return product
 
 
-def _new(
-    router: Router, layers: dict[int, Weights], layer: Any, x: Any
+def new_route(
+    router: Router, layers: dict[int, Weights], key: Any, layer: Any, x: Any, *routing: Any
 ) -> tuple[Weights | None, Route]:
-    """What a layer holds now, and its route for a shape of x that is new to it."""
-    described = _described(layer, x)
+    """What a layer holds now, and its route for shapes of x, and of the routing, that are new to it
+    under `key`."""
+    described = _described(layer, x, *routing)
     try:
         known = layers.get(id(layer))
         if known is None or not known.of(layer):
@@ -143,7 +150,7 @@ def _new(
         return None, router.route("no quantised layer", "no quantised layer", ())
     if router.computes and not isinstance(described, str) and not known.contiguous():
         described = "weights are a view"
-    given = () if isinstance(described, str) else arguments(layer, x)
+    given = () if isinstance(described, str) else arguments(layer, x, *routing)
     route = router.route(described, described, given)
     if described in router.routes and isinstance(x, mx.array):  # not while tracing
         if len(known.routes) >= MAX_SHAPES:
@@ -151,9 +158,9 @@ def _new(
         # Where the original serves x of the dtype of affine weights, it serves every other too; of
         # other weights, where it serves float16 or bfloat16, the other one of these.
         if route.call is None and not isinstance(described, str):
-            known.routes[x.shape] = 0 if layer.mode == "affine" else x.itemsize, None, route
+            known.routes[key] = 0 if layer.mode == "affine" else x.itemsize, None, route
         else:
-            known.routes[x.shape] = 0, x.dtype, route
+            known.routes[key] = 0, x.dtype, route
     return known, route
 
 
@@ -166,35 +173,43 @@ def _remember(layers: dict[int, Weights], layer: Any) -> Weights:
     return known
 
 
-def _described(layer: Any, x: Any) -> Workload | str:
+def _described(*call: Any) -> Workload | str:
     """`describe`, whatever a call holds: what the original makes of it is the caller's to see."""
     try:
-        return describe(layer, x)
+        return describe(*call)
     except Exception as error:  # arguments may be of any kind: the original is called with them
         return f"{type(error).__name__} where the call is read"
 
 
-def arguments(layer: Mapping[str, Any], x: mx.array) -> tuple[Any, ...]:
-    """What a Call takes, of a layer and its input."""
-    whole = x if x.ndim == 3 else x.reshape(1, -1, x.shape[-1])
-    return whole, layer["weight"], layer["scales"], layer.get("biases")
+def arguments(
+    layer: Mapping[str, Any], x: mx.array, indices: Any = None, sorted_indices: Any = False
+) -> tuple[Any, ...]:
+    """What a Call takes, of a layer and its input; of experts, with their indices."""
+    weights = layer["weight"], layer["scales"], layer.get("biases")
+    if indices is not None:
+        return x, indices, *weights
+    return x if x.ndim == 3 else x.reshape(1, -1, x.shape[-1]), *weights
 
 
-def describe(layer: Any, x: mx.array) -> Workload | str:
+def describe(
+    layer: Any, x: mx.array, indices: Any = None, sorted_indices: Any = False
+) -> Workload | str:
     """The exact workload of a call, or why it has none."""
     weight, scales, biases = layer["weight"], layer["scales"], layer.get("biases")
     mode, bits, group = layer.mode, layer.bits, layer.group_size
     if x.ndim < 2 or not x.size:
         return "x has fewer than two axes"
     k = x.shape[-1]
-    rows = x.size // k
-    if rows > MOST_ROWS:
-        return f"more than {MOST_ROWS} rows"
+    rows = x.size // k if indices is None else indices.size
+    most = MOST_ROWS if indices is None else MOST_EXPERT_ROWS
+    if rows > most:
+        return f"more than {most} rows" + ("" if indices is None else " of experts")
     if x.dtype not in _TYPES:
         return f"x is {x.dtype}"
-    if mode not in VARIANTS:
+    if mode not in MODES:
         return f"weights are packed as {mode}"
-    if weight.dtype != mx.uint32 or weight.ndim != 2 or weight.shape[1] * 32 != k * bits:
+    *experts, n, words = weight.shape
+    if weight.dtype != mx.uint32 or len(experts) != (indices is not None) or words * 32 != k * bits:
         return "weights are no packed matrix for x"
     if mode == "affine":
         shared = [scales, biases]
@@ -204,13 +219,20 @@ def describe(layer: Any, x: mx.array) -> Workload | str:
         shared = [scales]
         if biases is not None or scales.dtype != mx.uint8:
             return "mxfp4 scales are no bytes"
-    if any(part.shape != (weight.shape[0], k // group) for part in shared):
+    if any(part.shape != (*experts, n, k // group) for part in shared):
         return "scales or biases differ from the weights in shape"
-    batch, length = x.shape[:2] if x.ndim == 3 else (1, rows)
+    if indices is None:
+        batch, length = x.shape[:2] if x.ndim == 3 else (1, rows)
+    else:
+        # One row of x for all experts of a token, or for each its own.
+        length = 1 if x.shape[:-2] == indices.shape else indices.shape[-1] if indices.ndim else 0
+        if x.shape[:-1] not in ((*indices.shape, 1), (*indices.shape[:-1], 1, 1)):
+            return "x and the indices of its experts differ in shape"
+        if indices.dtype != mx.uint32 or getattr(layer, "global_scale", None) is not None:
+            return f"indices are {indices.dtype}, or there is a global scale"
+        batch, mode = rows // length, f"{mode}_experts"
     try:
-        return Workload(
-            *(batch, length, weight.shape[0], k, _TYPES[x.dtype]), bits, group, variant=mode
-        )
+        return Workload(*(batch, length, n, k, _TYPES[x.dtype]), bits, group, mode, *experts)
     except WorkloadError as error:
         return str(error)
 
@@ -224,26 +246,37 @@ def _contiguous(array: mx.array) -> bool:
     return memoryview(words).c_contiguous  # type: ignore[arg-type]
 
 
-def stock(w: Workload, x: mx.array, weight: mx.array, scales: mx.array, biases: Any) -> mx.array:
-    """The original's product."""
-    return mx.quantized_matmul(
-        x, weight, scales, biases, True, group_size=w.group, bits=w.bits, mode=w.variant
-    )
+def stock(w: Workload, *given: Any) -> mx.array:
+    """The original's product, as a layer calls it."""
+    kind: Any = {"group_size": w.group, "bits": w.bits, "mode": w.mode}
+    if not w.experts:
+        x, weight, scales, biases = given
+        return mx.quantized_matmul(x, weight, scales, biases, True, **kind)
+    x, indices, weight, scales, biases = given
+    kind |= {"rhs_indices": indices, "transpose": True, "sorted_indices": w.rows >= SORTED}
+    return mx.gather_qmm(x, weight, scales, biases, **kind)
 
 
 def in_float32(original: Callable[..., Any]) -> Callable[..., Any]:
     """The original with dequantised weights, products and sums in float32."""
 
-    def product(layer: Any, x: mx.array) -> Any:
-        if layer.mode not in VARIANTS:
-            return original(layer, x)
+    def product(layer: Any, x: mx.array, *routing: Any, **named: Any) -> Any:
+        if layer.mode not in MODES or getattr(layer, "global_scale", None) is not None:
+            return original(layer, x, *routing, **named)
         scales, biases = layer["scales"], layer.get("biases")
         if biases is not None:
             scales, biases = scales.astype(mx.float32), biases.astype(mx.float32)
         kind = {"group_size": layer.group_size, "bits": layer.bits, "mode": layer.mode}
         weight = mx.dequantize(layer["weight"], scales, biases, **kind, dtype=mx.float32)
-        out = x.astype(mx.float32) @ weight.T
-        return (out + layer["bias"] if "bias" in layer else out).astype(x.dtype)
+        weight, given = weight.swapaxes(-1, -2), x.astype(mx.float32)
+        if weight.ndim == 2:
+            out = given @ weight
+            return (out + layer["bias"] if "bias" in layer else out).astype(x.dtype)
+        indices = routing[0] if routing else named["indices"]
+        out = mx.gather_mm(given, weight, rhs_indices=indices)
+        if "bias" in layer:
+            out = out + mx.expand_dims(layer["bias"][indices], -2)
+        return out.astype(x.dtype)
 
     return product
 
@@ -256,19 +289,22 @@ def trial(
     w = workload
     dtype: mx.Dtype = getattr(mx, w.dtype)
     if not given:
-        shared = (w.n, w.k // w.group)
+        experts = [w.experts] if w.experts else []
+        shared = (*experts, w.n, w.k // w.group)
+        plain = w.mode == "affine"
         given = (
-            mx.ones((w.batch, w.length, w.k), dtype),
-            mx.full((w.n, w.k * w.bits // 32), 0x12345678, mx.uint32),
-            mx.full(shared, 127, mx.uint8) if w.variant == "mxfp4" else mx.full(shared, 0.5, dtype),
-            None if w.variant == "mxfp4" else mx.full(shared, -0.25, dtype),
+            mx.ones((w.batch, 1, 1, w.k) if w.experts else (w.batch, w.length, w.k), dtype),
+            *[mx.arange(w.rows, dtype=mx.uint32).reshape(w.batch, -1) % n for n in experts],
+            mx.full((*experts, w.n, w.k * w.bits // 32), 0x12345678, mx.uint32),
+            mx.full(shared, 0.5, dtype) if plain else mx.full(shared, 127, mx.uint8),
+            mx.full(shared, -0.25, dtype) if plain else None,
         )
 
     def wrong(out: mx.array) -> str:
         want = stock(w, *given)
-        if out.shape != want.shape or out.dtype != want.dtype:
-            return f"it returned {out.dtype} {out.shape}, expected {want.dtype} {want.shape}"
-        want = want.astype(mx.float32)
+        if out.shape != w.shape or out.dtype != want.dtype:
+            return f"it returned {out.dtype} {out.shape}, expected {want.dtype} {w.shape}"
+        want = want.reshape(w.shape).astype(mx.float32)
         off = mx.abs(out.astype(mx.float32) - want)
         if not mx.all(off <= 0.05 * mx.max(mx.abs(want)) + 1e-6).item():
             return f"it differs from {type(want).__name__}'s product"
@@ -279,4 +315,5 @@ def trial(
 
 def differentiable(workload: Workload, call: Call) -> Call:
     """`call` with the derivatives of the original, by x, scales and biases."""
-    return with_derivatives_of(lambda *given: stock(workload, *given), call)
+    w = workload
+    return with_derivatives_of(lambda *given: stock(w, *given).reshape(w.shape), call)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from ..base import Call
 from ..encoding import Float, decode, download, encode, upload
-from .reference import PackedWeights
+from .reference import PackedWeights, rows_of
 from .workload import Workload
 
 __all__ = ["MUTANTS", "Product", "ProductMutant", "applicable", "correct"]
@@ -24,13 +24,15 @@ Rule = Callable[[Workload], bool]
 @dataclass(frozen=True, eq=False)
 class Product:
     """One call as float64 arrays: x [rows, K], numbers [N, K], scales and biases [N, K / group].
-    `state` outlives a call."""
+    `state` outlives a call. With experts N is that of all, one below the other, and `indices`
+    [rows] says whose row each is; without, it is nought."""
 
     x: Float
     numbers: Float
     scales: Float
     biases: Float
     workload: Workload
+    indices: Array
     state: dict[str, Array] = field(default_factory=dict)
 
     def weights(self) -> Float:
@@ -41,8 +43,13 @@ class Product:
         return self.numbers * scales + biases
 
     def out(self) -> Float:
-        """[rows, N]."""
-        return self.x @ self.weights().T
+        """[rows, N] of each row's own matrix."""
+        matrices = self.weights().reshape(-1, self.workload.n, self.workload.k)
+        out = np.empty((len(self.x), self.workload.n))
+        for expert in np.unique(self.indices):
+            rows = self.indices == expert
+            out[rows] = self.x[rows] @ matrices[expert].T
+        return out
 
 
 @dataclass(frozen=True)
@@ -57,14 +64,17 @@ class ProductMutant:
         w: Workload = workload
         state: dict[str, Array] = {}
 
-        def call(x: mx.array, weight: mx.array, scales: mx.array, biases: Any) -> mx.array:
-            stored = [None if part is None else download(part) for part in (scales, biases)]
-            packed = PackedWeights(download(weight), *stored)  # type: ignore[arg-type]
-            rows = decode(download(x), w.dtype).reshape(w.rows, w.k)
-            product = Product(rows, packed.numbers(w), *packed.shared(w), w, state)
+        def call(x: mx.array, *given: Any) -> mx.array:
+            parts = [None if part is None else download(part) for part in given]
+            indices = parts.pop(0) if w.experts else np.zeros(w.rows, np.int64)
+            flat = [None if p is None else p.reshape(w.outputs, -1) for p in parts]
+            packed = PackedWeights(*flat)  # type: ignore[arg-type]
+            rows = rows_of(w, decode(download(x), w.dtype))
+            chosen = indices.reshape(-1).astype(np.int64)  # type: ignore[union-attr]
+            product = Product(rows, packed.numbers(w), *packed.shared(w), w, chosen, state)
             with np.errstate(over="ignore", invalid="ignore"):
                 out = encode(self.wrong(product), w.dtype)
-            return upload(out.reshape(w.batch, w.length, w.n), w.dtype)
+            return upload(out.reshape(w.shape), w.dtype)
 
         return call
 
@@ -104,7 +114,9 @@ def _replayed(p: Product) -> Float:
 
 def _rounded(p: Product, dtype: str) -> Float:
     """Sums of 32 products, added up in a dtype."""
-    parts = (p.x[:, None] * p.weights()[None]).reshape(len(p.x), p.workload.n, -1, 32).sum(-1)
+    w = p.workload
+    matrices = p.weights().reshape(-1, w.n, w.k)[p.indices]  # [rows, N, K]
+    parts = (p.x[:, None] * matrices).reshape(len(p.x), w.n, -1, 32).sum(-1)
     total = np.zeros(parts.shape[:2])
     for at in range(parts.shape[-1]):
         total = decode(encode(total + parts[..., at], dtype), dtype)
@@ -126,8 +138,43 @@ def _set(out: Float, at: Any, value: Any) -> Float:
     return out
 
 
+def _routed(change: Callable[[Array, Product], Array]) -> Callable[[Product], Float]:
+    """The rows go to other experts."""
+    return lambda p: replace(p, indices=change(p.indices, p)).out()
+
+
+def _first_routing(p: Product) -> Float:
+    """Where the first call's rows went, for ever."""
+    return replace(p, indices=p.state.setdefault("indices", p.indices)).out()
+
+
+def _first_of_each(p: Product) -> Array:
+    """Of each row the first one that goes to the same expert."""
+    first: Array = (p.indices[:, None] == p.indices[None]).argmax(-1)
+    return first
+
+
+def _shifted(part: Float, p: Product) -> Float:
+    """What outputs share, of the next expert."""
+    return np.roll(part, -p.workload.n, 0)
+
+
+def _tokens(p: Product) -> Array:
+    """Rows as [batch, length]."""
+    return np.arange(len(p.x)).reshape(p.workload.batch, p.workload.length)
+
+
 def _affine(w: Workload) -> bool:
-    return w.variant == "affine"
+    return w.mode == "affine"
+
+
+def _experts(w: Workload) -> bool:
+    return w.experts > 1
+
+
+def _shared_experts(w: Workload) -> bool:
+    """Some rows go to one expert in some cases, and to several in others."""
+    return w.experts > 1 and w.rows > 1
 
 
 def _groups(w: Workload) -> bool:
@@ -161,11 +208,11 @@ MUTANTS = (
     ProductMutant("numbers-signed", lambda p: replace(
         p, numbers=np.where(p.numbers >= 1 << p.workload.bits - 1,
                             p.numbers - (1 << p.workload.bits), p.numbers)).out(), _affine),
-    ProductMutant("signs-lost", _numbers(np.abs), lambda w: w.variant == "mxfp4"),
+    ProductMutant("signs-lost", _numbers(np.abs), lambda w: w.mode == "mxfp4"),
     ProductMutant("half-as-one", _numbers(lambda x: np.where(np.abs(x) == 0.5, 2 * x, x)),
-                  lambda w: w.variant == "mxfp4"),
+                  lambda w: w.mode == "mxfp4"),
     ProductMutant("six-as-four", _numbers(lambda x: np.clip(x, -4, 4)),
-                  lambda w: w.variant == "mxfp4"),
+                  lambda w: w.mode == "mxfp4"),
     # What groups share
     ProductMutant("scales-ignored", _shared("scales", np.ones_like)),
     ProductMutant("scales-squared", _shared("scales", np.square)),
@@ -208,9 +255,46 @@ MUTANTS = (
     ProductMutant("last-row-lost", _placed(lambda out: _set(out, -1, 0)), _several),
     ProductMutant("odd-rows-copied", _rows_from(lambda i: i // 2 * 2), _several),
     ProductMutant("rows-reversed", _rows_from(lambda i: i[::-1]), _several),
-    ProductMutant("sequences-and-tokens-swapped", lambda p: np.ascontiguousarray(
+    ProductMutant("sequences-and-tokens-swapped", lambda p: replace(p, x=np.ascontiguousarray(
         p.x.reshape(p.workload.length, p.workload.batch, -1).swapaxes(0, 1)
-    ).reshape(len(p.x), -1) @ p.weights().T, _mixed),
+    ).reshape(len(p.x), -1)).out(), _mixed),
+    # Experts
+    ProductMutant("first-expert-for-all", _routed(lambda i, p: np.zeros_like(i)), _experts),
+    ProductMutant("first-rows-expert-for-all", _routed(
+        lambda i, p: np.broadcast_to(i[:1], i.shape)), _shared_experts),
+    ProductMutant("next-expert", _routed(lambda i, p: (i + 1) % p.workload.experts), _experts),
+    ProductMutant("expert-before", _routed(lambda i, p: (i - 1) % p.workload.experts), _experts),
+    ProductMutant("last-expert-never", _routed(
+        lambda i, p: np.minimum(i, p.workload.experts - 2)), _experts),
+    ProductMutant("upper-experts-as-lower", _routed(
+        lambda i, p: i % -(-p.workload.experts // 2)), _experts),
+    ProductMutant("experts-reversed", _routed(lambda i, p: p.workload.experts - 1 - i), _experts),
+    ProductMutant("expert-of-the-next-row", _routed(lambda i, p: np.roll(i, -1)), _shared_experts),
+    ProductMutant("experts-in-another-order", _routed(lambda i, p: np.sort(i)), _shared_experts),
+    ProductMutant("indices-transposed", _routed(
+        lambda i, p: i[_tokens(p).reshape(p.workload.length, -1).T.reshape(-1)]),
+                  lambda w: _experts(w) and _mixed(w)),
+    ProductMutant("first-expert-of-a-token", _routed(
+        lambda i, p: i[_tokens(p)[:, :1].repeat(p.workload.length, 1).reshape(-1)]),
+                  lambda w: _experts(w) and _mixed(w)),
+    ProductMutant("first-routing-for-ever", _first_routing, _experts),
+    ProductMutant("rows-of-an-expert-alike", lambda p: replace(
+        p, x=p.x[_first_of_each(p)]).out(), _shared_experts),
+    ProductMutant("first-row-of-an-expert-alone", lambda p: np.where(
+        (_first_of_each(p) == np.arange(len(p.x)))[:, None], p.out(), 0), _shared_experts),
+    ProductMutant("second-row-of-an-expert-lost", lambda p: np.where(
+        (_first_of_each(p) == np.arange(len(p.x)) - 1)[:, None], 0, p.out()), _shared_experts),
+    ProductMutant("numbers-of-the-next-expert", lambda p: replace(
+        p, numbers=_shifted(p.numbers, p)).out(), _experts),
+    ProductMutant("scales-of-the-next-expert", lambda p: replace(
+        p, scales=_shifted(p.scales, p)).out(), _experts),
+    ProductMutant("biases-of-the-next-expert", lambda p: replace(
+        p, biases=_shifted(p.biases, p)).out(), lambda w: _experts(w) and _affine(w)),
+    ProductMutant("scales-of-the-first-expert", lambda p: replace(p, scales=np.resize(
+        p.scales[: p.workload.n], p.scales.shape)).out(), _experts),
+    ProductMutant("x-by-the-place-among-experts", lambda p: replace(
+        p, x=p.x[_tokens(p)[:, 0]][np.arange(len(p.x)) % p.workload.batch]).out(),
+                  lambda w: _experts(w) and _mixed(w)),
     # Precision
     ProductMutant("sums-in-half", lambda p: _rounded(p, "float16"), lambda w: w.k > 64),
     ProductMutant("sums-in-bfloat16", lambda p: _rounded(p, "bfloat16"), lambda w: w.k > 64),

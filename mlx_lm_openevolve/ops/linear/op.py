@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
 
 from ..base import Call, Op, PatchPoint, Questions, Router, SearchSpace
-from . import call, signature
+from . import call, experts, signature
 from .workload import FIELDS, VARIANTS, Bucket, Workload
 
 __all__ = ["OP", "LinearOp"]
@@ -17,12 +18,13 @@ _LAYERS = "mlx.nn.layers.quantized"
 
 
 class LinearOp(Op[Bucket, Workload]):
-    """The product in mlx.nn.QuantizedLinear and QuantizedEmbedding.as_linear."""
+    """The product in mlx.nn.QuantizedLinear, QuantizedEmbedding.as_linear and, of experts, in
+    mlx-lm's QuantizedSwitchLinear."""
 
     name = "linear"
     version = 1
     default = False  # until its kernels were judged on a GPU
-    stock = "mx.quantized_matmul"
+    stock = "MLX's own product"
     # Weights may become a view at any time: `layer.scales[:] = 1` makes them one in place.
     row_contiguous = True
     variants = VARIANTS
@@ -30,6 +32,7 @@ class LinearOp(Op[Bucket, Workload]):
     patch_points = (
         PatchPoint(_LAYERS, "QuantizedLinear.__call__"),
         PatchPoint(_LAYERS, "QuantizedEmbedding.as_linear"),
+        PatchPoint("mlx_lm.models.switch_layers", "QuantizedSwitchLinear.__call__"),
     )
     guards = True
     example = "linear-m1-n4096-k4096-bfloat16-q4g64"
@@ -47,7 +50,8 @@ class LinearOp(Op[Bucket, Workload]):
         return call.arguments(*args, **kwargs)
 
     def wrap(self, original: Callable[..., Any], router: Router) -> Callable[..., Any]:
-        return call.wrap(original, router)
+        of_experts = "indices" in inspect.signature(original).parameters
+        return experts.wrap(original, router) if of_experts else call.wrap(original, router)
 
     def exact(self, original: Call) -> Callable[..., Any]:
         return call.in_float32(original)

@@ -7,7 +7,8 @@ means: what rounding in float32 can do to it, whatever its sum comes to.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ from ..base import Question
 from ..draws import spread
 from ..encoding import Array, Float, decode, download, encode, smallest, upload
 from .call import stock
+from .routings import ROUTINGS, routing
 from .workload import Bucket, Workload
 
 __all__ = [
@@ -28,10 +30,14 @@ __all__ = [
     "ProductQuestion",
     "cases",
     "drawn_weights",
+    "exact",
     "floors",
+    "in_float32",
+    "rows_of",
 ]
 
 Float32 = npt.NDArray[np.float32]
+Indices = npt.NDArray[np.uint32]
 
 # A kernel may err so many times as much as rounding explains. What MLX's own product errs is no
 # measure: on Metal it sums in float32, on the CPU and on CUDA (0.32.4) in the dtype of x, and its
@@ -56,7 +62,8 @@ _LAYOUTS = ("whole", "last", "turned", "wide", "odd", "apart")
 @dataclass(frozen=True, eq=False)
 class PackedWeights:
     """Weights [N, K] as MLX packs them: words uint32 [N, K * bits / 32], scales and biases
-    [N, K / group] as `encode` stores them, or exponents uint8 and no biases."""
+    [N, K / group] as `encode` stores them, or exponents uint8 and no biases. Those of experts lie
+    one below the other: N is w.outputs."""
 
     words: Array
     scales: Array
@@ -68,7 +75,7 @@ class PackedWeights:
         each = np.arange(32 // w.bits, dtype=np.uint32) * w.bits
         plain = words[..., None] >> each & ((1 << w.bits) - 1)
         flat = plain.reshape(len(words), -1)
-        return _E2M1[flat] if w.variant == "mxfp4" else flat.astype(np.float64)
+        return _E2M1[flat] if w.mode == "mxfp4" else flat.astype(np.float64)
 
     def shared(self, w: Workload, rows: Any = slice(None)) -> tuple[Float, Float]:
         """Scales and biases [rows, K / group]."""
@@ -86,18 +93,25 @@ class PackedWeights:
         """The arrays that a layer holds."""
         scales = mx.array(self.scales) if self.biases is None else upload(self.scales, w.dtype)
         biases = None if self.biases is None else upload(self.biases, w.dtype)
-        return mx.array(self.words), scales, biases
+        words = mx.array(self.words)
+        if not w.experts:
+            return words, scales, biases
+        apart = (w.experts, w.n, -1)
+        biases = None if biases is None else biases.reshape(apart)
+        return words.reshape(apart), scales.reshape(apart), biases
 
 
 @dataclass(frozen=True, eq=False)
 class ProductCase:
-    """One call: x [batch, length, K] in float64, as a dtype holds it, and how it lies."""
+    """One call: x [batch, length, K] in float64, as a dtype holds it, and how it lies; with experts
+    x [batch, 1, K] and indices [batch, length]."""
 
     name: str
     workload: Workload
     x: Float
     layout: str
     weights: PackedWeights
+    indices: Indices | None = None
 
 
 def floors(w: Workload, size: Float) -> tuple[float, float]:
@@ -119,24 +133,32 @@ class ProductQuestion(Question):
         self.case, self.workload, self.name = case, w, case.name
         self._buffer, x = _laid_out(case, np.random.default_rng([seed, 5]))
         weights = case.weights.upload(w)
-        self.arguments = (x, *weights)
-        self.other = (-x, *weights)
-        self.shape, self.dtype = (w.batch, w.length, w.n), x.dtype
-        mx.eval(*self.arguments[:3])
-        self.answer = _in_float32(w, *self.arguments)
+        chosen, others = _indices(case)
+        self.arguments = (x, *chosen, *weights)
+        self.other = (-x, *others, *weights)
+        self.shape, self.dtype = w.shape, x.dtype
+        mx.eval(*(part for part in self.arguments if part is not None))
+        self.answer = in_float32(w, *self.arguments)
         self.outputs = _some(w, seed)
         self.want, self.mass = self._exact(self.outputs)
         least = floors(w, np.abs(self.want) / self.mass)
-        self.own = self.error(np.array(stock(w, *self.arguments).astype(mx.float32)))
+        by_mlx = stock(w, *self.arguments).reshape(w.shape)
+        self.own = self.error(np.array(by_mlx.astype(mx.float32)))
         self.limits = (MULTIPLE * least[0], AVERAGE * least[1])
         self._before = self._held()
 
     def _exact(self, outputs: Any) -> tuple[Float, Float]:
-        """(result, unit of errors) of some outputs [batch, length, outputs]."""
-        values, steps = self.case.weights.decoded(self.workload, outputs)
-        x = self.case.x
-        mass = np.abs(x) @ (np.abs(values) + steps).T
-        return x @ values.T, np.maximum(mass, smallest(self.workload.dtype))
+        """(result, unit of errors) of some outputs, as the result lies."""
+        case, w = self.case, self.workload
+        made = exact(w, case.weights, rows_of(w, case.x), case.indices, outputs)
+        want, mass = (part.reshape(*self.shape[:-1], -1) for part in made)
+        return want, mass
+
+    def least_bytes(self) -> int:
+        """The experts that the rows choose, each once."""
+        w, indices = self.workload, self.case.indices
+        fewer = 0 if indices is None else w.chosen - len(np.unique(indices))
+        return w.moved_bytes() - fewer * w.matrix_bytes
 
     def error(self, got: Float32) -> tuple[float, float]:
         """In units of the sum of |x| (|w| + step)."""
@@ -147,10 +169,10 @@ class ProductQuestion(Question):
         """An output that no float64 result was computed for: those furthest from float32's."""
         if len(self.outputs) == self.workload.n:
             return ""
-        off = np.abs(got - self.answer)
-        worst = np.where(np.isfinite(off), off, np.inf).max((0, 1))
+        off = np.abs(got - self.answer).reshape(-1, self.workload.n)
+        worst = np.where(np.isfinite(off), off, np.inf).max(0)
         chosen = np.sort(np.argsort(-worst)[:_SUSPECTS])
-        errors = _off(got[..., chosen], *self._exact(chosen)).max((0, 1))
+        errors = _off(got[..., chosen], *self._exact(chosen)).reshape(-1, len(chosen)).max(0)
         if errors.max() <= self.limits[0]:
             return ""
         at = int(errors.argmax())
@@ -168,25 +190,55 @@ class ProductQuestion(Question):
         return tuple(int(np.array(total)) for total in sums)
 
 
-def _in_float32(
-    w: Workload, x: mx.array, weight: mx.array, scales: mx.array, biases: mx.array | None
-) -> Float32:
-    """The product with unpacked weights, in float32, a part of the outputs at a time."""
-    if biases is not None:  # MLX unpacks in the dtype of the scales
-        scales, biases = scales.astype(mx.float32), biases.astype(mx.float32)
-    rows = max(1, _PART // w.k)
+def _by_matrix(w: Workload, indices: Any) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
+    """Each matrix that is read, and the rows of the result that it makes."""
+    flat = np.zeros(w.rows, np.uint32) if indices is None else indices.reshape(-1)
+    for expert in np.unique(flat):
+        yield int(expert), np.flatnonzero(flat == expert)
+
+
+def rows_of(w: Workload, x: Float) -> Float:
+    """The row of a call's x that each row of the result is made of, [rows, K]."""
+    apart = x.reshape(w.batch, -1, w.k)
+    return np.broadcast_to(apart, (w.batch, w.length, w.k)).reshape(w.rows, w.k)
+
+
+def exact(
+    w: Workload, weights: PackedWeights, x: Float, indices: Any, outputs: Any
+) -> tuple[Float, Float]:
+    """(result, unit of errors) in float64 of some outputs [rows, outputs], of x [rows, K]."""
+    want, mass = (np.empty((w.rows, len(outputs))) for _ in range(2))
+    for expert, rows in _by_matrix(w, indices):
+        values, steps = weights.decoded(w, expert * w.n + outputs)
+        want[rows] = x[rows] @ values.T
+        mass[rows] = np.abs(x[rows]) @ (np.abs(values) + steps).T
+    return want, np.maximum(mass, smallest(w.dtype))
+
+
+def in_float32(w: Workload, x: mx.array, *given: Any) -> Float32:
+    """The product with unpacked weights, in float32, as the result lies: what a Call takes."""
+    indices = np.array(given[0]) if w.experts else None
+    weights = [part for part in given[1 if w.experts else 0 :] if part is not None]
+    if w.mode == "affine":  # MLX unpacks in the dtype of the scales
+        weights[1:] = [part.astype(mx.float32) for part in weights[1:]]
+    rows = x.astype(mx.float32).reshape(w.batch, -1, w.k)
+    rows = mx.broadcast_to(rows, (w.batch, w.length, w.k)).reshape(w.rows, w.k)
+    out = np.empty((w.rows, w.n), np.float32)
+    for expert, at in _by_matrix(w, indices):
+        parts = [part[expert] for part in weights] if w.experts else weights
+        out[at] = _times(w, rows[mx.array(at)], parts)
+    return out.reshape(w.shape)
+
+
+def _times(w: Workload, x: mx.array, weights: Sequence[mx.array]) -> Float32:
+    """x [rows, K] times one matrix, a part of its outputs at a time."""
+    size = max(1, _PART // w.k)
+    kind: Any = {"group_size": w.group, "bits": w.bits, "mode": w.mode, "dtype": mx.float32}
     parts = []
-    for at in range(0, w.n, rows):
-        values = mx.dequantize(
-            weight[at : at + rows],
-            scales[at : at + rows],
-            None if biases is None else biases[at : at + rows],
-            group_size=w.group,
-            bits=w.bits,
-            mode=w.variant,
-            dtype=mx.float32,
-        )
-        parts.append(np.array(x.astype(mx.float32) @ values.T))
+    for at in range(0, w.n, size):
+        some: Any = [part[at : at + size] for part in weights]
+        values = mx.dequantize(*some, **kind)
+        parts.append(np.array(x @ values.T))
     return np.concatenate(parts, -1)
 
 
@@ -199,7 +251,7 @@ def _off(got: Float32, want: Float, mass: Float) -> Float:
 def _some(w: Workload, seed: int) -> npt.NDArray[np.int64]:
     """The outputs that float64 results are computed for: all of a small matrix; else the first and
     the last 64 and others."""
-    count = max(192, _NUMBERS // w.k)
+    count = max(192, _NUMBERS // (w.k * w.chosen))
     if w.n <= count:
         return np.arange(w.n)
     inner = np.random.default_rng([seed, 6]).choice(np.arange(64, w.n - 64), count - 128, False)
@@ -215,16 +267,23 @@ def cases(bucket: Bucket, seed: int, brief: bool) -> Iterator[ProductCase]:
     rng = np.random.default_rng([seed, 0])
     shapes = _shapes(rng, bucket, len(kinds))
     layouts = ["whole", *spread(rng, _LAYOUTS, len(kinds) - 1)]
-    for turn, (kind, w, layout) in enumerate(zip(kinds, shapes, layouts, strict=True)):
-        yield _case(kind, w, layout, np.random.default_rng([seed, 1 + turn]))
+    for turn, (kind, w, layout, routed) in enumerate(
+        zip(kinds, shapes, layouts, itertools.cycle(ROUTINGS), strict=False)
+    ):
+        yield _case(kind, w, layout, routed, np.random.default_rng([seed, 1 + turn]))
 
 
-def _case(kind: str, w: Workload, layout: str, rng: np.random.Generator) -> ProductCase:
+def _case(
+    kind: str, w: Workload, layout: str, routed: str, rng: np.random.Generator
+) -> ProductCase:
     weights = _quantised(rng, w) if kind == "quantised" else drawn_weights(rng, w, kind)
     x = decode(encode(_CONTENTS[kind](rng, w), w.dtype), w.dtype)
-    shape = (w.batch, w.length, w.k)
     name = f"{kind} rows={w.batch}x{w.length} n={w.n} k={w.k} x={layout}"
-    return ProductCase(name, w, x.reshape(shape), layout, weights)
+    if not w.experts:
+        return ProductCase(name, w, x.reshape(w.batch, w.length, w.k), layout, weights)
+    name += f" experts={w.experts} {routed}"
+    indices = routing(rng, w, routed)
+    return ProductCase(name, w, x.reshape(w.batch, 1, w.k), layout, weights, indices)
 
 
 def _shapes(rng: np.random.Generator, bucket: Bucket, count: int) -> list[Workload]:
@@ -250,9 +309,9 @@ def drawn_weights(rng: np.random.Generator, w: Workload, kind: str = "dense") ->
     Those of "cancelling" are positive and alike, so that half a sum is large and the whole is not.
     """
     alike = kind == "cancelling"
-    words = rng.integers(0, 1 << 32, (w.n, w.k * w.bits // 32), np.uint32)
-    shared = (w.n, w.k // w.group)
-    if w.variant == "mxfp4":
+    words = rng.integers(0, 1 << 32, (w.outputs, w.k * w.bits // 32), np.uint32)
+    shared = (w.outputs, w.k // w.group)
+    if w.mode == "mxfp4":
         if alike:
             words &= np.uint32(0x77777777)
         low, high = (126, 127) if alike else (121, 130)
@@ -268,20 +327,25 @@ def drawn_weights(rng: np.random.Generator, w: Workload, kind: str = "dense") ->
 
 def _quantised(rng: np.random.Generator, w: Workload) -> PackedWeights:
     """What MLX makes of normals."""
-    plain = upload(encode(rng.standard_normal((w.n, w.k), np.float32) / 8, w.dtype), w.dtype)
-    parts = mx.quantize(plain, group_size=w.group, bits=w.bits, mode=w.variant)
+    plain = upload(encode(rng.standard_normal((w.outputs, w.k), np.float32) / 8, w.dtype), w.dtype)
+    parts = mx.quantize(plain, group_size=w.group, bits=w.bits, mode=w.mode)
     mx.eval(parts)
     words, scales, *biases = (download(part) for part in parts)
     return PackedWeights(words, scales, biases[0] if biases else None)
 
 
+def _given(w: Workload) -> int:
+    """Rows of x."""
+    return w.batch if w.experts else w.rows
+
+
 def _dense(rng: np.random.Generator, w: Workload) -> Float:
-    return rng.standard_normal((w.rows, w.k)) * 2.0 ** rng.integers(-4, 3)
+    return rng.standard_normal((_given(w), w.k)) * 2.0 ** rng.integers(-4, 3)
 
 
 def _rows(rng: np.random.Generator, w: Workload) -> Float:
     """Rows of very different sizes: nothing of a large one may reach a small one."""
-    return rng.standard_normal((w.rows, w.k)) * 2.0 ** rng.uniform(-8, 3, (w.rows, 1))
+    return rng.standard_normal((_given(w), w.k)) * 2.0 ** rng.uniform(-8, 3, (_given(w), 1))
 
 
 def _needles(rng: np.random.Generator, w: Workload) -> Float:
@@ -290,7 +354,7 @@ def _needles(rng: np.random.Generator, w: Workload) -> Float:
     edges = [0, w.k - 1, *(at for step in (8, w.group, 64, 128, 256, 512, 1024)
                            for at in (step - 1, step, w.k - step))]  # fmt: skip
     edges = sorted({at for at in edges if 0 <= at < w.k})
-    x = np.zeros((w.rows, w.k))
+    x = np.zeros((_given(w), w.k))
     for row in x:
         at = np.concatenate([[0, w.k - 1], rng.choice(edges, 6), rng.integers(w.k, size=4)])
         row[at] = rng.uniform(0.5, 2, len(at)) * rng.choice((-1, 1), len(at))
@@ -301,7 +365,7 @@ def _cancelling(rng: np.random.Generator, w: Workload) -> Float:
     """The second half of a row takes away what the first adds: a sum kept in half precision
     overflows."""
     size = np.where(np.arange(w.k) < w.k // 2, 1.0, -1.0) * 4e5 / w.k
-    x: Float = size * rng.uniform(0.9, 1.1, (w.rows, w.k))
+    x: Float = size * rng.uniform(0.9, 1.1, (_given(w), w.k))
     return x
 
 
@@ -315,7 +379,7 @@ _CONTENTS = {
 
 
 def _laid_out(case: ProductCase, rng: np.random.Generator) -> tuple[mx.array, mx.array]:
-    """(buffer, x as a view into it); what lies around x is NaN."""
+    """(buffer, x as a view into it, with experts [batch, 1, 1, K]); what lies around x is NaN."""
     w = case.workload
     batch, length, k = case.x.shape
     more = int(rng.integers(1, 4))
@@ -339,4 +403,18 @@ def _laid_out(case: ProductCase, rng: np.random.Generator) -> tuple[mx.array, mx
     view(buffer)[...] = stored
     held = upload(buffer, w.dtype)
     mx.eval(held)
-    return held, view(held)
+    x = view(held)
+    return held, mx.expand_dims(x, 1) if w.experts else x
+
+
+def _indices(case: ProductCase) -> tuple[list[mx.array], list[mx.array]]:
+    """The indices of a case's experts, and others; nothing where there are none. They lie as a
+    model's do, of whose sorted experts the first are taken; what is behind them is no expert."""
+    if case.indices is None:
+        return [], []
+    w = case.workload
+    more = 0 if case.layout == "whole" else 3
+    held = np.full((w.batch, w.length + more), 0xFFFFFFFF, np.uint32)
+    held[:, : w.length] = case.indices
+    indices = mx.array(held)[:, : w.length]
+    return [indices], [(indices + 1) % w.experts]

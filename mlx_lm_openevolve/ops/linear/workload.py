@@ -11,18 +11,24 @@ from typing import Any, ClassVar
 from ...errors import WorkloadError
 from ..base import DTYPES, Value, next_pow2, read_slug
 
-__all__ = ["FIELDS", "MOST_ROWS", "VARIANTS", "Bucket", "Workload"]
+__all__ = [
+    *("FIELDS", "MODES", "MOST_EXPERT_ROWS", "MOST_ROWS", "VARIANTS"),
+    *("Bucket", "Workload"),
+]
 
 # How weights are packed: numbers with a scale and a bias for each group, or 4-bit floats with a
 # power of two for each group (OCP Microscaling Formats 1.0).
-VARIANTS = ("affine", "mxfp4")
+MODES = ("affine", "mxfp4")
+_EXPERTS = "_experts"  # each row has a matrix of its own, of several
+VARIANTS = (*MODES, *(mode + _EXPERTS for mode in MODES))
 # More rows are MLX's: from there on a product is bound by arithmetic, and a dense one is faster.
-MOST_ROWS = 32
+# Experts: 32 sequences with eight each.
+MOST_ROWS, MOST_EXPERT_ROWS = 32, 256
 
 _SIZES = ("batch", "length", "n", "k")
-FIELDS = frozenset({*_SIZES, "rows", "dtype", "bits", "group", "variant"})
+FIELDS = frozenset({*_SIZES, "rows", "experts", "dtype", "bits", "group", "variant"})
 _SLUG = re.compile(
-    r"linear-m(?P<batch>\d+)(?:x(?P<length>\d+))?-n(?P<n>\d+)-k(?P<k>\d+)"
+    r"linear-m(?P<batch>\d+)(?:x(?P<length>\d+))?(?:-e(?P<experts>\d+))?-n(?P<n>\d+)-k(?P<k>\d+)"
     r"-(?P<dtype>float16|bfloat16|float32)-(?:q(?P<bits>\d+)g(?P<group>\d+)|(?P<mxfp4>mxfp4))"
 )
 _LIMIT = 1 << 31
@@ -31,7 +37,10 @@ _LIMIT = 1 << 31
 @dataclass(frozen=True)
 class _Shape:
     """x [batch, length, k] times the transpose of weights [n, k], packed with `bits` a number and
-    `group` numbers that share a scale. Raises WorkloadError where a field makes no sense."""
+    `group` numbers that share a scale.
+
+    With `experts`, weights [experts, n, k]: x has `batch` rows, and each is multiplied by the
+    matrices of `length` experts. Raises WorkloadError where a field makes no sense."""
 
     op: ClassVar[str] = "linear"
 
@@ -43,30 +52,62 @@ class _Shape:
     bits: int = 4
     group: int = 64
     variant: str = "affine"
+    experts: int = 0
 
     def __post_init__(self) -> None:
         for name in _SIZES:
             value = getattr(self, name)
             if type(value) is not int or not 0 < value < _LIMIT:
                 raise WorkloadError(f"workload: {name} is {value!r}, expected a positive integer")
-        if self.rows > MOST_ROWS:
-            raise WorkloadError(f"workload: {self.rows} rows, at most {MOST_ROWS} are served")
+        if type(self.experts) is not int or not 0 <= self.experts < _LIMIT:
+            raise WorkloadError(f"workload: experts is {self.experts!r}, expected an integer")
+        if self.rows > self.most_rows:
+            raise WorkloadError(f"workload: {self.rows} rows, at most {self.most_rows} are served")
         if self.dtype not in DTYPES:
             raise WorkloadError(f"workload: dtype is {self.dtype!r}, expected one of {DTYPES}")
         if self.variant not in VARIANTS:
             raise WorkloadError(f"workload: variant is {self.variant!r}, not of {VARIANTS}")
+        if bool(self.experts) != self.variant.endswith(_EXPERTS):
+            raise WorkloadError(f"workload: {self.experts} experts in variant {self.variant}")
         packed = (self.bits, self.group)
-        known = packed == (4, 32) if self.variant == "mxfp4" else _packs(*packed)
+        known = packed == (4, 32) if self.mode == "mxfp4" else _packs(*packed)
         if not known:
-            raise WorkloadError(f"workload: {self.variant} weights of {packed[0]} bits in groups"
+            raise WorkloadError(f"workload: {self.mode} weights of {packed[0]} bits in groups"
                                 f" of {packed[1]}")  # fmt: skip
         if self.k % self.group:
             raise WorkloadError(f"workload: {self.k} numbers do not divide into {self.group}")
 
     @property
     def rows(self) -> int:
-        """Rows of x, of all sequences."""
+        """Rows of the result: those of x, of all sequences; with experts, of each one."""
         return self.batch * self.length
+
+    @property
+    def most_rows(self) -> int:
+        """Calls of more rows are MLX's."""
+        return MOST_EXPERT_ROWS if self.experts else MOST_ROWS
+
+    @property
+    def mode(self) -> str:
+        """How the weights are packed, as MLX calls it."""
+        return self.variant.removesuffix(_EXPERTS)
+
+    @property
+    def outputs(self) -> int:
+        """Rows of all matrices."""
+        return self.n * (self.experts or 1)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the result, as MLX's own operation has it."""
+        return (self.batch, self.length, *([1] if self.experts else []), self.n)
+
+    @property
+    def chosen(self) -> int:
+        """Matrices that are read: as many as rows choose that choose alike, on average."""
+        if not self.experts:
+            return 1
+        return max(1, round(self.experts * (1 - (1 - 1 / self.experts) ** self.rows)))
 
     @property
     def slug(self) -> str:
@@ -81,8 +122,9 @@ class _Shape:
 
     @property
     def _weights(self) -> str:
-        packed = self.variant if self.variant == "mxfp4" else f"q{self.bits}g{self.group}"
-        return f"n{self.n}-k{self.k}-{self.dtype}-{packed}"
+        packed = self.mode if self.mode == "mxfp4" else f"q{self.bits}g{self.group}"
+        experts = f"e{self.experts}-" if self.experts else ""
+        return f"{experts}n{self.n}-k{self.k}-{self.dtype}-{packed}"
 
     @property
     def element_bytes(self) -> int:
@@ -106,9 +148,19 @@ class _Shape:
         return {name: getattr(self, name) for name in FIELDS}
 
     def stored_bytes(self) -> int:
-        """Bytes of the weights, of which each must be read once."""
+        """Bytes of the weights, of which each must be read once: those of the experts `chosen`."""
+        return self.chosen * self.matrix_bytes
+
+    @property
+    def all_bytes(self) -> int:
+        """Bytes of the weights of all experts, or of the one matrix."""
+        return (self.experts or 1) * self.matrix_bytes
+
+    @property
+    def matrix_bytes(self) -> int:
+        """Bytes of one matrix."""
         numbers = self.n * self.k
-        shared = 1 if self.variant == "mxfp4" else 2 * self.element_bytes
+        shared = 1 if self.mode == "mxfp4" else 2 * self.element_bytes
         return numbers * self.bits // 8 + numbers // self.group * shared
 
     def moved_bytes(self) -> int:
@@ -140,10 +192,11 @@ class Workload(_Shape):
         """The workload that `slug` names. Raises WorkloadError on anything else."""
 
         def made(fields: dict[str, Any]) -> Workload:
-            variant = fields.pop("mxfp4") or "affine"
+            experts = int(fields["experts"] or 0)
+            variant = (fields["mxfp4"] or "affine") + (_EXPERTS if experts else "")
             sizes = {name: int(fields[name] or 1) for name in _SIZES}
             packed = {"bits": int(fields["bits"] or 4), "group": int(fields["group"] or 32)}
-            return cls(**sizes, dtype=fields["dtype"], **packed, variant=variant)
+            return cls(**sizes, dtype=fields["dtype"], **packed, variant=variant, experts=experts)
 
         return read_slug(slug, _SLUG, "linear-m1-n4096-k4096-bfloat16-q4g64", made)
 
@@ -167,5 +220,5 @@ class Bucket(_Shape):
 
     def neighbours(self) -> list[Bucket]:
         """Half and twice the rows."""
-        rows = {max(1, self.batch // 2), min(MOST_ROWS, 2 * self.batch)} - {self.batch}
+        rows = {max(1, self.batch // 2), min(self.most_rows, 2 * self.batch)} - {self.batch}
         return [replace(self, batch=n) for n in sorted(rows)]

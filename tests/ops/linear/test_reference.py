@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -12,21 +14,26 @@ from mlx_lm_openevolve.gate.correctness import passes, try_mutants
 from mlx_lm_openevolve.ops.linear import OP, Bucket
 from mlx_lm_openevolve.ops.linear.call import stock
 from mlx_lm_openevolve.ops.linear.mutants import MUTANTS, ProductMutant, applicable, correct
-from mlx_lm_openevolve.ops.linear.reference import ProductQuestion, _in_float32, cases
+from mlx_lm_openevolve.ops.linear.reference import ProductQuestion, cases, in_float32
 from mlx_lm_openevolve.ops.linear.timing_inputs import ProductTimingInputs
 
 PACKINGS = [(4, 64, "affine"), (8, 32, "affine"), (4, 128, "affine"), (4, 32, "mxfp4")]
+EXPERTS = [
+    (4, 64, "affine_experts", 5),
+    (8, 32, "affine_experts", 5),
+    (4, 32, "mxfp4_experts", 5),
+]
 
 
-def bucket(rows: int, dtype: str, packing: tuple[int, int, str], n: int = 70, k: int = 640):
+def bucket(rows: int, dtype: str, packing: tuple[Any, ...], n: int = 70, k: int = 640):
     return Bucket(rows, 1, n, k, dtype, *packing)
 
 
 def float32(w):
     """A right implementation: unpacked weights, sums in float32."""
 
-    def call(x, weight, scales, biases):
-        return mx.array(_in_float32(w, x, weight, scales, biases)).astype(x.dtype)
+    def call(x, *given):
+        return mx.array(in_float32(w, x, *given)).astype(x.dtype)
 
     return call
 
@@ -34,7 +41,16 @@ def float32(w):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 @pytest.mark.parametrize("packing", PACKINGS, ids=str)
 def test_every_mutant_is_killed_and_a_right_product_passes(packing, dtype):
-    for rows in (1, 4):
+    all_die(packing, dtype, (1, 4))
+
+
+@pytest.mark.parametrize("packing", EXPERTS, ids=str)
+def test_every_mutant_of_experts_is_killed_and_a_right_product_passes(packing):
+    all_die(packing, "bfloat16", (1, 2, 8))
+
+
+def all_die(packing, dtype, numbers_of_rows):
+    for rows in numbers_of_rows:
         small = bucket(rows, dtype, packing)
         asked = [case() for case in OP.questions.cases(small, rows, brief=True)]
         outcome = passes(float32, asked)
@@ -58,7 +74,7 @@ def test_every_mutant_is_killed_by_few_questions_wherever_asked(seed):
 def test_there_are_enough_mutants_and_their_names_differ():
     assert len(MUTANTS) >= 40
     assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS)
-    asked = [bucket(rows, "float32", p) for rows in (1, 4) for p in PACKINGS]
+    asked = [bucket(rows, "float32", p) for rows in (1, 4) for p in PACKINGS + EXPERTS]
     assert {m.name for b in asked for m in applicable(b)} == {m.name for m in MUTANTS}
 
 
@@ -105,7 +121,43 @@ def test_an_output_beyond_the_sample_is_judged_too():
     assert f"output {missing}" in question.fault(right)
 
 
-@pytest.mark.parametrize("packing", PACKINGS, ids=str)
+def test_rows_go_to_experts_in_every_way():
+    """To one expert and to several, in their order and not, the last expert among them."""
+    for rows in (2, 8, 64):
+        routed = [case.indices for case in cases(bucket(rows, "bfloat16", EXPERTS[0]), 1, True)]
+        assert {len(np.unique(i)) > 1 for i in routed} == {True, False}
+        assert {bool((np.diff(i.ravel().astype(int)) >= 0).all()) for i in routed} == {True, False}
+        assert all(i.shape[0] * i.shape[1] <= rows for i in routed)
+        assert sum(4 in i for i in routed) >= 5
+        if rows > 5:
+            assert any(len(np.unique(i)) == 5 for i in routed)
+
+
+def test_a_product_of_experts_is_that_of_each_rows_own_matrix():
+    for case in cases(bucket(8, "float32", EXPERTS[1]), 2, True):
+        question = ProductQuestion(case, 2)
+        w, (x, indices, *weights) = case.workload, question.arguments
+        dense = w.exact(batch=1, length=1, experts=0, variant="affine")
+        for i, expert in enumerate(np.array(indices).ravel()):
+            row = x[i // w.length].reshape(1, 1, -1)
+            want = in_float32(dense, row, *(part[int(expert)] for part in weights)).ravel()
+            assert np.array_equal(question.answer.reshape(w.rows, -1)[i], want)
+
+
+@pytest.mark.parametrize("rows", [8, 64])
+def test_timed_rows_go_to_other_experts_at_each_call(rows):
+    w = bucket(rows, "bfloat16", (4, 64, "affine_experts", 40)).exact()
+    inputs = ProductTimingInputs(w, 1 << 20, 1 << 30, 0)
+    routed = [np.array(given[0]).ravel() for given in inputs.rest]
+    assert all(len(np.unique(indices)) == w.chosen for indices in routed)
+    assert all((np.sort(i) == i).all() == (rows == 64) for i in routed)
+    # Of one set of weights none is read twice.
+    for given, following in itertools.pairwise(inputs.rest):
+        shared = set(np.array(given[0]).ravel()) & set(np.array(following[0]).ravel())
+        assert not (given[1] is following[1] and shared)
+
+
+@pytest.mark.parametrize("packing", PACKINGS + EXPERTS, ids=str)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_timed_results_are_rechecked_and_x_stays_as_it_is(packing, dtype):
     w = bucket(2, dtype, packing).exact()

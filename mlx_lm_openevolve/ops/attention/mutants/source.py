@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Iterator, Mapping
 
-from ...source_mutants import Rewrite, SourceMutant, first_argument, replaced, strides, wrapped
+from ...source_mutants import Rewrite, SourceMutant, of_any_kernel, replaced, strides, wrapped
 from ..signature import INPUTS
 from ..workload import Workload
 from .base import Rule, always, batched, many_kv_heads, many_rows, masked
@@ -34,13 +33,6 @@ def _both(*rules: Rule) -> Rule:
 
 def _strides(array: str, changed: Mapping[int, str]) -> Rewrite:
     return strides(array, changed, _ARRAYS)
-
-
-def _half(source: str) -> str:
-    """Every second element of `out` goes where the one before goes; of a pointer into it, every
-    second pair, as it may be stored in pairs."""
-    source = re.sub(r"\bout\s*\+(?![+=])([^;]+);", r"out + ((\1) & ~2);", source)
-    return wrapped(r"\bout(?=\s*\[)", lambda at: f"out[({at}) & ~1]", "[]")(source)
 
 
 _KV_LEN = r"\bkeys_shape\s*\[\s*2\s*\]"
@@ -150,25 +142,7 @@ def _mutants() -> Iterator[SourceMutant]:
     yield both(
         "exponents-halved", "softmax", always, wrapped(_EXP, lambda x: f"metal::exp2(0.5f * ({x}))")
     )
-    yield both(
-        "shuffles-lost", "lanes", always, wrapped(r"\bsimd_shuffle(_xor|_down)?", first_argument)
-    )
-    yield both("sums-lost", "lanes", always, wrapped(r"\bsimd_sum", first_argument))
-    yield both("maxima-lost", "lanes", always, wrapped(r"\bsimd_max", first_argument))
-    yield both(
-        "barriers-lost",
-        "order in a threadgroup",
-        always,
-        wrapped(r"\bthreadgroup_barrier", lambda x: "(void)0"),
-    )
-    yield body(
-        "half-written",
-        "every second element of the result",
-        always,
-        _half,
-    )
-    for axis in range(3):
-        yield SourceMutant(f"grid-{'xyz'[axis]}-halved", "threadgroups", always, grid_axis=axis)
+    yield from of_any_kernel()
     yield SourceMutant(
         "mask-not-asked-for", "the mask", lambda w: w.mask != "none", fixed=("mask", "none")
     )
