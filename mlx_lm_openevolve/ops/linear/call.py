@@ -33,7 +33,8 @@ class Weights:
     """
 
     __slots__ = (
-        *("_contiguous", "biases", "bits", "group", "mode", "routes", "scales", "sizes", "weight"),
+        *("_contiguous", "biases", "bits", "group", "mode", "originals", "routes", "scales"),
+        *("sizes", "weight"),
     )
 
     def __init__(self, layer: Any) -> None:
@@ -45,6 +46,7 @@ class Weights:
         self.bits, self.group, self.mode = layer.bits, layer.group_size, layer.mode
         self.sizes = self.scales.nbytes, 0 if self.biases is None else self.biases.nbytes
         self.routes: dict[Any, tuple[int, mx.Dtype | None, Route]] = {}
+        self.originals: dict[int, Route] = {}  # where any will do, by the size of x
         self._contiguous: bool | None = None
 
     def of(self, layer: Any) -> bool:
@@ -81,21 +83,23 @@ def wrap(original: Callable[..., Any], router: Router) -> Callable[..., Any]:
     """A method that takes what QuantizedLinear.__call__ or QuantizedEmbedding.as_linear takes,
     serves what a kernel may serve and hands every other call to `original` untouched.
 
-    A model calls it some 200 times a token. So a call that falls back is asked whether weights and
-    scales are those of its route, and one that a kernel serves for all that a route depends on."""
+    A model calls it some 200 times a token. So a call that falls back is asked for its weights and
+    the size of x alone, and one that a kernel serves for all that a route depends on."""
     off, on_cpu = router.off, router.on_cpu
     # By its id, while it lives: a layer that may be served is of one of _LAYERS, exactly.
     layers: dict[int, Weights] = {}
 
     def product(self: Any, x: Any) -> Any:
-        if off:
-            return original(self, x)
         known: Weights | None
         route: Route | None
         shape: Any = None
         try:
-            shape = x.shape
             known = layers[id(self)]
+            route = known.originals.get(x.size)
+            if route is not None and known.weight is self["weight"]:
+                route.fallbacks += 1
+                return original(self, x)
+            shape = x.shape
             if (
                 known.weight is not self["weight"]
                 or known.scales is not self["scales"]
@@ -107,9 +111,12 @@ def wrap(original: Callable[..., Any], router: Router) -> Callable[..., Any]:
                 raise KeyError
         except (AttributeError, KeyError, TypeError):
             route = None
+        if off:
+            return original(self, x)
         if route is None:
             if self.__class__ not in _LAYERS or getattr(self, "_training", False):
                 return original(self, x)
+            shape = getattr(x, "shape", None)
             known, route = new_route(router, layers, shape, self, x)
         elif route.call is not None and known is not None and not known.unchanged(self):
             known, route = new_route(router, layers, shape, self, x)
@@ -155,10 +162,13 @@ def new_route(
     if described in router.routes and isinstance(x, mx.array):  # not while tracing
         if len(known.routes) >= MAX_SHAPES:
             known.routes.clear()
+            known.originals.clear()
         # Where the original serves x of the dtype of affine weights, it serves every other too; of
         # other weights, where it serves float16 or bfloat16, the other one of these.
         if route.call is None and not isinstance(described, str):
             known.routes[key] = 0 if layer.mode == "affine" else x.itemsize, None, route
+            if layer.mode == "affine":
+                known.originals[x.size] = route
         else:
             known.routes[key] = 0, x.dtype, route
     return known, route

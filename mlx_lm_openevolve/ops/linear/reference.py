@@ -45,6 +45,7 @@ Indices = npt.NDArray[np.uint32]
 MULTIPLE, AVERAGE = 4.0, 2.0
 # Numbers of a matrix for which float64 answers are affordable; of a larger one some outputs.
 _NUMBERS = 4 << 20
+_DRAWN = 1031  # outputs that are drawn; further ones are as these, in turns: no tile divides it
 _PART = 16 << 20  # numbers that are unpacked at a time on the device
 _SUSPECTS = 16  # of the others, outputs that differ most from MLX's
 
@@ -63,7 +64,7 @@ _LAYOUTS = ("whole", "last", "turned", "wide", "odd", "apart")
 class PackedWeights:
     """Weights [N, K] as MLX packs them: words uint32 [N, K * bits / 32], scales and biases
     [N, K / group] as `encode` stores them, or exponents uint8 and no biases. Those of experts lie
-    one below the other: N is w.outputs."""
+    one below the other: N is w.outputs. Where fewer outputs are here, they come again in turns."""
 
     words: Array
     scales: Array
@@ -71,7 +72,7 @@ class PackedWeights:
 
     def numbers(self, w: Workload, rows: Any = slice(None)) -> Float:
         """The packed numbers [rows, K], for mxfp4 the values that they name."""
-        words = np.ascontiguousarray(self.words[rows])
+        words = np.ascontiguousarray(self.words[self._held(w, rows)])
         each = np.arange(32 // w.bits, dtype=np.uint32) * w.bits
         plain = words[..., None] >> each & ((1 << w.bits) - 1)
         flat = plain.reshape(len(words), -1)
@@ -79,10 +80,16 @@ class PackedWeights:
 
     def shared(self, w: Workload, rows: Any = slice(None)) -> tuple[Float, Float]:
         """Scales and biases [rows, K / group]."""
+        rows = self._held(w, rows)
         if self.biases is None:
             scales = np.ldexp(1.0, self.scales[rows].astype(np.int64) - 127)
             return scales, np.zeros_like(scales)
         return decode(self.scales[rows], w.dtype), decode(self.biases[rows], w.dtype)
+
+    def _held(self, w: Workload, rows: Any) -> Any:
+        """Where outputs `rows` lie."""
+        held = len(self.words)
+        return rows if held == w.outputs else np.arange(w.outputs)[rows] % held
 
     def decoded(self, w: Workload, rows: Any = slice(None)) -> tuple[Float, Float]:
         """The float64 values [rows, K], and their step."""
@@ -91,14 +98,18 @@ class PackedWeights:
 
     def upload(self, w: Workload) -> tuple[mx.array, mx.array, mx.array | None]:
         """The arrays that a layer holds."""
-        scales = mx.array(self.scales) if self.biases is None else upload(self.scales, w.dtype)
-        biases = None if self.biases is None else upload(self.biases, w.dtype)
-        words = mx.array(self.words)
-        if not w.experts:
-            return words, scales, biases
-        apart = (w.experts, w.n, -1)
-        biases = None if biases is None else biases.reshape(apart)
-        return words.reshape(apart), scales.reshape(apart), biases
+        parts = [mx.array(self.words)]
+        if self.biases is None:
+            parts.append(mx.array(self.scales))
+        else:
+            parts += [upload(self.scales, w.dtype), upload(self.biases, w.dtype)]
+        if len(self.words) < w.outputs:
+            turns = mx.arange(w.outputs) % len(self.words)
+            parts = [part[turns] for part in parts]
+        if w.experts:
+            parts = [part.reshape(w.experts, w.n, -1) for part in parts]
+        words, scales, *biases = parts
+        return words, scales, biases[0] if biases else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -309,8 +320,9 @@ def drawn_weights(rng: np.random.Generator, w: Workload, kind: str = "dense") ->
     Those of "cancelling" are positive and alike, so that half a sum is large and the whole is not.
     """
     alike = kind == "cancelling"
-    words = rng.integers(0, 1 << 32, (w.outputs, w.k * w.bits // 32), np.uint32)
-    shared = (w.outputs, w.k // w.group)
+    drawn = min(w.outputs, _DRAWN)
+    words = rng.integers(0, 1 << 32, (drawn, w.k * w.bits // 32), np.uint32)
+    shared = (drawn, w.k // w.group)
     if w.mode == "mxfp4":
         if alike:
             words &= np.uint32(0x77777777)
@@ -327,7 +339,7 @@ def drawn_weights(rng: np.random.Generator, w: Workload, kind: str = "dense") ->
 
 def _quantised(rng: np.random.Generator, w: Workload) -> PackedWeights:
     """What MLX makes of normals."""
-    plain = upload(encode(rng.standard_normal((w.outputs, w.k), np.float32) / 8, w.dtype), w.dtype)
+    plain = upload(encode(rng.standard_normal((min(w.outputs, _DRAWN), w.k), np.float32) / 8, w.dtype), w.dtype)
     parts = mx.quantize(plain, group_size=w.group, bits=w.bits, mode=w.mode)
     mx.eval(parts)
     words, scales, *biases = (download(part) for part in parts)
