@@ -231,7 +231,8 @@ def test_what_cannot_be_searched_is_said(tmp_path: Path, arguments: list[str]) -
 @pytest.mark.parametrize(
     ("file", "which", "name"),
     [
-        ("h100-product-points.json", "9948edd91d6e", "quantized_rows_mma"),
+        ("h100-product-points.json", "ee0862974918", "quantized_rows_mma"),
+        ("h100-tiles-points.json", "131dda7e38f1", "quantized_tiles_mma"),
         ("h100-param-points.json", "gqa_decode_mma", "gqa_decode_mma"),
     ],
 )
@@ -245,10 +246,10 @@ def test_over_what_an_h100_took_it_gets_no_worse_than_it_began(
     assert heuristic.search(kernel, seen, 300, 0).fitness >= own.fitness
 
 
-@pytest.mark.parametrize("file", ["h100-product-heuristic.json", "h100-decode-heuristic.json"])
+@pytest.mark.parametrize("file", ["product", "tiles", "decode"])
 def test_the_runs_that_are_kept_are_what_their_points_say(file: str) -> None:
-    kept = json.loads((RESULTS / file).read_text())
-    kernel = named({"9948edd91d6e": "quantized_rows_mma"}.get(kept["points_of"], kept["points_of"]))
+    kept = json.loads((RESULTS / f"h100-{file}-heuristic.json").read_text())
+    kernel = named(kept["points_of"])
     paths = [RESULTS / name for name in kept["points"]]
     seen, sealed = points.split(points.read(paths, kernel, kept["points_of"]))
     assert [s.workload for s in (*seen, *sealed)] == [row["workload"] for row in kept["shapes"]]
