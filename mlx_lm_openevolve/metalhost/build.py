@@ -24,7 +24,7 @@ from .findings import Finding, Sources, position, unique
 from .flags import NO_WARNINGS, compile_flags
 from .lint import MAX_EXPANDED, lint_raw, lint_translated, plain_comments
 from .loops import count_iterations
-from .objects import assemble_counted, header_folder, link, precompiled_shim
+from .objects import assemble_counted, header_folder, link, precompiled_shim, runtime_object
 from .strict import STRICT_FLAGS, strict_findings, strict_warnings
 from .toolchain import (
     SHIM,
@@ -233,16 +233,18 @@ _UNUSABLE = re.compile(r"^(?:fatal )?error: .*(?:\bPCH\b|\bAST file\b|precompile
 def _run_clang(
     tools: Toolchain, flags: list[str], header: str, unit: Path, output: list[str]
 ) -> tuple[Completed, Completed]:
-    """Compiles, and prints the syntax tree, both at once. A precompiled shim that clang refuses is
-    built again, once."""
+    """Compiles, and prints the syntax tree, both at once, beside the runtime where that is missing.
+    A precompiled shim that clang refuses is built again, once."""
     for _ in range(2):
-        shim = precompiled_shim(tools, flags, header)
-        access = access_to(tools, unit.parent, shim.parent, SHIM, SHIM.parent / "runtime")
-        command = [*tools.clang, *flags, "-include-pch", str(shim), "-I", str(SHIM), str(unit)]
-        with ThreadPoolExecutor(1) as pool:
+        with ThreadPoolExecutor(2) as pool:
+            runtime = pool.submit(runtime_object, tools)
+            shim = precompiled_shim(tools, flags, header)
+            access = access_to(tools, unit.parent, shim.parent, SHIM, SHIM.parent / "runtime")
+            command = [*tools.clang, *flags, "-include-pch", str(shim), "-I", str(SHIM), str(unit)]
             compiling = pool.submit(run_tool, [*command, *NO_WARNINGS, *output], access)
             tree = run_tool([*command, *STRICT_FLAGS], access)
             compiled = compiling.result()
+            runtime.result()
         if not _UNUSABLE.search(compiled.stderr + tree.stderr):
             return compiled, tree
         store().discard(shim.parent)

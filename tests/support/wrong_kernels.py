@@ -722,6 +722,19 @@ _add(
     "masks", D, bucket("bool", 8, 64, sinks=True),
     ("the mean of V under a sink", "if (sum == 0.0f) {", "if (top == FLOOR) {"),
 )  # fmt: skip
+_MEAN, _TOP = "sum / count;", "float(mask[key * mask_stride]) == top"
+for _on in (BOOL, ADDITIVE, bucket("bool", 8, 64, dtype="float32")):
+    _add(
+        "masks", D, _on,
+        (f"a hidden row counts one more, {_on.slug}", _MEAN, "sum / (count + 1.0f);"),
+    )  # fmt: skip
+_add(
+    "masks", D, ADDITIVE,
+    ("the mean of all keys under a bias", f"MASK != ADDITIVE || {_TOP}", "true"),
+    ("the sum of all keys under a bias", f"MASK != ADDITIVE || {_TOP}) {{\n      sum +=",
+     f"true) {{\n      count -= {_TOP} ? 0.0f : 1.0f;\n      sum +="),
+    ("the first of the heaviest keys under a bias", _MEAN, "float(values[0]);"),
+)  # fmt: skip
 
 RIGHT = [
     Variant("twice as many threads", D, CAUSAL, params={"simdgroups": 16}),

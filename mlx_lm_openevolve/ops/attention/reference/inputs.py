@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from ...encoding import Array, Bool, encode, lowest, upload
 from ..workload import Bucket, Workload
 from . import plans as planned
-from .contents import CONTENTS, Draw
+from .contents import CONTENTS, Draw, signs
 from .float64 import Case, causal, visible
 from .layouts import Placed, Placing, cut, keys_layout, mask_layout, pack, pack_signs, query_layout
 from .plans import CasePlan, plans
@@ -31,9 +32,9 @@ def cases(bucket: Bucket | Workload, seed: int, brief: bool = False) -> Iterator
         yield _case(plan, workload, seed, turn)
 
 
-def counts(bucket: Bucket | Workload, seed: int, brief: bool = False) -> Iterator[Case]:
-    """The cases in which keys are counted, see question.CountQuestion, made one at a time."""
-    for turn, (workload, plan) in enumerate(planned.counts(bucket, seed, brief)):
+def counts(bucket: Bucket | Workload, seed: int) -> Iterator[Case]:
+    """The cases in which nothing but keys is counted, see question.Counted, made one at a time."""
+    for turn, (workload, plan) in enumerate(planned.counts(bucket, seed)):
         yield _case(plan, workload, seed, 100 + turn)
 
 
@@ -101,6 +102,40 @@ def _case(plan: CasePlan, w: Workload, seed: int, turn: int) -> Case:
         sinks=encode(content.sinks, w.dtype) if w.sinks else None,
         seed=seed,
         placed=placed,
+        beside=None if plan.kind == "count" else functools.partial(_counting, plan, w, seed, turn),
+    )
+
+
+def _counting(plan: CasePlan, w: Workload, seed: int, turn: int) -> Case:
+    """The case in which the keys of a plan's call are counted: queries are zero, so that all
+    weights are equal; keys are those of the call, and not made again."""
+    plan = replace(plan, kind="count", bias="zero", hidden="both")
+    rng = np.random.default_rng([seed, 1 + turn])
+    masking, _ = _mask(rng, w, plan)
+    layout = keys_layout(rng, plan.keys if w.latent else plan.values)
+    stored = signs(rng, w)
+    values: Any
+    if w.kv_bits:
+        apart = plan.values in ("columns", "apart")
+        at = [keys_layout(rng, plan.values) if apart else _beside(rng, plan) for _ in range(3)]
+        values = pack_signs(stored, w.dtype, w.kv_bits, w.kv_group, at)
+        placed = {}
+    else:
+        placed = {"values": cut(stored, layout, encode(np.array([np.nan]), w.dtype))}
+        values = placed["values"].view
+    if masking is not None:
+        placed["mask"] = masking
+    return Case(
+        name="count",
+        workload=w,
+        scale=float(np.float32(plan.scale)),
+        queries=np.zeros((w.batch, w.q_heads, w.q_len, w.head_dim), stored.dtype),
+        keys=values,
+        values=values,
+        mask=None if masking is None else masking.view,
+        sinks=encode(np.zeros(w.q_heads), w.dtype) if w.sinks else None,
+        seed=seed,
+        placed=placed,
     )
 
 
@@ -115,6 +150,17 @@ def _beside(rng: np.random.Generator, plan: CasePlan) -> Placing:
 
 # Masks
 
+# What an additive mask holds where it hides, by CasePlan.hidden; "both" hides some keys of a row by
+# infinities: where it hides all, these have no weight, and the others are alike.
+_HIDDEN: dict[str, Callable[[Workload, np.random.Generator, tuple[int, ...]], Any]] = {
+    "lowest": lambda w, rng, shape: np.float32(lowest(w.dtype)),
+    "infinity": lambda w, rng, shape: np.float32(-np.inf),
+    "ten thousand": lambda w, rng, shape: np.float32(-1e4),
+    "both": lambda w, rng, shape: np.where(
+        rng.random(shape) < 0.5, np.float32(lowest(w.dtype)), np.float32(-np.inf)
+    ),
+}
+
 
 def _mask(
     rng: np.random.Generator, w: Workload, plan: CasePlan
@@ -128,8 +174,8 @@ def _mask(
     if w.mask == "bool":
         around = rng.random(layout.buffer(seen.shape)) < 0.5
         return cut(seen, layout, around, axes), seen
-    hidden = {"lowest": lowest(w.dtype), "infinity": -np.inf, "ten thousand": -1e4}[plan.hidden]
-    stored = encode(np.where(seen, _bias(rng, w, seen, plan.bias), np.float32(hidden)), w.dtype)
+    hidden = _HIDDEN[plan.hidden](w, rng, seen.shape)
+    stored = encode(np.where(seen, _bias(rng, w, seen, plan.bias), hidden), w.dtype)
     return cut(stored, layout, encode(np.array([np.nan]), w.dtype), axes), seen
 
 
