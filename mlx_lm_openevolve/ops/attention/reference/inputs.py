@@ -201,7 +201,7 @@ def _seen(rng: np.random.Generator, w: Workload, plan: CasePlan) -> tuple[Bool, 
         if not dead:
             seen = seen | (np.arange(n) == np.arange(n - w.q_len, n)[:, None])
         elif w.q_len > 1:
-            seen[0, 0, 0] = False
+            seen[_any_but_last(rng, (w.batch, 1, w.q_len))] = False
         return seen, 4
     if form == "window":  # RotatingKVCache: [N] when decoding, [L, N] in prefill
         rows = np.arange(n - w.q_len, n)[:, None]
@@ -220,8 +220,18 @@ def _seen(rng: np.random.Generator, w: Workload, plan: CasePlan) -> tuple[Bool, 
     if plan.kind != "needles" and form != "ends":  # a single row may be all that shows the ends
         seen[-1, -1, -1, [0, -1]] = True
     if dead and np.prod(lead) > 2:
-        seen[0, 0, 0] = False
+        seen[_any_but_last(rng, lead)] = False
     return seen, axes
+
+
+def _any_but_last(rng: np.random.Generator, lead: tuple[int, ...]) -> tuple[int, ...]:
+    """A place of a mask, no last row, which alone sees the last key; where there is one row no last
+    head or sequence."""
+    batch, head, row = (int(n) for n in rng.integers(0, lead))
+    if lead[2] > 1:
+        return batch, head, min(row, lead[2] - 2)
+    at = int(rng.integers(lead[0] * lead[1] - 1))
+    return at // lead[1], at % lead[1], 0
 
 
 def _runs(rng: np.random.Generator, lead: tuple[int, ...], n: int) -> Bool:
