@@ -726,7 +726,7 @@ _MEAN, _TOP = "sum / count;", "float(mask[key * mask_stride]) == top"
 for _on in (BOOL, ADDITIVE, bucket("bool", 8, 64, dtype="float32")):
     _add(
         "masks", D, _on,
-        (f"a hidden row counts one more, {_on.slug}", _MEAN, "sum / (count + 1.0f);"),
+        (f"a hidden row counts one more, {_on.mask}, {_on.dtype}", _MEAN, "sum / (count + 1.0f);"),
     )  # fmt: skip
 _add(
     "masks", D, ADDITIVE,
