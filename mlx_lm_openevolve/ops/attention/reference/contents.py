@@ -19,6 +19,8 @@ __all__ = ["CONTENTS", "Content", "filled", "signs"]
 
 # Random entries that are drawn for a cache; a larger one repeats them, shifted.
 _POOL = 4 << 20
+# Rows from which heads draw their first, where keys are counted.
+_WINDOW = 64
 # Heavy keys of a crowd, beside the first.
 _HEAVY = 7
 # No query of float16 is larger.
@@ -403,17 +405,18 @@ def signs(rng: np.random.Generator, w: Workload) -> Array:
     """Values of +1 and -1 [B, Hkv, N, Dv], as stored: of two neighbours in a column one each, which
     of them is drawn, and from the first or the second key on. Any run of keys sums to next to
     nothing then, but does so in no two columns alike: the sum of weighted values is counted. About
-    every eighth column is +1 throughout: what that sum is divided by is counted."""
-    pairs = w.kv_len // 2 + 1
-    shape = (w.batch, w.kv_heads, pairs, 1, w.v_head_dim)
-    size = int(np.prod(shape))
-    bits = np.unpackbits(np.frombuffer(rng.bytes(-(-size // 8)), np.uint8), count=size)
-    first = bits.reshape(shape)
-    both = np.concatenate([first, 1 - first], 3).reshape(*shape[:2], 2 * pairs, -1)
-    column = (w.batch, w.kv_heads, 1, w.v_head_dim)
-    drawn = np.where(rng.random(column) < 0.5, both[:, :, :-1], both[:, :, 1:])
-    drawn = np.where(rng.random(column) < 1 / 8, np.uint8(1), drawn)[:, :, : w.kv_len]
-    stored: Array = encode(np.array([-1.0, 1.0]), w.dtype)[drawn]
+    every eighth column is +1 throughout: what that sum is divided by is counted. All heads are
+    windows of the same rows."""
+    pairs, width = (w.kv_len + _WINDOW) // 2 + 1, w.v_head_dim
+    first = rng.integers(0, 2, (pairs, 1, width), np.uint8)
+    both = np.concatenate([first, 1 - first], 1).reshape(2 * pairs, width)
+    rows = np.where(rng.random(width) < 0.5, both[:-1], both[1:])
+    rows[:, rng.random(width) < 1 / 8] = 1
+    table = encode(np.array([-1.0, 1.0]), w.dtype)[rows]
+    stored = np.empty((w.batch, w.kv_heads, w.kv_len, width), table.dtype)
+    for b, h in np.ndindex(w.batch, w.kv_heads):
+        start = int(rng.integers(_WINDOW))
+        stored[b, h] = table[start : start + w.kv_len]
     return stored
 
 

@@ -112,7 +112,7 @@ class Case:
     workload is exact; queries, keys, values and mask are views into buffers that hold NaN, or a
     mask's opposite, around them: those of `placed`, by name; keys and values may be Packed. mask
     has the form in which mlx-lm passes it (None, bool, or additive), not broadcast. beside makes
-    the case in which the keys of a call of these shapes and this layout are counted.
+    the case in which the keys of a call of these shapes and this layout are counted, if they are.
     """
 
     name: str

@@ -22,6 +22,8 @@ __all__ = ["KINDS", "case", "cases", "counts", "mask"]
 
 KINDS = tuple(CONTENTS)
 
+# Values of a cache above which keys are counted beside every other case alone.
+_COUNTED_ELEMENTS = 4 << 20
 # Elements of a mask of its own for every head.
 _MASK_ELEMENTS = 16 << 20
 
@@ -84,6 +86,8 @@ def _case(plan: CasePlan, w: Workload, seed: int, turn: int) -> Case:
             signs = plan.kind == "count" and operand == "values"
             packed = pack_signs if signs else pack
             operands[operand] = packed(operands[operand], w.dtype, w.kv_bits, w.kv_group, at)
+    elements = w.batch * w.kv_heads * w.kv_len * w.v_head_dim
+    counted = plan.kind != "count" and (turn % 2 == 0 or elements <= _COUNTED_ELEMENTS)
     name = f"{plan.kind} batch={w.batch} q_len={w.q_len} kv_len={w.kv_len} scale={scale:.3g}"
     name += f" queries={plan.queries} keys={plan.keys}"
     name += f" {plan.far} half's range" if plan.far else ""
@@ -102,7 +106,7 @@ def _case(plan: CasePlan, w: Workload, seed: int, turn: int) -> Case:
         sinks=encode(content.sinks, w.dtype) if w.sinks else None,
         seed=seed,
         placed=placed,
-        beside=None if plan.kind == "count" else functools.partial(_counting, plan, w, seed, turn),
+        beside=functools.partial(_counting, plan, w, seed, turn) if counted else None,
     )
 
 
