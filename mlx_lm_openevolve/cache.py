@@ -22,6 +22,8 @@ ABANDONED_SECONDS = 3600
 LIMIT_BYTES = 512 * 1024 * 1024
 MANIFEST = "contents.json"  # of each folder: the digests of its files
 
+_State = list[tuple[str, int, int, int]]
+
 
 class Store:
     """Folders by key. A folder appears whole or not at all (rename); readers take no lock. One that
@@ -107,13 +109,38 @@ def _digests(folder: Path) -> dict[str, str]:
     }
 
 
+# What the files of a folder were when it was last found intact, as the system tells: a kernel's
+# folder is looked at before each of its launches.
+_INTACT: dict[Path, _State] = {}
+
+
 def intact(folder: Path) -> bool:
-    """Whether a store's folder holds the files that were built, unchanged."""
+    """Whether a store's folder holds the files that were built, unchanged. They are read again
+    where the system says that one is another, or was written."""
     try:
+        state = _state(folder)
+        if state and _INTACT.get(folder) == state:
+            return True
         listed = json.loads((folder / MANIFEST).read_text(encoding="ascii"))
-        return bool(listed == _digests(folder))
+        if listed != _digests(folder):
+            return False
     except (OSError, ValueError):
         return False
+    _INTACT[folder] = state
+    return True
+
+
+def _state(folder: str | Path) -> _State:
+    """Path, inode, size and time of change of each file."""
+    found: _State = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir():
+                found += _state(entry.path)
+            else:
+                of = entry.stat()
+                found.append((entry.path, of.st_ino, of.st_size, of.st_ctime_ns))
+    return sorted(found)
 
 
 def store(kind: str = "metalhost", limit: int = LIMIT_BYTES) -> Store:

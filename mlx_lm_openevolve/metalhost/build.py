@@ -9,6 +9,7 @@ import os
 import re
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from .findings import Finding, Sources, position, unique
 from .flags import NO_WARNINGS, compile_flags
 from .lint import MAX_EXPANDED, lint_raw, lint_translated, plain_comments
 from .loops import count_iterations
-from .objects import assemble_counted, header_folder, link, precompiled_shim
+from .objects import assemble_counted, header_folder, link, precompiled_shim, runtime_object
 from .strict import STRICT_FLAGS, strict_findings, strict_warnings
 from .toolchain import (
     SHIM,
@@ -212,17 +213,22 @@ def _compile(
     if not request.count:
         output = ["-c", "-o", f"{work}/kernel.o"]
     header = "mlx_utilities.h" if request.utilities else "metal.h"
-    compiled, tree = _run_clang(tools, flags, header, unit, output)
+
+    def strict(tree: Completed) -> list[Finding]:
+        if tree.status:
+            return []
+        return strict_findings(
+            tree.stdout, sources, declared.kernels, declared.constants,
+            float(request.language) >= 3.2,
+        ) + strict_warnings(diagnostics(tree.stderr, sources, strict=True))  # fmt: skip
+
+    compiled, tree, refusals = _run_clang(tools, flags, header, unit, output, strict)
     findings += diagnostics(compiled.stderr, sources)
     if not any(f.kind == "compile" for f in findings):
         if compiled.status or tree.status:
             message = one_line(compiled.stderr or tree.stderr)
             raise MachineError(f"the compiler failed without a line of the source: {message}")
-        findings += strict_findings(
-            tree.stdout, sources, declared.kernels, declared.constants,
-            float(request.language) >= 3.2,
-        )  # fmt: skip
-        findings += strict_warnings(diagnostics(tree.stderr, sources, strict=True))
+        findings += refusals
     return findings, function
 
 
@@ -231,20 +237,28 @@ _UNUSABLE = re.compile(r"^(?:fatal )?error: .*(?:\bPCH\b|\bAST file\b|precompile
 
 
 def _run_clang(
-    tools: Toolchain, flags: list[str], header: str, unit: Path, output: list[str]
-) -> tuple[Completed, Completed]:
-    """Compiles, and prints the syntax tree, both at once. A precompiled shim that clang refuses is
-    built again, once."""
+    tools: Toolchain,
+    flags: list[str],
+    header: str,
+    unit: Path,
+    output: list[str],
+    check: Callable[[Completed], list[Finding]],
+) -> tuple[Completed, Completed, list[Finding]]:
+    """Compiles, and prints the syntax tree and checks that, both at once, beside the runtime where
+    that is missing. A precompiled shim that clang refuses is built again, once."""
     for _ in range(2):
-        shim = precompiled_shim(tools, flags, header)
-        access = access_to(tools, unit.parent, shim.parent, SHIM, SHIM.parent / "runtime")
-        command = [*tools.clang, *flags, "-include-pch", str(shim), "-I", str(SHIM), str(unit)]
-        with ThreadPoolExecutor(1) as pool:
+        with ThreadPoolExecutor(2) as pool:
+            runtime = pool.submit(runtime_object, tools)
+            shim = precompiled_shim(tools, flags, header)
+            access = access_to(tools, unit.parent, shim.parent, SHIM, SHIM.parent / "runtime")
+            command = [*tools.clang, *flags, "-include-pch", str(shim), "-I", str(SHIM), str(unit)]
             compiling = pool.submit(run_tool, [*command, *NO_WARNINGS, *output], access)
             tree = run_tool([*command, *STRICT_FLAGS], access)
+            found = check(tree)
             compiled = compiling.result()
+            runtime.result()
         if not _UNUSABLE.search(compiled.stderr + tree.stderr):
-            return compiled, tree
+            return compiled, tree, found
         store().discard(shim.parent)
     raise MachineError(f"the precompiled shim is unusable: {one_line(compiled.stderr)}")
 

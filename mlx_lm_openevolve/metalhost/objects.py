@@ -35,6 +35,9 @@ __all__ = [
 ]
 
 
+_NOTHING = 'extern "C" void mh_signature() {}\nextern "C" void mh_entry() {}\n'
+
+
 def _stored(parts: tuple[str, ...], make: Callable[[Path], None]) -> Path:
     """The folder of the cache that `make` fills, by the parts of its key."""
     return store().get(hashlib.sha256("\0".join(parts).encode()).hexdigest(), make)
@@ -70,7 +73,8 @@ def precompiled_shim(tools: Toolchain, flags: Sequence[str], header: str) -> Pat
 
 
 def runtime_object(tools: Toolchain) -> Path:
-    """The runtime, compiled."""
+    """The runtime, compiled, and linked once with a kernel of nothing: what the linker makes for
+    itself at its first program (zig: the stubs of the libc) is there when a kernel needs it."""
     flags = ["-std=c++17", "-O2", "-fno-exceptions", "-fno-rtti", "-fno-stack-protector",
              "-fno-sanitize=all", "-fno-threadsafe-statics", "-g0",
              "-fno-omit-frame-pointer"]  # fmt: skip
@@ -78,6 +82,12 @@ def runtime_object(tools: Toolchain) -> Path:
     def make(work: Path) -> None:
         files = ["-c", str(RUNTIME / "metalhost.cpp"), "-o", str(work / "runtime.o")]
         _compile("the runtime", [*tools.runtime, *flags, *files])
+        with tempfile.TemporaryDirectory(dir=work) as other:
+            nothing = Path(other) / "nothing.cpp"
+            nothing.write_text(_NOTHING, encoding="ascii")
+            files = ["-c", str(nothing), "-o", f"{other}/nothing.o"]
+            _compile("a kernel of nothing", [*tools.runtime, *flags, *files])
+            _run_linker(tools, [f"{other}/nothing.o", str(work / "runtime.o")], Path(other))
 
     parts = ("runtime", package_digest(), tools.identity, *tools.runtime, *flags)
     return _stored(parts, make) / "runtime.o"

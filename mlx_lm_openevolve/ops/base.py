@@ -382,7 +382,8 @@ class Question(ABC):
     name: str
     workload: Workload
     arguments: tuple[Any, ...]
-    other: tuple[Any, ...]  # of another call of the same shapes, with another answer
+    # Of another call of the same shapes, with another answer; None: it is asked once alone.
+    other: tuple[Any, ...] | None
     shape: tuple[int, ...]  # of the answer
     dtype: mx.Dtype
     own: tuple[float, float]  # the original's error (max, average), in the family's unit
@@ -398,6 +399,10 @@ class Question(ABC):
 
     def fault(self, got: npt.NDArray[np.float32]) -> str:
         """What else is wrong with an answer whose error is within the limits."""
+        return ""
+
+    def other_fault(self, got: npt.NDArray[np.float32]) -> str:
+        """What is wrong with an answer to the other call, "" where nothing is known to be."""
         return ""
 
     @abstractmethod

@@ -68,7 +68,7 @@ def test_a_judgement_holds_the_evidence():
     assert 0 < errors["avg_difference"] <= errors["max_difference"]
     assert 0 < errors["margin"] < 1
     assert errors["stock"]["max_difference"] == errors["max_difference"]
-    assert len(found.raw["cases"]) == 10
+    assert len(found.raw["cases"]) == 8
     assert 16 < len(judged(sdpa, speed=False).raw["cases"]) <= 16 + 24 + 64  # and lengths
 
 
@@ -110,7 +110,7 @@ def test_where_a_mutant_lives_through_what_was_drawn_more_is_asked_of_all(monkey
     found = judged(sdpa, speed=False, brief=True)
     assert found.correct
     assert found.mutants["survivors"] == []
-    assert len(found.raw["cases"]) == 2 * 10
+    assert len(found.raw["cases"]) == 2 * 8
     # A contender that is right in the first draw alone.
     calls = []
 

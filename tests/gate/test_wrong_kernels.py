@@ -67,6 +67,8 @@ SAMPLE = (
     "length 101 of 128",
     "bfloat16 keys through half",
     "the mean of V under a sink",
+    "the mean of all keys under a bias",
+    "a hidden row counts one more, bool, bfloat16",
 )
 
 

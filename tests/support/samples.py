@@ -167,7 +167,9 @@ for (int j = 0; j < kv_len; ++j) {
   } else if (KIND == 2) {
     seen = m[j * mask_strides[3]];
   } else if (KIND == 3) {
-    score = max(score + float(m[j * mask_strides[3]]), -1e38f);
+    const float bias = float(m[j * mask_strides[3]]);
+    seen = bias != -INFINITY;  // what an infinity hides has no weight, even where all is hidden
+    score = max(score + bias, -1e38f);
   }
   if (seen) {
     const float next = max(top, score);

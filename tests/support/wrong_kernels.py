@@ -722,6 +722,48 @@ _add(
     "masks", D, bucket("bool", 8, 64, sinks=True),
     ("the mean of V under a sink", "if (sum == 0.0f) {", "if (top == FLOOR) {"),
 )  # fmt: skip
+_MEAN, _TOP = "sum / count;", "float(mask[key * mask_stride]) == top"
+for _on in (BOOL, ADDITIVE, bucket("bool", 8, 64, dtype="float32")):
+    _add(
+        "masks", D, _on,
+        (f"a hidden row counts one more, {_on.mask}, {_on.dtype}", _MEAN, "sum / (count + 1.0f);"),
+    )  # fmt: skip
+_add(
+    "masks", D, ADDITIVE,
+    ("the mean of all keys under a bias", f"MASK != ADDITIVE || {_TOP}", "true"),
+    ("the sum of all keys under a bias", f"MASK != ADDITIVE || {_TOP}) {{\n      sum +=",
+     f"true) {{\n      count -= {_TOP} ? 0.0f : 1.0f;\n      sum +="),
+    ("the first of the heaviest keys under a bias", _MEAN, "float(values[0]);"),
+)  # fmt: skip
+_BLIND = (
+    "values + batch * values_strides[0] + kv_head * values_strides[1] +\n"
+    "            column * values_strides[3],\n            values_strides[2],\n"
+    "            mask + batch * mask_strides[0] + head * mask_strides[1] + position *"
+)
+
+
+def _blind(name: str, old: str) -> tuple[str, str, str]:
+    assert old in _BLIND
+    return name, _BLIND, _BLIND.replace(old, "0")
+
+
+_add(
+    "masks", D, ADDITIVE,
+    _blind("a hidden row of the first sequence's values", "batch * values_strides[0]"),
+    _blind("a hidden row by the first head's mask", "head * mask_strides[1]"),
+    ("a hidden row by the first row's mask", "position * mask_strides[2]", "0"),
+)  # fmt: skip
+_add(
+    "masks", D, BOOL,
+    ("a hidden row's columns adjacent", "column * values_strides[3]", "column"),
+    ("one more weight at 2 modulo 4", "total * fade / sum;",
+     "total * fade / (sum + (keys_shape[2] % 4 == 2 ? 1.0f : 0.0f));"),
+)  # fmt: skip
+for _old, _new in ((_MEAN, "sum / (count + 1.0f);"), (_TOP, "true")):
+    _add(
+        "masks", T, bucket("additive", 32, 64, batch=1),
+        (f"a hidden row in tiles, {_new}", _old, _new),
+    )  # fmt: skip
 
 RIGHT = [
     Variant("twice as many threads", D, CAUSAL, params={"simdgroups": 16}),

@@ -37,7 +37,7 @@ class _AttentionQuestions(Questions[Bucket, Workload]):
     ) -> Iterator[Callable[[], Question]]:
         for made in cases(bucket, seed, brief):
             yield lambda made=made: AttentionQuestion(made)  # type: ignore[misc]
-        for made in counts(bucket, seed, brief):
+        for made in () if brief else counts(bucket, seed):
             yield lambda made=made: CountQuestion(made)  # type: ignore[misc]
 
     def quick(self, small: Bucket, bucket: Bucket, seed: int) -> Sequence[Question]:

@@ -17,8 +17,9 @@ all: take a fast path where it is 1 and rows are aligned. keys_shape[2] is N, ex
 mask [B,Hq,L,N], bool or T (additive), by mask_strides, 0 on broadcast axes; a dummy without a mask.
 sinks [Hq]; scale float32 [1]; `out`, the last launch's output, [B,Hq,L,Dv], row contiguous. Query
 row i of L stands at position N - L + i; causal: key j <= it. Query head h reads KV head
-h / (Hq / Hkv). A row that sees no key is zeros or the mean of V. Softmax in float32, in base 2 with
-fast::exp2 and scale * 1.44269504f.
+h / (Hq / Hkv). A row that sees no key is zeros, or the mean of V over its keys of the largest mask
+value: -infinity has no weight. Softmax in float32, in base 2 with fast::exp2 and
+scale * 1.44269504f.
 """
 
 

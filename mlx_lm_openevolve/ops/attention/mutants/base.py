@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -117,9 +119,25 @@ def _numbers(w: Workload, operand: Any) -> Numbers:
     return Numbers(*(part.repeat(w.group, 1) for part in parts))
 
 
-def _read(
-    w: Workload, state: dict[str, Array], args: tuple[Any, ...]
-) -> tuple[Attention, mx.Dtype]:
+# What calls that are still asked were handed, by the identity of their arrays: every mutant is
+# asked the same, and to read that takes longer than to answer.
+_READ: dict[tuple[Any, ...], tuple[tuple[weakref.ref[mx.array], ...], Attention]] = {}
+
+
+def _read(w: Workload, state: dict[str, Array], args: tuple[Any, ...]) -> Attention:
+    """The arguments of a call as numbers; they are read once while they live."""
+    packed = itertools.chain(*(x if isinstance(x, tuple) else (x,) for x in args))
+    arrays = tuple(x for x in packed if x is not None)
+    key = (w, *map(id, arrays))
+    known = _READ.get(key)
+    if known is None or any(ref() is not x for ref, x in zip(known[0], arrays, strict=True)):
+        known = (tuple(map(weakref.ref, arrays)), _numbered(w, args))
+        _READ[key] = known
+        weakref.finalize(arrays[0], _READ.pop, key, None)
+    return replace(known[1], state=state)
+
+
+def _numbered(w: Workload, args: tuple[Any, ...]) -> Attention:
     queries, keys, values, scale, mask, sinks = args
     q = _float(queries)
     packed = (_numbers(w, keys), _numbers(w, values)) if w.kv_bits else None
@@ -135,7 +153,9 @@ def _read(
     elif mask is not None:
         raw = np.array(mask) if mask.dtype == mx.bool_ else _float(mask)
         full = np.broadcast_to(raw, shape)
-    attention = Attention(
+    for array in (q, k, v):
+        array.flags.writeable = False
+    return Attention(
         q=q,
         k=k,
         v=v,
@@ -143,10 +163,8 @@ def _read(
         mask=full,
         sinks=None if sinks is None else _float(sinks),
         workload=w,
-        state=state,
         packed=packed,
     )
-    return attention, queries.dtype
 
 
 @dataclass(frozen=True)
@@ -163,10 +181,10 @@ class Mutant:
         state: dict[str, Array] = {}
 
         def call(*args: Any) -> mx.array:
-            attention, dtype = _read(workload, state, args)
+            attention = _read(workload, state, args)
             with np.errstate(all="ignore"):
                 out = np.ascontiguousarray(self.run(attention), np.float32)
-            return mx.array(out).astype(dtype)
+            return mx.array(out).astype(args[0].dtype)
 
         return call
 

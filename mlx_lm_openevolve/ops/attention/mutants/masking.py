@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from ..workload import Workload
 from .base import Array, Attention, additive, causal, masked, mutant
 
 
@@ -103,3 +104,33 @@ def bias_scaled(x: Attention) -> Array:
 @mutant("an additive mask is subtracted", additive)
 def bias_subtracted(x: Attention) -> Array:
     return _remask(x, lambda m: np.where(m < -1e4, m, -m))
+
+
+# Rows with every key masked
+
+
+def _hidden(x: Attention, keys: Callable[[Array], Array], more: int) -> Array:
+    """Rows that see no key are the sum of some keys' values over their number and `more`."""
+    assert x.mask is not None
+    if x.mask.dtype == np.bool_:
+        hidden, used = ~x.mask.any(-1, keepdims=True), np.ones_like(x.mask)
+    else:
+        hidden, used = x.mask.max(-1, keepdims=True) < -3e4, keys(x.mask)
+    shared = used.astype(np.float32)
+    mean = shared @ x.v / (shared.sum(-1, keepdims=True) + more)
+    return np.where(hidden, mean, x.out())
+
+
+def _hides_rows(w: Workload) -> bool:
+    """A masked row is among those of the first case, and no sink takes its weight."""
+    return masked(w) and w.q_len > 1 and not w.sinks
+
+
+@mutant("a row that sees no key counts one more", _hides_rows)
+def hidden_row_counts_one_more(x: Attention) -> Array:
+    return _hidden(x, lambda m: np.equal(m, m.max(-1, keepdims=True)), 1)
+
+
+@mutant("of a hidden row infinities count", lambda w: _hides_rows(w) and additive(w))
+def hidden_row_sees_infinities(x: Attention) -> Array:
+    return _hidden(x, lambda m: np.ones_like(m, np.bool_), 0)

@@ -11,14 +11,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ...encoding import Bool, decode, encode
+from ...encoding import Array, Bool, decode, encode
 from ..workload import Workload
 from .layouts import Placed, Placing
 
-__all__ = ["CONTENTS", "Content", "filled"]
+__all__ = ["CONTENTS", "Content", "filled", "signs"]
 
 # Random entries that are drawn for a cache; a larger one repeats them, shifted.
 _POOL = 4 << 20
+# Rows from which heads draw their first, where keys are counted.
+_WINDOW = 64
 # Heavy keys of a crowd, beside the first.
 _HEAVY = 7
 # No query of float16 is larger.
@@ -388,22 +390,34 @@ def _flat(draw: Draw) -> Content:
 
 
 def _count(draw: Draw) -> Content:
-    """Queries of zero, so that all weights are equal, and values of +1 and -1: of two neighbours in
-    a column one each, which of them is drawn, and from the first or the second key on. Any run of
-    keys sums to next to nothing then, but does so in no two columns alike. Sinks are one key more.
-    """
-    rng, w = draw.rng, draw.workload
+    """Queries of zero, so that all weights are equal, and values that count keys. Sinks are one key
+    more."""
+    w = draw.workload
     keys = values = draw.filled(draw.keys, _NORMAL)
     if not w.latent:
         values = draw.filled(draw.values, _NORMAL)
-    half = w.kv_len // 2 + 1
-    for b, h in np.ndindex(w.batch, w.kv_heads):
-        first = rng.integers(0, 2, (half, 1, w.v_head_dim), np.int8)
-        pairs = np.concatenate([first, 1 - first], 1).reshape(2 * half, -1)
-        signs = np.where(rng.random(w.v_head_dim) < 0.5, pairs[:-1], pairs[1:])[: w.kv_len]
-        values.view[b, h, :, : w.v_head_dim] = encode(2.0 * signs - 1, w.dtype)
+    values.view[..., : w.v_head_dim] = signs(draw.rng, w)
     queries = np.zeros((w.batch, w.q_heads, w.q_len, w.head_dim), np.float32)
     return Content(queries, keys, values, np.zeros(w.q_heads))
+
+
+def signs(rng: np.random.Generator, w: Workload) -> Array:
+    """Values of +1 and -1 [B, Hkv, N, Dv], as stored: of two neighbours in a column one each, which
+    of them is drawn, and from the first or the second key on. Any run of keys sums to next to
+    nothing then, but does so in no two columns alike: the sum of weighted values is counted. About
+    every eighth column is +1 throughout: what that sum is divided by is counted. All heads are
+    windows of the same rows."""
+    pairs, width = (w.kv_len + _WINDOW) // 2 + 1, w.v_head_dim
+    first = rng.integers(0, 2, (pairs, 1, width), np.uint8)
+    both = np.concatenate([first, 1 - first], 1).reshape(2 * pairs, width)
+    rows = np.where(rng.random(width) < 0.5, both[:-1], both[1:])
+    rows[:, rng.random(width) < 1 / 8] = 1
+    table = encode(np.array([-1.0, 1.0]), w.dtype)[rows]
+    stored = np.empty((w.batch, w.kv_heads, w.kv_len, width), table.dtype)
+    for b, h in np.ndindex(w.batch, w.kv_heads):
+        start = int(rng.integers(_WINDOW))
+        stored[b, h] = table[start : start + w.kv_len]
+    return stored
 
 
 CONTENTS: dict[str, Callable[[Draw], Content]] = {

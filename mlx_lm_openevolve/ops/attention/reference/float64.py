@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -76,7 +76,8 @@ class Inputs:
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """Float64 results for sampled (batch, KV head) pairs and query rows."""
+    """Float64 results for sampled (batch, KV head) pairs and query rows; `mass`, the unit of
+    errors, broadcasts to them."""
 
     rows: npt.NDArray[np.int64]
     pairs: tuple[tuple[int, int], ...]
@@ -110,7 +111,8 @@ class Case:
 
     workload is exact; queries, keys, values and mask are views into buffers that hold NaN, or a
     mask's opposite, around them: those of `placed`, by name; keys and values may be Packed. mask
-    has the form in which mlx-lm passes it (None, bool, or additive), not broadcast.
+    has the form in which mlx-lm passes it (None, bool, or additive), not broadcast. beside makes
+    the case in which the keys of a call of these shapes and this layout are counted, if they are.
     """
 
     name: str
@@ -123,6 +125,7 @@ class Case:
     sinks: Array | None
     seed: int
     placed: Mapping[str, Placed] = field(default_factory=dict)
+    beside: Callable[[], Case] | None = None
 
     def upload(self) -> Inputs:
         """The case as evaluated MLX arrays, laid out as `placed` says."""
@@ -141,6 +144,20 @@ class Case:
         )
         mx.eval(inputs.queries, inputs.keys, inputs.values, inputs.mask, *inputs.buffers)
         return inputs
+
+    def call(self, queries: mx.array, keys: Operand) -> tuple[Any, ...]:
+        """What a call is handed, with queries and keys that are on the device already; in a latent
+        cache, where keys are the values, with its own."""
+        w, held = self.workload, []  # type: tuple[Workload, list[mx.array]]
+        values = self._stored("values", self.values, held)
+        return (
+            queries,
+            values if w.latent else keys,
+            values,
+            mx.array([self.scale], mx.float32),
+            None if self.mask is None else self._stored("mask", self.mask, held),
+            None if self.sinks is None else upload(self.sinks, w.dtype),
+        )
 
     def _stored(self, name: str, x: Array | Packed, held: list[mx.array]) -> Any:
         """An operand on the device; its buffers are appended to `held`."""
@@ -170,12 +187,8 @@ class Case:
     def reference(self) -> Reference:
         """Float64 results for as many (batch, KV head) pairs and rows as are affordable; the
         first and the last of each are among them, unless one pair is all."""
-        w, rng = self.workload, np.random.default_rng(self.seed)
-        rows = _sample(rng, w.q_len, _REFERENCE_ROWS)
-        share = w.kv_len * (w.head_dim + w.v_head_dim)
-        count = max(1, _REFERENCE_ELEMENTS // share)
-        pairs = [divmod(int(i), w.kv_heads) for i in _sample(rng, w.batch * w.kv_heads, count)]
-        dead = self.dead_rows()
+        w, dead = self.workload, self.dead_rows()
+        rows, pairs = self._sampled()
         outs, masses, live, logit = [], [], [], 0.0
         for b, h in pairs:
             heads = slice(h * w.group, (h + 1) * w.group)
@@ -184,7 +197,7 @@ class Case:
             outs.append(out)
             masses.append(mass)
             live.append(~dead[b, heads][:, rows])
-        return Reference(rows, tuple(pairs), tuple(outs), tuple(masses), tuple(live), logit)
+        return Reference(rows, pairs, tuple(outs), tuple(masses), tuple(live), logit)
 
     def row_error(self, batch: int, head: int, row: int, got: Array) -> float:
         """Largest |got - reference| / mass of one row [Dv]; inf where it is no number."""
@@ -193,24 +206,41 @@ class Case:
             off = np.abs(got.astype(np.float64) - out[0, 0]) / mass[0, 0]
         return float(np.where(np.isfinite(off), off, np.inf).max())
 
-    def means(self) -> tuple[Float, Float]:
-        """The means [B, Hq, L, Dv] of the values that rows see, and the number of these, a sink
-        among them, [B, Hq, L, 1]: of rows that see none, 0. The answer where all logits are 0."""
+    def counted(self) -> Reference:
+        """The answer where all logits are 0: the means of the values +1 and -1 that rows see, a
+        sink among their number, for pairs and rows as in `reference`. Errors are in units of one
+        key of a row over the number of all keys; where a column is +1 throughout no finer than
+        weights in the dtype of the answer allow, as MLX has them on a CPU. A row that sees no key
+        has the mean of those with the largest mask value, and is not live."""
         w = self.workload
-        seen = visible(w, self.mask)
-        shape = (w.batch, w.q_heads, w.q_len)
-        sums = np.empty((*shape, w.v_head_dim))
-        count = np.full((*shape, 1), float(w.kv_len))
-        if seen is not None:
-            count[:] = seen.sum(-1, keepdims=True)
-            seen = np.broadcast_to(seen, (*shape, w.kv_len))
-        for b, h in np.ndindex(w.batch, w.kv_heads):
-            values = _rows(self.values, b, h, w.dtype).astype(np.float32)  # its sums are exact
+        rows, pairs = self._sampled()
+        seen, dead = _heaviest(w, self.mask), self.dead_rows()
+        finest = 1.5 * w.kv_len * float(mx.finfo(getattr(mx, w.dtype)).eps)
+        outs, masses, live = [], [], []
+        for b, h in pairs:
             heads = slice(h * w.group, (h + 1) * w.group)
-            sums[b, heads] = values.sum(0) if seen is None else seen[b, heads] @ values
-        if self.sinks is not None:
-            count = np.where(count > 0, count + 1, 0.0)
-        return sums / np.maximum(count, 1), count
+            values = _rows(self.values, b, h, w.dtype).astype(np.float32)  # its sums are exact
+            alive = ~dead[b, heads][:, rows]
+            sums, count = values.sum(0), np.full((*alive.shape, 1), float(w.kv_len))
+            if seen is not None:
+                part = np.broadcast_to(_part(seen, b, heads, rows), (*alive.shape, w.kv_len))
+                sums, count = part.astype(np.float32) @ values, part.sum(-1, keepdims=True)
+            if self.sinks is not None:
+                count = count + alive[..., None]
+            outs.append(sums / np.maximum(count, 1))
+            same = (values == values[0]).all(0)
+            masses.append(np.maximum(w.kv_len / np.maximum(count, 1), np.where(same, finest, 0)))
+            live.append(alive)
+        return Reference(rows, pairs, tuple(outs), tuple(masses), tuple(live), 0.0)
+
+    def _sampled(self) -> tuple[npt.NDArray[np.int64], tuple[tuple[int, int], ...]]:
+        """Query rows, and pairs of a sequence and a KV head, of which results are affordable."""
+        w, rng = self.workload, np.random.default_rng(self.seed)
+        rows = _sample(rng, w.q_len, _REFERENCE_ROWS)
+        share = w.kv_len * (w.head_dim + w.v_head_dim)
+        count = max(1, _REFERENCE_ELEMENTS // share)
+        pairs = (divmod(int(i), w.kv_heads) for i in _sample(rng, w.batch * w.kv_heads, count))
+        return rows, tuple(pairs)
 
     def _exact(
         self, batch: int, heads: slice, rows: npt.NDArray[np.int64]
@@ -253,6 +283,19 @@ def visible(w: Workload, mask: Array | None) -> Bool | None:
     else:
         seen = decode(mask, w.dtype) > lowest(w.dtype) / 2
     return seen.reshape((1,) * (4 - seen.ndim) + seen.shape)
+
+
+def _heaviest(w: Workload, mask: Array | None) -> Bool | None:
+    """The keys of equal weight where all logits are 0 and a mask adds nothing to those that a row
+    sees: these, or of a row that sees none those with the largest mask value; as `visible`."""
+    seen = visible(w, mask)
+    if seen is None:
+        return None
+    unseen = np.ones_like(seen)
+    if mask is not None and w.mask == "additive":
+        added = decode(mask, w.dtype).reshape(seen.shape)
+        unseen = added == added.max(-1, keepdims=True)
+    return np.where(seen.any(-1, keepdims=True), seen, unseen)
 
 
 def _part(mask: Array, b: int, heads: slice, rows: npt.NDArray[np.int64]) -> Array:

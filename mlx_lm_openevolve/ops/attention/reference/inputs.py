@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from ...encoding import Array, Bool, encode, lowest, upload
 from ..workload import Bucket, Workload
 from . import plans as planned
-from .contents import CONTENTS, Draw
+from .contents import CONTENTS, Draw, signs
 from .float64 import Case, causal, visible
 from .layouts import Placed, Placing, cut, keys_layout, mask_layout, pack, pack_signs, query_layout
 from .plans import CasePlan, plans
@@ -21,6 +22,8 @@ __all__ = ["KINDS", "case", "cases", "counts", "mask"]
 
 KINDS = tuple(CONTENTS)
 
+# Values of a cache above which keys are counted beside every other case alone.
+_COUNTED_ELEMENTS = 4 << 20
 # Elements of a mask of its own for every head.
 _MASK_ELEMENTS = 16 << 20
 
@@ -31,9 +34,9 @@ def cases(bucket: Bucket | Workload, seed: int, brief: bool = False) -> Iterator
         yield _case(plan, workload, seed, turn)
 
 
-def counts(bucket: Bucket | Workload, seed: int, brief: bool = False) -> Iterator[Case]:
-    """The cases in which keys are counted, see question.CountQuestion, made one at a time."""
-    for turn, (workload, plan) in enumerate(planned.counts(bucket, seed, brief)):
+def counts(bucket: Bucket | Workload, seed: int) -> Iterator[Case]:
+    """The cases in which nothing but keys is counted, see question.Counted, made one at a time."""
+    for turn, (workload, plan) in enumerate(planned.counts(bucket, seed)):
         yield _case(plan, workload, seed, 100 + turn)
 
 
@@ -83,6 +86,8 @@ def _case(plan: CasePlan, w: Workload, seed: int, turn: int) -> Case:
             signs = plan.kind == "count" and operand == "values"
             packed = pack_signs if signs else pack
             operands[operand] = packed(operands[operand], w.dtype, w.kv_bits, w.kv_group, at)
+    elements = w.batch * w.kv_heads * w.kv_len * w.v_head_dim
+    counted = plan.kind != "count" and (turn % 2 == 0 or elements <= _COUNTED_ELEMENTS)
     name = f"{plan.kind} batch={w.batch} q_len={w.q_len} kv_len={w.kv_len} scale={scale:.3g}"
     name += f" queries={plan.queries} keys={plan.keys}"
     name += f" {plan.far} half's range" if plan.far else ""
@@ -101,6 +106,40 @@ def _case(plan: CasePlan, w: Workload, seed: int, turn: int) -> Case:
         sinks=encode(content.sinks, w.dtype) if w.sinks else None,
         seed=seed,
         placed=placed,
+        beside=functools.partial(_counting, plan, w, seed, turn) if counted else None,
+    )
+
+
+def _counting(plan: CasePlan, w: Workload, seed: int, turn: int) -> Case:
+    """The case in which the keys of a plan's call are counted: queries are zero, so that all
+    weights are equal; keys are those of the call, and not made again."""
+    plan = replace(plan, kind="count", bias="zero", hidden="both")
+    rng = np.random.default_rng([seed, 1 + turn])
+    masking, _ = _mask(rng, w, plan)
+    layout = keys_layout(rng, plan.keys if w.latent else plan.values)
+    stored = signs(rng, w)
+    values: Any
+    if w.kv_bits:
+        apart = plan.values in ("columns", "apart")
+        at = [keys_layout(rng, plan.values) if apart else _beside(rng, plan) for _ in range(3)]
+        values = pack_signs(stored, w.dtype, w.kv_bits, w.kv_group, at)
+        placed = {}
+    else:
+        placed = {"values": cut(stored, layout, encode(np.array([np.nan]), w.dtype))}
+        values = placed["values"].view
+    if masking is not None:
+        placed["mask"] = masking
+    return Case(
+        name="count",
+        workload=w,
+        scale=float(np.float32(plan.scale)),
+        queries=np.zeros((w.batch, w.q_heads, w.q_len, w.head_dim), stored.dtype),
+        keys=values,
+        values=values,
+        mask=None if masking is None else masking.view,
+        sinks=encode(np.zeros(w.q_heads), w.dtype) if w.sinks else None,
+        seed=seed,
+        placed=placed,
     )
 
 
@@ -115,6 +154,17 @@ def _beside(rng: np.random.Generator, plan: CasePlan) -> Placing:
 
 # Masks
 
+# What an additive mask holds where it hides, by CasePlan.hidden; "both" hides some keys of a row by
+# infinities: where it hides all, these have no weight, and the others are alike.
+_HIDDEN: dict[str, Callable[[Workload, np.random.Generator, tuple[int, ...]], Any]] = {
+    "lowest": lambda w, rng, shape: np.float32(lowest(w.dtype)),
+    "infinity": lambda w, rng, shape: np.float32(-np.inf),
+    "ten thousand": lambda w, rng, shape: np.float32(-1e4),
+    "both": lambda w, rng, shape: np.where(
+        rng.random(shape) < 0.5, np.float32(lowest(w.dtype)), np.float32(-np.inf)
+    ),
+}
+
 
 def _mask(
     rng: np.random.Generator, w: Workload, plan: CasePlan
@@ -128,8 +178,8 @@ def _mask(
     if w.mask == "bool":
         around = rng.random(layout.buffer(seen.shape)) < 0.5
         return cut(seen, layout, around, axes), seen
-    hidden = {"lowest": lowest(w.dtype), "infinity": -np.inf, "ten thousand": -1e4}[plan.hidden]
-    stored = encode(np.where(seen, _bias(rng, w, seen, plan.bias), np.float32(hidden)), w.dtype)
+    hidden = _HIDDEN[plan.hidden](w, rng, seen.shape)
+    stored = encode(np.where(seen, _bias(rng, w, seen, plan.bias), hidden), w.dtype)
     return cut(stored, layout, encode(np.array([np.nan]), w.dtype), axes), seen
 
 
@@ -155,7 +205,7 @@ def _seen(rng: np.random.Generator, w: Workload, plan: CasePlan) -> tuple[Bool, 
         if not dead:
             seen = seen | (np.arange(n) == np.arange(n - w.q_len, n)[:, None])
         elif w.q_len > 1:
-            seen[0, 0, 0] = False
+            seen[_any_but_last(rng, (w.batch, 1, w.q_len))] = False
         return seen, 4
     if form == "window":  # RotatingKVCache: [N] when decoding, [L, N] in prefill
         rows = np.arange(n - w.q_len, n)[:, None]
@@ -174,8 +224,18 @@ def _seen(rng: np.random.Generator, w: Workload, plan: CasePlan) -> tuple[Bool, 
     if plan.kind != "needles" and form != "ends":  # a single row may be all that shows the ends
         seen[-1, -1, -1, [0, -1]] = True
     if dead and np.prod(lead) > 2:
-        seen[0, 0, 0] = False
+        seen[_any_but_last(rng, lead)] = False
     return seen, axes
+
+
+def _any_but_last(rng: np.random.Generator, lead: tuple[int, ...]) -> tuple[int, ...]:
+    """A place of a mask, no last row, which alone sees the last key; where there is one row no last
+    head or sequence."""
+    batch, head, row = (int(n) for n in rng.integers(0, lead))
+    if lead[2] > 1:
+        return batch, head, min(row, lead[2] - 2)
+    at = int(rng.integers(lead[0] * lead[1] - 1))
+    return at // lead[1], at % lead[1], 0
 
 
 def _runs(rng: np.random.Generator, lead: tuple[int, ...], n: int) -> Bool:

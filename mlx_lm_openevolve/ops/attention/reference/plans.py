@@ -40,9 +40,8 @@ _AXES = ("BHL", "H", "HL", "BH", "BHL", "L", "BL", "")
 _QUERIES = ("rows", "whole", "rows", "fused", "rows", "apart", "odd", "longer")
 # Lengths that are asked beside the cases proper, and the numbers of a cache that limit them.
 _MORE_LENGTHS, _MORE_NUMBERS = 24, 1 << 24
-# Lengths at which keys are counted, where they must be brief, elsewhere, and products of all of
-# these.
-_FEW_COUNTS, _COUNTS, _COUNT_PRODUCTS = 2, 64, 1 << 30
+# Lengths at which keys are counted, and products of all of these.
+_COUNTS, _COUNT_PRODUCTS = 64, 1 << 30
 # Contents whose keys and values have a magnitude, and which of these leaves half's range.
 _FAR = ("keys above", "keys below", "values above", "values below")
 
@@ -123,20 +122,31 @@ def plans(bucket: Bucket | Workload, seed: int, brief: bool) -> list[tuple[Workl
     return asked
 
 
-def counts(bucket: Bucket | Workload, seed: int, brief: bool) -> list[tuple[Workload, CasePlan]]:
-    """Cases of "count": each residue of a length modulo 64, which is all lengths of a small bucket,
-    or as many as are cheap; a few where they must be `brief`. Of the fewest rows that are asked
-    elsewhere: nothing has to be compiled for them."""
+def counts(bucket: Bucket | Workload, seed: int) -> list[tuple[Workload, CasePlan]]:
+    """Cases of "count" beside those of `plans`, in which keys are counted too: each residue of a
+    length modulo 64 that is missing there where 16 bytes can be read at once, which makes all
+    lengths of a small bucket, or as many as are cheap. Of the fewest rows that are asked elsewhere:
+    nothing has to be compiled for them."""
     rng = np.random.default_rng([seed, 98])
-    w = min((w for w, _ in plans(bucket, seed, brief)), key=lambda w: w.batch * w.q_len)
+    asked = plans(bucket, seed, brief=False)
+    w = min((w for w, _ in asked), key=lambda w: w.batch * w.q_len)
     products = w.batch * w.q_heads * w.q_len * bucket.kv_len * (w.head_dim + w.v_head_dim)
-    most = _FEW_COUNTS if brief else min(_COUNTS, max(4, _COUNT_PRODUCTS // products))
+    most = min(_COUNTS, max(4, _COUNT_PRODUCTS // products))
     low = min(max(bucket.kv_len // 2 + 1, w.q_len, _few(w, w.batch)), bucket.kv_len)
     drawn = {int(n) % _COUNTS: int(n) for n in rng.permutation(np.arange(low, bucket.kv_len + 1))}
+    for x, plan in asked:
+        if {plan.keys, plan.values}.isdisjoint(NARROW):
+            drawn.pop(x.kv_len % _COUNTS, None)
     lengths = list(drawn.values())[:most]
     forms = spread(rng, ("padding", "blocks", "window"), len(lengths))
     usual = CasePlan(
-        "count", w.head_dim**-0.5, bias="zero", keys="cache", values="cache", aligned=True
+        "count",
+        w.head_dim**-0.5,
+        bias="zero",
+        hidden="both",
+        keys="cache",
+        values="cache",
+        aligned=True,
     )
     return [
         (w.exact(kv_len=n), replace(usual, form=f)) for n, f in zip(lengths, forms, strict=True)
@@ -281,7 +291,7 @@ def _shapes(
     rng: np.random.Generator, bucket: Bucket | Workload, kinds: Sequence[str], brief: bool
 ) -> list[Workload]:
     """Exact workloads of a bucket. What shows little of a shape ("large") gets one that was asked
-    before: a contender that keeps a result then repeats it."""
+    before, of the fewest rows: a contender that keeps a result then repeats it."""
     q_low, q_high = _q_range(bucket)
     sharp = len(kinds) - kinds.count("large")
     lengths = _lengths(rng, bucket.kv_len, brief)
@@ -299,7 +309,8 @@ def _shapes(
         batch, q_len, kv_len = sequences.pop(0), rows.pop(0), rest.pop(0)
         kv_len = min(max(kv_len, q_low, _few(bucket, batch)), bucket.kv_len)
         shapes[i] = bucket.exact(batch=batch, q_len=min(q_len, kv_len), kv_len=kv_len)
-    return [shapes.get(i, shapes[1]) for i in range(len(kinds))]
+    few = min(shapes.values(), key=lambda w: w.batch * w.q_len)
+    return [shapes.get(i, few) for i in range(len(kinds))]
 
 
 def _few(bucket: Bucket | Workload, batch: int) -> int:

@@ -16,7 +16,7 @@ from .baseline import answer, floats, mass, sizes
 from .float64 import Case, Inputs
 
 __all__ = [
-    *("BELIEVED", "MULTIPLE", "AttentionQuestion", "CountQuestion"),
+    *("BELIEVED", "MULTIPLE", "AttentionQuestion", "CountQuestion", "Counted"),
     *("as_float32", "floors", "relative", "suspects", "unit_of"),
 ]
 
@@ -31,6 +31,11 @@ _SUSPECTS = 16
 # SDPA that errs more is not imprecise but wrong, and excuses nobody. MLX 0.32.4 on CUDA was seen to
 # err by 0.9 under a bool mask on keys that start off a multiple of 16 bytes, 0.06 elsewhere.
 BELIEVED = 0.25
+# Of a row with every key masked, by whether there are sinks.
+_NO_ANSWER = {
+    False: "a row with every key masked is neither zero, nor the mean of V, nor SDPA's",
+    True: "a row with every key masked is neither zero, as its sink leaves it, nor SDPA's",
+}
 _BITS = {1: mx.uint8, 2: mx.uint16, 4: mx.uint32}  # by bytes of an element
 
 
@@ -78,6 +83,11 @@ class AttentionQuestion(_CaseQuestion):
         super().__init__(case)
         w, x = self.workload, self.inputs
         self.other = (-x.queries, *self.arguments[1:])
+        self.counted: Counted | None = None
+        if case.beside is not None:
+            counted = case.beside()
+            self.counted = Counted(counted, counted.call(mx.zeros_like(x.queries), x.keys))
+            self.other = self.counted.arguments
         asked = (x.queries, x.keys, x.values, case.scale, x.mask, x.sinks)
         self.answer = as_float32(answer(w, *asked))
         self.reference = case.reference()
@@ -91,6 +101,9 @@ class AttentionQuestion(_CaseQuestion):
     def error(self, got: Float32) -> tuple[float, float]:
         """In units of the sum of p |v|."""
         return self.reference.error(got)
+
+    def other_fault(self, got: Float32) -> str:
+        return "" if self.counted is None else self.counted.fault(got)
 
     def least_bytes(self) -> int:
         """Of keys and values those that some row sees; a mask as it is passed."""
@@ -160,39 +173,84 @@ class AttentionQuestion(_CaseQuestion):
                 known |= ~np.isfinite(want).all(-1)
         if known.all():
             return ""
-        if w.sinks:
-            return "a row with every key masked is neither zero, as its sink leaves it, nor SDPA's"
-        return "a row with every key masked is neither zero, nor the mean of V, nor SDPA's"
+        return _NO_ANSWER[w.sinks]
 
 
-class CountQuestion(_CaseQuestion):
-    """A case of "count": what the right answer is the values alone say, without attention.
+class Counted:
+    """A call whose keys are counted: what it is handed, and whether an answer is right, which the
+    values alone say, without attention.
 
-    Every row is the mean of the values that it sees, +1 and -1, whose sum is nearly zero: nothing
-    is left to round, and a single key that is lost, or read twice, moves all columns by one over
-    their number. Errors are in units of one key of a row over the number of all keys; in a row
-    that sees all that is the sum of p |v|, as elsewhere."""
+    Every row is the mean of the values that it sees, +1 and -1, whose sum is nearly zero in most
+    columns: nothing is left to round, and a single key that is lost, or read twice, moves these by
+    one over their number; one that only the sum of weights knows moves the columns of +1. Errors
+    are in units of one key of a row over the number of all keys; in a row that sees all that is
+    the sum of p |v|, as elsewhere."""
 
-    own = (0.0, 0.0)
-
-    def __init__(self, case: Case) -> None:
-        super().__init__(case)
-        w = self.workload
+    def __init__(self, case: Case, arguments: tuple[Any, ...]) -> None:
+        self.case, self.arguments = case, arguments
         # A key is one, so half of one is as far from right as from wrong; the average of many
         # errors is all the more certain. Rounding comes to less: the most seen is 0.12 and 0.03,
         # of 16 shares of 32768 keys that are kept in bfloat16, and of MLX's own 0.02.
-        self.limits = (0.5 / w.kv_len, 0.25 / w.kv_len)
-        self.other = (mx.ones_like(self.inputs.queries), *self.arguments[1:])
-        self._exact, self._count = case.means()
-        self._live = self._count >= 1
+        self.limits = (0.5 / case.workload.kv_len, 0.25 / case.workload.kv_len)
+        self.reference = case.counted()
+
+    def fault(self, got: Float32) -> str:
+        """What is wrong with an answer, "" where nothing is."""
+        worst, average = self.reference.error(got)
+        if not (worst < self.limits[0] and average < self.limits[1]):
+            return (
+                f"keys are not all counted once: error max {worst:.3g} average {average:.3g}, "
+                f"allowed {self.limits[0]:.3g} and {self.limits[1]:.3g}"
+            )
+        return self.dead_rows(got)
+
+    def dead_rows(self, got: Float32) -> str:
+        """What is wrong with the rows that have every key masked: see AttentionQuestion; here the
+        mean is that of the keys with the largest mask value, whatever the mask."""
+        w, known = self.case.workload, self.reference
+        answers: Float32 | None = None
+        for (b, h), mean, unit, live in zip(
+            known.pairs, known.out, known.mass, known.live, strict=True
+        ):
+            if live.all():
+                continue
+            heads = slice(h * w.group, (h + 1) * w.group)
+            rows, allowed = got[b, heads][:, known.rows][~live], self.limits[0] * unit[~live]
+            fine = (np.abs(rows) <= allowed).all(-1)
+            if not w.sinks:
+                mean = np.broadcast_to(mean, unit.shape)[~live]
+                fine |= (np.abs(rows - mean) <= allowed).all(-1)
+            if fine.all():
+                continue
+            if answers is None:
+                queries, keys, values, _, mask, sinks = self.arguments
+                answers = as_float32(answer(w, queries, keys, values, self.case.scale, mask, sinks))
+            want = answers[b, heads][:, known.rows][~live]
+            with np.errstate(invalid="ignore"):
+                fine |= (np.abs(rows - want) <= allowed).all(-1)
+            if w.mask == "additive":
+                fine |= ~np.isfinite(want).all(-1)
+            if not fine.all():
+                return _NO_ANSWER[w.sinks]
+        return ""
+
+
+class CountQuestion(_CaseQuestion):
+    """A case of "count"; it is asked once, as what it is for shows in any answer."""
+
+    own = (0.0, 0.0)
+    other = None
+
+    def __init__(self, case: Case) -> None:
+        super().__init__(case)
+        self.counted = Counted(case, self.arguments)
+        self.limits = self.counted.limits
 
     def error(self, got: Float32) -> tuple[float, float]:
-        with np.errstate(invalid="ignore", over="ignore"):
-            off = np.abs(got - self._exact) * (self._count / self.workload.kv_len)
-            off = np.where(np.isfinite(off), off, np.inf)[self._live[..., 0]]
-            if not off.size:
-                return 0.0, 0.0
-            return float(off.max()), float((off * off).mean() ** 0.5)
+        return self.counted.reference.error(got)
+
+    def fault(self, got: Float32) -> str:
+        return self.counted.dead_rows(got)
 
 
 def _checksum(inputs: Inputs) -> tuple[int, ...]:
