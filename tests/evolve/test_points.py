@@ -118,7 +118,7 @@ def test_points_of_others_are_left_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "which", "name", "shapes", "least"),
     [
-        ("h100-product-points.json", "ee0862974918", "quantized_rows_mma", 46, 20),
+        ("h100-product-points.json", "ee0862974918", "quantized_rows_mma", 46, 17),
         ("h100-tiles-points.json", "131dda7e38f1", "quantized_tiles_mma", 24, 16),
         ("h100-param-points.json", "gqa_decode_mma", "gqa_decode_mma", 30, 6),
     ],
