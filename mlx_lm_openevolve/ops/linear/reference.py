@@ -339,7 +339,8 @@ def drawn_weights(rng: np.random.Generator, w: Workload, kind: str = "dense") ->
 
 def _quantised(rng: np.random.Generator, w: Workload) -> PackedWeights:
     """What MLX makes of normals."""
-    plain = upload(encode(rng.standard_normal((min(w.outputs, _DRAWN), w.k), np.float32) / 8, w.dtype), w.dtype)
+    drawn = rng.standard_normal((min(w.outputs, _DRAWN), w.k), np.float32) / 8
+    plain = upload(encode(drawn, w.dtype), w.dtype)
     parts = mx.quantize(plain, group_size=w.group, bits=w.bits, mode=w.mode)
     mx.eval(parts)
     words, scales, *biases = (download(part) for part in parts)
