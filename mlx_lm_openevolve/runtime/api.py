@@ -18,6 +18,7 @@ from .._version import __version__
 from .info import OpInfo, OptimizationInfo, WorkloadInfo
 
 if TYPE_CHECKING:
+    from ..decode.steps import Steps
     from .dispatch import Dispatcher
     from .patch import Replacement
     from .planner import Judges
@@ -41,6 +42,7 @@ log = logging.getLogger("mlx_lm_openevolve")
 
 
 OPS = "MLX_LM_OPENEVOLVE_OPS"
+STEP = "step"  # switched as a family is: whole decode steps, see decode/
 
 
 class _Session(NamedTuple):
@@ -48,6 +50,7 @@ class _Session(NamedTuple):
 
     patches: dict[str, list[Replacement]]
     dispatcher: Dispatcher
+    steps: Steps | None
 
 
 _lock = threading.RLock()
@@ -78,8 +81,9 @@ def enable_optimizations(
             verdicts alone. There is no way to run a kernel that no gate passed.
         require_faster: False accepts a kernel that is correct but not faster, for checking; on the
             host backend nothing is ever faster.
-        ops: The families of operations to switch on, such as ("attention",); None for all. Of these
-            the variable MLX_LM_OPENEVOLVE_OPS, names with commas between, keeps those it names.
+        ops: The families of operations to switch on, such as ("attention",), and "step" for whole
+            decode steps; None for all. Of these the variable MLX_LM_OPENEVOLVE_OPS, names with
+            commas between, keeps those it names.
 
     Returns:
         What get_optimization_info() returns.
@@ -200,6 +204,7 @@ def get_optimization_info() -> OptimizationInfo:
         "ops": {},
         "workloads": {},
         "fallbacks": {},
+        "models": {},
     }
     if active is not None:
         from dataclasses import asdict  # not at import: it is a third of what that takes
@@ -219,6 +224,7 @@ def get_optimization_info() -> OptimizationInfo:
             }
         info["workloads"] = dispatcher.info()
         info["fallbacks"] = dispatcher.fallbacks()
+        info["models"] = active.steps.info() if active.steps else {}
     return info
 
 
@@ -260,6 +266,10 @@ def families(wanted: Sequence[str] | None = None) -> list[str]:
     """The families that are switched on: those `wanted`, else those that are by default and those
     that the variable names; of all these the variable keeps those that it names. Raises UsageError.
     """
+    return [name for name in _switched_on(wanted) if name != STEP]
+
+
+def _switched_on(wanted: Sequence[str] | None) -> list[str]:
     from .. import ops
     from ..errors import UsageError
 
@@ -268,14 +278,19 @@ def families(wanted: Sequence[str] | None = None) -> list[str]:
     wanted = None if wanted is None else tuple(wanted)
     variable = os.environ.get(OPS, "")
     named = [name.strip() for name in variable.split(",") if name.strip()]
-    for source, names in (("ops", wanted or ()), (OPS, named)):
-        for name in names:
-            if name not in ops.FAMILIES:
-                raise UsageError(f"{source}: {name!r} is none of {', '.join(ops.FAMILIES)}")
+    names = (*ops.FAMILIES, STEP)
+    for source, given in (("ops", wanted or ()), (OPS, named)):
+        for name in given:
+            if name not in names:
+                raise UsageError(f"{source}: {name!r} is none of {', '.join(names)}")
+
+    def by_default(name: str) -> bool:
+        return name == STEP or name in named or ops.get(name).default
+
     return [
         name
-        for name in ops.FAMILIES
-        if (name in wanted if wanted is not None else name in named or ops.get(name).default)
+        for name in names
+        if (name in wanted if wanted is not None else by_default(name))
         and (not named or name in named)
     ]
 
@@ -289,6 +304,7 @@ def _prepare(
 ) -> _Session:
     """Check every argument and build what enabling needs; changes nothing."""
     from .. import backends, device, errors
+    from ..decode.steps import Steps, stored
     from ..kernels import lookup, registry
     from ..kernels.kernel import Kernel
     from . import dispatch, planner
@@ -330,7 +346,12 @@ def _prepare(
     )
     dispatcher = dispatch.Dispatcher(plans, wanted)
     patches = {r.op.name: patches_of(r.op, r.wrap) for r in dispatcher.routers}
-    return _Session(patches, dispatcher)
+    steps = None
+    if only is None and STEP in _switched_on(ops):
+        found = stored(plans.device, plans.registries)
+        steps = Steps([slug for slug, verdict in found.items() if plans.serves(verdict)])
+        patches[STEP] = [steps]
+    return _Session(patches, dispatcher, steps)
 
 
 def _judges() -> Judges:

@@ -1,0 +1,210 @@
+"""Run time: a model of a structure with an accepted verdict decodes with merged products.
+
+    Model.__call__ --first call, or something changed--> structure --verdicts--> rows | none
+       its recognised layers --merge--> their classes' `__call__` replaced (merge.py)
+
+Where no verdict of this chip accepts the structure, all that changes is one look-up a step.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import weakref
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from mlx.nn.layers.base import Module
+
+from ..device import Device, fingerprint
+from ..kernels.registry import Registry
+from ..kernels.verdict import GATE_VERSION, Verdict
+from ..runtime.holders import model_classes
+from ..runtime.info import ModelInfo
+from ..runtime.patch import MethodPatch
+from .bodies import Body
+from .merge import Merges
+from .structure import Layer, layers, rows_of, structure
+
+__all__ = ["KIND", "MERGED", "VERSION", "Steps", "gate_version", "stored"]
+
+log = logging.getLogger("mlx_lm_openevolve")
+
+KIND = "step"  # of verdicts
+MERGED = "merged-products"  # what is judged
+VERSION = 1  # raised when old verdicts on steps should not count
+MAX_DECIDED = 16  # times that one model is looked at: weights that change ever again are left alone
+NO_VERDICT = "no verdict of this chip accepts it: `tune` makes one"
+
+
+def gate_version() -> str:
+    """The version of the gate for steps, as verdicts carry it."""
+    return f"{GATE_VERSION}.{VERSION}"
+
+
+def stored(device: Device, registries: Sequence[Registry]) -> dict[str, Verdict]:
+    """The verdicts on steps that count on this device, the best for each slug."""
+    here = fingerprint(device, gate_version(), evidence=False)
+    found: dict[str, Verdict] = {}
+    for registry in registries:
+        for verdict in registry.about(device.slug, KIND):
+            if verdict.kernel == MERGED and verdict.counts_for(here):
+                found.setdefault(verdict.workload, verdict)
+    return found
+
+
+class _Seen:
+    """One model that was called."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = weakref.ref(model)
+        self.decided, self.times = False, 0
+        self.structure = ""
+        self.rows: set[int] = set()
+        self.reason = NO_VERDICT
+
+
+class Steps:
+    """Merged products in this process. Thread-safe. accepted: slugs with a verdict that says so.
+
+    A replacement as those of runtime/patch.py are: `install`, `restore`, `installed`, `unreached`.
+    """
+
+    def __init__(self, accepted: Sequence[str]) -> None:
+        self.accepted = frozenset(accepted)
+        self.merges = Merges(self._changed)
+        self.bodies: dict[Any, Body | None] = {}
+        self._seen: dict[int, _Seen] = {}  # by the model's id, while it lives
+        self._patches: dict[type, MethodPatch] = {}
+        self._lock = threading.RLock()
+        self._hook: Any = None
+
+    @property
+    def installed(self) -> bool:
+        return self._hook is not None
+
+    def install(self) -> None:
+        """Replace `__call__` of every class that mlx-lm loads models as: `Model`, in a module of
+        its own; also of those that are defined from now on."""
+        if self.installed:
+            return
+        defined: Any = self._defined
+        self._hook = classmethod(defined)
+        if "__init_subclass__" not in vars(Module):  # else what another put there is left alone
+            setattr(Module, "__init_subclass__", self._hook)  # noqa: B010
+        for cls in list(model_classes()):
+            self._reach(cls)
+
+    def restore(self) -> None:
+        """Give every model its separate layers back, and every class its method."""
+        with self._lock:
+            if vars(Module).get("__init_subclass__") is self._hook is not None:
+                del Module.__init_subclass__
+            self._hook = None
+            for seen in self._seen.values():
+                model = seen.model()
+                if model is not None:
+                    self._separate(model)
+            for patch in self._patches.values():
+                patch.restore()
+            self._patches.clear()
+            self._seen.clear()
+
+    def unreached(self) -> list[str]:
+        return [name for patch in self._patches.values() for name in patch.unreached()]
+
+    def info(self) -> dict[str, ModelInfo]:
+        """The models that were called so far, by structure."""
+        with self._lock:
+            known = [(seen, seen.model()) for seen in self._seen.values()]
+            return {
+                seen.structure or structure(model): {
+                    "model": f"{type(model).__module__}.{type(model).__qualname__}",
+                    "recognised": _count(found := layers(model, self.bodies)),
+                    "merged": _count([x for x in found if id(x.module) in self.merges.of]),
+                    "separate": {x.path: x.reason for x in found if x.reason},
+                    "rows": sorted(seen.rows),
+                    "reason": seen.reason,
+                }
+                for seen, model in known
+                if model is not None
+            }
+
+    def _defined(self, cls: type, **named: Any) -> None:
+        super(Module, cls).__init_subclass__(**named)  # type: ignore[misc]
+        if self.installed:
+            self._reach(cls)
+
+    def _reach(self, cls: type) -> None:
+        if cls.__name__ == "Model" and "__call__" in vars(cls):
+            self._replace(cls, self._wrap)
+
+    def _replace(self, cls: type, wrap: Callable[[Callable[..., Any]], Any]) -> None:
+        with self._lock:
+            if cls not in self._patches:
+                self._patches[cls] = MethodPatch(cls, "__call__", wrap, guards=True)
+                self._patches[cls].install()
+
+    def _wrap(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        models = self._seen
+
+        def call(self_: Any, *args: Any, **kwargs: Any) -> Any:
+            seen = models.get(id(self_))
+            if seen is None or not seen.decided:
+                self._decide(self_)
+            return original(self_, *args, **kwargs)
+
+        return call
+
+    def _changed(self, owner: int) -> None:
+        seen = self._seen.get(owner)
+        if seen is not None:
+            seen.decided = False
+
+    def _decide(self, model: Any) -> None:
+        with self._lock:
+            seen = self._seen.get(id(model))
+            if seen is None:
+                seen = self._seen[id(model)] = _Seen(model)
+                weakref.finalize(model, self._seen.pop, id(model), None)
+            if model.training:
+                return  # the next call asks again
+            seen.decided, seen.times = True, seen.times + 1
+            if not self.accepted:
+                return
+            if seen.times > MAX_DECIDED:
+                seen.reason = "its weights change all the time"
+                self._separate(model)
+                return
+            seen.structure = structure(model)
+            seen.rows = rows_of(seen.structure, self.accepted)
+            seen.reason = "" if seen.rows else NO_VERDICT
+            if not seen.rows:
+                self._separate(model)
+                return
+            for layer in layers(model, self.bodies):
+                if not layer.reason and not self._merge(layer, seen.rows, id(model)):
+                    seen.reason = "its weights are traced, or memory holds no copy of a layer"
+
+    def _merge(self, layer: Layer, rows: set[int], owner: int) -> bool:
+        known = self.merges.of.get(id(layer.module))
+        if known is not None and known.of(layer.module):
+            return True
+        try:
+            self.merges.add(layer.module, layer.body.products, rows, owner)
+        except (ValueError, RuntimeError, MemoryError) as error:
+            log.info("%s is left as it is: %s", layer.path, error)
+            return False
+        cls = type(layer.module)
+        self._replace(cls, self.merges.wrap)
+        self.bodies[vars(cls)["__call__"]] = layer.body
+        return True
+
+    def _separate(self, model: Any) -> None:
+        for module in model.modules():
+            self.merges.drop(module, id(model))
+
+
+def _count(found: Sequence[Layer]) -> dict[str, int]:
+    return dict(Counter(type(layer.module).__qualname__ for layer in found))
