@@ -8,11 +8,12 @@ Where no verdict of this chip accepts the structure, all that changes is one loo
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from mlx.nn.layers.base import Module
@@ -113,6 +114,23 @@ class Steps:
 
     def unreached(self) -> list[str]:
         return [name for patch in self._patches.values() for name in patch.unreached()]
+
+    @contextlib.contextmanager
+    def switched(self, *, on: bool) -> Iterator[None]:
+        """With the classes of merged layers as they are or as they were, for a comparison: the
+        weights stay where they lie."""
+        patches = list(self._patches.values()) if not on else []
+        for patch in patches:
+            patch.restore()
+        try:
+            yield
+        finally:
+            for patch in patches:
+                patch.install()
+
+    def merge(self, model: Any) -> None:
+        """Merge a model's products now, as its first call would."""
+        self._decide(model)
 
     def info(self) -> dict[str, ModelInfo]:
         """The models that were called so far, by structure."""
