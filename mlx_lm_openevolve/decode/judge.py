@@ -27,10 +27,10 @@ from ..device import Device, fingerprint
 from ..errors import GateTimeout
 from ..gate import timing
 from ..gate.speed import even
-from ..kernels.verdict import FASTER, Verdict
+from ..kernels.verdict import FASTER, STEP, Verdict, gate_version
 from ..runtime.patch import MethodPatch, installed
 from .merge import Merged
-from .steps import KIND, MERGED, Steps, gate_version
+from .steps import MERGED, Steps
 from .structure import slug, structure
 
 __all__ = ["MULTIPLE", "judge"]
@@ -75,11 +75,11 @@ def judge(
         correct=correct,
         faster=faster,
         reason=reason or "correct; nothing is timed on the CPU",
-        fingerprint=fingerprint(device, gate_version()),
+        fingerprint=fingerprint(device, gate_version(STEP)),
         errors=errors,
         timing=timed,
         mutants=killed,
-        kind=KIND,
+        kind=STEP,
         raw=samples,
     )
 

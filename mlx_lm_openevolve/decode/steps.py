@@ -20,7 +20,7 @@ from mlx.nn.layers.base import Module
 
 from ..device import Device, fingerprint
 from ..kernels.registry import Registry
-from ..kernels.verdict import GATE_VERSION, Verdict
+from ..kernels.verdict import STEP, Verdict, gate_version
 from ..runtime.holders import model_classes
 from ..runtime.info import ModelInfo
 from ..runtime.patch import MethodPatch
@@ -28,28 +28,21 @@ from .bodies import Body
 from .merge import Merges
 from .structure import Layer, layers, rows_of, structure
 
-__all__ = ["KIND", "MERGED", "VERSION", "Steps", "gate_version", "stored"]
+__all__ = ["MERGED", "Steps", "stored"]
 
 log = logging.getLogger("mlx_lm_openevolve")
 
-KIND = "step"  # of verdicts
 MERGED = "merged-products"  # what is judged
-VERSION = 1  # raised when old verdicts on steps should not count
 MAX_DECIDED = 16  # times that one model is looked at: weights that change ever again are left alone
 NO_VERDICT = "no verdict of this chip accepts it: `tune` makes one"
 
 
-def gate_version() -> str:
-    """The version of the gate for steps, as verdicts carry it."""
-    return f"{GATE_VERSION}.{VERSION}"
-
-
 def stored(device: Device, registries: Sequence[Registry]) -> dict[str, Verdict]:
     """The verdicts on steps that count on this device, the best for each slug."""
-    here = fingerprint(device, gate_version(), evidence=False)
+    here = fingerprint(device, gate_version(STEP), evidence=False)
     found: dict[str, Verdict] = {}
     for registry in registries:
-        for verdict in registry.about(device.slug, KIND):
+        for verdict in registry.about(device.slug, STEP):
             if verdict.kernel == MERGED and verdict.counts_for(here):
                 found.setdefault(verdict.workload, verdict)
     return found

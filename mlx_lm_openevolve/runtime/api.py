@@ -42,7 +42,6 @@ log = logging.getLogger("mlx_lm_openevolve")
 
 
 OPS = "MLX_LM_OPENEVOLVE_OPS"
-STEP = "step"  # switched as a family is: whole decode steps, see decode/
 
 
 class _Session(NamedTuple):
@@ -266,12 +265,16 @@ def families(wanted: Sequence[str] | None = None) -> list[str]:
     """The families that are switched on: those `wanted`, else those that are by default and those
     that the variable names; of all these the variable keeps those that it names. Raises UsageError.
     """
-    return [name for name in _switched_on(wanted) if name != STEP]
+    from .. import ops
+
+    return [name for name in switched_on(wanted) if name in ops.FAMILIES]
 
 
-def _switched_on(wanted: Sequence[str] | None) -> list[str]:
+def switched_on(wanted: Sequence[str] | None = None) -> list[str]:
+    """`families`, and STEP where that is on: whole decode steps, see decode/."""
     from .. import ops
     from ..errors import UsageError
+    from ..kernels.verdict import STEP
 
     if isinstance(wanted, str) or not isinstance(wanted, Iterable | None):
         raise UsageError(f'ops is a tuple of names such as ("{ops.FAMILIES[0]}",), not {wanted!r}')
@@ -307,6 +310,7 @@ def _prepare(
     from ..decode.steps import Steps, stored
     from ..kernels import lookup, registry
     from ..kernels.kernel import Kernel
+    from ..kernels.verdict import STEP
     from . import dispatch, planner
     from .patch import patches_of
 
@@ -347,7 +351,7 @@ def _prepare(
     dispatcher = dispatch.Dispatcher(plans, wanted)
     patches = {r.op.name: patches_of(r.op, r.wrap) for r in dispatcher.routers}
     steps = None
-    if only is None and STEP in _switched_on(ops):
+    if only is None and STEP in switched_on(ops):
         found = stored(plans.device, plans.registries)
         steps = Steps([slug for slug, verdict in found.items() if plans.serves(verdict)])
         patches[STEP] = [steps]
