@@ -12,6 +12,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import inspect
+import linecache
 import textwrap
 from types import CodeType, FunctionType
 from typing import Any, NamedTuple
@@ -69,17 +70,23 @@ def recognise(cls: type) -> Body | None:
         return None
     try:
         node = function_of(textwrap.dedent(inspect.getsource(function)))
-        compiled = compile(ast.Module([node], []), "", "exec", dont_inherit=True).co_consts
+        body = BODIES.get(digest(node))
+        if body is None or not _is_of_its_file(function):
+            return None
     except (OSError, TypeError, ValueError, SyntaxError, RecursionError):
         return None
-    # A file that was changed since it was imported does not say what runs.
-    runs, read = function.__code__, next(c for c in compiled if isinstance(c, CodeType))
-    if (runs.co_code, runs.co_names) != (read.co_code, read.co_names):
-        return None
     # A method of its own may do anything to the layer.
-    if any(hasattr(cls, name) for name in attributes(node) if name != "training"):
-        return None
-    return BODIES.get(digest(node))
+    own = any(hasattr(cls, name) for name in attributes(node) if name != "training")
+    return None if own else body
+
+
+def _is_of_its_file(function: FunctionType) -> bool:
+    """Whether a function is what its file says now: it may have changed since it was imported."""
+    file = function.__code__.co_filename
+    codes = [compile("".join(linecache.getlines(file)), file, "exec", dont_inherit=True)]
+    for code in codes:
+        codes += (inner for inner in code.co_consts if isinstance(inner, CodeType))
+    return function.__code__ in codes
 
 
 def function_of(source: str) -> ast.FunctionDef:
