@@ -162,7 +162,8 @@ class Steps:
 
         def call(self_: Any, *args: Any, **kwargs: Any) -> Any:
             seen = models.get(id(self_))
-            if seen is None or not seen.decided:
+            # Without a cache it is trained or evaluated; its weights may be traced.
+            if (seen is None or not seen.decided) and (kwargs.get("cache") or any(args[1:2])):
                 self._decide(self_)
             return original(self_, *args, **kwargs)
 
