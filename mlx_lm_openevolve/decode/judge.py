@@ -22,13 +22,14 @@ import numpy as np
 from mlx.utils import tree_flatten
 from mlx_lm.models.cache import can_trim_prompt_cache, trim_prompt_cache
 
+from .. import ops
 from ..bench.worker import distance, empty_cache, vocabulary
 from ..device import Device, fingerprint
 from ..errors import GateTimeout
 from ..gate import timing
 from ..gate.speed import even
 from ..kernels.verdict import FASTER, STEP, Verdict, gate_version
-from ..runtime.patch import MethodPatch, installed
+from ..runtime.patch import MethodPatch, Replacement, installed, patches_of
 from .merge import Merged
 from .steps import MERGED, Steps
 from .structure import slug, structure
@@ -163,16 +164,18 @@ def _errors(got: Outcome, exact: Outcome) -> dict[str, float]:
     return {"logits": distance(got[0], exact[0]), "caches": max(caches, default=0.0)}
 
 
-def _in_float32() -> list[MethodPatch]:
-    """The model in float32 on the same weights: what comes out of an embedding decides the dtype of
-    all that follows."""
+def _in_float32() -> list[Replacement]:
+    """The model in float32 on the same weights, packed ones dequantised: what comes out of an
+    embedding decides the dtype of all that follows."""
     from mlx.nn.layers.embedding import Embedding
     from mlx.nn.layers.quantized import QuantizedEmbedding
 
     def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
         return lambda *given: original(*given).astype(mx.float32)
 
-    return [MethodPatch(cls, "__call__", wrap) for cls in (Embedding, QuantizedEmbedding)]
+    linear = ops.get("linear")
+    embeddings = [MethodPatch(cls, "__call__", wrap) for cls in (Embedding, QuantizedEmbedding)]
+    return [*embeddings, *patches_of(linear, linear.exact)]
 
 
 @contextlib.contextmanager

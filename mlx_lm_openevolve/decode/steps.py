@@ -9,7 +9,6 @@ Where no verdict of this chip accepts the structure, all that changes is one loo
 from __future__ import annotations
 
 import contextlib
-import logging
 import threading
 import weakref
 from collections import Counter
@@ -29,8 +28,6 @@ from .merge import Merges
 from .structure import Layer, layers, rows_of, structure
 
 __all__ = ["MERGED", "Steps", "stored"]
-
-log = logging.getLogger("mlx_lm_openevolve")
 
 MERGED = "merged-products"  # what is judged
 MAX_DECIDED = 16  # times that one model is looked at: weights that change ever again are left alone
@@ -79,8 +76,8 @@ class Steps:
         return self._hook is not None
 
     def install(self) -> None:
-        """Replace `__call__` of every class that mlx-lm loads models as: `Model`, in a module of
-        its own; also of those that are defined from now on."""
+        """Replace `__call__` of the classes by whose name mlx-lm loads models, `Model`; also of
+        those that are defined from now on."""
         if self.installed:
             return
         defined: Any = self._defined
@@ -195,23 +192,21 @@ class Steps:
             if not seen.rows:
                 self._separate(model)
                 return
-            for layer in layers(model, self.bodies):
-                if not layer.reason and not self._merge(layer, seen.rows, id(model)):
-                    seen.reason = "its weights are traced, or memory holds no copy of a layer"
+            try:
+                for layer in layers(model, self.bodies):
+                    if not layer.reason:
+                        self._merge(layer, seen.rows, id(model))
+            except (ValueError, RuntimeError, MemoryError) as error:
+                # They are traced, or memory holds no copy of a layer: the next call tries again.
+                seen.decided, seen.reason = False, f"not all is merged: {error}"
 
-    def _merge(self, layer: Layer, rows: set[int], owner: int) -> bool:
+    def _merge(self, layer: Layer, rows: set[int], owner: int) -> None:
         known = self.merges.of.get(id(layer.module))
-        if known is not None and known.of(layer.module):
-            return True
-        try:
+        if known is None or not known.of(layer.module):
             self.merges.add(layer.module, layer.body.products, rows, owner)
-        except (ValueError, RuntimeError, MemoryError) as error:
-            log.info("%s is left as it is: %s", layer.path, error)
-            return False
-        cls = type(layer.module)
-        self._replace(cls, self.merges.wrap)
-        self.bodies[vars(cls)["__call__"]] = layer.body
-        return True
+            cls = type(layer.module)
+            self._replace(cls, self.merges.wrap)
+            self.bodies[vars(cls)["__call__"]] = layer.body
 
     def _separate(self, model: Any) -> None:
         for module in model.modules():
