@@ -21,7 +21,7 @@ import mlx.core as mx
 from mlx.nn.layers.linear import Linear
 from mlx.nn.layers.quantized import QuantizedLinear
 
-__all__ = ["Merged", "Merges", "why_not"]
+__all__ = ["Merged", "Merges", "release", "why_not"]
 
 # What is joined, with all that such a layer may hold.
 _KEYS: dict[Any, set[str]] = {
@@ -29,6 +29,15 @@ _KEYS: dict[Any, set[str]] = {
     QuantizedLinear: {"weight", "scales", "biases", "bias"},
 }
 _PACKING = ("bits", "group_size", "mode")
+_SPARE = (
+    256 << 20
+)  # bytes that MLX may keep of what was let go; to give back every layer's takes time
+
+
+def release(spare: int = 0) -> None:
+    """Let MLX give back what it keeps for arrays to come, where that is more than so many bytes."""
+    if mx.get_cache_memory() > spare:
+        mx.clear_cache()
 
 
 def why_not(layer: Any, names: Sequence[str]) -> str:
@@ -132,7 +141,7 @@ class Merges:
         key = id(layer)
         self.of.pop(key, None)
         merged = Merged(layer, names, rows, owner)
-        mx.clear_cache()  # the separate arrays, which no one holds now
+        release(_SPARE)  # the separate arrays, which no one holds now
 
         known = weakref.ref(merged)
 
@@ -152,7 +161,7 @@ class Merges:
             del self.of[id(layer)]
             merged.undo(layer)
             del merged
-            mx.clear_cache()
+            release(_SPARE)
 
     def wrap(self, original: Callable[..., Any]) -> Callable[..., Any]:
         """A `__call__(layer, x, ...)` that runs the very same body, with the parts of one product

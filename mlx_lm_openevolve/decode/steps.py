@@ -24,7 +24,7 @@ from ..runtime.holders import model_classes
 from ..runtime.info import ModelInfo
 from ..runtime.patch import MethodPatch
 from .bodies import Body
-from .merge import Merges
+from .merge import Merges, release
 from .structure import Layer, layers, rows_of, structure
 
 __all__ = ["MERGED", "Steps", "stored"]
@@ -199,6 +199,7 @@ class Steps:
             except (ValueError, RuntimeError, MemoryError) as error:
                 # They are traced, or memory holds no copy of a layer: the next call tries again.
                 seen.decided, seen.reason = False, f"not all is merged: {error}"
+            release()
 
     def _merge(self, layer: Layer, rows: set[int], owner: int) -> None:
         known = self.merges.of.get(id(layer.module))

@@ -1,7 +1,6 @@
 """What a verdict on a whole model is about: its structure, and how many sequences it decodes.
 
-Two models of one structure differ in the values of their weights alone: the classes of all layers,
-where they stand, packing, shapes and dtypes are the same.
+Two models of one structure differ in the values of their weights alone.
 """
 
 from __future__ import annotations
@@ -53,19 +52,20 @@ def _held(layer: Layer) -> list[Any]:
 
 
 def structure(model: Any) -> str:
-    """Name of a model's structure: architecture, layers, dtype or packing, and 12 hex digits of
-    all that `structure` means."""
+    """Name of a model's structure: architecture, layers, dtype or packing, and 12 hex digits of the
+    classes of all layers, where they stand, their numbers, shapes and dtypes."""
     lines, packed, dtypes = [], Counter[str](), Counter[str]()
     for path, module in sorted(model.named_modules(), key=lambda item: str(item[0])):
         cls = type(module)
-        packing = [str(getattr(module, key, "")) for key in ("mode", "bits", "group_size")]
-        if "scales" in module:
-            packed["q{1}g{2}".format(*packing)] += module["weight"].size
+        numbers = {k: v for k, v in vars(module).items() if isinstance(v, int | float | str)}
         arrays = {key: a for key, a in module.items() if isinstance(a, mx.array)}
+        if "scales" in arrays and "bits" in numbers:
+            packed["q{bits}g{group_size}".format_map(numbers)] += arrays["weight"].size
         for array in arrays.values():
             dtypes[str(array.dtype).rpartition(".")[2]] += array.size
         held = [(key, a.shape, str(a.dtype)) for key, a in sorted(arrays.items())]
-        lines.append(repr((path, cls.__module__, cls.__qualname__, packing, held)))
+        said = [item for item in sorted(numbers.items()) if not item[0].startswith("_")]
+        lines.append(repr((path, cls.__module__, cls.__qualname__, said, held)))
     name = type(model).__module__.rpartition(".")[2].lower().replace("_", "")
     weights = (packed or dtypes).most_common(1)[0][0]
     digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:12]

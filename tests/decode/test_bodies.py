@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +28,17 @@ class MLP(nn.Module):
 """
 
 
-def installed() -> Iterator[tuple[str, str, ast.FunctionDef]]:
+@functools.cache
+def installed() -> list[tuple[str, str, ast.FunctionDef]]:
     """(module, class, `__call__`) of every class in the installed mlx-lm's models."""
-    folder = models_folder()
+    folder, found = models_folder(), []
     assert folder is not None
     for path in sorted(folder.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             for function in node.body if isinstance(node, ast.ClassDef) else ():
                 if isinstance(function, ast.FunctionDef) and function.name == "__call__":
-                    yield path.stem, node.name, function  # type: ignore[union-attr]
+                    found.append((path.stem, node.name, function))  # type: ignore[union-attr]
+    return found
 
 
 def test_how_many_classes_of_mlx_lm_are_known() -> None:

@@ -20,8 +20,8 @@ from mlx_lm_openevolve.cli.architectures import callers
 from mlx_lm_openevolve.decode.steps import Steps
 from mlx_lm_openevolve.decode.structure import layers, slug, structure
 
-# Both bodies that most share; norms over all heads, sinks, experts, hybrids, a model in a model.
-SAMPLE = {"falcon_h1", "gemma3", "gpt_oss", "llama", "olmo2", "qwen3_moe"}
+# Both bodies that most share; norms over all heads, sinks, experts, a model in a model.
+SAMPLE = {"gemma3", "gpt_oss", "llama", "olmo2", "qwen3_moe"}
 TOKENS = 20
 
 
