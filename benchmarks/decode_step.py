@@ -3,13 +3,13 @@
     python benchmarks/decode_step.py [--shape qwen3-0.6b] [--bits 4] [--cases 8x2048 1x1024]
                                      [--steps 24]
 
-Five arms in one process, twice: stock, patched (kernels alone), merged (products alone), both, and
-with attention left out (its result is the queries: then MLX leaves out what fed the caches as well,
-so this is more than any kernel can save). A step is pipelined as mlx-lm's own loops are. Launches
-are the operations of a step's graph that are more than another view of an array; memory is what is
-held, and the most while weights are merged. With PyTorch for CUDA, CUPTI also counts the GPU's
-kernels and the time in which it was busy: what is far below the step is not the bound. For
-intervals: step_ratio.py.
+Six arms in one process, twice: stock, patched (kernels alone), merged (products alone), gate-up (of
+these two alone), both (kernels and all products), and with attention left out (its result is the
+queries: then MLX leaves out what fed the caches as well, so this is more than any kernel can save).
+A step is pipelined as mlx-lm's own loops are. Launches are the operations of a step's graph that
+are more than another view of an array; memory is what is held, and the most while weights are
+merged. With PyTorch for CUDA, CUPTI also counts the GPU's kernels and the time in which it was
+busy: what is far below the step is not the bound. For intervals: step_ratio.py.
 """
 
 from __future__ import annotations
@@ -31,12 +31,13 @@ from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm_openevolve import get_optimization_info, optimizations
 from mlx_lm_openevolve.bench import command as bench
 from mlx_lm_openevolve.bench import model_configs as shapes
-from mlx_lm_openevolve.decode.steps import Steps
+from mlx_lm_openevolve.decode.steps import ALL, GATE_UP, Steps
 from mlx_lm_openevolve.decode.structure import slug, structure
+from mlx_lm_openevolve.ops.base import next_pow2
 from mlx_lm_openevolve.runtime.api import families
 from mlx_lm_openevolve.runtime.patch import Patch
 
-ARMS = ("stock", "patched", "merged", "both", "left out")
+ARMS = ("stock", "patched", "merged", "gate-up", "both", "left out")
 WARM = 4
 # Operations that move nothing: what they make is another view.
 VIEWS = (
@@ -46,9 +47,9 @@ VIEWS = (
 
 
 @contextlib.contextmanager
-def merged(model: Any, batch: int) -> Iterator[Steps]:
-    """A model with merged products, whatever any verdict says."""
-    steps = Steps([slug(structure(model), 1 << (batch - 1).bit_length())])
+def merged(model: Any, batch: int, what: str) -> Iterator[Steps]:
+    """A model with merged products (of MERGED), whatever any verdict says."""
+    steps = Steps({slug(structure(model), next_pow2(batch)): what})
     steps.install()
     try:
         steps.merge(model)
@@ -70,13 +71,14 @@ def launches(model: Any, cache: list[Any], token: mx.array) -> int:
 
 @contextlib.contextmanager
 def arm(name: str, model: Any = None, batch: int = 1) -> Iterator[None]:
-    """mlx-lm as it is, patched, merged, both, or without attention."""
-    if name in ("patched", "merged", "both"):
+    """mlx-lm as it is, patched, merged in two ways, both, or without attention."""
+    if name in ("patched", "merged", "gate-up", "both"):
         with contextlib.ExitStack() as stack:
-            if name != "merged":
+            if name in ("patched", "both"):
                 stack.enter_context(optimizations(ops=families()))
             if name != "patched":
-                stack.enter_context(merged(model, batch))
+                what = GATE_UP if name == "gate-up" else ALL
+                stack.enter_context(merged(model, batch, what))
             yield
     elif name == "left out":
         name = "scaled_dot_product_attention"
@@ -176,7 +178,7 @@ def main() -> None:
                 flush=True,
             )
         try:
-            for name in ARMS[:4]:
+            for name in ARMS[:-1]:
                 with arm(name, model, batch):
                     print(name, on_the_gpu(model, cache, token, 6), flush=True)
         except (ImportError, RuntimeError, AssertionError) as error:

@@ -1,7 +1,7 @@
 """A decode step, stock against patched, step by step in turns: for differences of a percent.
 
     python benchmarks/step_ratio.py [--shape llama-3.2-1b] [--bits 4] [--ops attention,linear]
-                                    [--merged] [--batch 1 4 8] [--length 1024]
+                                    [--merged merged-products] [--batch 1 4 8] [--length 1024]
                                     [--half-width 0.02] [--seconds 60] [--backend cuda] [-o FILE]
 
 One process, one model, one cache a batch. Blocks of four steps, A B B A or B A A B by turns;
@@ -30,11 +30,12 @@ from mlx.nn.layers import quantized
 import mlx_lm_openevolve
 from mlx_lm_openevolve import ops
 from mlx_lm_openevolve.bench import model_configs
-from mlx_lm_openevolve.decode.steps import Steps
+from mlx_lm_openevolve.decode.steps import MERGED, Steps
 from mlx_lm_openevolve.decode.structure import layers, slug, structure
 from mlx_lm_openevolve.device import detect, fingerprint
 from mlx_lm_openevolve.intervals import median_interval
 from mlx_lm_openevolve.kernels.verdict import gate_version
+from mlx_lm_openevolve.ops.base import next_pow2
 
 CONFIDENCE = 0.99
 WARM = 16
@@ -63,7 +64,7 @@ def arms(
 def measure(model: Any, batch: int, options: argparse.Namespace) -> dict[str, Any]:
     steps = None
     if options.merged:
-        steps = Steps([slug(structure(model), 1 << (batch - 1).bit_length())])
+        steps = Steps({slug(structure(model), next_pow2(batch)): options.merged})
     placed = arms(model, steps, options)
     cache, token = prefilled(model, batch, options.length)
 
@@ -114,7 +115,7 @@ def main() -> None:
     parser.add_argument("--shape", default="llama-3.2-1b")
     parser.add_argument("--bits", default="", choices=("", *model_configs.BITS))
     parser.add_argument("--ops", help="families to switch on")
-    parser.add_argument("--merged", action="store_true", help="merge products in B")
+    parser.add_argument("--merged", choices=MERGED, help="merge products in B")
     parser.add_argument("--batch", type=int, nargs="+", default=[1])
     parser.add_argument("--length", type=int, default=1024)
     parser.add_argument("--half-width", type=float, default=0.02)

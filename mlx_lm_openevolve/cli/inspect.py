@@ -271,7 +271,7 @@ def status(options: argparse.Namespace, out: Console) -> Result:
         "step": {
             "on": STEP in on,
             "accepted_here": sorted(
-                slug for slug, v in stored(device, registries()).items() if v.accepted
+                {v.workload for v in stored(device, registries()) if v.accepted}
             ),
         },
         "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
@@ -321,7 +321,7 @@ def block(facts: dict[str, Any], calls: Callers) -> list[str]:
         rows.append((name, f"{state}; replaces {', '.join(row['replaces'])}"))
     step = facts["step"]
     count = len(step["accepted_here"])
-    text = f"products merged in models of {count} structures that are proven here"
+    text = f"products merged in {count} kinds of steps that are proven here"
     rows.append(("step", text if step["on"] else "off"))
     rows += [("set", f"{name}={value}") for name, value in facts["variables"].items()]
     rows += _architectures(calls)

@@ -31,7 +31,7 @@ from ..gate.speed import even
 from ..kernels.verdict import FASTER, STEP, Verdict, gate_version
 from ..runtime.patch import MethodPatch, Replacement, installed, patches_of
 from .merge import Merged
-from .steps import MERGED, Steps
+from .steps import ALL, Steps
 from .structure import slug, structure
 
 __all__ = ["MULTIPLE", "judge"]
@@ -51,14 +51,21 @@ Outcome = tuple[mx.array, list[mx.array], list[Any]]  # logits, caches, and the 
 
 
 def judge(
-    model: Any, batch: int, device: Device, seconds: float, *, length: int = 1024, seed: int = 0
+    model: Any,
+    batch: int,
+    device: Device,
+    seconds: float,
+    what: str = ALL,
+    *,
+    length: int = 1024,
+    seed: int = 0,
 ) -> Verdict | None:
-    """The verdict on decoding `batch` sequences of `length` tokens with merged products; None where
-    no layer of the model has any. On the host nothing is timed. The model is as it was afterwards.
+    """The verdict on decoding `batch` sequences of `length` tokens with `what` of MERGED; None
+    where no layer of the model has any. On the host nothing is timed. The model is as it was afterwards.
     Raises what the model raises, and GateTimeout where `seconds` hold too few steps, or uneven
     ones."""
     name = slug(structure(model), batch)
-    steps = Steps([name])
+    steps = Steps({name: what})
     prompt = np.random.default_rng(seed).integers(0, vocabulary(model), (batch, length))
     with installed([steps]):
         steps.merge(model)
@@ -70,7 +77,7 @@ def judge(
         if correct and device.backend != "host":
             faster, reason, timed, samples = _faster(model, steps, mx.array(prompt), seconds, seed)
     return Verdict(
-        kernel=MERGED,
+        kernel=what,
         params={},
         workload=name,
         correct=correct,

@@ -12,7 +12,7 @@ import contextlib
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from mlx.nn.layers.base import Module
@@ -27,22 +27,21 @@ from .bodies import Body
 from .merge import Merges, release
 from .structure import Layer, layers, rows_of, structure
 
-__all__ = ["MERGED", "Steps", "stored"]
+__all__ = ["ALL", "GATE_UP", "MERGED", "Steps", "stored"]
 
-MERGED = "merged-products"  # what is judged
+# What is judged, the first before the second: all products that can be one, or these alone. With
+# several rows the parts of a product do not lie together, and norm and rope copy them.
+ALL, GATE_UP = "merged-products", "merged-gate-up"
+MERGED: dict[str, tuple[str, ...] | None] = {ALL: None, GATE_UP: ("gate_proj", "up_proj")}
 MAX_DECIDED = 16  # times that one model is looked at: weights that change ever again are left alone
 NO_VERDICT = "no verdict of this chip accepts it: `tune` makes one"
 
 
-def stored(device: Device, registries: Sequence[Registry]) -> dict[str, Verdict]:
-    """The verdicts on steps that count on this device, the best for each slug."""
+def stored(device: Device, registries: Sequence[Registry]) -> list[Verdict]:
+    """The verdicts on steps that count on this device, of each registry the best first."""
     here = fingerprint(device, gate_version(STEP), evidence=False)
-    found: dict[str, Verdict] = {}
-    for registry in registries:
-        for verdict in registry.about(device.slug, STEP):
-            if verdict.kernel == MERGED and verdict.counts_for(here):
-                found.setdefault(verdict.workload, verdict)
-    return found
+    found = (verdict for registry in registries for verdict in registry.about(device.slug, STEP))
+    return [v for v in found if v.kernel in MERGED and v.counts_for(here)]
 
 
 class _Seen:
@@ -52,18 +51,19 @@ class _Seen:
         self.model = weakref.ref(model)
         self.decided, self.times = False, 0
         self.structure = ""
-        self.rows: set[int] = set()
+        self.rows: dict[int, str] = {}
         self.reason = NO_VERDICT
 
 
 class Steps:
-    """Merged products in this process. Thread-safe. accepted: slugs with a verdict that says so.
+    """Merged products in this process. Thread-safe. accepted: by its slug what of MERGED a verdict
+    accepts.
 
     A replacement as those of runtime/patch.py are: `install`, `restore`, `installed`, `unreached`.
     """
 
-    def __init__(self, accepted: Sequence[str]) -> None:
-        self.accepted = frozenset(accepted)
+    def __init__(self, accepted: Mapping[str, str]) -> None:
+        self.accepted = dict(accepted)
         self.merges = Merges(self._changed)
         self.bodies: dict[Any, Body | None] = {}
         self._seen: dict[int, _Seen] = {}  # by the model's id, while it lives
@@ -194,8 +194,10 @@ class Steps:
                 return
             try:
                 for layer in layers(model, self.bodies):
-                    if not layer.reason:
-                        self._merge(layer, seen.rows, id(model))
+                    names = layer.body.products
+                    rows = {n for n, what in seen.rows.items() if MERGED[what] in (None, names)}
+                    if rows and not layer.reason:
+                        self._merge(layer, rows, id(model))
             except (ValueError, RuntimeError, MemoryError) as error:
                 # They are traced, or memory holds no copy of a layer: the next call tries again.
                 seen.decided, seen.reason = False, f"not all is merged: {error}"

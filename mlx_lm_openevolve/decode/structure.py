@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -77,8 +77,8 @@ def slug(structure: str, batch: int) -> str:
     return f"step-b{batch}-{structure}"
 
 
-def rows_of(structure: str, accepted: Collection[str]) -> set[int]:
-    """For how many rows of an input verdicts hold, of those by their slug: one for a batch speaks
+def rows_of(structure: str, accepted: Mapping[str, str]) -> dict[int, str]:
+    """What is accepted for how many rows of an input, of that by slug: a verdict for a batch speaks
     for all above the next lower power of two."""
-    batches = [n for n in (1, 2, 4, 8, 16, 32, 64) if slug(structure, n) in accepted]
-    return {rows for n in batches for rows in range(n // 2 + 1, n + 1)}
+    batches = {n: accepted.get(slug(structure, n)) for n in (1, 2, 4, 8, 16, 32, 64)}
+    return {rows: what for n, what in batches.items() if what for rows in range(n // 2 + 1, n + 1)}

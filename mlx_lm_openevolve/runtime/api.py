@@ -352,8 +352,8 @@ def _prepare(
     patches = {r.op.name: patches_of(r.op, r.wrap) for r in dispatcher.routers}
     steps = None
     if only is None and STEP in switched_on(ops):
-        found = stored(plans.device, plans.registries)
-        steps = Steps([slug for slug, verdict in found.items() if plans.serves(verdict)])
+        found = filter(plans.serves, stored(plans.device, plans.registries))
+        steps = Steps({verdict.workload: verdict.kernel for verdict in reversed([*found])})
         patches[STEP] = [steps]
     return _Session(patches, dispatcher, steps)
 

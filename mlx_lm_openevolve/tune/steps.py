@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from ..backends.trouble import machines
 from ..decode.judge import judge
-from ..decode.steps import stored
+from ..decode.steps import MERGED, stored
 from ..decode.structure import slug, structure
 from ..errors import GateTimeout, MachineError
 from ..kernels.verdict import Verdict
@@ -40,28 +40,36 @@ class StepRow(NamedTuple):
 def decide_steps(
     model: Any, batches: Sequence[int], planner: Planner, end: float
 ) -> Iterator[StepRow]:
-    """A row for each number of sequences, rounded up to a power of two, until `end`
-    (time.monotonic). Every verdict is stored as soon as it is made. Raises RegistryError."""
-    known = stored(planner.device, planner.registries)
+    """Rows for each number of sequences, rounded up to a power of two: one for each of MERGED until
+    one serves, or `end` (time.monotonic). Every verdict is stored as soon as it is made. Raises
+    RegistryError."""
+    found = stored(planner.device, planner.registries)
+    known = {(verdict.workload, verdict.kernel): verdict for verdict in reversed(found)}
     for batch in sorted({next_pow2(n) for n in batches}):
         name = slug(structure(model), batch)
-        old = known.get(name)
-        if old is not None and not old.ask_again:
-            yield StepRow(name, old.reason, old)
-            continue
-        left = end - time.monotonic()
-        if left < LEAST:
-            yield StepRow(name, "the budget was spent", old)
-            continue
-        try:
-            with machines():
-                verdict = judge(model, batch, planner.device, min(left, _MOST))
-        except (GateTimeout, MachineError) as error:
-            yield StepRow(name, str(error), old)
-            continue
-        if verdict is None:
-            yield StepRow(name, "no layer whose products could be one is recognised")
-            continue
-        verdict = replace(verdict, asked=1 + (old.asked if old else 0))
-        planner.user.publish(planner.device.slug, verdict)
-        yield StepRow(name, verdict.reason, verdict)
+        for what in MERGED:
+            row = _decide(model, batch, what, planner, end, known.get((name, what)))
+            yield StepRow(name, f"{what}: {row[0]}", row[1])
+            if row[1] is None or planner.serves(row[1]):
+                break
+
+
+def _decide(
+    model: Any, batch: int, what: str, planner: Planner, end: float, old: Verdict | None
+) -> tuple[str, Verdict | None]:
+    """(reason, verdict) on one of MERGED."""
+    if old is not None and not old.ask_again:
+        return old.reason, old
+    left = end - time.monotonic()
+    if left < LEAST:
+        return "the budget was spent", old
+    try:
+        with machines():
+            verdict = judge(model, batch, planner.device, min(left, _MOST), what)
+    except (GateTimeout, MachineError) as error:
+        return str(error), old
+    if verdict is None:
+        return "no layer whose products could be one is recognised", None
+    verdict = replace(verdict, asked=1 + (old.asked if old else 0))
+    planner.user.publish(planner.device.slug, verdict)
+    return verdict.reason, verdict

@@ -17,7 +17,7 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from mlx_lm_openevolve.decode import judge as gate
 from mlx_lm_openevolve.decode.judge import MUTANTS, judge
-from mlx_lm_openevolve.decode.steps import Steps, stored
+from mlx_lm_openevolve.decode.steps import ALL, MERGED, Steps, stored
 from mlx_lm_openevolve.decode.structure import slug, structure
 from mlx_lm_openevolve.device import detect
 from mlx_lm_openevolve.errors import GateTimeout
@@ -150,7 +150,7 @@ def test_what_the_clock_says_decides(
 def test_the_arms_are_stock_and_merged_and_the_cache_stays(
     model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    steps = Steps([slug(structure(model), 1)])
+    steps = Steps({slug(structure(model), 1): ALL})
     with gate.installed([steps]):
         steps.merge(model)
         cache = make_prompt_cache(model)
@@ -178,18 +178,19 @@ def test_every_verdict_is_stored_and_noise_is_asked_again(
     planner = Planner(HOST, registries())
     end = time.monotonic() + 1e3
     rows = list(decide_steps(model, [1, 1], planner, end))
-    assert [row.slug for row in rows] == [slug(structure(model), 1)]
+    assert [row.slug for row in rows] == [slug(structure(model), 1)] * 2
+    assert [row.verdict and row.verdict.kernel for row in rows] == [*MERGED]
     assert all(row.verdict and row.verdict.correct for row in rows)
-    assert set(stored(HOST, [Registry(home)])) == {row.slug for row in rows}
+    assert {v.kernel for v in stored(HOST, [Registry(home)])} == {*MERGED}
     monkeypatch.setattr("mlx_lm_openevolve.tune.steps.judge", wrong)
     assert list(decide_steps(model, [1], planner, end)) == rows
     spent = list(decide_steps(model, [2], planner, time.monotonic()))
-    assert [row.reason for row in spent] == ["the budget was spent"]
+    assert [row.reason for row in spent] == [f"{ALL}: the budget was spent"]
 
     timed = {**pair(1.03, 1.0, 1.1).to_json()}
     noisy = replace(rows[0].verdict, faster=False, timing=timed)  # type: ignore[type-var]
     planner.user.publish(HOST.slug, noisy)
     monkeypatch.setattr("mlx_lm_openevolve.tune.steps.judge", lambda *_: noisy)
-    (again,) = decide_steps(model, [1], planner, end)
+    again = next(decide_steps(model, [1], planner, end))
     assert again.verdict is not None
     assert again.verdict.asked == 2

@@ -20,7 +20,7 @@ from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.tuner.utils import linear_to_lora_layers, load_adapters
 
 from mlx_lm_openevolve.decode.merge import Merged, Merges, why_not
-from mlx_lm_openevolve.decode.steps import Steps
+from mlx_lm_openevolve.decode.steps import ALL, Steps
 from mlx_lm_openevolve.decode.structure import slug, structure
 
 QKV = ("q_proj", "k_proj", "v_proj")
@@ -65,7 +65,7 @@ def merging() -> Iterator[Any]:
     made = []
 
     def merge(model: Any, batch: int = 1) -> Steps:
-        steps = Steps([slug(structure(model), n) for n in (1, batch)])
+        steps = Steps({slug(structure(model), n): ALL for n in (1, batch)})
         made.append(steps)
         steps.install()
         steps.merge(model)

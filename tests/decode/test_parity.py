@@ -17,7 +17,7 @@ from mlx_lm.models.cache import can_trim_prompt_cache, make_prompt_cache, trim_p
 
 from mlx_lm_openevolve.bench.worker import empty_cache
 from mlx_lm_openevolve.cli.architectures import callers
-from mlx_lm_openevolve.decode.steps import Steps
+from mlx_lm_openevolve.decode.steps import ALL, Steps
 from mlx_lm_openevolve.decode.structure import layers, slug, structure
 
 # Both bodies that most share; norms over all heads, sinks, experts, a model in a model.
@@ -53,7 +53,7 @@ def test_merged_is_stock(architecture: str, packed: bool) -> None:
     except (RuntimeError, TypeError, ValueError) as error:
         pytest.skip(f"stock itself does not run: {error}")
     able = [layer for layer in layers(model, {}) if not layer.reason]
-    steps = Steps([slug(structure(model), n) for n in (1, 4)])
+    steps = Steps({slug(structure(model), n): ALL for n in (1, 4)})
     steps.install()
     try:
         for batch, (tokens, states) in stock.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from mlx_lm.generate import generate_step
 from mlx_lm.models.cache import make_prompt_cache, trim_prompt_cache
 
 import mlx_lm_openevolve as package
-from mlx_lm_openevolve.decode.steps import MAX_DECIDED, MERGED, Steps
+from mlx_lm_openevolve.decode.steps import ALL, GATE_UP, MAX_DECIDED, Steps
 from mlx_lm_openevolve.decode.structure import rows_of, slug, structure
 from mlx_lm_openevolve.device import detect, fingerprint
 from mlx_lm_openevolve.kernels.registry import Registry
@@ -26,13 +27,13 @@ from mlx_lm_openevolve.kernels.verdict import STEP, Verdict, gate_version
 PROMPT = mx.arange(1, 20)
 
 
-def accept(home: Path, model: Any, *batches: int, gate: str | None = None) -> None:
+def accept(home: Path, model: Any, *batches: int, what: str = ALL, gate: str | None = None) -> None:
     """Verdicts that say "correct" of a model's structure on the host."""
     device = detect("host")
     for batch in batches:
         stamp = fingerprint(device, gate or gate_version(STEP))
         name = slug(structure(model), batch)
-        verdict = Verdict(MERGED, {}, name, True, None, "correct", stamp, kind=STEP)
+        verdict = Verdict(what, {}, name, True, None, "correct", stamp, kind=STEP)
         Registry(home).publish(device.slug, verdict)
 
 
@@ -178,7 +179,7 @@ def test_two_models_and_two_threads(home: Path, model: Any) -> None:
 
 @pytest.fixture
 def steps(model: Any) -> Iterator[Steps]:
-    made = Steps([slug(structure(model), 1)])
+    made = Steps({slug(structure(model), 1): ALL})
     made.install()
     yield made
     made.restore()
@@ -249,7 +250,29 @@ def test_a_structure_is_all_but_the_values(model: Any) -> None:
 
 
 def test_one_verdict_speaks_for_the_rows_above_the_next_lower_power() -> None:
-    slugs = {slug("x", 1), slug("x", 8), slug("y", 2)}
-    assert rows_of("x", slugs) == {1, 5, 6, 7, 8}
-    assert rows_of("y", slugs) == {2}
-    assert rows_of("z", slugs) == set()
+    accepted = {slug("x", 1): ALL, slug("x", 8): GATE_UP, slug("y", 2): ALL}
+    assert rows_of("x", accepted) == {1: ALL, **dict.fromkeys((5, 6, 7, 8), GATE_UP)}
+    assert rows_of("y", accepted) == {2: ALL}
+    assert rows_of("z", accepted) == {}
+
+
+def test_what_is_merged_is_what_was_accepted_for_so_many_rows(home: Path, model: Any) -> None:
+    accept(home, model, 1)
+    accept(home, model, 2, what=GATE_UP)
+    enable()
+    said(model)
+    steps = package.runtime.api._active.steps  # type: ignore[union-attr]
+    sizes = {
+        kind: steps.merges.of[id(getattr(model.layers[0], kind))].sizes
+        for kind in ("self_attn", "mlp")
+    }
+    assert sizes == {"self_attn": {256}, "mlp": {256, 512}}
+    # The best of several verdicts on one slug, those that do not serve aside.
+    accept(home, model, 2)
+    registry, device = Registry(home), detect("host")
+    worse = registry.about(device.slug, STEP)[0]
+    registry.publish(device.slug, replace(worse, workload=slug(structure(model), 1), correct=False))
+    package.disable_optimizations()
+    enable()
+    said(model)
+    assert row(model)["rows"] == [2]

@@ -17,7 +17,7 @@ from samples import shipped_in_metal, store_correct
 import mlx_lm_openevolve
 from mlx_lm_openevolve.backends.metal import fitting
 from mlx_lm_openevolve.cli.main import main
-from mlx_lm_openevolve.decode.steps import MERGED
+from mlx_lm_openevolve.decode.steps import ALL
 from mlx_lm_openevolve.decode.structure import slug, structure
 from mlx_lm_openevolve.device import detect, fingerprint
 from mlx_lm_openevolve.errors import GateTimeout, MachineError
@@ -285,12 +285,12 @@ def test_whole_steps_are_judged_once(
     """On a GPU, and where steps are switched on; here it is one by name alone."""
     gpu, asked = replace(detect("host"), backend="cuda"), []
 
-    def judged(model: Any, batch: int, device: Any, seconds: float) -> Verdict:
-        asked.append((batch, device, seconds <= 12))
+    def judged(model: Any, batch: int, device: Any, seconds: float, what: str) -> Verdict:
+        asked.append((batch, what, seconds <= 12))
         name = slug(structure(model), batch)
         stamp = fingerprint(device, gate_version(STEP))
         timed = {"ratio": 1.2, "low": 1.1, "high": 1.3}
-        return Verdict(MERGED, {}, name, True, True, "faster", stamp, timing=timed, kind=STEP)
+        return Verdict(what, {}, name, True, True, "faster", stamp, timing=timed, kind=STEP)
 
     monkeypatch.setattr(command, "detect", lambda backend=None: gpu)
     monkeypatch.setattr("mlx_lm_openevolve.tune.steps.judge", judged)
@@ -300,7 +300,7 @@ def test_whole_steps_are_judged_once(
         steps = json.loads(capsys.readouterr().out.splitlines()[-1])["steps"]
         assert [row["workload"].split("-")[1] for row in steps] == ["b1", "b4"]
         assert {row["verdict"]["status"] for row in steps} == {"accepted"}
-        assert asked == [(1, gpu, True), (4, gpu, True)]
+        assert asked == [(1, ALL, True), (4, ALL, True)]
     assert (
         main([*words[:3], "--ops", "attention", "--context", "8", "--budget", "1s", "--json"]) == 0
     )
