@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import mlx.core as mx
@@ -22,14 +22,13 @@ import numpy as np
 from mlx.utils import tree_flatten
 from mlx_lm.models.cache import can_trim_prompt_cache, trim_prompt_cache
 
-from .. import ops
-from ..bench.worker import distance, empty_cache, vocabulary
+from ..bench.worker import distance, empty_cache, in_float32, vocabulary
 from ..device import Device, fingerprint
 from ..errors import GateTimeout
 from ..gate import timing
 from ..gate.speed import even
 from ..kernels.verdict import FASTER, STEP, Verdict, gate_version
-from ..runtime.patch import MethodPatch, Replacement, installed, patches_of
+from ..runtime.patch import installed
 from .merge import Merged
 from .steps import ALL, Steps
 from .structure import slug, structure
@@ -61,9 +60,9 @@ def judge(
     seed: int = 0,
 ) -> Verdict | None:
     """The verdict on decoding `batch` sequences of `length` tokens with `what` of MERGED; None
-    where no layer of the model has any. On the host nothing is timed. The model is as it was afterwards.
-    Raises what the model raises, and GateTimeout where `seconds` hold too few steps, or uneven
-    ones."""
+    where no layer of the model has any. On the host nothing is timed. The model is as it was
+    afterwards. Raises what the model raises, and GateTimeout where `seconds` hold too few steps,
+    or uneven ones."""
     name = slug(structure(model), batch)
     steps = Steps({name: what})
     prompt = np.random.default_rng(seed).integers(0, vocabulary(model), (batch, length))
@@ -98,7 +97,7 @@ def _right(
     """(errors, mutants, what is wrong)."""
     with steps.switched(on=False):
         stock = _decode(model, prompt)
-        with installed(_in_float32()):
+        with installed(in_float32()):
             exact = _decode(model, prompt, stock[2])
     own = _errors(stock, exact)
     limit = {key: MULTIPLE * error + _ROUNDING for key, error in own.items()}
@@ -169,20 +168,6 @@ def _errors(got: Outcome, exact: Outcome) -> dict[str, float]:
         return {"logits": float("inf"), "caches": float("inf")}
     caches = [distance(a.astype(mx.float32), b.astype(mx.float32)) for a, b in pairs if b.size]
     return {"logits": distance(got[0], exact[0]), "caches": max(caches, default=0.0)}
-
-
-def _in_float32() -> list[Replacement]:
-    """The model in float32 on the same weights, packed ones dequantised: what comes out of an
-    embedding decides the dtype of all that follows."""
-    from mlx.nn.layers.embedding import Embedding
-    from mlx.nn.layers.quantized import QuantizedEmbedding
-
-    def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda *given: original(*given).astype(mx.float32)
-
-    linear = ops.get("linear")
-    embeddings = [MethodPatch(cls, "__call__", wrap) for cls in (Embedding, QuantizedEmbedding)]
-    return [*embeddings, *patches_of(linear, linear.exact)]
 
 
 @contextlib.contextmanager
