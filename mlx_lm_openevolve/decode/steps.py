@@ -119,8 +119,12 @@ class Steps:
                 patch.install()
 
     def merge(self, model: Any) -> None:
-        """Merge a model's products now, as its first call would."""
-        self._decide(model)
+        """Merge a model's products now, as its first call would. Raises what merging raises."""
+        with self._lock:
+            seen = self._known(model)
+            seen.decided = True
+            self._apply(model, seen)
+            release()
 
     def info(self) -> dict[str, ModelInfo]:
         """The models that were called so far, by structure."""
@@ -159,9 +163,11 @@ class Steps:
 
         def call(self_: Any, *args: Any, **kwargs: Any) -> Any:
             seen = models.get(id(self_))
-            # Without a cache it is trained or evaluated; its weights may be traced.
-            if (seen is None or not seen.decided) and (kwargs.get("cache") or any(args[1:2])):
-                self._decide(self_)
+            if seen is None or not seen.decided:
+                # Without a cache it is trained or evaluated; its weights may be traced.
+                cache = args[1] if len(args) > 1 else kwargs.get("cache")
+                if cache is not None:
+                    self._decide(self_)
             return original(self_, *args, **kwargs)
 
         return call
@@ -171,12 +177,16 @@ class Steps:
         if seen is not None:
             seen.decided = False
 
+    def _known(self, model: Any) -> _Seen:
+        seen = self._seen.get(id(model))
+        if seen is None:
+            seen = self._seen[id(model)] = _Seen(model)
+            weakref.finalize(model, self._seen.pop, id(model), None)
+        return seen
+
     def _decide(self, model: Any) -> None:
         with self._lock:
-            seen = self._seen.get(id(model))
-            if seen is None:
-                seen = self._seen[id(model)] = _Seen(model)
-                weakref.finalize(model, self._seen.pop, id(model), None)
+            seen = self._known(model)
             if model.training:
                 return  # the next call asks again
             seen.decided, seen.times = True, seen.times + 1
@@ -186,22 +196,26 @@ class Steps:
                 seen.reason = "its weights change all the time"
                 self._separate(model)
                 return
-            seen.structure = structure(model)
-            seen.rows = rows_of(seen.structure, self.accepted)
-            seen.reason = "" if seen.rows else NO_VERDICT
-            if not seen.rows:
-                self._separate(model)
-                return
             try:
-                for layer in layers(model, self.bodies):
-                    names = layer.body.products
-                    rows = {n for n, what in seen.rows.items() if MERGED[what] in (None, names)}
-                    if rows and not layer.reason:
-                        self._merge(layer, rows, id(model))
-            except (ValueError, RuntimeError, MemoryError) as error:
-                # They are traced, or memory holds no copy of a layer: the next call tries again.
+                self._apply(model, seen)
+            except Exception as error:
+                # Weights are traced, memory holds no copy of a layer, or a model is of another
+                # make: it runs as ever, and the next call tries again.
                 seen.decided, seen.reason = False, f"not all is merged: {error}"
             release()
+
+    def _apply(self, model: Any, seen: _Seen) -> None:
+        seen.structure = structure(model)
+        seen.rows = rows_of(seen.structure, self.accepted)
+        seen.reason = "" if seen.rows else NO_VERDICT
+        if not seen.rows:
+            self._separate(model)
+            return
+        for layer in layers(model, self.bodies):
+            names = layer.body.products
+            rows = {n for n, what in seen.rows.items() if MERGED[what] in (None, names)}
+            if rows and not layer.reason:
+                self._merge(layer, rows, id(model))
 
     def _merge(self, layer: Layer, rows: set[int], owner: int) -> None:
         known = self.merges.of.get(id(layer.module))

@@ -63,7 +63,7 @@ def test_merged_steps_are_right_and_wrong_ones_are_told(
 
 def test_float32_is_float32_throughout() -> None:
     model = architectures.build("llama", mx.bfloat16)
-    with gate.installed(gate._in_float32()):
+    with gate.installed(gate.in_float32()):
         cache = make_prompt_cache(model)
         assert model(mx.array([[3]]), cache=cache).dtype == mx.float32
     assert {a.dtype for c in cache for a in gate._arrays(c.state)} == {mx.float32}

@@ -18,11 +18,13 @@ from mlx_lm.generate import generate_step
 from mlx_lm.models.cache import make_prompt_cache, trim_prompt_cache
 
 import mlx_lm_openevolve as package
+from mlx_lm_openevolve.bench import worker
 from mlx_lm_openevolve.decode.steps import ALL, GATE_UP, MAX_DECIDED, Steps
 from mlx_lm_openevolve.decode.structure import rows_of, slug, structure
 from mlx_lm_openevolve.device import detect, fingerprint
 from mlx_lm_openevolve.kernels.registry import Registry
 from mlx_lm_openevolve.kernels.verdict import STEP, Verdict, gate_version
+from mlx_lm_openevolve.runtime import session
 
 PROMPT = mx.arange(1, 20)
 
@@ -276,3 +278,34 @@ def test_what_is_merged_is_what_was_accepted_for_so_many_rows(home: Path, model:
     enable()
     said(model)
     assert row(model)["rows"] == [2]
+
+
+def test_bench_and_run_tell_of_merged_products(home: Path) -> None:
+    model = architectures.build("llama", mx.bfloat16)
+    settings = {"backend": "host", "require_faster": False, "gate": "stored", "ops": ["step"]}
+    task = {"kv_bits": 0, "settings": settings}
+    prompt = [list(range(12))]
+    assert worker.logits(model, prompt, task)["merged"] is False
+    accept(home, model, 1)
+    found = worker.logits(model, prompt, task)
+    assert found["merged"] is True
+    assert 1e-4 < found["patched"] <= 2 * found["stock"] < 0.1, "a whole model's rounding"
+    enable()
+    said(model, 2)
+    info = package.get_optimization_info()
+    told = session.totals([{"problem": "", **info}])
+    assert told["models"] == info["models"]
+    assert session.summary(told) == "the products of 4 layers merged"
+
+
+def test_what_goes_wrong_while_merging_is_no_concern_of_the_call(
+    model: Any, steps: Steps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stock = said(model, 2)
+    model.layers[0].mlp.up_proj.weight = model.layers[0].mlp.up_proj.weight + 0
+    with monkeypatch.context() as patch:
+        patch.setattr("mlx_lm_openevolve.decode.steps.layers", lambda *_: 1 / 0)
+        assert same(said(model, 2), stock)
+    assert "division by zero" in steps.info()[structure(model)]["reason"]
+    assert same(said(model, 2), stock)
+    assert steps.info()[structure(model)]["reason"] == ""
