@@ -29,9 +29,8 @@ _KEYS: dict[Any, set[str]] = {
     QuantizedLinear: {"weight", "scales", "biases", "bias"},
 }
 _PACKING = ("bits", "group_size", "mode")
-_SPARE = (
-    256 << 20
-)  # bytes that MLX may keep of what was let go; to give back every layer's takes time
+# Bytes that MLX may keep of what was let go: to give back each layer's by itself takes time.
+_SPARE = 256 << 20
 
 
 def release(spare: int = 0) -> None:
