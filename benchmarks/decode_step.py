@@ -1,17 +1,23 @@
 """Where the time of a decode step goes: the host builds the graph, hands it over, waits.
 
-    python benchmarks/decode_step.py [--shape qwen3-0.6b] [--cases 8x2048 1x1024] [--steps 24]
+    python benchmarks/decode_step.py [--shape qwen3-0.6b] [--bits 4] [--cases 8x2048 1x1024]
+                                     [--steps 24]
 
-Three arms in one process, twice: stock, patched, and with attention left out (its result is the
-queries: then MLX leaves out what fed the caches as well, so this is more than any kernel can
-save). A step is pipelined as mlx-lm's own loops are. With PyTorch for CUDA, CUPTI also counts the
-GPU's kernels and the time in which it was busy: what is far below the step is not the bound.
+Six arms in one process, twice: stock, patched (kernels alone), merged (products alone), gate-up (of
+these two alone), both (kernels and all products), and with attention left out (its result is the
+queries: then MLX leaves out what fed the caches as well, so this is more than any kernel can save).
+A step is pipelined as mlx-lm's own loops are. Launches are the operations of a step's graph that
+are more than another view of an array; memory is what is held, and the most while weights are
+merged. With PyTorch for CUDA, CUPTI also counts the GPU's kernels and the time in which it was
+busy: what is far below the step is not the bound. For intervals: step_ratio.py.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import io
+import re
 import statistics
 import time
 from collections.abc import Iterator
@@ -25,17 +31,54 @@ from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm_openevolve import get_optimization_info, optimizations
 from mlx_lm_openevolve.bench import command as bench
 from mlx_lm_openevolve.bench import model_configs as shapes
+from mlx_lm_openevolve.decode.steps import ALL, GATE_UP, Steps
+from mlx_lm_openevolve.decode.structure import slug, structure
+from mlx_lm_openevolve.ops.base import next_pow2
+from mlx_lm_openevolve.runtime.api import families
 from mlx_lm_openevolve.runtime.patch import Patch
 
-ARMS = ("stock", "patched", "left out")
+ARMS = ("stock", "patched", "merged", "gate-up", "both", "left out")
 WARM = 4
+# Operations that move nothing: what they make is another view.
+VIEWS = (
+    *("AsStrided", "Broadcast", "BroadcastAxes", "Copy", "ExpandDims", "Flatten", "Reshape"),
+    *("Slice", "Split", "Squeeze", "StopGradient", "Transpose", "Unflatten", "View"),
+)
 
 
 @contextlib.contextmanager
-def arm(name: str) -> Iterator[None]:
-    """mlx-lm as it is, patched, or without attention."""
-    if name == "patched":
-        with optimizations():
+def merged(model: Any, batch: int, what: str) -> Iterator[Steps]:
+    """A model with merged products (of MERGED), whatever any verdict says."""
+    steps = Steps({slug(structure(model), next_pow2(batch)): what})
+    steps.install()
+    try:
+        steps.merge(model)
+        yield steps
+    finally:
+        steps.restore()
+
+
+def launches(model: Any, cache: list[Any], token: mx.array) -> int:
+    """Operations of a step that launch something, as its graph says."""
+    for _ in range(2):  # what is decided at a first call is not a step's
+        mx.eval([c.state for c in cache])
+        out = mx.argmax(model(token[:, None], cache=cache)[:, -1], -1)
+    text = io.StringIO()
+    mx.export_to_dot(text, out)
+    mx.eval(out)
+    return sum(name not in VIEWS for name in re.findall(r'label ="(\w+)"', text.getvalue()))
+
+
+@contextlib.contextmanager
+def arm(name: str, model: Any = None, batch: int = 1) -> Iterator[None]:
+    """mlx-lm as it is, patched, merged in two ways, both, or without attention."""
+    if name in ("patched", "merged", "gate-up", "both"):
+        with contextlib.ExitStack() as stack:
+            if name in ("patched", "both"):
+                stack.enter_context(optimizations(ops=families()))
+            if name != "patched":
+                what = GATE_UP if name == "gate-up" else ALL
+                stack.enter_context(merged(model, batch, what))
             yield
     elif name == "left out":
         name = "scaled_dot_product_attention"
@@ -109,22 +152,34 @@ def on_the_gpu(model: Any, cache: list[Any], token: mx.array, count: int) -> str
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", choices=bench.SHAPES, default="qwen3-0.6b")
+    parser.add_argument("--bits", default="", choices=("", *shapes.BITS))
     parser.add_argument("--cases", nargs="+", default=["8x2048", "1x1024"], metavar="BxN")
     parser.add_argument("--steps", type=int, default=24)
     options = parser.parse_args()
-    model = shapes.build(options.shape)
+    model = shapes.build(options.shape, options.bits)
+    name_of = f"{options.shape} {options.bits or 'bfloat16'}"
     for case in options.cases:
-        cache, token = prefilled(model, *map(int, case.split("x")))
+        batch, length = map(int, case.split("x"))
+        cache, token = prefilled(model, batch, length)
         for name in ARMS * 2:
-            with arm(name):
+            mx.clear_cache()
+            mx.reset_peak_memory()
+            with arm(name, model, batch):
+                memory = f"{mx.get_active_memory() / 1e9:.3f} ({mx.get_peak_memory() / 1e9:.3f}) GB"
+                count = launches(model, cache, token)
                 found = steps(model, cache, token, options.steps)
                 rows = get_optimization_info()["workloads"].values()
-                hits = sum(row["hits"] for row in rows) if name == "patched" else 0
+                hits = sum(row["hits"] for row in rows)
             told = ", ".join(f"{key} {value:.2f}" for key, value in found.items())
-            print(f"{options.shape} {case} {name:8s} {told} ms; {hits} hits", flush=True)
+            rate = 1e3 * batch / found["step"]
+            print(
+                f"{name_of} {case} {name:8s} {told} ms; {rate:.0f} tokens/s, {count} launches,"
+                f" {memory}; {hits} hits",
+                flush=True,
+            )
         try:
-            for name in ARMS[:2]:
-                with arm(name):
+            for name in ARMS[:-1]:
+                with arm(name, model, batch):
                     print(name, on_the_gpu(model, cache, token, 6), flush=True)
         except (ImportError, RuntimeError, AssertionError) as error:
             print(f"no GPU times: {str(error).splitlines()[0]}")

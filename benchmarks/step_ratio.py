@@ -1,15 +1,16 @@
 """A decode step, stock against patched, step by step in turns: for differences of a percent.
 
     python benchmarks/step_ratio.py [--shape llama-3.2-1b] [--bits 4] [--ops attention,linear]
-                                    [--batch 1 4 8] [--length 1024] [--half-width 0.02]
-                                    [--seconds 60] [--backend cuda] [-o FILE]
+                                    [--merged merged-products] [--batch 1 4 8] [--length 1024]
+                                    [--half-width 0.02] [--seconds 60] [--backend cuda] [-o FILE]
 
 One process, one model, one cache a batch. Blocks of four steps, A B B A or B A A B by turns;
 between steps the model's module gets the other attention function, and mlx.nn's classes the other
 methods, nothing else changes. A step ends when its
 token is there. Goes on until the 99% interval of the median ratio stock / patched is as narrow as
 asked, or the seconds are spent. Verdicts are those that are stored: where there are none
-(MLX_LM_OPENEVOLVE_HOME empty, tuned/ without this device) every call falls back.
+(MLX_LM_OPENEVOLVE_HOME empty, tuned/ without this device) every call falls back. --merged: in B
+products are merged as well, whatever verdicts say; with `--ops step` they alone.
 """
 
 from __future__ import annotations
@@ -23,36 +24,48 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from decode_step import prefilled
+from decode_step import launches, prefilled
 from mlx.nn.layers import quantized
 
 import mlx_lm_openevolve
 from mlx_lm_openevolve import ops
 from mlx_lm_openevolve.bench import model_configs
+from mlx_lm_openevolve.decode.steps import MERGED, Steps
+from mlx_lm_openevolve.decode.structure import layers, slug, structure
 from mlx_lm_openevolve.device import detect, fingerprint
 from mlx_lm_openevolve.intervals import median_interval
 from mlx_lm_openevolve.kernels.verdict import gate_version
+from mlx_lm_openevolve.ops.base import next_pow2
 
 CONFIDENCE = 0.99
 WARM = 16
 ORDERS = ("ABBA", "BAAB")
 
 
-def arms(model: Any, options: argparse.Namespace) -> dict[str, list[tuple[Any, str, Any]]]:
+def arms(
+    model: Any, steps: Steps | None, options: argparse.Namespace
+) -> dict[str, list[tuple[Any, str, Any]]]:
     """What is called in each arm, and where it stands."""
-    places = (
+    places = [
         (sys.modules[type(model).__module__], "scaled_dot_product_attention"),
         (quantized.QuantizedLinear, "__call__"),
         (quantized.QuantizedEmbedding, "as_linear"),
-    )
+        *((cls, "__call__") for cls in {type(layer.module) for layer in layers(model, {})}),
+    ]
     stock = [(holder, name, getattr(holder, name)) for holder, name in places]
     named = options.ops.split(",") if options.ops else None
     mlx_lm_openevolve.enable_optimizations(backend=options.backend, gate="stored", ops=named)
+    if steps is not None:
+        steps.install()
+        steps.merge(model)
     return {"A": stock, "B": [(holder, name, getattr(holder, name)) for holder, name in places]}
 
 
 def measure(model: Any, batch: int, options: argparse.Namespace) -> dict[str, Any]:
-    placed = arms(model, options)
+    steps = None
+    if options.merged:
+        steps = Steps({slug(structure(model), next_pow2(batch)): options.merged})
+    placed = arms(model, steps, options)
     cache, token = prefilled(model, batch, options.length)
 
     def step(arm: str) -> float:
@@ -64,8 +77,10 @@ def measure(model: Any, batch: int, options: argparse.Namespace) -> dict[str, An
         mx.eval(token)
         return time.perf_counter() - start
 
+    counts = {}
     for i in range(WARM):
         step("AB"[i % 2])
+        counts["AB"[i % 2]] = launches(model, cache, token)
     samples: list[dict[str, float]] = []
     low, high, begin = 0.0, 2.0, time.perf_counter()
     while time.perf_counter() - begin < options.seconds:
@@ -79,9 +94,12 @@ def measure(model: Any, batch: int, options: argparse.Namespace) -> dict[str, An
                 break
     step("B")  # what the session finds when it ends
     info = mlx_lm_openevolve.get_optimization_info()
-    served = {slug: (row["hits"], row["fallbacks"]) for slug, row in info["workloads"].items()}
+    served = {name: (row["hits"], row["fallbacks"]) for name, row in info["workloads"].items()}
+    if steps is not None:
+        steps.restore()
     mlx_lm_openevolve.disable_optimizations()
     return {
+        "launches": counts,
         "stock_ms": 1e3 * float(np.median([b["A"] for b in samples])),
         "ratio": float(np.median([b["A"] / b["B"] for b in samples])),
         "low": low,
@@ -97,6 +115,7 @@ def main() -> None:
     parser.add_argument("--shape", default="llama-3.2-1b")
     parser.add_argument("--bits", default="", choices=("", *model_configs.BITS))
     parser.add_argument("--ops", help="families to switch on")
+    parser.add_argument("--merged", choices=MERGED, help="merge products in B")
     parser.add_argument("--batch", type=int, nargs="+", default=[1])
     parser.add_argument("--length", type=int, default=1024)
     parser.add_argument("--half-width", type=float, default=0.02)
@@ -109,18 +128,21 @@ def main() -> None:
     for batch in options.batch:
         row = measure(model, batch, options)
         rows.append({"batch": batch, "length": options.length, **row})
-        for slug, (hits, fallbacks) in row["calls"].items():
-            print(f"{slug}: {hits} served, {fallbacks} fell back")
+        for name, (hits, fallbacks) in row["calls"].items():
+            print(f"{name}: {hits} served, {fallbacks} fell back")
         print(
             f"{options.shape} {batch}x{options.length}: {row['stock_ms']:.3f} ms,"
-            f" {row['ratio']:.3f} [{row['low']:.3f}, {row['high']:.3f}], {row['blocks']} blocks",
+            f" {row['ratio']:.3f} [{row['low']:.3f}, {row['high']:.3f}], {row['blocks']} blocks,"
+            f" {1e3 * batch / row['stock_ms']:.0f} ->"
+            f" {1e3 * batch * row['ratio'] / row['stock_ms']:.0f} tokens/s,"
+            f" {row['launches']['A']} -> {row['launches']['B']} launches",
             flush=True,
         )
     if options.output:
         machine = fingerprint(
             detect(options.backend), {name: gate_version(name) for name in ops.FAMILIES}
         )
-        case = {"shape": options.shape, "bits": options.bits, "ops": options.ops}
+        case = {name: getattr(options, name) for name in ("shape", "bits", "ops", "merged")}
         date = time.strftime("%Y-%m-%d")
         text = json.dumps({"machine": machine, "date": date, **case, "rows": rows})
         options.output.write_text(text + "\n")

@@ -38,7 +38,7 @@ FLOORS = [
     ["kernels", "metalhost"],
     ["backends", "importer"],
     ["gate"],
-    ["runtime", "bench", "__init__"],
+    ["runtime", "decode", "bench", "__init__"],
     ["tune"],
     ["cli", "evolve"],
     ["__main__"],

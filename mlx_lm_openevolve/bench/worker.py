@@ -10,12 +10,14 @@ from __future__ import annotations
 import copy
 import gc
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import mlx.core as mx
 import mlx_lm
 import numpy as np
+from mlx.nn.layers.embedding import Embedding
+from mlx.nn.layers.quantized import QuantizedEmbedding
 from mlx_lm.generate import (
     BatchGenerator,
     generate_step,
@@ -28,7 +30,7 @@ from .. import enable_optimizations, get_optimization_info, ops, optimizations
 from ..ops.attention.exact import dequantised
 from ..processes import serve
 from ..runtime.api import families
-from ..runtime.patch import Wrap, installed, patches_of
+from ..runtime.patch import MethodPatch, Replacement, Wrap, installed, patches_of
 from . import model_configs as shapes
 
 PREFILL = 2048
@@ -141,8 +143,8 @@ def logits(model: Any, prompts: list[list[int]], task: dict[str, Any]) -> dict[s
     """Distances between logits [B, steps, V] of a few decode steps after one stock prefill, the
     same tokens fed to all: stock and patched from a float32 model, and patched from stock. In
     float32 is what the families compute that are switched on, over what the cache holds and the
-    layers hold (dequantised where it is quantised). Distance: L2 norm of the difference over that
-    of the reference."""
+    layers hold (dequantised where it is quantised), and the whole model where products were merged.
+    Distance: L2 norm of the difference over that of the reference."""
     tokens = mx.array(prompts)
     shape = (len(prompts), LOGIT_STEPS)
     more = mx.array(np.random.default_rng(1).integers(0, vocabulary(model), shape))
@@ -160,9 +162,9 @@ def logits(model: Any, prompts: list[list[int]], task: dict[str, Any]) -> dict[s
         mx.eval(out)
         return out
 
-    def under(wraps: Mapping[str, Wrap]) -> mx.array:
+    def under(wraps: Mapping[str, Wrap], also: Sequence[Replacement] = ()) -> mx.array:
         patches = [p for name, wrap in wraps.items() for p in patches_of(ops.get(name), wrap)]
-        with installed(patches):
+        with installed([*patches, *also]):
             return decode()
 
     try:
@@ -171,16 +173,32 @@ def logits(model: Any, prompts: list[list[int]], task: dict[str, Any]) -> dict[s
         if not task["kv_bits"]:
             raise
         stock = under({"attention": dequantised})
-    exact = under({name: ops.get(name).exact for name in families(task["settings"].get("ops"))})
     with optimizations(**task["settings"]):
         patched = decode()
-        hits = sum(row["hits"] for row in get_optimization_info()["workloads"].values())
+        info = get_optimization_info()
+    hits = sum(row["hits"] for row in info["workloads"].values())
+    merged = any(row["merged"] for row in info["models"].values())
+    wanted = {*families(task["settings"].get("ops"))} - ({"linear"} if merged else set())
+    exact = under({name: ops.get(name).exact for name in wanted}, in_float32() if merged else ())
     return {
         "hits": hits,
+        "merged": merged,
         "difference": distance(patched, stock),
         "stock": distance(stock, exact),
         "patched": distance(patched, exact),
     }
+
+
+def in_float32() -> list[Replacement]:
+    """What makes a whole model compute in float32 on the same weights, packed ones dequantised:
+    what comes out of an embedding decides the dtype of all that follows."""
+
+    def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *given: original(*given).astype(mx.float32)
+
+    linear = ops.get("linear")
+    embeddings = [MethodPatch(cls, "__call__", wrap) for cls in (Embedding, QuantizedEmbedding)]
+    return [*embeddings, *patches_of(linear, linear.exact)]
 
 
 def distance(a: mx.array, b: mx.array) -> float:

@@ -11,7 +11,7 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +22,16 @@ from rich.table import Table
 
 from .. import ops
 from .._version import __version__
+from ..decode.steps import stored
 from ..device import BACKENDS, detect, fingerprint, version_of
 from ..errors import RegistryError, UsageError, WorkloadError
 from ..files import printable
 from ..kernels.kernel import Kernel
 from ..kernels.lookup import named, registries
 from ..kernels.registry import VERSION, Registry, tuned_root, user_root
-from ..kernels.verdict import TUNED_GATE, Verdict, describe, gate_version, gate_versions
+from ..kernels.verdict import STEP, TUNED_GATE, Verdict, describe, gate_version, gate_versions
 from ..ops import Bucket
-from ..runtime.api import families
+from ..runtime.api import switched_on
 from ..runtime.planner import Planner
 from .architectures import Callers, callers
 from .result import Result
@@ -131,15 +132,21 @@ def _stored(device: str | None = None) -> list[tuple[Registry, str, Verdict]]:
         for registry in registries()
         for name in registry.devices()
         if device in (None, name)
-        for workload in registry.workloads(name)
-        for verdict in registry.verdicts(name, workload)
+        for verdict in _verdicts(registry, name)
     ]
+
+
+def _verdicts(registry: Registry, device: str) -> Iterator[Verdict]:
+    for workload in registry.workloads(device):
+        yield from registry.verdicts(device, workload)
+    yield from registry.about(device, STEP)
 
 
 def _stale(verdict: Verdict, *, shipped: bool) -> str:
     """Why a verdict counts no longer on its own device, "" where it does. shipped: whether it
     lies in tuned/."""
-    current = fingerprint(detect(), gate_version(ops.of_slug(verdict.workload).name))
+    about = STEP if verdict.kind == STEP else ops.of_slug(verdict.workload).name
+    current = fingerprint(detect(), gate_version(about))
     keys = ["mlx", "gate"]
     if "macos" in current and "macos" in verdict.fingerprint:  # both are Metal's
         keys.append("macos")
@@ -237,7 +244,7 @@ def status(options: argparse.Namespace, out: Console) -> Result:
     """What runs here, as one block that can be pasted into a bug report."""
     from .. import backends
 
-    device, calls, switched_on = detect(), callers(), families()
+    device, calls, on = detect(), callers(), switched_on()
     facts: dict[str, Any] = {
         "version": __version__,
         "python": sys.version.split()[0],
@@ -255,11 +262,17 @@ def status(options: argparse.Namespace, out: Console) -> Result:
         "backends": {name: backends.get(name).unavailable() or "available" for name in BACKENDS},
         "ops": {
             name: {
-                "on": name in switched_on,
+                "on": name in on,
                 "stock": ops.get(name).stock,
                 "replaces": [f"{p.module}.{p.name}" for p in ops.get(name).patch_points],
             }
             for name in ops.FAMILIES
+        },
+        "step": {
+            "on": STEP in on,
+            "accepted_here": sorted(
+                {v.workload for v in stored(device, registries()) if v.accepted}
+            ),
         },
         "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
         "architectures": {
@@ -306,6 +319,10 @@ def block(facts: dict[str, Any], calls: Callers) -> list[str]:
     for name, row in facts["ops"].items():
         state = f"on kernels where one is proven, else on {row['stock']}" if row["on"] else "off"
         rows.append((name, f"{state}; replaces {', '.join(row['replaces'])}"))
+    step = facts["step"]
+    count = len(step["accepted_here"])
+    text = f"products merged in {count} kinds of steps that are proven here"
+    rows.append(("step", text if step["on"] else "off"))
     rows += [("set", f"{name}={value}") for name, value in facts["variables"].items()]
     rows += _architectures(calls)
     for row in facts["registries"]:

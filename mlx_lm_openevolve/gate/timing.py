@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import mlx.core as mx
 import numpy as np
@@ -24,7 +24,7 @@ import numpy.typing as npt
 from ..intervals import median_intervals
 from ..ops.base import Call, TimingInputs
 
-__all__ = ["CONFIDENCE", "RECHECKED", "Arm", "Comparison", "bandwidth", "paired", "room"]
+__all__ = ["CONFIDENCE", "RECHECKED", "Arm", "Comparison", "Timed", "bandwidth", "paired", "room"]
 
 # Two such intervals (at the upper end and the sealed workload), three times at most, let a kernel
 # that is exactly 1.02 times as fast pass once in some thousands: benchmarks/accept_rule.py.
@@ -80,6 +80,14 @@ def _summary(seconds: tuple[float, ...]) -> dict[str, Any]:
     }
 
 
+class Timed(Protocol):
+    """What can be compared."""
+
+    def seconds(self, calls: int) -> float:
+        """Wall time of one call in a chain of `calls`."""
+        ...
+
+
 class Arm:
     """One contender: a call on timing inputs. `keep` results of all that are timed, drawn by lot,
     are held for a check; which ones, nothing can know beforehand."""
@@ -126,7 +134,7 @@ class Arm:
         return next(filter(None, (self._inputs.recheck(*kept) for kept in self.kept)), "")
 
 
-def warm_up(arms: tuple[Arm, ...], seconds: float) -> float:
+def warm_up(arms: tuple[Timed, ...], seconds: float) -> float:
     """Run the arms in turn until three samples in a row lie within 5%, or for `seconds`; returns
     the seconds of the slowest arm's call."""
     for arm in arms:
@@ -145,7 +153,7 @@ def calls_for(seconds: float) -> int:
     return int(min(256, max(2, round(SAMPLE_SECONDS / max(seconds, 1e-7)))))
 
 
-def paired(a: Arm, b: Arm, call_seconds: float, budget: float, seed: int) -> Comparison | None:
+def paired(a: Timed, b: Timed, call_seconds: float, budget: float, seed: int) -> Comparison | None:
     """Compare two arms in as many blocks as `budget` seconds hold, in an order drawn with `seed`;
     None where they hold fewer than MIN_BLOCKS. The number of blocks is fixed before the first
     sample is seen."""

@@ -13,7 +13,7 @@ from . import records
 from .kernel import KERNEL_ID
 
 __all__ = [
-    *("FASTER", "GATE_VERSION", "KINDS", "MAX_ASKED", "TUNED_GATE", "Poisoned", "Verdict"),
+    *("FASTER", "GATE_VERSION", "KINDS", "MAX_ASKED", "STEP", "TUNED_GATE", "Poisoned", "Verdict"),
     *("binding", "describe", "gate_version", "gate_versions"),
 ]
 
@@ -32,12 +32,15 @@ MAX_ASKED = 3
 
 # What a verdict is about: a kernel by its id, or by name a rewriting in MLX's own operations, a
 # whole decode step, or settings of MLX.
-KINDS = ("kernel", "rewriting", "step", "settings")
+STEP = "step"
+KINDS = ("kernel", "rewriting", STEP, "settings")
+# Raised when old verdicts on steps should not count, as Op.version is for a family's.
+STEP_VERSION = 1
 
 
 def gate_version(op: str) -> str:
-    """The version of the gate for a family, as verdicts carry it."""
-    return f"{GATE_VERSION}.{ops.get(op).version}"
+    """The version of the gate for a family, or for STEP, as verdicts carry it."""
+    return f"{GATE_VERSION}.{STEP_VERSION if op == STEP else ops.get(op).version}"
 
 
 def gate_versions() -> dict[str, str]:

@@ -18,6 +18,7 @@ from .._version import __version__
 from .info import OpInfo, OptimizationInfo, WorkloadInfo
 
 if TYPE_CHECKING:
+    from ..decode.steps import Steps
     from .dispatch import Dispatcher
     from .patch import Replacement
     from .planner import Judges
@@ -48,6 +49,7 @@ class _Session(NamedTuple):
 
     patches: dict[str, list[Replacement]]
     dispatcher: Dispatcher
+    steps: Steps | None
 
 
 _lock = threading.RLock()
@@ -78,8 +80,9 @@ def enable_optimizations(
             verdicts alone. There is no way to run a kernel that no gate passed.
         require_faster: False accepts a kernel that is correct but not faster, for checking; on the
             host backend nothing is ever faster.
-        ops: The families of operations to switch on, such as ("attention",); None for all. Of these
-            the variable MLX_LM_OPENEVOLVE_OPS, names with commas between, keeps those it names.
+        ops: The families of operations to switch on, such as ("attention",), and "step" for whole
+            decode steps; None for all. Of these the variable MLX_LM_OPENEVOLVE_OPS, names with
+            commas between, keeps those it names.
 
     Returns:
         What get_optimization_info() returns.
@@ -200,6 +203,7 @@ def get_optimization_info() -> OptimizationInfo:
         "ops": {},
         "workloads": {},
         "fallbacks": {},
+        "models": {},
     }
     if active is not None:
         from dataclasses import asdict  # not at import: it is a third of what that takes
@@ -219,6 +223,7 @@ def get_optimization_info() -> OptimizationInfo:
             }
         info["workloads"] = dispatcher.info()
         info["fallbacks"] = dispatcher.fallbacks()
+        info["models"] = active.steps.info() if active.steps else {}
     return info
 
 
@@ -261,21 +266,34 @@ def families(wanted: Sequence[str] | None = None) -> list[str]:
     that the variable names; of all these the variable keeps those that it names. Raises UsageError.
     """
     from .. import ops
+
+    return [name for name in switched_on(wanted) if name in ops.FAMILIES]
+
+
+def switched_on(wanted: Sequence[str] | None = None) -> list[str]:
+    """`families`, and STEP where that is on: whole decode steps, see decode/."""
+    from .. import ops
     from ..errors import UsageError
+    from ..kernels.verdict import STEP
 
     if isinstance(wanted, str) or not isinstance(wanted, Iterable | None):
         raise UsageError(f'ops is a tuple of names such as ("{ops.FAMILIES[0]}",), not {wanted!r}')
     wanted = None if wanted is None else tuple(wanted)
     variable = os.environ.get(OPS, "")
     named = [name.strip() for name in variable.split(",") if name.strip()]
-    for source, names in (("ops", wanted or ()), (OPS, named)):
-        for name in names:
-            if name not in ops.FAMILIES:
-                raise UsageError(f"{source}: {name!r} is none of {', '.join(ops.FAMILIES)}")
+    names = (*ops.FAMILIES, STEP)
+    for source, given in (("ops", wanted or ()), (OPS, named)):
+        for name in given:
+            if name not in names:
+                raise UsageError(f"{source}: {name!r} is none of {', '.join(names)}")
+
+    def by_default(name: str) -> bool:
+        return name == STEP or name in named or ops.get(name).default
+
     return [
         name
-        for name in ops.FAMILIES
-        if (name in wanted if wanted is not None else name in named or ops.get(name).default)
+        for name in names
+        if (name in wanted if wanted is not None else by_default(name))
         and (not named or name in named)
     ]
 
@@ -289,8 +307,10 @@ def _prepare(
 ) -> _Session:
     """Check every argument and build what enabling needs; changes nothing."""
     from .. import backends, device, errors
+    from ..decode.steps import Steps, stored
     from ..kernels import lookup, registry
     from ..kernels.kernel import Kernel
+    from ..kernels.verdict import STEP
     from . import dispatch, planner
     from .patch import patches_of
 
@@ -330,7 +350,12 @@ def _prepare(
     )
     dispatcher = dispatch.Dispatcher(plans, wanted)
     patches = {r.op.name: patches_of(r.op, r.wrap) for r in dispatcher.routers}
-    return _Session(patches, dispatcher)
+    steps = None
+    if only is None and STEP in switched_on(ops):
+        found = filter(plans.serves, stored(plans.device, plans.registries))
+        steps = Steps({verdict.workload: verdict.kernel for verdict in reversed([*found])})
+        patches[STEP] = [steps]
+    return _Session(patches, dispatcher, steps)
 
 
 def _judges() -> Judges:

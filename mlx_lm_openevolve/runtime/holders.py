@@ -23,7 +23,7 @@ from types import (
 )
 from typing import Any, NamedTuple
 
-__all__ = ["Binding", "model_modules", "survey"]
+__all__ = ["Binding", "model_classes", "model_modules", "survey"]
 
 OURS = __name__.partition(".")[0]
 PROGRAM = "__main__"
@@ -51,7 +51,7 @@ def model_modules(home: ModuleType) -> list[dict[str, Any]]:
         for name, module in list(sys.modules.items())
         if isinstance(module, ModuleType) and f"{name}.".startswith(f"{package}.")
     }
-    for cls in _models():
+    for cls in model_classes():
         module = sys.modules.get(cls.__module__)
         if getattr(module, cls.__name__, None) is cls:
             found[id(vars(module))] = vars(module)
@@ -64,7 +64,8 @@ def model_modules(home: ModuleType) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def _models() -> Iterator[type]:
+def model_classes() -> Iterator[type]:
+    """mlx.nn.Module, where it is loaded, and every class below it."""
     nn = sys.modules.get("mlx.nn")  # no model is loaded without it
     todo: list[type] = [nn.Module] if nn is not None else []
     seen: set[type] = set()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, TypedDict
 
-__all__ = ["OpInfo", "OptimizationInfo", "WorkloadInfo"]
+__all__ = ["ModelInfo", "OpInfo", "OptimizationInfo", "WorkloadInfo"]
 
 
 class WorkloadInfo(TypedDict):
@@ -29,11 +29,25 @@ class OpInfo(TypedDict):
     unreached: list[str]
 
 
+class ModelInfo(TypedDict):
+    """A model that was called. model: its class; recognised, merged: its layers that are known, and
+    of these those whose products are one, class -> count; separate: path of a known layer -> why
+    its products cannot be one; rows: for how many rows of an input they are; reason: why they are
+    not, "" where they are."""
+
+    model: str
+    recognised: dict[str, int]
+    merged: dict[str, int]
+    separate: dict[str, str]
+    rows: list[int]
+    reason: str
+
+
 class OptimizationInfo(TypedDict):
     """Everything that was decided so far. device_info: facts of the chip; registry: roots in the
     order they are asked; ops: the families that are switched on; workloads: slug of a bucket ->
-    what it runs on; fallbacks: those of all families. While nothing is enabled the fields are None
-    or empty."""
+    what it runs on; fallbacks: those of all families; models: name of a structure -> what its
+    decode steps run on. While nothing is enabled the fields are None or empty."""
 
     enabled: bool
     version: str
@@ -45,3 +59,4 @@ class OptimizationInfo(TypedDict):
     ops: dict[str, OpInfo]
     workloads: dict[str, WorkloadInfo]
     fallbacks: dict[str, int]
+    models: dict[str, ModelInfo]

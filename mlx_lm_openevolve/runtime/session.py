@@ -91,15 +91,18 @@ def _finish(settings: Mapping[str, Any], info: dict[str, Any]) -> None:
 def totals(reports: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """What get_optimization_info() of several processes says together: `processes`, `hits`,
     `kernels` (name and id -> calls), `fallbacks` (reason -> calls), `workloads`, `problems`; and
-    `ops`, where each family has its own `hits`, `kernels` and `fallbacks`, and `unreached`."""
+    `ops`, where each family has its own `hits`, `kernels` and `fallbacks`, and `unreached`; and
+    `models` as the last process that had called one says of it."""
     families: dict[str, _Family] = {}
     workloads: dict[str, dict[str, Any]] = {}
+    models: dict[str, Any] = {}
     problems: list[str] = []
     processes = 0
     for report in reports:
         processes += 1
         if report["problem"] and report["problem"] not in problems:
             problems.append(report["problem"])
+        models.update(report.get("models", {}))
         for name, said in report["ops"].items():
             family = families.setdefault(name, _Family())
             family.fallbacks.update(said["fallbacks"])
@@ -126,6 +129,7 @@ def totals(reports: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         "fallbacks": dict(fallbacks.most_common()),
         "ops": {name: family.to_json() for name, family in families.items()},
         "workloads": workloads,
+        "models": models,
         "problems": problems,
     }
 
@@ -153,10 +157,12 @@ def summary(report: Mapping[str, Any]) -> str:
 
     if report["problems"]:
         return "mlx-lm stays as it is: " + "; ".join(report["problems"])
-    if not report["ops"]:
+    layers = sum(sum(row["merged"].values()) for row in report.get("models", {}).values())
+    merged = [f"the products of {layers} layers merged"] if layers else []
+    if not report["ops"] and not merged:
         return "mlx-lm stays as it is: no family of operations is switched on"
     seen = {name: row for name, row in report["ops"].items() if row["kernels"] or row["fallbacks"]}
-    if not seen:
+    if not seen and not merged:
         return f"no {' or '.join(report['ops'])} call was seen"
     parts = []
     for name, row in seen.items():
@@ -166,6 +172,7 @@ def summary(report: Mapping[str, Any]) -> str:
         ):
             detail = "; ".join(f"{name}: {count}" for name, count in names.items())
             parts.append(f"{calls} {name} calls on {where}" + (f" ({detail})" if detail else ""))
+    parts += merged
     if report["processes"] > 1:
         parts.append(f"{report['processes']} processes")
     return ", ".join(parts)

@@ -1,6 +1,7 @@
 """`mlx-lm-openevolve tune`: proven kernels for the models of this machine, on its chip.
 
-    model -> every workload it will meet -> the known kernels on each, most valuable first
+    model -> its decode steps with merged products
+          -> every workload it will meet -> the known kernels on each, most valuable first
           -> params that nobody tried, where time is left -> your registry
 
 Here is what is printed; the options are in options.py.
@@ -29,12 +30,15 @@ from ..gate.judge import judge
 from ..gate.worker import judge_in_worker
 from ..hub import check_model
 from ..kernels.lookup import registries
+from ..kernels.verdict import STEP
+from ..runtime.api import switched_on
 from ..runtime.planner import Judges, Planner
 from ..units import seconds_of, tokens_of
 from . import decide as deciding
 from . import params, report
 from .decide import LEFT, REJECTED, SERVED, UNSERVED, Row
 from .options import batches_of
+from .steps import StepRow, decide_steps
 from .workloads import Use, workloads
 
 __all__ = ["run"]
@@ -72,26 +76,34 @@ def run(options: argparse.Namespace, out: Console) -> tuple[int, dict[str, Any]]
     for line in report.conditions(device):
         out.print(line, markup=False)
     measured = None
+    steps: list[StepRow] = []
     try:
         with Progress(console=out, transient=True) as bar:
+            if device.backend != "host" and STEP in switched_on(wanted(options)):
+                task = bar.add_task("whole steps", total=None)
+                for name in dict.fromkeys(name for pair in models_of(options) for name in pair):
+                    steps += decide_steps(load(name, options.bits or ""), batches, planner, end)
+                bar.remove_task(task)
             for row in tuned(planner, todo, end, bar):
                 rows[row.use] = row
             if options.report:
                 measured = _bench(options, device, bar)
     finally:  # whoever stops keeps what there is
         known = [rows.get(use, Row(use, LEFT, "the budget was spent")) for use in uses]
+        for step in steps:
+            out.print(f"{step.slug}: {step.reason}", markup=False)
         out.print(table(known, planner))
         out.print(summary(known), markup=False)
         asked = {"context": context, "batches": batches, "budget": budget, "shape": options.shape}
-        asked["bits"] = options.bits
+        asked |= {"bits": options.bits, "steps": [step.to_json() for step in steps]}
         result = report.record(device, known, asked, measured)
         if options.report:
             write(options.report, result)
     return 0, result
 
 
-def met(options: argparse.Namespace, context: int, batches: Sequence[int]) -> list[Use]:
-    """What the models that were named will ask."""
+def models_of(options: argparse.Namespace) -> list[list[str]]:
+    """The models that were named, by path or shape, each with the draft that speculates for it."""
     if options.model or options.shape:
         names = [[options.model or options.shape, *filter(None, [options.draft])]]
     elif options.draft:
@@ -102,8 +114,13 @@ def met(options: argparse.Namespace, context: int, batches: Sequence[int]) -> li
         name = getattr(options, option)
         if name and name not in SHAPES:
             check_model(f"--{option}", name)
+    return names
+
+
+def met(options: argparse.Namespace, context: int, batches: Sequence[int]) -> list[Use]:
+    """What these models will ask."""
     found: dict[Any, float] = {}
-    for pair in names:
+    for pair in models_of(options):
         models = [load(name, options.bits or "") for name in pair]
         for use in workloads(models, context, batches, options.kv_bits or 0, wanted(options)):
             found[use.bucket] = found.get(use.bucket, 0.0) + use.calls

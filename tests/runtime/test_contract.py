@@ -355,10 +355,13 @@ def test_families_can_be_switched(everything: None, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("wanted", "variable", "says"),
     [
-        (("nonsense",), "", "ops: 'nonsense' is none of attention, linear"),
+        (("nonsense",), "", "ops: 'nonsense' is none of attention, linear, step"),
         ("attention", "", "ops is a tuple of names such as (\"attention\",), not 'attention'"),
         (5, "", 'ops is a tuple of names such as ("attention",), not 5'),
-        (None, "attention,linaer", "MLX_LM_OPENEVOLVE_OPS: 'linaer' is none of attention, linear"),
+        (
+            *(None, "attention,linaer"),
+            "MLX_LM_OPENEVOLVE_OPS: 'linaer' is none of attention, linear, step",
+        ),
     ],
 )
 def test_an_unknown_family_is_one_line(

@@ -17,11 +17,14 @@ from samples import shipped_in_metal, store_correct
 import mlx_lm_openevolve
 from mlx_lm_openevolve.backends.metal import fitting
 from mlx_lm_openevolve.cli.main import main
-from mlx_lm_openevolve.device import detect
+from mlx_lm_openevolve.decode.steps import ALL
+from mlx_lm_openevolve.decode.structure import slug, structure
+from mlx_lm_openevolve.device import detect, fingerprint
 from mlx_lm_openevolve.errors import GateTimeout, MachineError
 from mlx_lm_openevolve.gate import timing
 from mlx_lm_openevolve.gate.judge import judge
 from mlx_lm_openevolve.kernels.lookup import registries
+from mlx_lm_openevolve.kernels.verdict import STEP, Verdict, gate_version
 from mlx_lm_openevolve.ops.attention.workload import Bucket
 from mlx_lm_openevolve.runtime.planner import Contender, Judges, Planner
 from mlx_lm_openevolve.tune import command, decide, params, report
@@ -274,3 +277,31 @@ def test_a_report_holds_chip_verdicts_and_tokens_a_second(
         "patched",
     }
     assert any(row["verdict"] and row["verdict"]["correct"] for row in written["workloads"])
+
+
+def test_whole_steps_are_judged_once(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a GPU, and where steps are switched on; here it is one by name alone."""
+    gpu, asked = replace(detect("host"), backend="cuda"), []
+
+    def judged(model: Any, batch: int, device: Any, seconds: float, what: str) -> Verdict:
+        asked.append((batch, what, seconds <= 12))
+        name = slug(structure(model), batch)
+        stamp = fingerprint(device, gate_version(STEP))
+        timed = {"ratio": 1.2, "low": 1.1, "high": 1.3}
+        return Verdict(what, {}, name, True, True, "faster", stamp, timing=timed, kind=STEP)
+
+    monkeypatch.setattr(command, "detect", lambda backend=None: gpu)
+    monkeypatch.setattr("mlx_lm_openevolve.tune.steps.judge", judged)
+    words = ["tune", "--model", str(tiny_folder), "--ops", "step", "--batch", "1,3", "--json"]
+    for _ in range(2):
+        assert main(words) == 0
+        steps = json.loads(capsys.readouterr().out.splitlines()[-1])["steps"]
+        assert [row["workload"].split("-")[1] for row in steps] == ["b1", "b4"]
+        assert {row["verdict"]["status"] for row in steps} == {"accepted"}
+        assert asked == [(1, ALL, True), (4, ALL, True)]
+    assert (
+        main([*words[:3], "--ops", "attention", "--context", "8", "--budget", "1s", "--json"]) == 0
+    )
+    assert len(asked) == 2
