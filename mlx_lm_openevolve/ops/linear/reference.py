@@ -46,7 +46,6 @@ MULTIPLE, AVERAGE = 4.0, 2.0
 # Numbers of a matrix for which float64 answers are affordable; of a larger one some outputs.
 _NUMBERS = 4 << 20
 _PART = 16 << 20  # numbers that are unpacked at a time on the device
-_FEW_EXPERTS = 8  # that are quantised: float32 numbers of all would take gigabytes
 _SUSPECTS = 16  # of the others, outputs that differ most from MLX's
 
 # The values of a 4-bit float (E2M1), by its bits.
@@ -327,17 +326,11 @@ def drawn_weights(rng: np.random.Generator, w: Workload, kind: str = "dense") ->
 
 
 def _quantised(rng: np.random.Generator, w: Workload) -> PackedWeights:
-    """What MLX makes of normals. Of many experts some are drawn, and the others are these with
-    their outputs in another order."""
-    drawn = min(w.outputs, _FEW_EXPERTS * w.n)
-    plain = upload(encode(rng.standard_normal((drawn, w.k), np.float32) / 8, w.dtype), w.dtype)
+    """What MLX makes of normals."""
+    plain = upload(encode(rng.standard_normal((w.outputs, w.k), np.float32) / 8, w.dtype), w.dtype)
     parts = mx.quantize(plain, group_size=w.group, bits=w.bits, mode=w.mode)
     mx.eval(parts)
-    again = range(-(-w.outputs // drawn))
-    words, scales, *biases = (
-        np.concatenate([np.roll(download(part), by, 0) for by in again])[: w.outputs]
-        for part in parts
-    )
+    words, scales, *biases = (download(part) for part in parts)
     return PackedWeights(words, scales, biases[0] if biases else None)
 
 
