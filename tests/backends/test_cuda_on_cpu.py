@@ -92,8 +92,11 @@ CASES = (
     ("quantized_rows_mma", "linear-m2-n33-k256-bfloat16-q8g32", {"tiles": 4, "warps": 1}),
     # Experts: more rows of one than a tile has, and than a warp looks at once.
     ("quantized_experts_mma", "linear-m8-e5-n70-k320-bfloat16-q4g64", {"warps": 2}),
-    ("quantized_experts_mma", "linear-m64-e3-n33-k256-bfloat16-q8g32", {"tiles": 2, "warps": 3}),
-    ("quantized_experts_mma", "linear-m2-e5-n40-k384-bfloat16-q4g128", {"chunk": 128, "warps": 1}),
+    (
+        "quantized_experts_mma",
+        "linear-m64-e3-n33-k384-bfloat16-q8g128",
+        {"tiles": 2, "warps": 3, "chunk": 128},
+    ),
 )
 
 
@@ -144,6 +147,7 @@ def test_a_native_kernel_is_right_at_every_row(
         (*CASES[6], "tiles_mma.cu", "wait_copies<1>();", 0),
         (*CASES[6], "tiles_mma.cu", "__syncthreads();", 1),
         (*CASES[10], "prefill_wgmma.cu", "__syncthreads();", 1),
+        *((*CASES[-1], "multiply.cu", "__syncthreads();", n) for n in (1, 2)),
     ],
 )
 def test_a_missing_barrier_is_caught(

@@ -69,3 +69,43 @@ def test_bytes_are_those_of_the_arrays() -> None:
 def test_neighbours_have_half_and_twice_the_rows() -> None:
     rows = {n: [b.rows for b in ONE.exact(batch=n).bucket().neighbours()] for n in (1, 8, 32)}
     assert rows == {1: [2], 8: [4, 16], 32: [16]}
+
+
+EXPERTS = Workload(1, 8, 768, 2048, "bfloat16", variant="affine_experts", experts=128)
+
+
+def test_slugs_of_experts_are_the_documented_ones() -> None:
+    assert EXPERTS.slug == "linear-m1x8-e128-n768-k2048-bfloat16-q4g64"
+    assert EXPERTS.bucket().slug == "linear-m8-e128-n768-k2048-bfloat16-q4g64"
+    assert EXPERTS.layout == "linear-e128-n768-k2048-bfloat16-q4g64"
+    packed = EXPERTS.exact(variant="mxfp4_experts", group=32)
+    assert packed.slug == "linear-m1x8-e128-n768-k2048-bfloat16-mxfp4"
+    for w in (EXPERTS, packed, EXPERTS.exact(batch=32)):
+        assert parse(w.slug) == w
+        assert parse(w.bucket().slug).bucket() == w.bucket()
+    assert EXPERTS.shape == (1, 8, 1, 768)
+
+
+def test_bytes_of_experts_are_those_of_the_chosen() -> None:
+    matrix = ONE.exact(n=768, k=2048).stored_bytes()
+    chosen = {rows: EXPERTS.exact(batch=rows, length=1).chosen for rows in (1, 8, 64, 256)}
+    assert chosen == {1: 1, 8: 8, 64: 51, 256: 111}
+    assert EXPERTS.stored_bytes() == 8 * matrix
+    assert EXPERTS.scratch_bytes() == 120 * matrix
+    assert ONE.scratch_bytes() == 0
+
+
+@pytest.mark.parametrize(
+    "slug",
+    [
+        "linear-m257-e8-n64-k64-bfloat16-q4g64",
+        "linear-m1-e0-n64-k64-bfloat16-q4g64",
+        "linear-m1-e08-n64-k64-bfloat16-q4g64",
+        "linear-m1-e8-n64-k64-bfloat16-q3g64",
+    ],
+)
+def test_what_is_no_workload_of_experts_is_refused(slug: str) -> None:
+    with pytest.raises(WorkloadError, match="workload"):
+        OP.parse(slug)
+    with pytest.raises(WorkloadError, match="experts in variant"):
+        ONE.exact(experts=8)
