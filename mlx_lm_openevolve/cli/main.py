@@ -1,6 +1,6 @@
 """The command line.
 
-    mlx-lm-openevolve run | tune | bench | evolve | report | check | import | export | list
+    mlx-lm-openevolve run | tune | bench | evolve | fleet | report | check | import | export | list
                       | show | status | clear
 
 Exit codes: 0 done; 1 rejected or not faster; 2 not done (a wrong argument, or something that this
@@ -178,7 +178,10 @@ def parser() -> argparse.ArgumentParser:
         add("tune", _tune, "Decide what a model's calls run on, on this chip, in minutes.")
     )
     evolve_options.add_evolve_arguments(
-        add("evolve", _evolve, "Look for better kernels on this machine; resumable.")
+        add("evolve", _evolve, "Look for better kernels; resumable.")
+    )
+    evolve_options.add_fleet_arguments(
+        add("fleet", _fleet, "A machine of a fleet: check or measure for `evolve --scheduler`.")
     )
     evolve_options.add_report_arguments(add("report", _report, "A run of evolve as one HTML page."))
 
@@ -206,6 +209,12 @@ def _evolve(options: argparse.Namespace, out: Console) -> Result:
     from ..evolve import commands
 
     return commands.evolve(options, out)
+
+
+def _fleet(options: argparse.Namespace, out: Console) -> Result:
+    from ..evolve import commands
+
+    return commands.fleet(options, out)
 
 
 def _report(options: argparse.Namespace, out: Console) -> Result:

@@ -1,0 +1,323 @@
+"""The client of a fleet: the executor of a search whose workers are on other machines."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from concurrent.futures import CancelledError
+from dataclasses import dataclass
+from typing import Any
+
+from mlx_lm_openevolve.errors import MachineError, OpenEvolveError
+
+from ..evaluation import MACHINE, HostCheck, Measurement
+from ..events import Baseline
+from ..pool import CHECK
+from ..publish import Judged
+from ..record import Record
+from .link import FACTS, MAX_TEXT, Facts, Link, engine
+from .worker import answer as remote_answer
+
+__all__ = ["Fleet"]
+
+_POLL = 0.2  # seconds between looks at who is there
+_AWAY = 10.0  # seconds after which a worker that the scheduler does not know is gone
+_SILENT = 60.0  # and one that it knows, and that says nothing
+_PATIENCE = 300.0  # seconds that a scheduler or the first worker of a kind is waited for
+_RETRIES = 2  # of a check whose worker is gone
+_ANSWERS: dict[str, type[Record]] = {
+    "check": HostCheck,
+    "measure": Measurement,
+    "baseline": Baseline,
+    "gate": Judged,
+}
+
+
+@dataclass(frozen=True)
+class Failure(Record):
+    """The answer where nothing came of a request."""
+
+    cause: str
+    finding: str
+
+
+class _Gone(Exception):
+    """A worker was gone before it answered."""
+
+
+class _Nobody(Exception):
+    """There is no worker for a request."""
+
+
+@dataclass(eq=False)
+class _Member:
+    """A worker as last seen. generation: number of the scheduler that knows it; heard: the time of
+    its last sign of life as the scheduler says it, since: as seen here, on the monotonic clock."""
+
+    name: str
+    facts: Facts
+    address: str = ""
+    generation: int = 0
+    heard: Any = None
+    since: float = 0.0
+    gone: bool = False
+    busy: bool = False
+    left_out: str = ""
+
+
+class Fleet:
+    """The workers that one scheduler knows; use it as a context. say: told who comes and goes.
+
+    Raises MachineError where the scheduler cannot be reached.
+    """
+
+    jobs = 256
+    apart = True
+
+    def __init__(self, link: Link, say: Callable[[str], None]) -> None:
+        self._link, self.say = link, say
+        self._changed = threading.Condition()
+        self._members: dict[str, _Member] = {}
+        self._scheduler, self._generation = "", 0
+        self._lead = self._broken = ""
+        # What dask raises where its scheduler is gone.
+        closed = engine().client.ClosedClientError
+        self._lost = (OSError, RuntimeError, TimeoutError, asyncio.TimeoutError, CancelledError,
+                      asyncio.CancelledError, closed)  # fmt: skip
+        asyncio.run(link.probe())
+        self._client = self._connect()
+        self._look()
+        self._watcher = threading.Thread(target=self._watch, daemon=True)
+        self._watcher.start()
+
+    def __enter__(self) -> Fleet:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # What a search asks
+
+    @property
+    def chips(self) -> tuple[str, ...]:
+        """The chips that are there, and the one that leads in any case."""
+        with self._changed:
+            found = {m.facts.role for m in self._members.values() if not m.gone and not m.left_out}
+        return (self._lead, *sorted(found - {CHECK, self._lead}))
+
+    def count(self) -> int:
+        """How many workers are there."""
+        with self._changed:
+            return sum(not m.gone and not m.left_out for m in self._members.values())
+
+    def lead(self, backend: str | None, slug: str = "") -> dict[str, Any]:
+        """Wait for somebody who checks and, unless the backend is host, for a chip of that backend
+        (None: of any) and slug ("": any), which leads the search from now on; its Device's fields.
+        Raises MachineError where nobody comes."""
+        host = self._wait_for(CHECK, lambda facts: facts.role == CHECK)
+        if backend == "host":
+            return host
+
+        def suits(facts: Facts) -> bool:
+            right = slug in ("", facts.role) and backend in (None, facts.device["backend"])
+            return facts.role != CHECK and right
+
+        device = self._wait_for(slug or f"a chip ({backend or 'any'})", suits)
+        self._lead = str(device["slug"])
+        return device
+
+    def ask(self, role: str, request: dict[str, Any], seconds: float) -> dict[str, Any]:
+        """See Executor. A worker whose machine fails is left out, and another is asked."""
+        text, gone = json.dumps({"request": request, "seconds": seconds}), ""
+        for _ in range(1 + _RETRIES if role == CHECK else 1):
+            try:
+                return self._asked(role, request["op"], text)
+            except _Gone as error:
+                gone = str(error)
+            except _Nobody as error:
+                return {"cause": MACHINE, "finding": str(error)}
+        return {"cause": "crash", "finding": gone}
+
+    def close(self) -> None:
+        """Let go of the fleet; what it runs for us is cancelled."""
+        with self._changed:
+            self._broken = self._broken or "the search is over"
+            self._changed.notify_all()
+        self._watcher.join(2 * _AWAY)
+        self._client.close(timeout=_AWAY)
+
+    # One request
+
+    def _asked(self, role: str, op: str, text: str) -> dict[str, Any]:
+        while True:
+            member = self._take(role)
+            try:
+                found = self._answer_of(member, op, text)
+            finally:
+                with self._changed:
+                    member.busy = False
+                    self._changed.notify_all()
+            if found.get("cause") != MACHINE:
+                return found
+            self._leave_out(member, str(found["finding"]))
+
+    def _take(self, role: str) -> _Member:
+        """A worker of a role that nobody else asks. Raises _Nobody."""
+        with self._changed:
+            give_up = time.monotonic() + _PATIENCE
+            while True:
+                ours = [m for m in self._members.values() if m.facts.role == role]
+                there = [m for m in ours if not m.gone and not m.left_out]
+                free = [m for m in there if not m.busy and m.generation == self._generation]
+                if self._broken:
+                    raise _Nobody(self._broken)
+                if free:
+                    free[0].busy = True
+                    return free[0]
+                if there:
+                    give_up = time.monotonic() + _PATIENCE
+                elif time.monotonic() > give_up or any(m.left_out for m in ours):
+                    last = next((m.left_out for m in ours if m.left_out), "all are gone")
+                    raise _Nobody(f"no worker of the fleet does {role}: {last}")
+                self._changed.wait(_POLL)
+
+    def _answer_of(self, member: _Member, op: str, text: str) -> dict[str, Any]:
+        """A worker's answer. What is lost with the scheduler is handed in again, to the same
+        worker once that is back. Raises _Gone, _Nobody."""
+        while True:
+            with self._changed:
+                while member.generation != self._generation or member.gone or self._broken:
+                    if self._broken:
+                        raise _Nobody(self._broken)
+                    if member.gone:
+                        raise _Gone(f"worker {member.name} of {member.facts.role} is gone")
+                    self._changed.wait(_POLL)
+                client, state = self._client, (self._generation, member.address)
+            found = self._future(client, member, state, text)
+            if found is not None:
+                return _checked(found, op)
+            time.sleep(_POLL)
+
+    def _future(
+        self, client: Any, member: _Member, state: tuple[int, str], text: str
+    ) -> str | None:
+        """A worker's answer; None where it, or what leads to it, is not what it was."""
+        try:
+            future = client.submit(
+                remote_answer, text, key=f"{member.facts.role}-{uuid.uuid4()}", pure=False,
+                workers=[state[1]], allow_other_workers=False, resources={member.facts.role: 1},
+            )  # fmt: skip
+            done = threading.Event()
+            future.add_done_callback(lambda _: done.set())
+            while not done.wait(_POLL):
+                with self._changed:
+                    now = self._generation, member.address
+                    lost = now != state or member.gone or self._broken
+                if lost:
+                    future.cancel()
+                    return None
+            if future.status == "error":  # ours never raises
+                return json.dumps({"cause": MACHINE, "finding": repr(future.exception())[:200]})
+            return str(future.result(timeout=_AWAY)) if future.status == "finished" else None
+        except self._lost:
+            return None
+
+    # Who is there
+
+    def _connect(self) -> Any:
+        return engine().Client(
+            self._link.address, security=self._link.security(), timeout=_AWAY, set_as_default=False
+        )
+
+    def _watch(self) -> None:
+        while not self._broken:
+            time.sleep(_POLL)
+            try:
+                self._look()
+            except Exception:  # whatever dask raises where the scheduler is gone
+                self._reconnect()
+
+    def _reconnect(self) -> None:
+        self.say(f"{self._link.address} is gone; waiting for it")
+        give_up = time.monotonic() + _PATIENCE
+        self._client.close(timeout=1)
+        while not self._broken:
+            try:
+                asyncio.run(self._link.probe())
+                client = self._connect()
+            except (OSError, OpenEvolveError) as error:
+                if time.monotonic() > give_up:
+                    self._broken = str(error)
+                time.sleep(_POLL)
+                continue
+            with self._changed:
+                self._client = client
+            return
+
+    def _look(self) -> None:
+        info, now = self._client.scheduler_info(), time.monotonic()
+        with self._changed:
+            if info["id"] != self._scheduler:
+                self._scheduler, self._generation = info["id"], self._generation + 1
+                for member in self._members.values():
+                    member.since = now
+            for address, worker in info["workers"].items():
+                self._see(address, worker, now)
+            for member in self._members.values():
+                known = member.address in info["workers"] and member.generation == self._generation
+                gone = now - member.since > (_SILENT if known else _AWAY)
+                if gone and not member.gone:
+                    self.say(f"{member.name} ({member.facts.role}) is gone")
+                member.gone = gone
+            self._changed.notify_all()
+
+    def _see(self, address: str, worker: dict[str, Any], now: float) -> None:
+        name, heard = str(worker.get("name"))[:200], worker.get("last_seen")
+        member = self._members.get(name)
+        if member is None:
+            try:
+                member = _Member(name, Facts.from_json(worker[FACTS]))
+            except (KeyError, TypeError, ValueError, AttributeError):  # not of ours
+                return
+            self._members[name] = member
+            self.say(f"{name} does {member.facts.role}")
+            if differs := member.facts.differs():
+                self._leave_out(member, differs)
+        if heard != member.heard or address != member.address:
+            member.heard, member.since = heard, now
+        member.address, member.generation = address, self._generation
+
+    def _leave_out(self, member: _Member, why: str) -> None:
+        member.left_out = why
+        self.say(f"{member.name} is left out: {why}")
+
+    def _wait_for(self, what: str, suits: Callable[[Facts], bool]) -> dict[str, Any]:
+        began, told = time.monotonic(), False
+        with self._changed:
+            while True:
+                there = [m for m in self._members.values() if not m.gone and suits(m.facts)]
+                able = sorted((m.facts.role, m.name) for m in there if not m.left_out)
+                if able:
+                    return dict(self._members[able[0][1]].facts.device)
+                if time.monotonic() - began > (_AWAY if there else _PATIENCE) or self._broken:
+                    why = self._broken or next((m.left_out for m in there), "nobody announces it")
+                    raise MachineError(f"{self._link.address}: no worker for {what}: {why}")
+                if not told:
+                    self.say(f"waiting for a worker for {what}")
+                told = True
+                self._changed.wait(_POLL)
+
+
+def _checked(text: str, op: str) -> dict[str, Any]:
+    """An answer that is what an answer to that request may be, else that it was none."""
+    try:
+        found = json.loads(text if len(text) <= MAX_TEXT else "")
+        kind = Failure if set(found) <= {"cause", "finding"} else _ANSWERS[op]
+        kind.from_json(found).check_types()
+    except (AttributeError, TypeError, ValueError, RecursionError) as error:
+        return {"cause": MACHINE, "finding": f"no answer to {op}: {str(error)[:200]}"}
+    return dict(found)
