@@ -192,9 +192,9 @@ def _new_name(root: Path, backend: str) -> Path:
 
 
 def _widen(archive: Archive, workers: Fleet | None) -> None:
-    """Batches of a size that keeps a fleet busy."""
+    """Batches that keep a fleet busy: at the end of each, who is done waits for the others."""
     if workers:
-        search = replace(archive.config.search, batch=max(2, 2 * workers.count()))
+        search = replace(archive.config.search, batch=4 * max(workers.there().values()))
         archive.config = replace(archive.config, search=search)
 
 

@@ -7,6 +7,7 @@ import json
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ _POLL = 0.2  # seconds between looks at who is there
 _AWAY = 10.0  # seconds after which a worker that the scheduler does not know is gone
 _SILENT = 60.0  # and one that it knows, and that says nothing
 _PATIENCE = 300.0  # seconds that a scheduler or the first worker of a kind is waited for
-_RETRIES = 2  # of a check whose worker is gone
+_RETRIES = 4  # of a check whose worker is gone
 _ANSWERS: dict[str, type[Record]] = {
     "check": HostCheck,
     "measure": Measurement,
@@ -49,6 +50,10 @@ class _Gone(Exception):
     """A worker was gone before it answered."""
 
 
+class _Left(Exception):
+    """A worker ended a request unanswered, because it was told to end: it knows that it did."""
+
+
 class _Nobody(Exception):
     """There is no worker for a request."""
 
@@ -65,6 +70,7 @@ class _Member:
     heard: Any = None
     since: float = 0.0
     gone: bool = False
+    leaves: bool = False
     busy: bool = False
     left_out: str = ""
 
@@ -105,14 +111,13 @@ class Fleet:
     @property
     def chips(self) -> tuple[str, ...]:
         """The chips that are there, and the one that leads in any case."""
-        with self._changed:
-            found = {m.facts.role for m in self._members.values() if not m.gone and not m.left_out}
-        return (self._lead, *sorted(found - {CHECK, self._lead}))
+        return (self._lead, *sorted(set(self.there()) - {CHECK, self._lead}))
 
-    def count(self) -> int:
-        """How many workers are there."""
+    def there(self) -> Counter[str]:
+        """How many workers there are of each role."""
         with self._changed:
-            return sum(not m.gone and not m.left_out for m in self._members.values())
+            members = [m for m in self._members.values() if not m.gone and not m.left_out]
+            return Counter(member.facts.role for member in members)
 
     def lead(self, backend: str | None, slug: str = "") -> dict[str, Any]:
         """Wait for somebody who checks and, unless the backend is host, for a chip of that backend
@@ -157,6 +162,10 @@ class Fleet:
             member = self._take(role)
             try:
                 found = self._answer_of(member, op, text)
+            except _Left:
+                member.gone = member.leaves = True
+                self.say(f"{member.name} ({role}) leaves")
+                continue
             finally:
                 with self._changed:
                     member.busy = False
@@ -187,7 +196,7 @@ class Fleet:
 
     def _answer_of(self, member: _Member, op: str, text: str) -> dict[str, Any]:
         """A worker's answer. What is lost with the scheduler is handed in again, to the same
-        worker once that is back. Raises _Gone, _Nobody."""
+        worker once that is back. Raises _Gone, _Left, _Nobody."""
         while True:
             with self._changed:
                 while member.generation != self._generation or member.gone or self._broken:
@@ -198,8 +207,10 @@ class Fleet:
                     self._changed.wait(_POLL)
                 client, state = self._client, (self._generation, member.address)
             found = self._future(client, member, state, text)
-            if found is not None:
+            if found:
                 return _checked(found, op)
+            if found == "":
+                raise _Left
             time.sleep(_POLL)
 
     def _future(
@@ -222,7 +233,9 @@ class Fleet:
                     return None
             if future.status == "error":  # ours never raises
                 return json.dumps({"cause": MACHINE, "finding": repr(future.exception())[:200]})
-            return str(future.result(timeout=_AWAY)) if future.status == "finished" else None
+            if future.status != "finished":
+                return None
+            return str(future.result(timeout=_AWAY))
         except self._lost:
             return None
 
@@ -262,9 +275,11 @@ class Fleet:
         info, now = self._client.scheduler_info(), time.monotonic()
         with self._changed:
             if info["id"] != self._scheduler:
+                if self._scheduler:
+                    self.say(f"{self._link.address} was started anew: what is open goes there")
                 self._scheduler, self._generation = info["id"], self._generation + 1
                 for member in self._members.values():
-                    member.since = now
+                    member.since = member.since if member.gone else now
             for address, worker in info["workers"].items():
                 self._see(address, worker, now)
             for member in self._members.values():
@@ -272,7 +287,7 @@ class Fleet:
                 gone = now - member.since > (_SILENT if known else _AWAY)
                 if gone and not member.gone:
                     self.say(f"{member.name} ({member.facts.role}) is gone")
-                member.gone = gone
+                member.gone = gone or member.leaves
             self._changed.notify_all()
 
     def _see(self, address: str, worker: dict[str, Any], now: float) -> None:

@@ -32,6 +32,7 @@ __all__ = ["answer", "facts_here", "serve"]
 
 Say = Callable[[str], None]
 _PATIENCE = 600.0  # seconds that a scheduler which is gone is waited for
+_FAREWELL = 1.0  # seconds for the last answer to reach who asked
 _ROOM = 1 << 20  # bytes that must fit on the disk
 _MAX_SECONDS = 3600.0
 
@@ -43,10 +44,13 @@ class _Station:
         self.facts = facts
         self.worker = Worker(module, memory=Work().memory)
         self.busy = threading.Lock()
+        self.ending = self.over = False
 
     def answer(self, text: str) -> str:
-        """The answer to a request of a client, both JSON."""
+        """The answer to a request of a client, both JSON; "" where it was interrupted."""
         with self.busy:
+            if self.over:
+                return ""
             try:
                 data = json.loads(text[:MAX_TEXT])
                 request, seconds = dict(data["request"]), float(data["seconds"])
@@ -58,13 +62,20 @@ class _Station:
                 return json.dumps({"cause": "error", "finding": f"no request: {error}"})
             if self.facts.role != CHECK:
                 request["backend"] = self.facts.device["backend"]
-            return json.dumps(answer_of(self.worker, request, seconds))
+            found = answer_of(self.worker, request, seconds)
+            return "" if self.ending else json.dumps(found)  # its death would say nothing
+
+    def interrupt(self) -> None:
+        """End what is being run."""
+        self.ending = True
+        self.worker.interrupt()
 
     def end(self) -> None:
-        """End what is being run, and return when it has ended: nobody waits for it any more."""
-        self.worker.interrupt()
+        """`interrupt`, and return when it has ended; then the next request may come."""
+        self.interrupt()
         with self.busy:
             self.worker.close()
+            self.ending = self.over
 
 
 _station: _Station | None = None
@@ -126,13 +137,14 @@ async def _serve(link: Link, station: _Station, say: Say) -> None:
         """dask waits for our thread before it closes a worker, and we for the process."""
 
         def teardown(self, worker: Any) -> None:
-            station.worker.interrupt()
+            station.interrupt()
 
     facts = station.facts
     name = f"{platform.node()}-{os.getpid()}-{os.urandom(3).hex()}"
     task = asyncio.current_task()
     assert task is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    for told in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(told, task.cancel)
     give_up = 0.0
     with tempfile.TemporaryDirectory(prefix="mlx-lm-openevolve-fleet-") as scratch:
         while True:
@@ -153,15 +165,21 @@ async def _serve(link: Link, station: _Station, say: Say) -> None:
                 await worker
             except (OSError, RuntimeError) as error:  # or it has not noticed that we were gone
                 if time.monotonic() > give_up:
+                    if isinstance(error, MachineError):
+                        raise
                     raise MachineError(f"{link.address}: {error.__cause__ or error!r}") from None
                 await asyncio.sleep(1)
                 continue
             say(f"{name} does {facts.role} for {link.address}")
             try:
                 await worker.finished()
+            except asyncio.CancelledError:
+                station.over = True
+                raise
             finally:
                 # Before it comes back: what it ran would be handed in again beside it.
                 await asyncio.to_thread(station.end)
+                await asyncio.sleep(_FAREWELL if station.over else 0)
                 await worker.close()
             say(f"{link.address} is gone; waiting for it")
             give_up = time.monotonic() + _PATIENCE
