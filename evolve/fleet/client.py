@@ -26,8 +26,9 @@ from .worker import answer as remote_answer
 __all__ = ["Fleet"]
 
 _POLL = 0.2  # seconds between looks at who is there
-_AWAY = 10.0  # seconds after which a worker that the scheduler does not know is gone
-_SILENT = 60.0  # and one that it knows, and that says nothing
+_AWAY = 10.0  # seconds after which a worker is gone that its scheduler lost
+_SILENT = 60.0  # one that says nothing, or has not come to a new scheduler
+_CONNECT_SECONDS = 10.0
 _PATIENCE = 300.0  # seconds that a scheduler or the first worker of a kind is waited for
 _RETRIES = 4  # of a check whose worker is gone
 _ANSWERS: dict[str, type[Record]] = {
@@ -152,8 +153,8 @@ class Fleet:
         with self._changed:
             self._broken = self._broken or "the search is over"
             self._changed.notify_all()
-        self._watcher.join(2 * _AWAY)
-        self._client.close(timeout=_AWAY)
+        self._watcher.join(2 * _CONNECT_SECONDS)
+        self._client.close(timeout=_CONNECT_SECONDS)
 
     # One request
 
@@ -235,7 +236,7 @@ class Fleet:
                 return json.dumps({"cause": MACHINE, "finding": repr(future.exception())[:200]})
             if future.status != "finished":
                 return None
-            return str(future.result(timeout=_AWAY))
+            return str(future.result(timeout=_CONNECT_SECONDS))
         except self._lost:
             return None
 
@@ -243,7 +244,10 @@ class Fleet:
 
     def _connect(self) -> Any:
         return engine().Client(
-            self._link.address, security=self._link.security(), timeout=_AWAY, set_as_default=False
+            self._link.address,
+            security=self._link.security(),
+            timeout=_CONNECT_SECONDS,
+            set_as_default=False,
         )
 
     def _watch(self) -> None:
@@ -283,8 +287,10 @@ class Fleet:
             for address, worker in info["workers"].items():
                 self._see(address, worker, now)
             for member in self._members.values():
-                known = member.address in info["workers"] and member.generation == self._generation
-                gone = now - member.since > (_SILENT if known else _AWAY)
+                left = (
+                    member.generation == self._generation and member.address not in info["workers"]
+                )
+                gone = now - member.since > (_AWAY if left else _SILENT)
                 if gone and not member.gone:
                     self.say(f"{member.name} ({member.facts.role}) is gone")
                 member.gone = gone or member.leaves

@@ -98,9 +98,9 @@ def test_nothing_is_lost_or_measured_twice_under_attack(
 ) -> None:
     """A small benchmarks/fleet_soak.py."""
     monkeypatch.setattr(client, "_AWAY", 1.0)
-    monkeypatch.setattr(client, "_SILENT", 3.0)
+    monkeypatch.setattr(client, "_SILENT", 6.0)
     kernels = [kernel(i) for i in range(9)]
-    kernels[4], kernels[6] = kernel(-1, "hangs"), kernel(-2, "kills")
+    kernels[0], kernels[6] = kernel(-1, "hangs"), kernel(-2, "kills")
     config = Config(
         "cuda", (evolve_kernels.DECODE,), (1.0,), budget=Budget(len(kernels)),
         search=Search(batch=6, saturated=0.0), work=Work(seconds=1.0),
@@ -141,7 +141,7 @@ def test_nothing_is_lost_or_measured_twice_under_attack(
     assert len(spans) <= 10
     assert sum(kernels[6].id in what for *_, what in spans) == 1
     assert archive.failures() == {"hang": 1, "crash": 1}
-    assert "hung and was killed" in archive.worker_deaths[f"{kernels[4].id} {SLUG} {{'step': 1}}"]
+    assert "hung and was killed" in archive.worker_deaths[f"{kernels[0].id} {SLUG} {{'step': 1}}"]
     assert "of chip-a is gone" in archive.worker_deaths[f"{kernels[6].id} {SLUG} {{'step': 1}}"]
     own = link.versions()["mlx"]
     assert sum(f"is left out: mlx 0.1, here {own}" in line for line in said) == 1

@@ -13,6 +13,7 @@ A kernel of the name "hangs" hangs its process, one named "kills" ends the worke
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import json
 import os
@@ -96,6 +97,8 @@ def main() -> None:
         chip = settings["chip"]
         facts = worker.facts_of(Device("cuda", chip, chip, "sm_0", 1, 1 << 34, 1 << 20))
     facts = replace(facts, versions={**facts.versions, **settings.get("versions", {})})
+    # What hangs first of all is not waited for as long as a slow machine may take to start.
+    worker.Worker = functools.partial(worker.Worker, start_seconds=20.0)
     module = WORKER if settings.get("real") else "simulated_chip"
     worker.serve(Link.of(options), facts, lambda text: print(text, flush=True), module)
 
