@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import threading
 import time
@@ -25,26 +26,16 @@ from .worker import answer as remote_answer
 
 __all__ = ["Fleet"]
 
-_POLL = 0.2  # seconds between looks at who is there
+_LOOK = 0.5  # seconds between looks at who is there
+_POLL = 0.2  # and between those of who waits for an answer
 _AWAY = 10.0  # seconds after which a worker is gone that its scheduler lost
 _SILENT = 60.0  # one that says nothing, or has not come to a new scheduler
 _CONNECT_SECONDS = 10.0
 _PATIENCE = 300.0  # seconds that a scheduler or the first worker of a kind is waited for
 _RETRIES = 4  # of a check whose worker is gone
 _ANSWERS: dict[str, type[Record]] = {
-    "check": HostCheck,
-    "measure": Measurement,
-    "baseline": Baseline,
-    "gate": Judged,
+    **{"check": HostCheck, "measure": Measurement, "baseline": Baseline, "gate": Judged}
 }
-
-
-@dataclass(frozen=True)
-class Failure(Record):
-    """The answer where nothing came of a request."""
-
-    cause: str
-    finding: str
 
 
 class _Gone(Exception):
@@ -206,39 +197,33 @@ class Fleet:
                     if member.gone:
                         raise _Gone(f"worker {member.name} of {member.facts.role} is gone")
                     self._changed.wait(_POLL)
-                client, state = self._client, (self._generation, member.address)
-            found = self._future(client, member, state, text)
-            if found:
-                return _checked(found, op)
-            if found == "":
-                raise _Left
+            with contextlib.suppress(*self._lost):
+                found = self._future(member, text)
+                if found == "":
+                    raise _Left
+                if found is not None:
+                    return _checked(found, op)
             time.sleep(_POLL)
 
-    def _future(
-        self, client: Any, member: _Member, state: tuple[int, str], text: str
-    ) -> str | None:
-        """A worker's answer; None where it, or what leads to it, is not what it was."""
-        try:
-            future = client.submit(
-                remote_answer, text, key=f"{member.facts.role}-{uuid.uuid4()}", pure=False,
-                workers=[state[1]], allow_other_workers=False, resources={member.facts.role: 1},
-            )  # fmt: skip
-            done = threading.Event()
-            future.add_done_callback(lambda _: done.set())
-            while not done.wait(_POLL):
-                with self._changed:
-                    now = self._generation, member.address
-                    lost = now != state or member.gone or self._broken
-                if lost:
-                    future.cancel()
-                    return None
-            if future.status == "error":  # ours never raises
-                return json.dumps({"cause": MACHINE, "finding": repr(future.exception())[:200]})
-            if future.status != "finished":
+    def _future(self, member: _Member, text: str) -> str | None:
+        """What dask brings of a worker; None where it, or what leads to it, is not what it was."""
+        role, state = member.facts.role, (self._generation, member.address)
+        future = self._client.submit(
+            remote_answer, text, key=f"{role}-{uuid.uuid4()}", pure=False,
+            workers=[state[1]], allow_other_workers=False, resources={role: 1},
+        )  # fmt: skip
+        done = threading.Event()
+        future.add_done_callback(lambda _: done.set())
+        while not done.wait(_POLL):
+            if state != (self._generation, member.address) or member.gone or self._broken:
+                future.cancel()
                 return None
-            return str(future.result(timeout=_CONNECT_SECONDS))
-        except self._lost:
-            return None
+        if future.status == "error":
+            error = future.exception()
+            if isinstance(error, engine().KilledWorker):  # `member` will be gone
+                return None
+            return json.dumps({"cause": MACHINE, "finding": repr(error)[:200]})  # ours never raises
+        return str(future.result(timeout=_CONNECT_SECONDS)) if future.status == "finished" else None
 
     # Who is there
 
@@ -252,7 +237,7 @@ class Fleet:
 
     def _watch(self) -> None:
         while not self._broken:
-            time.sleep(_POLL)
+            time.sleep(_LOOK)
             try:
                 self._look()
             except Exception:  # whatever dask raises where the scheduler is gone
@@ -287,10 +272,9 @@ class Fleet:
             for address, worker in info["workers"].items():
                 self._see(address, worker, now)
             for member in self._members.values():
-                left = (
-                    member.generation == self._generation and member.address not in info["workers"]
-                )
-                gone = now - member.since > (_AWAY if left else _SILENT)
+                came = member.generation == self._generation
+                lost = came and member.address not in info["workers"]
+                gone = now - member.since > (_AWAY if lost else _SILENT)
                 if gone and not member.gone:
                     self.say(f"{member.name} ({member.facts.role}) is gone")
                 member.gone = gone or member.leaves
@@ -337,8 +321,10 @@ def _checked(text: str, op: str) -> dict[str, Any]:
     """An answer that is what an answer to that request may be, else that it was none."""
     try:
         found = json.loads(text if len(text) <= MAX_TEXT else "")
-        kind = Failure if set(found) <= {"cause", "finding"} else _ANSWERS[op]
+        if not isinstance(found, dict):
+            raise TypeError(f"it is {type(found).__name__}")
+        kind = Measurement if set(found) == {"cause", "finding"} else _ANSWERS[op]
         kind.from_json(found).check_types()
     except (AttributeError, TypeError, ValueError, RecursionError) as error:
         return {"cause": MACHINE, "finding": f"no answer to {op}: {str(error)[:200]}"}
-    return dict(found)
+    return found
