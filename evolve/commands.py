@@ -20,7 +20,7 @@ from mlx_lm_openevolve.kernels.lookup import registries
 from mlx_lm_openevolve.kernels.registry import Registry, user_root
 from mlx_lm_openevolve.units import seconds_of
 
-from . import events, heuristic, loop
+from . import events, heuristic, loop, openevolve_config
 from .archive import Archive
 from .config import Config
 from .evaluator import LocalEvaluator
@@ -63,6 +63,8 @@ def report(options: argparse.Namespace, out: Console) -> tuple[int, dict[str, An
 
 def evolve(options: argparse.Namespace, out: Console) -> tuple[int, dict[str, Any]]:
     """Search, with the workers of this machine or with those of a fleet."""
+    if options.config:
+        out.print(openevolve_config.take(options), markup=False)
     if options.proposer == HEURISTIC:
         folder = options.out or _new_name(runs_root(), HEURISTIC)
         return heuristic.run(options, out, folder)

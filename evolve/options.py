@@ -54,6 +54,8 @@ def add_evolve_arguments(parser: argparse.ArgumentParser) -> None:
     add("--explore", type=float, metavar="SHARE", help="of parents outside the elites; adaptive")
     add("--seed", type=int, default=0)
     add("--kernels", nargs="+", type=Path, metavar="FOLDER", help="seeds; default: all known ones")
+    text = "an OpenEvolve configuration: its models, budget and seed"
+    add("--config", type=Path, metavar="FILE.yaml", help=text)
     add("--out", type=Path, metavar="RUN", help="folder of a new run")
     add("--export", type=Path, metavar="FOLDER", help="write what was published there as well")
     add("--no-publish", action="store_true", help="leave the user's registry as it is")
