@@ -28,6 +28,7 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "support"))
@@ -175,7 +176,7 @@ def rate(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             found.setdefault(arm, []).append(round(60 * len(kernels) / seconds, 1))
     return {
         "candidates_a_minute": found,
-        "ratio": round(max(found["fleet"]) / max(found["local"]), 3),
+        "ratio": round(median(found["fleet"]) / median(found["local"]), 3),
     }
 
 
@@ -206,7 +207,7 @@ def main() -> int:
     parser.add_argument("what", choices=("soak", "rate", "wide"))
     parser.add_argument("--candidates", type=int)
     parser.add_argument("--kills", type=int, default=10)
-    parser.add_argument("--turns", type=int, default=2)
+    parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, metavar="FILE")
     options = parser.parse_args()

@@ -261,7 +261,7 @@ class Fleet:
             return
 
     def _look(self) -> None:
-        info, now = self._client.scheduler_info(), time.monotonic()
+        info, now = self._client.scheduler_info(n_workers=-1), time.monotonic()
         with self._changed:
             if info["id"] != self._scheduler:
                 if self._scheduler:

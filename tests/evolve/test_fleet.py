@@ -214,10 +214,18 @@ def test_members_trust_each_other_by_certificates_of_one_authority(
 ) -> None:
     ours, theirs = authority(tmp_path / "ours"), authority(tmp_path / "theirs")
     with Cluster(tmp_path / "cluster", ours) as cluster:
-        cluster.start_worker("check")
-        with client.Fleet(cluster.link, lambda _: None) as fleet:
+        cluster.start_worker("check", full=True)
+        said: list[str] = []
+        with client.Fleet(cluster.link, said.append) as fleet:
             assert fleet.lead("host")["backend"] == "host"
             request = {"op": "check", "workload": SLUG, "seed": 0}
+            # A worker whose disk is full is left out, in one line; another one is asked.
+            answer = fleet.ask("check", request, 60)
+            assert answer["cause"] == MACHINE
+            assert answer["finding"].endswith("does check: No space left on device")
+            assert sum("is left out: No space left on device" in line for line in said) == 1
+            cluster.start_worker("check")
+            wait_until(lambda: fleet.there()["check"] == 1)
             assert fleet.ask("check", request, 60)["counters"]["least_bytes"] == 1024
         line = f"{cluster.address}: its certificate and ours are not of one authority"
         with pytest.raises(MachineError, match=line):

@@ -5,7 +5,7 @@
 
 chip: its slug, "check" for a worker that checks. seconds: what a measurement takes. log: a folder
 in which every measurement has a file, made when it begins and touched until it ends. real: check
-with the project's own process. versions: other ones to announce.
+with the project's own process. versions: other ones to announce. full: its disk is full.
 
 A kernel of the name "hangs" hangs its process, one named "kills" ends the worker itself.
 """
@@ -30,11 +30,13 @@ HERE = Path(__file__).resolve().parent
 
 def answer(data: dict[str, Any]) -> dict[str, Any]:
     """What mlx_lm_openevolve.evolve.worker answers, without any work."""
-    from mlx_lm_openevolve.evolve.evaluation import HostCheck, Measurement, Request
+    from mlx_lm_openevolve.evolve.evaluation import MACHINE, HostCheck, Measurement, Request
     from mlx_lm_openevolve.evolve.events import Baseline
 
     settings = json.loads(os.environ[SETTINGS])
     request = Request.from_json(data)
+    if settings.get("full"):
+        return {"cause": MACHINE, "finding": "No space left on device"}
     if request.op == "check":
         return HostCheck(counters={"moved_bytes": 2048, "least_bytes": 1024}).to_json()
     if request.op == "baseline":
