@@ -20,6 +20,7 @@ import argparse
 import itertools
 import json
 import os
+import platform
 import random
 import signal
 import sys
@@ -215,7 +216,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         os.environ["MLX_LM_OPENEVOLVE_HOME"] = str(Path(folder) / "home")
         found = {"soak": soak, "rate": rate, "wide": wide}[options.what](options, Path(folder))
-    text = json.dumps(found, indent=1)
+    text = json.dumps(found, indent=1).replace(platform.node(), "host")
     print(text)
     if options.output:
         options.output.write_text(text + "\n")
