@@ -25,7 +25,7 @@ from mlx_lm_openevolve.device import detect
 from mlx_lm_openevolve.errors import MachineError
 from mlx_lm_openevolve.evolve import commands, events, loop, report
 from mlx_lm_openevolve.evolve.archive import Archive
-from mlx_lm_openevolve.evolve.config import Budget, Config, Search, Work
+from mlx_lm_openevolve.evolve.config import Budget, Config, Search
 from mlx_lm_openevolve.evolve.evaluation import MACHINE
 from mlx_lm_openevolve.evolve.evaluator import LocalEvaluator
 from mlx_lm_openevolve.evolve.fleet import client, link, worker
@@ -83,9 +83,7 @@ def test_two_chips_give_two_columns_and_judge_for_themselves(tmp_path: Path, hom
     assert archive.device["slug"] == "chip-a"
     for done in archive.done.values():
         assert done.results[SLUG].ratio != done.elsewhere["chip-b"].results[SLUG].ratio
-    report.write(archive, tmp_path / "page")
-    page = (tmp_path / "page" / "report.html").read_text()
-    assert "<th>chip-a</th><th>chip-b</th>" in page
+    assert "<th>chip-a</th><th>chip-b</th>" in report._page(archive, {})
     # Each chip's own gate judged what was best there. It is not believed here.
     assert sorted(e.device for e in archive.published if e.accepted) == ["chip-a", "chip-b"]
     assert Registry(exported).devices() == ["chip-a", "chip-b"]
@@ -98,32 +96,29 @@ def test_nothing_is_lost_or_measured_twice_under_attack(
 ) -> None:
     """A small benchmarks/fleet_soak.py."""
     monkeypatch.setattr(client, "_AWAY", 1.0)
-    monkeypatch.setattr(client, "_SILENT", 6.0)
+    monkeypatch.setattr(client, "_SILENT", 10.0)
     kernels = [kernel(i) for i in range(9)]
-    kernels[0], kernels[6] = kernel(-1, "hangs"), kernel(-2, "kills")
+    kernels[6] = kernel(-1, "kills")
     config = Config(
         "cuda", (evolve_kernels.DECODE,), (1.0,), budget=Budget(len(kernels)),
-        search=Search(batch=6, saturated=0.0), work=Work(seconds=1.0),
+        search=Search(batch=6, saturated=0.0),
     )  # fmt: skip
     archive = Archive.create(tmp_path / "run", config, {})
     said: list[str] = []
     with Cluster(tmp_path / "cluster") as cluster:
-        first, second = (cluster.start_worker("check", 0.0) for _ in range(2))
-        measurer = cluster.start_worker("chip-a", 0.1)
+        checker, _ = (cluster.start_worker("check", 0.0) for _ in range(2))
+        for _ in range(2):
+            cluster.start_worker("chip-a", 0.2)
         cluster.start_worker("check", 0.0, versions={"mlx": "0.1"})
         with client.Fleet(cluster.link, said.append) as fleet:
             fleet.lead("cuda")
-            wait_until(lambda: fleet.there()["check"] == 2)
+            wait_until(lambda: fleet.there() == {"check": 2, "chip-a": 2})
 
             def attack() -> None:
-                wait_until(lambda: len(archive.done) >= 2)
+                wait_until(lambda: len(archive.done) >= 1)
+                kill(checker)
                 kill(cluster.scheduler)
-                kill(first)
-                second.send_signal(signal.SIGSTOP)
                 cluster.start_scheduler()
-                cluster.start_worker("check", 0.0)
-                measurer.wait()  # of the kernel that ends it
-                cluster.start_worker("chip-a", 0.1)
 
             attacker = threading.Thread(target=attack)
             attacker.start()
@@ -136,12 +131,13 @@ def test_nothing_is_lost_or_measured_twice_under_attack(
     assert set(archive.done) == set(range(1, 10))
     numbers = [e.number for e in archive.journal.events if isinstance(e, events.Evaluated)]
     assert len(numbers) == 9
-    # One at a time on the chip; anew only what ended with the scheduler; never the one that kills.
-    assert all(a[1] <= b[0] for a, b in itertools.pairwise(spans))
-    assert len(spans) <= 10
+    # Anew only what ended with the scheduler, after its end; never the one that kills.
+    assert len(spans) <= 9 + 2
+    for made in kernels:
+        of_it = [span for span in spans if span[3].startswith(made.id)]
+        assert all(a[1] <= b[0] for a, b in itertools.pairwise(of_it))
     assert sum(kernels[6].id in what for *_, what in spans) == 1
-    assert archive.failures() == {"hang": 1, "crash": 1}
-    assert "hung and was killed" in archive.worker_deaths[f"{kernels[0].id} {SLUG} {{'step': 1}}"]
+    assert archive.failures() == {"crash": 1}
     assert "of chip-a is gone" in archive.worker_deaths[f"{kernels[6].id} {SLUG} {{'step': 1}}"]
     own = link.versions()["mlx"]
     assert sum(f"is left out: mlx 0.1, here {own}" in line for line in said) == 1
