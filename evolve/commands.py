@@ -70,6 +70,9 @@ def evolve(options: argparse.Namespace, out: Console) -> tuple[int, dict[str, An
         return heuristic.run(options, out, folder)
     if options.points:
         raise UsageError("--points is for --proposer heuristic, which runs nothing")
+    tls = (options.tls_ca, options.tls_cert, options.tls_key)
+    if not options.scheduler and (options.insecure or any(tls)):
+        raise UsageError("--tls-... and --insecure are for --scheduler")
     with contextlib.ExitStack() as stack:
         workers = None
         if options.scheduler:

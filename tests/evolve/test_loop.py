@@ -220,6 +220,8 @@ def test_answers_in_the_mailbox_are_kernels_edits_and_failures(
     [
         (("--workloads", "decoed"), "is no suite"),
         (("--resume", "/nowhere"), "holds no run"),
+        (("--insecure",), "are for --scheduler"),
+        (("--tls-ca", "ca.pem"), "are for --scheduler"),
         (("--budget", "soon"), "is no duration"),
         (("--target", "2"), "SPEEDUP:SHARE"),
         (("--target", "1.2:0.8"), "nothing is timed without a GPU"),
