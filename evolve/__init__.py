@@ -4,7 +4,8 @@
 
 loop        the whole search on one page
 propose/    what to try next: params (numbers; surrogate), llm and mailbox (source; structural)
-evaluator   runs candidates in workers (pool, worker): check on the host, measure on the GPU
+evaluator   runs candidates in workers (worker): check on the host, measure on the GPU
+pool        the executor whose workers are of this machine; fleet/ has one whose are of others
 archive     what was tried and the fittest kernels: the replay of the journal's events
 publish     the winners before the gate, and into the registry
 heuristic   another search: default expressions (grammar) over points that were measured (points)

@@ -69,12 +69,13 @@ class Archive:
         self.kernels: dict[str, Candidate] = {}  # id -> the candidate that brought it
         self.kernel_best: dict[str, dict[str, WorkloadResult]] = defaultdict(dict)  # id -> slug
         self.best: dict[str, Best] = {}  # by slug
+        # What other chips of a fleet said: chip -> id -> slug
+        self.elsewhere: dict[str, dict[str, dict[str, WorkloadResult]]] = {}
         self.cells: list[dict[str, str]] = [{} for _ in range(config.search.islands)]
         self.history: list[dict[str, Any]] = []  # the best after each improvement
         self.worker_deaths: dict[str, str] = {}  # what ended a worker -> how
         self.published: list[events.Published] = []
         self.deaths: dict[int, int] = defaultdict(int)
-        self.batched: set[int] = set()  # handed to another machine
         self.device: Mapping[str, Any] = {}
         self.ended = ""
         self.unprofiled = ""  # why there are no GPU profiles
@@ -143,8 +144,6 @@ class Archive:
                 self._propose(event.candidate)
             case events.Evaluated():
                 self._finish(event)
-            case events.Batched():
-                self.batched |= set(event.numbers)
             case events.EndedWorker():
                 self.worker_deaths[event.key] = event.reason
                 kernel = event.key.split()[0]
@@ -195,6 +194,11 @@ class Archive:
                 self.best[slug] = Best(candidate.kernel, result, number)
                 self._at_best[slug] = self.tries(slug)
                 improved = True
+        for chip, there in done.elsewhere.items():
+            known = self.elsewhere.setdefault(chip, {}).setdefault(candidate.kernel, {})
+            for slug, result in there.results.items():
+                if slug not in known or result.score > known[slug].score:
+                    known[slug] = result
         if candidate.kernel in self.kernel_best:
             self._place(candidate.kernel)
         if improved:
@@ -249,6 +253,19 @@ class Archive:
         )
         text = features.strategy(loaded, counters, profile).key if loaded is not None else "?"
         return "{}-{}-{} {}".format(*tiers, text)
+
+    def best_elsewhere(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """The best on every other chip of a fleet: chip -> slug -> kernel, params and speed-up."""
+        found: dict[str, dict[str, dict[str, Any]]] = {}
+        for chip, kernels in self.elsewhere.items():
+            for kernel, results in kernels.items():
+                for slug, r in results.items():
+                    row = {"kernel": kernel, "params": dict(r.params), "ratio": r.ratio}
+                    row |= {"low": r.low, "high": r.high}
+                    known = found.setdefault(chip, {}).get(slug)
+                    if known is None or r.ratio > known["ratio"]:
+                        found[chip][slug] = row
+        return found
 
     def kernel_fitness(self, kernel: str) -> float:
         """Geometric-mean score of one kernel over the suite, SDPA where it was not measured."""

@@ -1,4 +1,4 @@
-"""The commands `evolve` and `report`: what they do. The command line wires them."""
+"""The commands `evolve`, `fleet` and `report`: what they do. The command line wires them."""
 
 from __future__ import annotations
 
@@ -20,10 +20,13 @@ from mlx_lm_openevolve.kernels.lookup import registries
 from mlx_lm_openevolve.kernels.registry import Registry, user_root
 from mlx_lm_openevolve.units import seconds_of
 
-from . import events, heuristic, loop, two_machines
+from . import events, heuristic, loop, openevolve_config
 from .archive import Archive
 from .config import Config
 from .evaluator import LocalEvaluator
+from .fleet.client import Fleet
+from .fleet.link import Link
+from .fleet.worker import facts_here, serve
 from .ncu import Profiler
 from .options import HEURISTIC, check_numbers, check_same, new_config, profiles
 from .progress import ProgressDisplay
@@ -34,7 +37,7 @@ from .propose.params import ParamsProposer, headroom
 from .propose.structural import WithParams, fitting, no_profile
 from .publish import publish
 
-__all__ = ["evolve", "report"]
+__all__ = ["evolve", "fleet", "report"]
 
 
 def report(options: argparse.Namespace, out: Console) -> tuple[int, dict[str, Any]]:
@@ -59,52 +62,49 @@ def report(options: argparse.Namespace, out: Console) -> tuple[int, dict[str, An
 
 
 def evolve(options: argparse.Namespace, out: Console) -> tuple[int, dict[str, Any]]:
-    """Search, or one stage of a search on two machines."""
+    """Search, with the workers of this machine or with those of a fleet."""
+    if options.config:
+        out.print(openevolve_config.take(options), markup=False)
     if options.proposer == HEURISTIC:
         folder = options.out or _new_name(runs_root(), HEURISTIC)
         return heuristic.run(options, out, folder)
     if options.points:
         raise UsageError("--points is for --proposer heuristic, which runs nothing")
-    if options.stage == "measure":
-        if options.batch is None:
-            raise UsageError("--stage measure needs the BATCH that --stage check wrote")
-        done = two_machines.measure_stage(
-            options.batch, lambda text: out.print(text), options.backend
-        )
-        events = options.batch / "events.jsonl"
-        out.print(f"{done} measured; go on: evolve --resume RUN --merge {events}", markup=False)
-        return 0, {"run": str(options.batch), "candidates": done, "events": str(events)}
-    if options.merge and not options.resume:
-        raise UsageError("--merge needs --resume RUN")
-    archive = _resume(options) if options.resume else _start(options, out)
-    try:
-        if options.merge:
-            taken = two_machines.merge(archive, options.merge)
-            out.print(f"{taken} results merged")
+    tls = (options.tls_ca, options.tls_cert, options.tls_key)
+    if not options.scheduler and (options.insecure or any(tls)):
+        raise UsageError("--tls-... and --insecure are for --scheduler")
+    with contextlib.ExitStack() as stack:
+        workers = None
+        if options.scheduler:
+            workers = stack.enter_context(
+                Fleet(Link.of(options), lambda text: out.print(text, markup=False))
+            )
+        archive = _resume(options, workers) if options.resume else _start(options, out, workers)
+        stack.callback(archive.close)
         missing = [slug for slug in archive.slugs if slug not in archive.baseline]
-        absent = backends.get(archive.config.backend).unavailable()
-        if absent and options.stage is None and (archive.pending() or missing):
-            raise UsageError(f"backend {archive.config.backend!r}: {absent}; --merge its results")
-        return _search(archive, options, out)
-    finally:
-        archive.close()
+        absent = "" if workers else backends.get(archive.config.backend).unavailable()
+        if absent and (archive.pending() or missing):
+            raise UsageError(f"backend {archive.config.backend!r}: {absent}")
+        return _search(archive, options, out, workers)
+
+
+def fleet(options: argparse.Namespace, out: Console) -> tuple[int, dict[str, Any]]:
+    """Answer a fleet's requests, until Ctrl-C."""
+    link = Link.of(options)
+    facts = facts_here(options.check, options.backend)
+    serve(link, facts, lambda text: out.print(text, markup=False))
+    return 0, facts.to_json()
 
 
 def _search(
-    archive: Archive, options: argparse.Namespace, out: Console
+    archive: Archive, options: argparse.Namespace, out: Console, workers: Fleet | None
 ) -> tuple[int, dict[str, Any]]:
     seeds = _seeds(archive.config, options)
-    with ProgressDisplay(out) as display, LocalEvaluator(archive) as evaluator:
-        profiler = _profiler(archive, options, display)
+    with ProgressDisplay(out) as display, LocalEvaluator(archive, workers) as evaluator:
+        if workers:
+            workers.say = display.say
+        profiler = _profiler(archive, workers, display)
         proposer = _proposer(archive, options, seeds, display, profiler)
-        if options.stage == "check":
-            if options.batch is None:
-                raise UsageError("--stage check needs the BATCH to write")
-            passed = two_machines.check_stage(archive, proposer, evaluator, options.batch, display)
-            out.print(
-                f"{passed} candidates passed; measure: evolve --stage measure {options.batch}"
-            )
-            return 0, {**_result(archive), "batch": str(options.batch), "passed": passed}
         reason = loop.evolve(archive, proposer, evaluator, display)
         if profiler is not None:
             profiler(archive)
@@ -112,7 +112,7 @@ def _search(
     for slug in archive.slugs:
         if headroom(archive, slug) <= archive.config.search.saturated:
             out.print(f"saturated, left alone: {slug}", markup=False)
-    absent = backends.get(archive.config.backend).unavailable()
+    absent = "" if workers else backends.get(archive.config.backend).unavailable()
     if not archive.timed:  # the gate would take as long again, to say no
         absent = "nothing is timed without a GPU"
     if absent and not options.no_publish:
@@ -121,7 +121,7 @@ def _search(
         registries = [Registry(user_root())]
         if options.export:
             registries.append(Registry(options.export))
-        for event in publish(archive, registries):
+        for event in publish(archive, registries, workers):
             kind = "published" if event.accepted else "not published"
             out.print(f"{kind}: {event.workload}: {event.reason}", markup=False)
     result = _result(archive)
@@ -147,6 +147,7 @@ def _result(archive: Archive) -> dict[str, Any]:
             }
             for slug, (kernel, r, _) in archive.best.items()
         },
+        "elsewhere": archive.best_elsewhere(),
         "ratio": ratio,
         "low": low,
         "high": high,
@@ -173,14 +174,17 @@ def _run_folder(run: Path) -> Path:
     return run if (run / "events.jsonl").exists() else runs_root() / run
 
 
-def _start(options: argparse.Namespace, out: Console) -> Archive:
+def _start(options: argparse.Namespace, out: Console, workers: Fleet | None) -> Archive:
+    device = workers.lead(options.backend) if workers else {}
+    options.backend = device.get("backend", options.backend)
     config = new_config(options)
     # What would end the run at once is told before there is one.
     _seeds(config, options)
     if config.proposer == "llm":
         connect(config.llm)
     folder = options.out or _new_name(runs_root(), config.backend)
-    archive = Archive.create(folder, config, vars(detect(config.backend)))
+    archive = Archive.create(folder, config, device or vars(detect(config.backend)))
+    _widen(archive, workers)
     out.print(f"run {folder}", markup=False)
     return archive
 
@@ -192,7 +196,14 @@ def _new_name(root: Path, backend: str) -> Path:
     return next(path for path in itertools.chain([stem], later) if not path.exists())
 
 
-def _resume(options: argparse.Namespace) -> Archive:
+def _widen(archive: Archive, workers: Fleet | None) -> None:
+    """Batches that keep a fleet busy: at the end of each, who is done waits for the others."""
+    if workers:
+        search = replace(archive.config.search, batch=4 * max(workers.there().values()))
+        archive.config = replace(archive.config, search=search)
+
+
+def _resume(options: argparse.Namespace, workers: Fleet | None) -> Archive:
     check_numbers(options)
     archive = Archive.open(_run_folder(options.resume))
     try:
@@ -210,9 +221,14 @@ def _resume(options: argparse.Namespace) -> Archive:
     )
     profile = profiles(options.profile, archive.config.backend, archive.config.profile)
     archive.config = replace(archive.config, budget=budget, profile=profile)
-    # What was in flight: batches are run in order, and what another machine has was not.
-    pending = [c.number for c in archive.pending() if c.number not in archive.batched]
+    # What was in flight here: batches are run in order. A fleet's workers die of their own.
+    pending = [c.number for c in archive.pending()] if not workers else []
     archive.add(events.Resumed(tuple(pending[: archive.config.search.batch])))
+    if workers:
+        device = workers.lead(archive.config.backend, archive.device.get("slug", ""))
+        if archive.timed and device != archive.device:
+            archive.add(events.MeasuredOn(device))
+    _widen(archive, workers)
     return archive
 
 
@@ -233,13 +249,10 @@ def _seeds(config: Config, options: argparse.Namespace) -> list[Kernel]:
     return kept
 
 
-def _profiler(
-    archive: Archive, options: argparse.Namespace, display: ProgressDisplay
-) -> Profiler | None:
+def _profiler(archive: Archive, workers: Fleet | None, display: ProgressDisplay) -> Profiler | None:
     """What looks at kernels before they are written about; None where nothing is to be profiled,
     or where this is not the machine that measures."""
-    here = archive.config.backend == "cuda" and options.stage is None
-    return Profiler(display.say) if archive.config.profile and here else None
+    return Profiler(display.say) if archive.config.profile and not workers else None
 
 
 def _proposer(

@@ -24,7 +24,7 @@ TIMEOUT = "timeout"  # the GPU ended it for its time: asked once more, then it i
 
 @dataclass(frozen=True)
 class Request(Record):
-    """What a worker is asked; op is "check", "measure" or "baseline", workload a slug.
+    """What a worker is asked; op is "check", "measure", "baseline" or "gate", workload a slug.
 
     A kernel travels with its whole content; params None: its defaults. best: the least seconds
     known, and sdpa_seconds: SDPA's when the run began, 0 where they are not known. seconds: to be
@@ -145,7 +145,8 @@ class WorkloadResult(Record):
 @dataclass(frozen=True)
 class Evaluation(Record):
     """What came of a candidate: results by workload; check and measure are seconds spent; host: why
-    it was not checked on the host, "" where it was."""
+    it was not checked on the host, "" where it was; elsewhere: what other chips of a fleet say of
+    it, by the chip's slug."""
 
     cause: str = ""
     finding: str = ""
@@ -153,13 +154,16 @@ class Evaluation(Record):
     check: float = 0.0
     measure: float = 0.0
     host: str = ""
+    elsewhere: Mapping[str, Evaluation] = field(default_factory=dict)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Evaluation:
         """What `to_json` wrote."""
         rows = data.get("results", {}).items()
         results = {slug: WorkloadResult.from_json(row) for slug, row in rows}
-        return super().from_json({**data, "results": results})
+        chips = data.get("elsewhere", {}).items()
+        elsewhere = {chip: Evaluation.from_json(done) for chip, done in chips}
+        return super().from_json({**data, "results": results, "elsewhere": elsewhere})
 
     def __str__(self) -> str:
         if self.cause:

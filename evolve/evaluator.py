@@ -1,17 +1,21 @@
-"""The evaluator: runs candidates in worker processes, on the host first and then on the GPU.
+"""The evaluator: runs candidates in worker processes, on the host first and then on each GPU.
 
-Host checks run side by side; the GPU has one worker and one owner at a time. Without a GPU
-nothing is timed: the counters of the host check are all that is known.
+Host checks run side by side; a GPU has one owner at a time. Without a GPU nothing is timed: the
+counters of the host check are all that is known. The first chip leads the search: what the others
+say of a candidate is kept beside it.
 """
 
 from __future__ import annotations
 
+import contextlib
+import queue
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 from dataclasses import replace
+from typing import Any
 
 from mlx_lm_openevolve.errors import MachineError, OpenEvolveError
-from mlx_lm_openevolve.processes import Worker
 
 from . import events
 from .archive import Archive
@@ -25,7 +29,7 @@ from .evaluation import (
     Request,
     WorkloadResult,
 )
-from .pool import WORKER, Pool, answer_of
+from .pool import CHECK, Executor, Pool
 
 __all__ = ["LocalEvaluator"]
 
@@ -34,23 +38,28 @@ _FATAL = ("hang", "memory", "crash")
 
 
 class LocalEvaluator:
-    """The workers of a run on this machine; use it as a context. host=False leaves out the checks
-    on the host, which another machine made."""
+    """The evaluator of a run that goes on here; use it as a context. executor: what runs its
+    requests, by default workers of this machine, which are closed with the evaluator."""
 
-    def __init__(self, archive: Archive, *, host: bool = True) -> None:
+    def __init__(self, archive: Archive, executor: Executor | None = None) -> None:
         work = archive.config.work
-        self._host = host
-        self._pool = Pool(work.jobs, work.memory)
-        self._gpu = Worker(WORKER, memory=work.memory)
+        self._executor = executor or Pool(work.jobs, work.memory)
+        self._own = executor is None
         self._backend = archive.config.backend
         self._seconds, self._check_seconds = work.seconds, work.check_seconds
+        self._ended: queue.SimpleQueue[events.EndedWorker] = queue.SimpleQueue()
+        # A candidate waits for its requests: each of both has threads of its own.
+        self._candidates = ThreadPoolExecutor(self._executor.jobs)
+        self._requests = ThreadPoolExecutor(self._executor.jobs)
 
     def __enter__(self) -> LocalEvaluator:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._pool.close()
-        self._gpu.close()
+        if self._own:
+            self._executor.close()
+        for threads in (self._candidates, self._requests):
+            threads.shutdown(wait=self._own, cancel_futures=True)
 
     def baselines(self, archive: Archive) -> Iterator[events.Baseline]:
         """SDPA's time and floor for each workload that has none yet, none without a GPU. Raises
@@ -59,7 +68,7 @@ class LocalEvaluator:
             if slug in archive.baseline or not archive.timed:
                 continue
             request = Request("baseline", slug, archive.config.seed, backend=self._backend)
-            answer = answer_of(self._gpu, request.to_json(), self._seconds)
+            answer = self._executor.ask(self._executor.chips[0], request.to_json(), self._seconds)
             if answer.get("cause") in (MACHINE, TIMEOUT):  # it was busy, or full
                 raise _machine_error(archive, answer["finding"])
             if answer.get("cause"):
@@ -69,36 +78,42 @@ class LocalEvaluator:
             yield events.Baseline.from_json(answer)
 
     def run(self, archive: Archive, batch: list[Candidate]) -> Iterator[tuple[int, Evaluation]]:
-        """What came of each candidate, with its number."""
-        for candidate, checks in self.check(archive, batch):
-            yield candidate.number, self.measure(archive, candidate, checks)
+        """What came of each candidate, with its number, as it becomes known. Raises
+        MachineError."""
+        checks = {
+            c.number: {s: self._requests.submit(self._check, archive, c, s) for s in c.workloads}
+            for c in batch
+        }
 
-    def check(
-        self, archive: Archive, batch: Sequence[Candidate]
-    ) -> Iterator[tuple[Candidate, dict[str, HostCheck]]]:
-        """Host checks of each candidate of a batch, by workload. Raises MachineError."""
-        asked = [(candidate, slug) for candidate in batch for slug in candidate.workloads]
-        if self._host:
-            seed = archive.config.seed
-            requests = [
-                Request("check", slug, seed, archive.load(c.kernel), c.params) for c, slug in asked
-            ]
-            answers = self._pool.map([r.to_json() for r in requests], self._check_seconds)
-            checks = [HostCheck.from_json(answer) for answer in answers]
-        else:
-            checks = [HostCheck(host="absent: not asked for")] * len(asked)
-        by_number: dict[int, dict[str, HostCheck]] = {c.number: {} for c in batch}
-        for (candidate, slug), check in zip(asked, checks, strict=True):
-            _refuse_machine(archive, check)
-            by_number[candidate.number][slug] = check
+        def evaluation(candidate: Candidate) -> Evaluation:
+            known = {slug: check.result() for slug, check in checks[candidate.number].items()}
+            return self._evaluation(archive, candidate, known)
+
+        if self._executor.apart:
+            running = {self._candidates.submit(evaluation, c): c for c in batch}
+            for done in as_completed(running):
+                yield running[done].number, self._on_record(archive, done.result())
+            return
+        wait([check for of in checks.values() for check in of.values()])
         for candidate in batch:
-            yield candidate, by_number[candidate.number]
+            yield candidate.number, self._on_record(archive, evaluation(candidate))
 
     def measure(
         self, archive: Archive, candidate: Candidate, checks: Mapping[str, HostCheck]
     ) -> Evaluation:
         """What came of a candidate with these host checks, by workload: it is measured where they
         are all well. Raises MachineError."""
+        return self._on_record(archive, self._evaluation(archive, candidate, checks))
+
+    def _check(self, archive: Archive, candidate: Candidate, slug: str) -> HostCheck:
+        kernel = archive.load(candidate.kernel)
+        request = Request("check", slug, archive.config.seed, kernel, candidate.params)
+        answer = self._executor.ask(CHECK, request.to_json(), self._check_seconds)
+        return HostCheck.from_json(_well(archive, answer))
+
+    def _evaluation(
+        self, archive: Archive, candidate: Candidate, checks: Mapping[str, HostCheck]
+    ) -> Evaluation:
         spent = sum(check.seconds for check in checks.values())
         for slug, check in checks.items():
             if check.cause:
@@ -106,29 +121,43 @@ class LocalEvaluator:
         if not checks:
             return Evaluation("static", "the kernel applies to no workload of this run")
         host = next((check.host for check in checks.values() if check.host), "")
+        lead, *others = self._executor.chips
+        asked = {
+            chip: self._requests.submit(self._on_chip, archive, candidate, checks, chip)
+            for chip in others
+        }
+        done = self._on_chip(archive, candidate, checks, lead)
+        elsewhere = {chip: measured.result() for chip, measured in asked.items()}
+        return replace(done, check=spent, host=host, elsewhere=elsewhere)
+
+    def _on_chip(
+        self, archive: Archive, candidate: Candidate, checks: Mapping[str, HostCheck], chip: str
+    ) -> Evaluation:
+        """What a chip says of a candidate. Raises MachineError where it is the one that leads."""
         results: dict[str, WorkloadResult] = {}
         cause = finding = ""
         start = time.monotonic()
         for slug, check in checks.items():
-            measured = self._measure(archive, candidate, slug, check)
+            measured = self._measure(archive, candidate, slug, check, chip)
             if measured.cause:
                 cause, finding = measured.cause, f"{slug}: {measured.finding}"
                 if cause in _FATAL:
                     key = f"{candidate.kernel} {slug} {measured.params or candidate.params}"
-                    archive.add(events.EndedWorker(key, measured.finding))
+                    self._ended.put(events.EndedWorker(key, measured.finding))
                 break
             results[slug] = WorkloadResult.from_json({**vars(measured), "counters": check.counters})
-        took = round(time.monotonic() - start, 3)
-        return Evaluation(cause, finding, results, spent, took, host)
+        return Evaluation(cause, finding, results, measure=round(time.monotonic() - start, 3))
 
     def _measure(
-        self, archive: Archive, candidate: Candidate, slug: str, check: HostCheck
+        self, archive: Archive, candidate: Candidate, slug: str, check: HostCheck, chip: str
     ) -> Measurement:
         if not archive.timed:
             if check.host or not check.counters:
                 return Measurement("backend", check.host or "nothing was counted")
             return Measurement(params=check.params, margin=check.margin, error=check.error)
-        baseline = archive.baseline.get(slug)
+        leads = chip == self._executor.chips[0]
+        baseline = archive.baseline.get(slug) if leads else None
+        best = archive.best.get(slug) if leads else None
         request = Request(
             "measure",
             slug,
@@ -136,24 +165,32 @@ class LocalEvaluator:
             archive.load(candidate.kernel),
             candidate.params,
             self._backend,
-            best=archive.best[slug].result.seconds if slug in archive.best else 0.0,
+            best=best.result.seconds if best is not None else 0.0,
             seconds=archive.config.work.measure_seconds,
             sdpa_seconds=baseline.seconds if baseline is not None else 0.0,
         )
         for _ in range(2):  # where the machine was busy, a fresh worker has better luck
-            measured = Measurement.from_json(answer_of(self._gpu, request.to_json(), self._seconds))
+            answer = self._executor.ask(chip, request.to_json(), self._seconds)
+            measured = Measurement.from_json(_well(archive, answer) if leads else answer)
             if measured.cause != TIMEOUT:
                 break
         else:
             measured = replace(measured, cause="hang")
-        _refuse_machine(archive, measured)
         return measured
 
+    def _on_record(self, archive: Archive, done: Evaluation) -> Evaluation:
+        """The evaluation, once the journal has which kernels ended their worker."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                archive.add(self._ended.get_nowait())
+        return done
 
-def _refuse_machine(archive: Archive, answer: HostCheck | Measurement) -> None:
-    """Raise MachineError where the machine failed: the candidate is still pending then."""
-    if answer.cause == MACHINE:
-        raise _machine_error(archive, answer.finding)
+
+def _well(archive: Archive, answer: dict[str, Any]) -> dict[str, Any]:
+    """The answer. Raises MachineError where the machine failed: the candidate is still pending."""
+    if answer.get("cause") == MACHINE:
+        raise _machine_error(archive, answer["finding"])
+    return answer
 
 
 def _machine_error(archive: Archive, finding: str) -> MachineError:

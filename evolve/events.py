@@ -45,7 +45,7 @@ class Started(Event):
 
 @dataclass(frozen=True)
 class MeasuredOn(Event):
-    """Another machine's device, where its results were merged."""
+    """The device that leads the search from now on: a fleet's, after another one's."""
 
     kind = "device"
     device: Mapping[str, Any] = field(default_factory=dict)
@@ -106,15 +106,6 @@ class Evaluated(Event):
     def from_json(cls, data: Mapping[str, Any]) -> Evaluated:
         """What `to_json` wrote."""
         return super().from_json({**data, "done": Evaluation.from_json(data.get("done", {}))})
-
-
-@dataclass(frozen=True)
-class Batched(Event):
-    """Candidates that were handed to another machine."""
-
-    kind = "batch"
-    path: str
-    numbers: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

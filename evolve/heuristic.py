@@ -307,7 +307,7 @@ def _row(kernel: Kernel, shape: Shape, setting: Setting | None) -> dict[str, Any
 def _kernel(options: argparse.Namespace) -> tuple[Kernel, str]:
     """The kernel to search for, and what its points stand under: its id or name, or another id
     where a folder is named whose kernel has since got other defaults. Raises UsageError."""
-    for name in ("resume", "stage", "merge", "workloads", "model", "budget", "export"):
+    for name in ("resume", "scheduler", "workloads", "model", "budget", "export"):
         if getattr(options, name):
             raise UsageError(f"--{name}: --proposer heuristic runs nothing and knows no such thing")
     if not options.points:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import os
 import re
 import tempfile
 import time
@@ -53,7 +54,10 @@ def gpu(device: Device) -> Iterator[None]:
     if device.backend == "host":
         yield
         return
-    path = Path(tempfile.gettempdir()) / f"mlx-lm-openevolve-{device.slug}.lock"
+    # Of two cards of one chip each process sees its own, under this variable.
+    card = re.sub(r"[^A-Za-z0-9-]", "", os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0])
+    name = f"mlx-lm-openevolve-{device.slug}-{card or 0}"
+    path = Path(tempfile.gettempdir()) / f"{name}.lock"
     with filelock.FileLock(path, timeout=_LOCK_SECONDS, mode=0o666):
         try:
             yield

@@ -1,4 +1,4 @@
-"""The options of the commands `evolve` and `report`, and the Config that they come to."""
+"""The options of the commands `evolve`, `fleet` and `report`, and the Config that they come to."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from .config import PROPOSERS, Budget, Config, LanguageModel, LlmConfig, Search,
 __all__ = [
     "HEURISTIC",
     "add_evolve_arguments",
+    "add_fleet_arguments",
     "add_report_arguments",
     "check_numbers",
     "check_same",
@@ -35,7 +36,6 @@ HEURISTIC = "heuristic"  # a search of its own over measured points, without a r
 def add_evolve_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `evolve`."""
     add, known = parser.add_argument, f"suites: {', '.join(suites.suites())}"
-    add("batch", nargs="?", type=Path, metavar="BATCH", help="folder of a batch (see --stage)")
     add(
         "--backend",
         choices=BACKENDS,
@@ -51,11 +51,11 @@ def add_evolve_arguments(parser: argparse.ArgumentParser) -> None:
     add("--tokens", type=int, metavar="N", help="tokens that llm may spend")
     add("--money", type=float, metavar="X", help="money that llm may spend")
     add("--resume", type=Path, metavar="RUN", help="go on with a run")
-    add("--merge", type=Path, metavar="EVENTS", help="with --resume: results of another machine")
     add("--explore", type=float, metavar="SHARE", help="of parents outside the elites; adaptive")
     add("--seed", type=int, default=0)
-    add("--stage", choices=("check", "measure"), help="one half of a search on two machines")
     add("--kernels", nargs="+", type=Path, metavar="FOLDER", help="seeds; default: all known ones")
+    text = "an OpenEvolve configuration: its models, budget and seed"
+    add("--config", type=Path, metavar="FILE.yaml", help=text)
     add("--out", type=Path, metavar="RUN", help="folder of a new run")
     add("--export", type=Path, metavar="FOLDER", help="write what was published there as well")
     add("--no-publish", action="store_true", help="leave the user's registry as it is")
@@ -72,6 +72,25 @@ def add_evolve_arguments(parser: argparse.ArgumentParser) -> None:
         help="NVIDIA: put profiles of ncu into prompts and report; default with llm and mailbox",
     )
     add("--all", action="store_true", help="search saturated workloads too")
+    _add_link(parser)
+
+
+def add_fleet_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `fleet`."""
+    parser.add_argument("what", choices=("worker",), help="answer the requests of a search")
+    parser.add_argument(
+        "--check", action="store_true", help="check on the CPU, though it has a GPU"
+    )
+    parser.add_argument("--backend", choices=BACKENDS, help="default: the GPU, else host")
+    _add_link(parser, required=True)
+
+
+def _add_link(parser: argparse.ArgumentParser, *, required: bool = False) -> None:
+    add, text = parser.add_argument, "of the machines of a fleet (extra fleet), tls://HOST:8786"
+    add("--scheduler", metavar="ADDRESS", required=required, help=f"dask scheduler {text}")
+    for name, what in (("ca", "the authority's certificate"), ("cert", "ours"), ("key", "our key")):
+        add(f"--tls-{name}", type=Path, metavar="FILE", help=f"tls://: {what}")
+    add("--insecure", action="store_true", help="allow tcp:// beyond this machine")
 
 
 def add_report_arguments(parser: argparse.ArgumentParser) -> None:
@@ -90,7 +109,7 @@ def new_config(options: argparse.Namespace) -> Config:
     if options.model and options.workloads:
         raise UsageError("--model and --workloads: give one of them")
     backend = options.backend or detect().backend
-    if options.stage is None and (reason := backends.get(backend).unavailable()):
+    if not options.scheduler and (reason := backends.get(backend).unavailable()):
         raise UsageError(f"backend {backend!r}: {reason}")
     limited = options.candidates or options.tokens or options.money
     text = options.budget or ("" if limited else _DEFAULT_BUDGET)

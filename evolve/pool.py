@@ -1,21 +1,48 @@
-"""Worker processes side by side: requests in, answers out in the same order."""
+"""Executors: what runs requests, each in a worker process that may die of it.
+
+Pool (here) has the workers of this machine, Fleet (fleet.py) those of a cluster.
+"""
 
 from __future__ import annotations
 
 import queue
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Protocol
 
 from mlx_lm_openevolve.processes import Died, Worker
 
-__all__ = ["WORKER", "Pool", "answer_of"]
+__all__ = ["CHECK", "WORKER", "Executor", "Pool", "answer_of"]
 
 WORKER = "mlx_lm_openevolve.evolve.worker"
+CHECK = (
+    "check"  # the role of workers that check on the host; any other role is a chip that measures
+)
+
+
+class Executor(Protocol):
+    """What runs requests.
+
+    chips: those that measure, the one that leads the search first. jobs: how many requests are
+    worth asking at once. apart: whether checks leave the clocks of those that measure alone.
+    """
+
+    jobs: int
+    apart: bool
+
+    @property
+    def chips(self) -> tuple[str, ...]: ...
+
+    def ask(self, role: str, request: dict[str, Any], seconds: float) -> dict[str, Any]:
+        """A worker's answer, waited for `seconds` once one is free; the worker's death is an answer
+        too: {"cause": ..., "finding": ...}. For many threads at once."""
+        ...
+
+    def close(self) -> None:
+        """Kill what runs."""
+        ...
 
 
 def answer_of(worker: Worker, request: dict[str, Any], seconds: float) -> dict[str, Any]:
-    """A worker's answer; its death is an answer too: {"cause": ..., "finding": ...}."""
+    """A worker's answer; its death is an answer too."""
     try:
         return worker.ask(request, seconds)
     except Died as death:
@@ -23,42 +50,31 @@ def answer_of(worker: Worker, request: dict[str, Any], seconds: float) -> dict[s
 
 
 class Pool:
-    """`jobs` workers that take requests in turn; `close` kills them. memory: bytes for each."""
+    """This machine: `jobs` workers that check and one that measures, `memory` bytes for each."""
+
+    apart = False
 
     def __init__(self, jobs: int, memory: int) -> None:
-        self._all = [Worker(WORKER, memory=memory) for _ in range(jobs)]
-        self._free: queue.SimpleQueue[Worker] = queue.SimpleQueue()
-        for worker in self._all:
-            self._free.put(worker)
-        self._threads = ThreadPoolExecutor(jobs)
+        self.jobs = jobs
+        self.chips = ("here",)
+        self._all = [Worker(WORKER, memory=memory) for _ in range(jobs + 1)]
+        self._free: dict[bool, queue.SimpleQueue[Worker]] = {
+            True: queue.SimpleQueue(),
+            False: queue.SimpleQueue(),
+        }
+        for i, worker in enumerate(self._all):
+            self._free[i < jobs].put(worker)
 
-    def map(
-        self,
-        requests: Sequence[dict[str, Any]],
-        seconds: float,
-        answered: Callable[[int], None] = lambda index: None,
-    ) -> list[dict[str, Any]]:
-        """Answers in the order of the requests, each waited for `seconds`; `answered` is called
-        with the index of each answer as it comes."""
-
-        def one(index: int) -> dict[str, Any]:
-            worker = self._free.get()
-            try:
-                return answer_of(worker, requests[index], seconds)
-            finally:
-                self._free.put(worker)
-                answered(index)
-
-        return list(self._threads.map(one, range(len(requests))))
+    def ask(self, role: str, request: dict[str, Any], seconds: float) -> dict[str, Any]:
+        """See Executor."""
+        free = self._free[role == CHECK]
+        worker = free.get()
+        try:
+            return answer_of(worker, request, seconds)
+        finally:
+            free.put(worker)
 
     def close(self) -> None:
         """Kill all workers."""
         for worker in self._all:
             worker.close()
-        self._threads.shutdown(cancel_futures=True)
-
-    def __enter__(self) -> Pool:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()

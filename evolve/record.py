@@ -27,6 +27,16 @@ class Record:
         known = {f.name: data[f.name] for f in fields(cls) if f.name in data}
         return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in known.items()})
 
+    def check_types(self) -> None:
+        """Raise TypeError where a field is not of its kind: this came from another machine."""
+        for f in fields(self):
+            kind = _KINDS.get(str(f.type), Mapping)
+            if not isinstance(getattr(self, f.name), kind):
+                raise TypeError(f"{f.name} is {type(getattr(self, f.name)).__name__}")
+
+
+_KINDS: dict[str, Any] = {"str": str, "int": int, "bool": bool, "float": (int, float)}
+
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):

@@ -10,7 +10,7 @@ import base64
 import html
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +109,7 @@ def _page(archive: Archive, pictures: dict[str, Path]) -> str:
     sections = [  # heading, picture, text below it
         ("", "trajectory", ""),
         ("Workloads", "workloads", _workloads(archive)),
+        ("Chips" if archive.elsewhere else "", "", _chips(archive)),
         ("fast_p and pass@k" if archive.timed else "pass@k", "", _shares(archive)),
         ("Roofline" if archive.timed else "", "roofline", ""),
         ("Archive", "archive", ""),
@@ -226,6 +227,27 @@ def _workloads(archive: Archive) -> str:
     head = ["workload", "best kernel", "candidate", *spread, "margin", "params", "GPU profile"]
     shown = len(head) if any(row[-1] for row in kernels) else len(head) - 1
     return text + "\n" + _table(head[:shown], [row[:shown] for row in kernels])
+
+
+def _chips(archive: Archive) -> str:
+    """The best speed-up on each chip of a fleet, a column each, and the kernel that has it."""
+    elsewhere = archive.best_elsewhere()
+    if not elsewhere:
+        return ""
+    lead = {
+        slug: {"kernel": b.kernel, "ratio": b.result.ratio, "low": b.result.low,
+               "high": b.result.high}
+        for slug, b in archive.best.items()
+    }  # fmt: skip
+    columns = {str(archive.device.get("slug", "")): lead, **elsewhere}
+
+    def cell(row: Mapping[str, Any] | None) -> str:
+        if row is None:
+            return "-"
+        return f"{row['ratio']:.3f} {_interval(row['low'], row['high'])} {row['kernel']}"
+
+    rows = [[slug, *(cell(of.get(slug)) for of in columns.values())] for slug in archive.slugs]
+    return _table(["workload", *columns], rows)
 
 
 def _interval(low: float, high: float) -> str:

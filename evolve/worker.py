@@ -13,8 +13,9 @@ __all__ = ["answer", "main"]
 
 
 def answer(data: dict[str, Any]) -> dict[str, Any]:
-    """The answer to a Request, both as plain data: a HostCheck, a Measurement or a Baseline, or the
-    cause and finding of what was raised. "ended": this process has lost its device."""
+    """The answer to a Request, both as plain data: a HostCheck, a Measurement, a Baseline or what
+    the gate Judged (its verdict is kept here, where it counts), or the cause and finding of what
+    was raised. "ended": this process has lost its device."""
     from mlx_lm_openevolve.backends.trouble import GpuTimeout
 
     from .evaluation import MACHINE, TIMEOUT
@@ -40,6 +41,7 @@ def answer(data: dict[str, Any]) -> dict[str, Any]:
 def _perform(data: dict[str, Any]) -> dict[str, Any]:
     from mlx_lm_openevolve import ops
     from mlx_lm_openevolve.device import detect
+    from mlx_lm_openevolve.kernels.registry import Registry, user_root
 
     from . import check, measure
     from .evaluation import Request
@@ -48,7 +50,7 @@ def _perform(data: dict[str, Any]) -> dict[str, Any]:
     workload = ops.parse(request.workload).bucket()
     if request.op == "baseline":
         return measure.baseline(workload, request.backend, request.seed).to_json()
-    if request.op not in ("check", "measure"):
+    if request.op not in ("check", "measure", "gate"):
         raise ValueError(f"unknown request {request.op!r}")
     kernel = request.kernel
     assert kernel is not None
@@ -57,6 +59,14 @@ def _perform(data: dict[str, Any]) -> dict[str, Any]:
         params = kernel.default_params(workload, detect(request.backend or None))
     if request.op == "check":
         return check.check(kernel, params, workload, request.seed).to_json()
+    if request.op == "gate":
+        from . import publish
+        from .events import Published
+
+        found = publish.judged_here(kernel, params, workload, request.backend)
+        event = Published(workload.slug, kernel.id, params, device=detect(request.backend).slug)
+        publish.stored(event, found, kernel, [Registry(user_root())])
+        return found.to_json()
     return measure.measure(kernel, params, request).to_json()
 
 

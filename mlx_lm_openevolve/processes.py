@@ -20,6 +20,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -113,6 +114,12 @@ class Worker:
             self.close()
         return answer
 
+    def interrupt(self) -> None:
+        """Kill the process, from another thread than the one that asks: that one is told."""
+        process = self._process
+        if process is not None and process.poll() is None:
+            kill_session(process)
+
     def close(self) -> None:
         """Kill the process and all that it started."""
         if self._process is None:
@@ -205,10 +212,18 @@ def serve(answer: Callable[[dict[str, Any]], Mapping[str, Any]]) -> None:
 
     Whatever a kernel or a library prints from here on cannot pass for an answer: it goes to
     standard error. What `answer` raises ends the process, and its last line is in Died. An
-    answer with "ended": True says that this process should not be asked again.
+    answer with "ended": True says that this process should not be asked again. It does not outlive
+    the process that asks: nobody would wait for the answer, and the GPU would be held.
     """
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     for line in sys.stdin:
         out.write(json.dumps(answer(json.loads(line))) + "\n")
         out.flush()
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(_POLL_SECONDS)
+    os.killpg(0, signal.SIGKILL)

@@ -123,7 +123,7 @@ def parse_problem(program: str, words: list[str]) -> str:
         text = (ROOT / words[0]).read_text()
         missing = [word for word in words[1:] if word.startswith("--") and f'"{word}"' not in text]
         return f"unknown {missing}" if missing else ""
-    elif program not in ("cp", "sed", "git", "cd", "pre-commit"):
+    elif program not in ("cp", "sed", "git", "cd", "pre-commit", "dask"):
         return "a program that this test does not know"
     return ""
 

@@ -121,3 +121,29 @@ def test_switching_the_kernels_on_starts_without_it() -> None:
         "sys.exit('mlx_lm_openevolve.processes' in sys.modules)\n"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_worker_at_work_does_not_outlive_who_asks_it() -> None:
+    child = (
+        "import time; from mlx_lm_openevolve.processes import serve\n"
+        "serve(lambda request: print('at work') or time.sleep(60))"
+    )
+    script = (
+        "import os, subprocess, sys\n"
+        f"child = subprocess.Popen([sys.executable, '-c', {child!r}], stdin=-1, stderr=-1,"
+        " start_new_session=True)\n"
+        "child.stdin.write(b'{}\\n'); child.stdin.flush(); child.stderr.readline()\n"
+        "print(child.pid, flush=True)\n"
+        "os.kill(os.getpid(), 9)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, timeout=60)
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline and _runs(int(done.stdout)):
+        time.sleep(0.05)
+    assert not _runs(int(done.stdout))
+
+
+def _runs(pid: int) -> bool:
+    """Whether a process, no child of ours, runs: one that nobody waits for stays as a zombie."""
+    told = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], stdout=subprocess.PIPE, text=True)
+    return told.stdout.strip() != "" and not told.stdout.strip().startswith("Z")

@@ -101,6 +101,8 @@ def outputs(folder: Path, model: Path, say: pytest.CaptureFixture[str]) -> dict[
         "show KERNEL": ["show", "gqa_decode"],
         "status": ["status"],
         "import": ["import", str(folder / "program.py"), "--out", str(folder / "imported")],
+        "export": ["export", "--device", "nvidia-h100-80gb-hbm3", str(folder / "chip.json")],
+        "import FILE": ["import", str(folder / "chip.json")],
         "clear": ["clear"],
         "unknown kernel": ["check", "nonsense"],
         "unknown workload": ["evolve", "--workloads", "nonsense", *host],

@@ -29,6 +29,7 @@ from ..files import printable
 from ..kernels.kernel import Kernel
 from ..kernels.lookup import named, registries
 from ..kernels.registry import VERSION, Registry, tuned_root, user_root
+from ..kernels.shared import IMPORTED
 from ..kernels.verdict import STEP, TUNED_GATE, Verdict, describe, gate_version, gate_versions
 from ..ops import Bucket
 from ..runtime.api import switched_on
@@ -97,7 +98,7 @@ def list_verdicts(options: argparse.Namespace, out: Console) -> Result:
             "reason": verdict.reason,
             "ratio": verdict.timing.get("ratio"),
             "low": verdict.timing.get("low"),
-            "stale": _stale(verdict, shipped=not registry.writable),
+            "stale": _stale(verdict, device, shipped=not registry.writable),
             "from": "user" if registry.writable else "tuned",
         }
         rows.append(row)
@@ -142,9 +143,11 @@ def _verdicts(registry: Registry, device: str) -> Iterator[Verdict]:
     yield from registry.about(device, STEP)
 
 
-def _stale(verdict: Verdict, *, shipped: bool) -> str:
-    """Why a verdict counts no longer on its own device, "" where it does. shipped: whether it
-    lies in tuned/."""
+def _stale(verdict: Verdict, device: str, *, shipped: bool) -> str:
+    """Why a verdict does not count on its own device, "" where it does. shipped: whether it lies in
+    tuned/."""
+    if device.startswith(IMPORTED):
+        return "made by another machine"
     about = STEP if verdict.kind == STEP else ops.of_slug(verdict.workload).name
     current = fingerprint(detect(), gate_version(about))
     keys = ["mlx", "gate"]
@@ -182,7 +185,7 @@ def show(options: argparse.Namespace, out: Console) -> Result:
             out.print(f"\n{device}", style="dim", markup=False)
             for line in describe(verdict):
                 out.print(line, markup=False, style=None if verdict.correct else "red")
-            stale = _stale(verdict, shipped=not registry.writable)
+            stale = _stale(verdict, device, shipped=not registry.writable)
             if stale:
                 out.print(f"  stale    {stale}: it is gated again at first use", markup=False)
     return 0, {"workload": bucket.slug, "here": here, "verdicts": verdicts}

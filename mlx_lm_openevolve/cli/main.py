@@ -1,6 +1,6 @@
 """The command line.
 
-    mlx-lm-openevolve run | tune | bench | evolve | report | check | import | list
+    mlx-lm-openevolve run | tune | bench | evolve | fleet | report | check | import | export | list
                       | show | status | clear
 
 Exit codes: 0 done; 1 rejected or not faster; 2 not done (a wrong argument, or something that this
@@ -31,7 +31,7 @@ from ..evolve import options as evolve_options  # the core does without it: here
 from ..files import printable
 from ..tune import options as tune_options
 from . import inspect as inspection
-from . import run
+from . import run, share
 from .check import check as check_command
 from .result import Result
 
@@ -154,13 +154,18 @@ def parser() -> argparse.ArgumentParser:
     judged.add_argument("--seconds", type=float, default=300, help="time limit for a workload")
     judged.add_argument("--seed", type=int, help="ask what an earlier verdict asked, by its seed")
 
-    program = add("import", _import, "Turn an OpenEvolve program into a kernel folder.")
-    program.add_argument("program", metavar="PROGRAM.py", type=Path)
-    program.add_argument("--out", metavar="FOLDER", type=Path, required=True)
+    text = "Turn an OpenEvolve program into a kernel folder, or take in what `export` wrote."
+    program = add("import", share.take_in, text)
+    program.add_argument("program", metavar="PROGRAM.py|FILE.json", type=Path)
+    program.add_argument("--out", metavar="FOLDER", type=Path, help="of a program's kernel")
     text = "whose defaults the program's choose_tile_size gives"
     program.add_argument("--kernel", metavar="FOLDER|KERNEL", help=text)
     text = "with --kernel: params that a returned tuple is for, in its order"
     program.add_argument("--params", metavar="NAME", nargs="+", default=[], help=text)
+
+    export = add("export", share.export, "Write a chip's kernels and verdicts into one file.")
+    export.add_argument("file", metavar="FILE.json", type=Path)
+    export.add_argument("--device", metavar="SLUG", help="the chip; default: this one")
 
     run.add_arguments(
         add("run", run.run, "Run a command of mlx-lm, or a script, with the patch on.")
@@ -173,7 +178,10 @@ def parser() -> argparse.ArgumentParser:
         add("tune", _tune, "Decide what a model's calls run on, on this chip, in minutes.")
     )
     evolve_options.add_evolve_arguments(
-        add("evolve", _evolve, "Look for better kernels on this machine; resumable.")
+        add("evolve", _evolve, "Look for better kernels; resumable.")
+    )
+    evolve_options.add_fleet_arguments(
+        add("fleet", _fleet, "A machine of a fleet: check or measure for `evolve --scheduler`.")
     )
     evolve_options.add_report_arguments(add("report", _report, "A run of evolve as one HTML page."))
 
@@ -203,6 +211,12 @@ def _evolve(options: argparse.Namespace, out: Console) -> Result:
     return commands.evolve(options, out)
 
 
+def _fleet(options: argparse.Namespace, out: Console) -> Result:
+    from ..evolve import commands
+
+    return commands.fleet(options, out)
+
+
 def _report(options: argparse.Namespace, out: Console) -> Result:
     from ..evolve import commands
 
@@ -219,21 +233,6 @@ def _tune(options: argparse.Namespace, out: Console) -> Result:
     from ..tune import command
 
     return command.run(options, out)
-
-
-def _import(options: argparse.Namespace, out: Console) -> Result:
-    from .. import importer
-
-    if options.kernel:
-        from ..kernels.lookup import named
-
-        whose = named(options.kernel)
-        kernel = importer.import_heuristic(options.program, whose, options.out, options.params)
-    else:
-        kernel = importer.import_program(options.program, options.out)
-    out.print(f"wrote {options.out} (kernel {kernel.id}); judge it: ", end="")
-    out.print(f"mlx-lm-openevolve check {options.out}")
-    return 0, {"kernel": kernel.id, "folder": str(options.out)}
 
 
 if __name__ == "__main__":

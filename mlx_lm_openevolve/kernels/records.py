@@ -11,7 +11,7 @@ from typing import Any
 
 from ..files import read_regular, write_atomic
 
-__all__ = ["checksum", "plain", "read", "write"]
+__all__ = ["checksum", "plain", "read", "text", "write"]
 
 MAX_BYTES = 8 << 20
 
@@ -34,7 +34,12 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def write(path: Path, record: Mapping[str, Any]) -> None:
-    """Replace a record; what is a list in it has a line for each item. Raises OSError."""
+    """Replace a record. Raises OSError."""
+    write_atomic(path, text(record), durable=True)
+
+
+def text(record: Mapping[str, Any]) -> bytes:
+    """A record as `read` takes it; what is a list in it has a line for each item."""
     record = plain(record)
     fields = []
     for key, value in {**record, "checksum": checksum(record)}.items():
@@ -43,7 +48,7 @@ def write(path: Path, record: Mapping[str, Any]) -> None:
             fields.append(f"{json.dumps(key)}: [\n  {lines}\n ]")
         else:
             fields.append(f"{json.dumps(key)}: {json.dumps(value)}")
-    write_atomic(path, ("{\n " + ",\n ".join(fields) + "\n}\n").encode(), durable=True)
+    return ("{\n " + ",\n ".join(fields) + "\n}\n").encode()
 
 
 def checksum(record: Mapping[str, Any]) -> str:

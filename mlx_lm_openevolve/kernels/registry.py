@@ -42,7 +42,7 @@ from . import records
 from .kernel import KERNEL_ID, Kernel, content, kernel_id
 from .verdict import Verdict, binding
 
-__all__ = ["Registry", "tuned_root", "user_root"]
+__all__ = ["DEVICE", "Registry", "tuned_root", "user_root"]
 
 log = logging.getLogger("mlx_lm_openevolve")
 
@@ -52,7 +52,7 @@ LOCK_SECONDS = 10.0
 ABANDONED_SECONDS = 24 * 3600.0
 Read = tuple[Verdict, dict[str, Any]]  # a verdict, and the record as it was read
 _told: set[str] = set()  # reasons that were logged
-_DEVICE = re.compile(r"[a-z0-9][a-z0-9-]{0,79}")
+DEVICE = re.compile(r"[a-z0-9][a-z0-9-]{0,79}")
 
 
 def user_root() -> Path:
@@ -213,7 +213,7 @@ class Registry:
 
     def _records(self, device: str, layout: str) -> list[tuple[Verdict, dict[str, Any]]]:
         """All verdicts of a layout, each with its record as it was read."""
-        if not _DEVICE.fullmatch(device):
+        if not DEVICE.fullmatch(device):
             return []
         return self._file(self._base / "devices" / device / f"{layout}.json", layout)[0]
 
@@ -280,7 +280,7 @@ class Registry:
 
     def devices(self) -> list[str]:
         """The devices with stored verdicts."""
-        return [name for name in self._names("devices") if _DEVICE.fullmatch(name)]
+        return [name for name in self._names("devices") if DEVICE.fullmatch(name)]
 
     # Kernels that ended a worker process
 
@@ -380,7 +380,7 @@ class Registry:
         if self.refusal:
             raise RegistryError(self.refusal)
         target = self._base / "devices" / device if device else self._base
-        if device is not None and not _DEVICE.fullmatch(device):
+        if device is not None and not DEVICE.fullmatch(device):
             return 0
         removed = sum(1 for path in target.rglob("*") if path.is_file())
         try:
@@ -503,7 +503,7 @@ def _clean(folder: Path) -> None:
 
 
 def _device_folder(device: str) -> str:
-    if not _DEVICE.fullmatch(device):
+    if not DEVICE.fullmatch(device):
         raise RegistryError(f"{device[:80]!r} is no device")
     return f"devices/{device}"
 

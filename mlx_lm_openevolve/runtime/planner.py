@@ -254,7 +254,9 @@ class Planner:
             key=lambda v: v.ratio,
             reverse=True,
         )
-        here = {v.kernel for v in winners if v.fingerprint.get("device") == self.device.slug}
+        # By where a verdict lies, not by what it says: one that was imported is nobody's word.
+        lying = (v for r in self.registries for v in r.verdicts(self.device.slug, bucket))
+        here = {verdict.kernel for verdict in lying if verdict.accepted}
         near = [v for other in bucket.neighbours() for v in self.verdicts(other)]
         winners += [v for v in near if v.accepted and v.kernel in kernels]
         proposals = [(v.kernel, dict(v.params)) for v in winners]

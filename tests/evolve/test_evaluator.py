@@ -13,7 +13,6 @@ import pytest
 
 from mlx_lm_openevolve import metalhost
 from mlx_lm_openevolve.errors import MachineError, OpenEvolveError
-from mlx_lm_openevolve.evolve import evaluator as evaluator_module
 from mlx_lm_openevolve.evolve.archive import Archive
 from mlx_lm_openevolve.evolve.candidate import Candidate
 from mlx_lm_openevolve.evolve.config import Config
@@ -57,9 +56,9 @@ def test_with_a_gpu_measurements_become_results_and_the_time_they_took(
         time.sleep(0.05)
         return Measurement("", "", {"step": 1}, 1e-5, 1.5, 1.4, 1.6, margin=0.25).to_json()
 
-    monkeypatch.setattr(evaluator_module, "answer_of", answer)
     archive.config = replace(archive.config, backend="cuda")
     with LocalEvaluator(archive) as evaluator:
+        monkeypatch.setattr(evaluator._executor, "ask", answer)
         check = HostCheck(counters=COUNTERS)
         done = evaluator.measure(archive, candidate(), dict.fromkeys(SLUGS, check))
     assert done.measure >= 0.1
@@ -110,7 +109,7 @@ def test_a_fault_of_the_machine_is_no_candidates(
 ) -> None:
     with LocalEvaluator(archive) as evaluator:
         full = {"cause": MACHINE, "finding": "No space left on device"}
-        monkeypatch.setattr(evaluator._pool, "map", lambda requests, seconds: [full] * 2)
+        monkeypatch.setattr(evaluator._executor, "ask", lambda *_: full)
         with pytest.raises(MachineError, match=r"No space left on device; .* --resume"):
             list(evaluator.run(archive, [candidate()]))
     assert archive.done == {}
@@ -120,11 +119,10 @@ def test_a_fault_of_the_machine_is_no_candidates(
 def test_a_baseline_that_the_machine_failed_is_asked_later_and_not_left_out(
     cause: str, archive: Archive, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        evaluator_module, "answer_of", lambda *_: {"cause": cause, "finding": "why"}
-    )
     archive.baseline.clear()
     with LocalEvaluator(archive) as evaluator:
+        answer = {"cause": cause, "finding": "why"}
+        monkeypatch.setattr(evaluator._executor, "ask", lambda *_: answer)
         archive.config = replace(archive.config, backend="cuda")
         with pytest.raises(OpenEvolveError) as raised:
             list(evaluator.baselines(archive))
@@ -140,8 +138,8 @@ def test_what_the_gpu_ends_for_its_time_is_asked_once_more(
     causes: list[str], ends: str, archive: Archive, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answers = [{"cause": cause, "finding": "why"} for cause in causes]
-    monkeypatch.setattr(evaluator_module, "answer_of", lambda *_: answers.pop(0))
     with LocalEvaluator(archive) as evaluator:
+        monkeypatch.setattr(evaluator._executor, "ask", lambda *_: answers.pop(0))
         archive.config = replace(archive.config, backend="cuda")
         done = evaluator.measure(archive, candidate(), {SLUGS[0]: HostCheck()})
     assert (done.cause, answers) == (ends, [])

@@ -10,7 +10,7 @@ import evolve_kernels
 import pytest
 
 from mlx_lm_openevolve.errors import UsageError
-from mlx_lm_openevolve.evolve import events, two_machines
+from mlx_lm_openevolve.evolve import events
 from mlx_lm_openevolve.evolve.archive import Archive
 from mlx_lm_openevolve.evolve.candidate import Candidate
 from mlx_lm_openevolve.evolve.config import Config
@@ -34,7 +34,6 @@ EVENTS = [
     events.Baseline(SLUG, 4e-5, 1e-5, "memory", 1e12, 4e-6),
     events.Proposed(Candidate(3, "llm", "", ("a", "b"), {"x": 0}, error="x", cost={"money": 0.5})),
     events.Evaluated(3, EVALUATION),
-    events.Batched("folder", (3, 4)),
     events.EndedWorker("0123456789ab x {}", "it hung"),
     events.Profiled("0123456789ab", SLUG, {"step": 2}, {"dram": 0.8}),
     events.Unprofiled("no ncu"),
@@ -123,19 +122,3 @@ def test_a_run_of_modelled_times_is_refused_in_one_line(before: Path) -> None:
     )
     with pytest.raises(UsageError, match=r"events.jsonl:2: .*modelled.* begin a new run$"):
         Archive.open(before, write=False)
-
-
-def test_what_is_merged_belongs_to_the_run(before: Path, tmp_path: Path) -> None:
-    archive = Archive.create(tmp_path / "run", CONFIG, {})
-    lines = (before / "events.jsonl").read_text().splitlines(keepends=True)
-    path = tmp_path / "theirs.jsonl"
-    for kept, words in (
-        (lines, "measured on 'cuda', this run is about 'host'"),
-        (lines[1:], "#1 is not of this run"),
-        (lines[3:], "#1 is not of this run"),
-        (["nonsense\n"], "theirs.jsonl:1: damaged"),
-    ):
-        path.write_text("".join(kept))
-        with pytest.raises(UsageError, match=words):
-            two_machines.merge(archive, path)
-    archive.close()

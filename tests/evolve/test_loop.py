@@ -1,4 +1,4 @@
-"""The loop on the host backend: a whole run, a kill at any moment, two machines, the report."""
+"""The loop on the host backend: a whole run, a kill at any moment, the report."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from rich.console import Console
 
 from mlx_lm_openevolve import metalhost
 from mlx_lm_openevolve.errors import KernelError, UsageError
-from mlx_lm_openevolve.evolve import commands, options, progress, two_machines
+from mlx_lm_openevolve.evolve import commands, options, progress
 from mlx_lm_openevolve.evolve.archive import Archive
 from mlx_lm_openevolve.evolve.candidate import Candidate
 from mlx_lm_openevolve.evolve.events import Evaluated
@@ -179,25 +179,6 @@ def test_a_kill_at_any_moment_loses_and_repeats_nothing(tmp_path: Path, folder: 
     assert len(set(settings)) == 6
 
 
-def test_two_machines_give_what_one_would(tmp_path: Path, folder: Path) -> None:
-    arguments = ("--backend", "host", "--workloads", SLUG, "--kernels", folder, "--no-publish")
-    out, batch = tmp_path / "run", tmp_path / "batch"
-    _, checked, _ = run(*arguments, "--stage", "check", batch, "--candidates", 2, "--out", out)
-    assert (checked["passed"], checked["candidates"]) == (2, 0)
-    assert two_machines.measure_stage(batch, lambda text: None) == 2
-    assert two_machines.measure_stage(batch, lambda text: None) == 2  # again: nothing is left to do
-    events = batch / "events.jsonl"
-    tail = ("--kernels", folder, "--no-publish", "--candidates", 2)
-    _, merged, text = run("--resume", out, "--merge", events, *tail)
-    assert "2 results merged" in text
-    assert merged["candidates"] == 2
-    assert merged["best"][SLUG]["moved_bytes"] > 0
-    other = tmp_path / "other"
-    run(*arguments, "--candidates", 1, "--out", other)
-    with pytest.raises(UsageError, match="not of this run"):
-        run("--resume", other, "--merge", events, *tail)
-
-
 def test_answers_in_the_mailbox_are_kernels_edits_and_failures(
     tmp_path: Path, folder: Path
 ) -> None:
@@ -238,10 +219,9 @@ def test_answers_in_the_mailbox_are_kernels_edits_and_failures(
     ("argv", "words"),
     [
         (("--workloads", "decoed"), "is no suite"),
-        (("--stage", "measure"), "needs the BATCH"),
-        (("--stage", "measure", "/nowhere"), "holds no batch"),
-        (("--merge", "x"), "needs --resume"),
         (("--resume", "/nowhere"), "holds no run"),
+        (("--insecure",), "are for --scheduler"),
+        (("--tls-ca", "ca.pem"), "are for --scheduler"),
         (("--budget", "soon"), "is no duration"),
         (("--target", "2"), "SPEEDUP:SHARE"),
         (("--target", "1.2:0.8"), "nothing is timed without a GPU"),

@@ -27,7 +27,6 @@ from mlx_lm_openevolve.evolve import (
     options,
     prompt,
     report,
-    two_machines,
 )
 from mlx_lm_openevolve.evolve import ncu as profile
 from mlx_lm_openevolve.evolve.archive import Archive
@@ -439,19 +438,6 @@ def test_a_profile_moves_a_kernel_to_another_cell(archive: Archive) -> None:
     assert "/streaming/" in after
     assert before != after
     assert all(cells == {after: kernel.id} for cells in archive.cells)
-
-
-def test_profiles_of_another_machine_are_merged_once(archive: Archive, tmp_path: Path) -> None:
-    kernel = add(archive, evolve_kernels.kernel(), 1.2)
-    event = {"event": "profile", "t": 1.0, "kernel": kernel.id, "workload": SLUG,
-             "params": {"step": 1}, "profile": {"dram": 0.8}}  # fmt: skip
-    other = {**event, "params": {"step": 4}}
-    path = tmp_path / "events.jsonl"
-    path.write_text("".join(json.dumps(e) + "\n" for e in (other, event, event)))
-    two_machines.merge(archive, path)
-    two_machines.merge(archive, path)
-    assert kinds(archive).count("profile") == 1
-    assert archive.best[SLUG][1].profile == {"dram": 0.8}
 
 
 def test_profiles_are_made_for_prompts_unless_told_otherwise() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import evolve_kernels
@@ -90,15 +92,15 @@ def test_memory_above_the_limit_ends_a_worker(one: Worker) -> None:
 
 def test_a_pool_keeps_the_order_and_turns_deaths_into_answers() -> None:
     slugs = [evolve_kernels.DECODE.slug, "no workload", evolve_kernels.MASKED.slug]
-    answered: list[int] = []
-    with Pool(2, 8 << 30) as pool:
-        answers = pool.map([{**CHECK, "workload": s} for s in slugs], 60, answered.append)
+    pool = Pool(2, 8 << 30)
+    with contextlib.closing(pool), ThreadPoolExecutor(3) as threads:
+        requests = [{**CHECK, "workload": slug} for slug in slugs]
+        answers = list(threads.map(lambda request: pool.ask("check", request, 60), requests))
         assert [answer["cause"] for answer in answers] == ["static", "error", "static"]
-        assert sorted(answered) == [0, 1, 2]
         for each in pool._all:
             if each._process is not None:
                 os.kill(each._process.pid, signal.SIGSTOP)
-        (answer,) = pool.map([CHECK], 0.5)
+        answer = pool.ask("check", CHECK, 0.5)
         assert answer["cause"] == "hang"
 
 
