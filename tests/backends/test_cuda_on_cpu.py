@@ -87,8 +87,14 @@ CASES = (
     ),
     # Products: groups of every size, rows in one, two and four tiles, outputs beyond the last.
     ("quantized_rows_mma", "linear-m1-n70-k320-bfloat16-q4g64", {"warps": 2}),
-    ("quantized_rows_mma", "linear-m16-n40-k256-bfloat16-q8g64", {"tiles": 2, "warps": 4}),
-    ("quantized_rows_mma", "linear-m32-n48-k256-bfloat16-q4g128", {"tiles": 1, "warps": 2}),
+    ("quantized_rows_mma", "linear-m8-n40-k256-bfloat16-q8g64", {"tiles": 2, "warps": 4}),
+    ("quantized_tiles_mma", "linear-m16-n70-k320-bfloat16-q4g64", {"warps": 2, "splits": 4}),
+    (
+        "quantized_tiles_mma",
+        "linear-m32-n48-k256-bfloat16-q4g128",
+        {"tiles": 1, "warps": 2, "splits": 1},
+    ),
+    ("quantized_tiles_mma", "linear-m16-n33-k288-bfloat16-q8g32", {"chunk": 128, "splits": 2}),
     ("quantized_rows_mma", "linear-m2-n33-k256-bfloat16-q8g32", {"tiles": 4, "warps": 1}),
     # Experts: more rows of one than a tile has, and than a warp looks at once.
     ("quantized_experts_mma", "linear-m8-e5-n70-k320-bfloat16-q4g64", {"warps": 2}),
