@@ -38,7 +38,7 @@ from mlx_lm.models.cache import KVCache, QuantizedKVCache
 from mlx_lm_openevolve import backends, device, ops
 from mlx_lm_openevolve.intervals import median_interval
 from mlx_lm_openevolve.kernels.registry import Registry, tuned_root
-from mlx_lm_openevolve.ops.attention import Workload
+from mlx_lm_openevolve.ops.attention import Workload, quantized
 from mlx_lm_openevolve.ops.linear import Workload as Product
 from mlx_lm_openevolve.runtime.dispatch import Route, Router
 from mlx_lm_openevolve.runtime.patch import installed, patches_of
@@ -80,6 +80,13 @@ def nothing(
     queries: Any, keys: Any, values: Any, cache: Any, scale: Any, mask: Any, sinks: Any = None
 ) -> Any:
     return queries
+
+
+def dequantised(
+    queries: Any, keys: Any, values: Any, cache: Any, scale: Any, mask: Any, sinks: Any = None
+) -> Any:
+    bits, group = cache.bits, cache.group_size
+    return quantized.dequantised(queries, keys, values, scale, mask, bits, group)
 
 
 def as_model(function: Callable[..., Any], workload: Workload, keys: int) -> Arm:
@@ -321,6 +328,8 @@ def main() -> None:
     result: dict[str, Any] = {"backend": backend, "falls back": {}, "served": {}}
     for name, workload in WORKLOADS.items():
         originals = {"nothing": nothing}
+        if workload.kv_bits and not quantized.stock_runs(workload):  # it is replaced by this
+            originals = {"dequantise + SDPA": dequantised}
         if not workload.kv_bits:  # mlx-lm's would scale the queries in place, again at each call
             originals["mlx-lm"] = base.scaled_dot_product_attention
         for kind, original in originals.items():

@@ -81,8 +81,8 @@ def enable_optimizations(
         require_faster: False accepts a kernel that is correct but not faster, for checking; on the
             host backend nothing is ever faster.
         ops: The families of operations to switch on, such as ("attention",), and "step" for whole
-            decode steps; None for all. Of these the variable MLX_LM_OPENEVOLVE_OPS, names with
-            commas between, keeps those it names.
+            decode steps; None for those that are on by default. Of these the variable
+            MLX_LM_OPENEVOLVE_OPS, names with commas between, keeps those it names.
 
     Returns:
         What get_optimization_info() returns.
@@ -288,7 +288,7 @@ def switched_on(wanted: Sequence[str] | None = None) -> list[str]:
                 raise UsageError(f"{source}: {name!r} is none of {', '.join(names)}")
 
     def by_default(name: str) -> bool:
-        return name == STEP or name in named or ops.get(name).default
+        return name in named or (name != STEP and ops.get(name).default)
 
     return [
         name

@@ -105,7 +105,7 @@ def test_steps_are_switched_as_a_family_is(
 ) -> None:
     accept(home, model, 1)
     for ops, variable, on in (
-        (None, "", True),
+        (None, "", False),
         (("attention",), "", False),
         (None, "attention", False),
         (None, "attention,step", True),
