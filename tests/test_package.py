@@ -114,13 +114,15 @@ def test_imports_run_one_way() -> None:
 
 
 def test_what_serves_calls_loads_neither_gate_nor_search() -> None:
-    """Modules of the run-time path import those only when something must be judged."""
+    """Modules of the run-time path import those only when something must be judged, and what serves
+    whole steps only where these are switched on."""
     loaded = graph(lazy=False)
     reached, todo = set(), ["__init__", *(n for n in loaded if n.startswith("runtime."))]
     while todo:
         reached.add(name := todo.pop())
         todo += loaded[name] - reached
-    above = {name for name in reached if name.split(".")[0] in ("gate", "evolve", "bench", "cli")}
+    unasked = ("gate", "evolve", "bench", "cli", "decode", "tune")
+    above = {name for name in reached if name.split(".")[0] in unasked}
     asked = {name for name in reached if re.search(r"\.(questions|search|suites|mutants)$", name)}
     assert not above | asked
 

@@ -307,7 +307,6 @@ def _prepare(
 ) -> _Session:
     """Check every argument and build what enabling needs; changes nothing."""
     from .. import backends, device, errors
-    from ..decode.steps import Steps, stored
     from ..kernels import lookup, registry
     from ..kernels.kernel import Kernel
     from ..kernels.verdict import STEP
@@ -352,6 +351,8 @@ def _prepare(
     patches = {r.op.name: patches_of(r.op, r.wrap) for r in dispatcher.routers}
     steps = None
     if only is None and STEP in switched_on(ops):
+        from ..decode.steps import Steps, stored
+
         found = filter(plans.serves, stored(plans.device, plans.registries))
         steps = Steps({verdict.workload: verdict.kernel for verdict in reversed([*found])})
         patches[STEP] = [steps]
