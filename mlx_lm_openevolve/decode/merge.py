@@ -124,8 +124,9 @@ class Merged:
             module = layer.get(name)
             for key, array_id in arrays if id(module) == module_id else ():
                 if id(module.get(key)) == array_id:
-                    module[key] = mx.contiguous(module[key])
-                    mx.eval(module[key])
+                    own = mx.contiguous(module[key])
+                    mx.eval(own)  # before another thread may meet it
+                    module[key] = own
 
 
 class Merges:
