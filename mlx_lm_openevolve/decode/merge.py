@@ -6,7 +6,8 @@ The joined arrays own the memory; what the separate layers hold becomes views of
 model's parameters are what they were: they can be saved, loaded over, packed and adapted, and long
 inputs run on the separate layers as ever. A layer that holds other modules or arrays than those
 that were joined runs on its own, from that very call on. What is changed in place
-(`layer.weight[:] = 0`) is not seen: assign it.
+(`layer.weight[:] = 0`, and `layer.scales *= 2`, which leaves the same array there) is not seen:
+assign another array.
 """
 
 from __future__ import annotations
@@ -101,7 +102,7 @@ class Merged:
         try:
             for name, module_id, arrays in self.held:
                 module = layer[name]
-                if id(module) != module_id:
+                if id(module) != module_id or len(module) != len(arrays):  # a bias came
                     return False
                 for key, array_id in arrays:
                     if id(module[key]) != array_id:
@@ -123,8 +124,9 @@ class Merged:
             module = layer.get(name)
             for key, array_id in arrays if id(module) == module_id else ():
                 if id(module.get(key)) == array_id:
-                    module[key] = mx.contiguous(module[key])
-                    mx.eval(module[key])
+                    own = mx.contiguous(module[key])
+                    mx.eval(own)  # before another thread may meet it
+                    module[key] = own
 
 
 class Merges:

@@ -202,6 +202,35 @@ def test_weights_that_are_replaced_are_seen_at_the_next_call(kind: str, merging:
     assert len(steps.merges.of) == 2 * len(model.layers)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_a_layer_holds_is_computed(
+    kind: str, merging: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another thread may be in the midst of a step: two that compute one array crash."""
+    model, evaluate, seen = model_of(kind), mx.eval, []
+
+    def watched(*given: Any) -> None:
+        lazy = {id(array) for _, array in tree_flatten(list(given))}
+        seen.append(lazy & {id(array) for array in weights(model).values()})
+        evaluate(*given)
+
+    monkeypatch.setattr(mx, "eval", watched)
+    merging(model).restore()
+    assert len(seen) >= 4
+    assert not any(seen)
+
+
+def test_a_bias_that_comes_later_is_added(merging: Any) -> None:
+    model, fresh = model_of("plain"), model_of("plain")
+    merging(model)
+    logits(model)
+    for one in (model, fresh):
+        layer = one.layers[0].self_attn.q_proj
+        layer.bias = mx.arange(layer.weight.shape[0]) / 8
+    for _ in range(2):
+        assert mx.array_equal(logits(model), logits(fresh))
+
+
 def test_what_is_packed_afterwards_runs_packed(merging: Any) -> None:
     model, other = model_of("plain"), model_of("packed")
     want = logits(other)

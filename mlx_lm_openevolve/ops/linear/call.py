@@ -33,11 +33,13 @@ class Weights:
     """
 
     __slots__ = (
-        *("_contiguous", "biases", "bits", "group", "mode", "originals", "routes", "scales"),
-        *("sizes", "weight"),
+        *("_alive", "_contiguous", "biases", "bits", "group", "mode", "originals", "routes"),
+        *("scales", "sizes", "weight"),
     )
 
-    def __init__(self, layer: Any) -> None:
+    def __init__(self, layer: Any, died: Callable[[Any], None]) -> None:
+        # Not `weakref.finalize`: that would hold what is held here beyond the patch.
+        self._alive = weakref.ref(layer, died)
         self.weight, self.scales, self.biases = (
             layer["weight"],
             layer["scales"],
@@ -96,21 +98,23 @@ def wrap(original: Callable[..., Any], router: Router) -> Callable[..., Any]:
         try:
             known = layers[id(self)]
             route = known.originals.get(x.size)
-            if route is not None and known.weight is self["weight"]:
-                route.fallbacks += 1
-                return original(self, x)
-            shape = x.shape
-            if (
-                known.weight is not self["weight"]
-                or known.scales is not self["scales"]
-                or self._training
-            ):
-                raise KeyError
-            size, dtype, route = known.routes[shape]
-            if (size and size != x.itemsize) or (dtype is not None and not dtype == x.dtype):
-                raise KeyError
+            falls_back = route is not None and known.weight is self["weight"]
+            if not falls_back:
+                shape = x.shape
+                if (
+                    known.weight is not self["weight"]
+                    or known.scales is not self["scales"]
+                    or self._training
+                ):
+                    raise KeyError
+                size, dtype, route = known.routes[shape]
+                if (size and size != x.itemsize) or (dtype is not None and not dtype == x.dtype):
+                    raise KeyError
         except (AttributeError, KeyError, TypeError):
-            route = None
+            route, falls_back = None, False
+        if falls_back and route is not None:
+            route.fallbacks += 1
+            return original(self, x)
         if off:
             return original(self, x)
         if route is None:
@@ -138,7 +142,9 @@ def wrap(original: Callable[..., Any], router: Router) -> Callable[..., Any]:
             route.fallbacks += 1
             return original(self, x)
         route.hits += 1
-        return out + self["bias"] if "bias" in self else out
+        # `as_linear` adds none.
+        biased = "bias" in self and self.__class__ is nn.QuantizedLinear
+        return out + self["bias"] if biased else out
 
     return product
 
@@ -176,10 +182,12 @@ def new_route(
 
 def _remember(layers: dict[int, Weights], layer: Any) -> Weights:
     """What a layer holds now; forgotten when it dies, so that its weights may be freed."""
-    key, known = id(layer), Weights(layer)
-    if key not in layers:
-        weakref.finalize(layer, layers.pop, key, None)
-    layers[key] = known
+    key = id(layer)
+
+    def died(_: Any) -> None:
+        layers.pop(key, None)
+
+    known = layers[key] = Weights(layer, died)
     return known
 
 

@@ -123,6 +123,12 @@ def _rounded(p: Product, dtype: str) -> Float:
     return total
 
 
+def _held(p: Product, dtype: str, *names: str) -> Float:
+    """With these of a product as a dtype holds them."""
+    held: dict[str, Any] = {n: decode(encode(getattr(p, n), dtype), dtype) for n in names}
+    return replace(p, **held).out()
+
+
 def _placed(change: Callable[[Float], Float]) -> Callable[[Product], Float]:
     return lambda p: change(p.out())
 
@@ -175,6 +181,11 @@ def _experts(w: Workload) -> bool:
 def _shared_experts(w: Workload) -> bool:
     """Some rows go to one expert in some cases, and to several in others."""
     return w.experts > 1 and w.rows > 1
+
+
+def _wide(w: Workload) -> bool:
+    """The dtype holds numbers that half precision does not."""
+    return w.dtype != "float16"
 
 
 def _groups(w: Workload) -> bool:
@@ -298,8 +309,12 @@ MUTANTS = (
     # Precision
     ProductMutant("sums-in-half", lambda p: _rounded(p, "float16"), lambda w: w.k > 64),
     ProductMutant("sums-in-bfloat16", lambda p: _rounded(p, "bfloat16"), lambda w: w.k > 64),
-    ProductMutant("x-in-bfloat16", lambda p: replace(
-        p, x=decode(encode(p.x, "bfloat16"), "bfloat16")).out(), lambda w: w.dtype == "float32"),
+    ProductMutant("x-in-bfloat16", lambda p: _held(p, "bfloat16", "x"),
+                  lambda w: w.dtype == "float32"),
+    ProductMutant("x-in-half", lambda p: _held(p, "float16", "x"), _wide),
+    ProductMutant("scales-in-half", lambda p: _held(p, "float16", "scales", "biases"), _wide),
+    ProductMutant("results-no-larger-than-half", _placed(
+        lambda out: np.clip(out, -65504, 65504)), _wide),
     ProductMutant("negative-x-dropped", lambda p: replace(p, x=np.maximum(p.x, 0)).out()),
 )  # fmt: skip
 

@@ -345,6 +345,45 @@ def test_a_layers_weights_are_freed_with_it(served: None) -> None:
     assert held() is None
 
 
+def test_weights_are_let_go_with_the_patch(served: None) -> None:
+    """What is replaced after it is no one's, though the layer lives."""
+    made = layer()
+    mx.eval(made(numbers(1, 1, K)))
+    held = weakref.ref(made.weight)
+    mlx_lm_openevolve.disable_optimizations()
+    made.weight = mx.zeros_like(made.weight)
+    mx.eval(made.weight)
+    gc.collect()
+    assert held() is None
+
+
+def test_an_original_that_raises_is_called_once(
+    served: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it serves whatever is so large."""
+    made, x, calls = layer(mx.float16), numbers(1, 1, K).astype(mx.float16), []
+    made(x)
+
+    def failing(*_: Any, **__: Any) -> None:
+        calls.append(1)
+        raise TypeError("no")
+
+    monkeypatch.setattr(mx, "quantized_matmul", failing)
+    with pytest.raises(TypeError, match="no"):
+        made(x)
+    assert calls == [1]
+
+
+def test_as_linear_adds_no_bias(served: None) -> None:
+    made = nn.QuantizedEmbedding(N, K, 64, 4)
+    made.eval()
+    x = numbers(1, 1, K)
+    want = made.as_linear(x)
+    made.bias = mx.ones((N,))
+    assert hits() == 1
+    assert mx.array_equal(made.as_linear(x), want).item()
+
+
 def test_a_tied_models_logits_agree_and_every_product_is_served(home: Path) -> None:
     mx.random.seed(0)
     model = qwen3.Model(qwen3.ModelArgs.from_dict(TINY))
