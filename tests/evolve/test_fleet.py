@@ -320,12 +320,28 @@ def test_the_extra_is_named_where_it_is_not_installed(
         '{"cause": "", "finding": "", "seconds": "fast"}',
         '{"params": [1]}',
         '{"trials": true, "aborted": 1, "ratio": 1.5}',
+        "{}",
+        '{"seconds": 1e-5, "ratio": Infinity, "low": 1, "high": 2}',
+        '{"seconds": 1e-5, "ratio": 1e308, "low": 1e-320, "high": 1e308}',
+        '{"seconds": 1e-5, "ratio": -2, "low": 1, "high": 2}',
+        '{"seconds": 1e-5}',
+        '{"params": {"x": [1]}, "seconds": 1e-5, "ratio": 1.5, "low": 1, "high": 2}',
     ],
 )
 def test_an_answer_that_is_none_leaves_its_worker_out(text: str) -> None:
     found = client._checked(text, "measure")
     assert found["cause"] == MACHINE
     assert found["finding"].startswith("no answer to measure: ")
+
+
+@pytest.mark.parametrize(
+    "counters",
+    ['{"moved_bytes": "x", "least_bytes": 1}', '{"moved_bytes": 1e999, "least_bytes": 1}'],
+)
+def test_a_check_that_could_not_be_ranked_is_none(counters: str) -> None:
+    found = client._checked(f'{{"counters": {counters}}}', "check")
+    assert found["cause"] == MACHINE
+    assert client._checked('{"host": "no clang"}', "check") == {"host": "no clang"}
 
 
 def test_an_answer_is_what_the_worker_said() -> None:
