@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import ipaddress
 import logging
 import platform
@@ -139,10 +140,13 @@ class Link:
 
         security = self.security()
         arguments = security.get_connection_args("client") if security else {}
+        asked = connect(self.address, timeout=_CONNECT_SECONDS, **arguments)
         try:
-            comm = await connect(self.address, timeout=_CONNECT_SECONDS, **arguments)
-        except OSError as error:
+            comm = await asyncio.wait_for(asked, _CONNECT_SECONDS)  # the handshake included
+        except (OSError, asyncio.TimeoutError) as error:
             raise MachineError(self._why(error)) from None
+        except Exception:  # whatever dask makes of words that are not its own
+            raise MachineError(f"{self.address}: what answers is no scheduler") from None
         await comm.close()
 
     def _why(self, error: BaseException | None) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import errno
 import io
 import itertools
 import json
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -268,6 +270,38 @@ def test_a_scheduler_that_cannot_be_is_one_line(
         assert main([*command, *argv]) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert words in line
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (b"HTTP/1.0 400 Bad Request\r\n\r\n", "what answers is no scheduler"),
+        (b"\xff" * 64, "what answers is no scheduler"),
+        (b"", "no scheduler answers"),
+    ],
+)
+def test_what_is_no_scheduler_is_one_line(
+    words: bytes,
+    told: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(link, "_CONNECT_SECONDS", 2.0)
+    held = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def speak() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    held.append(server.accept()[0])
+                    held[-1].sendall(words)
+
+        threading.Thread(target=speak, daemon=True).start()
+        address = f"tcp://127.0.0.1:{server.getsockname()[1]}"
+        assert main(["evolve", "--backend", "host", "--scheduler", address]) == 2
+    for connection in held:
+        connection.close()
+    assert capsys.readouterr().err == f"mlx-lm-openevolve: {address}: {told}\n"
 
 
 def test_what_may_cross_a_network_unencrypted_was_asked_for() -> None:
