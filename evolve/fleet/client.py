@@ -21,7 +21,7 @@ from ..events import Baseline
 from ..pool import CHECK
 from ..publish import Judged
 from ..record import Record
-from .link import FACTS, MAX_TEXT, Facts, Link, engine
+from .link import FACTS, MAX_TEXT, Facts, Link, engine, one_line
 from .worker import answer as remote_answer
 
 __all__ = ["Fleet"]
@@ -281,7 +281,7 @@ class Fleet:
             self._changed.notify_all()
 
     def _see(self, address: str, worker: dict[str, Any], now: float) -> None:
-        name, heard = str(worker.get("name"))[:200], worker.get("last_seen")
+        name, heard = one_line(worker.get("name"), 200), worker.get("last_seen")
         member = self._members.get(name)
         if member is None:
             try:

@@ -393,12 +393,17 @@ def test_an_answer_is_what_the_worker_said() -> None:
         ({"role": "../x"}, "neither check nor a chip"),
         ({"role": "another-chip"}, "not its own"),
         ({"device": {"slug": "check", "backend": "abacus"}}, "backend is unknown"),
+        ({"device": {"slug": "x", "backend": "host", "name": 7}}, "device's name is malformed"),
+        ({"device": {"slug": "x\ny", "backend": "host"}}, "device's slug is malformed"),
+        ({"device": {"slug": "x", "backend": "host", "cores": "2"}}, "device's cores is malformed"),
         ({"device": None}, "neither check nor a chip"),
     ],
 )
 def test_what_a_worker_announces_is_checked(change: dict[str, Any], words: str) -> None:
     announced = worker.facts_of(detect("host")).to_json()
     assert Facts.from_json(announced).differs() == ""
+    older = {**announced, "versions": {**announced["versions"], "mlx": "0.1\n\x1b[31mX"}}
+    assert Facts.from_json(older).differs().startswith("mlx 0.1 ?[31mX, here ")
     with pytest.raises(ValueError, match=words):
         Facts.from_json({**announced, **change})
 
