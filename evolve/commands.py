@@ -65,6 +65,7 @@ def evolve(options: argparse.Namespace, out: Console) -> tuple[int, dict[str, An
     """Search, with the workers of this machine or with those of a fleet."""
     if options.config:
         out.print(openevolve_config.take(options), markup=False)
+    options.seed = options.seed or 0
     if options.proposer == HEURISTIC:
         folder = options.out or _new_name(runs_root(), HEURISTIC)
         return heuristic.run(options, out, folder)

@@ -11,7 +11,6 @@ no file decides where a key is sent; nor is what OpenEvolve's own prompts and da
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from .config import LanguageModel
 __all__ = ["take"]
 
 _MAX_BYTES = 1 << 20
+_MAX = 1 << 53  # of a number
 _SECOND = 0.2  # the weight of secondary_model, as OpenEvolve has it
 
 
@@ -42,7 +42,7 @@ def take(options: argparse.Namespace) -> str:
     if "max_iterations" in data and options.candidates is None:
         options.candidates = _integer(data["max_iterations"], path, "max_iterations")
         taken.append(f"{options.candidates} candidates")
-    if data.get("random_seed") is not None and options.seed == 0:
+    if data.get("random_seed") is not None and options.seed is None:
         options.seed = _integer(data["random_seed"], path, "random_seed")
         taken.append(f"seed {options.seed}")
     text = f"of {path}: {'; '.join(taken) or 'nothing'}"
@@ -60,18 +60,25 @@ def _models(llm: Mapping[str, Any], path: Path) -> Iterator[LanguageModel]:
             named.append({"name": llm[which], "weight": usual if weight is None else weight})
     for row in named:
         name, weight = row.get("name"), row.get("weight", 1.0)
-        if not isinstance(name, str) or not name or "," in name:
+        if not isinstance(name, str) or not name.isprintable() or not name.strip() or "," in name:
             raise UsageError(f"{path}: a model without a name")
-        if type(weight) not in (int, float) or not 0 <= weight < math.inf:
-            raise UsageError(f"{path}: {name}: weight {weight!r} is no number of at least 0")
+        if type(weight) not in (int, float) or not 0 <= weight <= _MAX:
+            shown = f"{name[:100]}: weight {_shown(weight)}"
+            raise UsageError(f"{path}: {shown} is no number of at least 0")
         if weight:
             yield LanguageModel(name, float(weight))
 
 
 def _integer(value: Any, path: Path, name: str) -> int:
-    if type(value) is not int:
-        raise UsageError(f"{path}: {name} {value!r} is no whole number")
+    if type(value) is not int or abs(value) > _MAX:
+        raise UsageError(f"{path}: {name} {_shown(value)} is no whole number")
     return int(value)
+
+
+def _shown(value: Any) -> str:
+    """A value for a message. A list is not spelt out: by its references a short file may hold one
+    of any length."""
+    return repr(value)[:100] if isinstance(value, str | int | float) else type(value).__name__
 
 
 def _mapping(value: Any, path: Path, name: str) -> Mapping[str, Any]:

@@ -52,7 +52,7 @@ def add_evolve_arguments(parser: argparse.ArgumentParser) -> None:
     add("--money", type=float, metavar="X", help="money that llm may spend")
     add("--resume", type=Path, metavar="RUN", help="go on with a run")
     add("--explore", type=float, metavar="SHARE", help="of parents outside the elites; adaptive")
-    add("--seed", type=int, default=0)
+    add("--seed", type=int, metavar="N", help="default 0")
     add("--kernels", nargs="+", type=Path, metavar="FOLDER", help="seeds; default: all known ones")
     text = "an OpenEvolve configuration: its models, budget and seed"
     add("--config", type=Path, metavar="FILE.yaml", help=text)
@@ -143,7 +143,7 @@ def new_config(options: argparse.Namespace) -> Config:
         weights=tuple(uses.values()),
         proposer=proposer,
         suite=" ".join(names),
-        seed=options.seed,
+        seed=options.seed or 0,
         profile=profiles(options.profile, backend, proposer != "params"),
         budget=budget,
         search=Search(
@@ -163,7 +163,7 @@ def check_numbers(options: argparse.Namespace) -> None:
         value = getattr(options, name)
         if value is not None and not 0 < value < math.inf:
             raise UsageError(f"--{name} {value}: a number above 0, not negative, 0 or infinite")
-    if options.seed < 0:
+    if (options.seed or 0) < 0:
         raise UsageError(f"--seed {options.seed}: it must not be negative")
     if options.answer >= options.context:
         raise UsageError(f"--answer {options.answer}: it must leave room in --context")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
@@ -28,11 +29,13 @@ class Record:
         return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in known.items()})
 
     def check_types(self) -> None:
-        """Raise TypeError where a field is not of its kind: this came from another machine."""
+        """Raise TypeError or ValueError where a field is not of its kind, or a number in it is not
+        finite: this came from another machine."""
         for f in fields(self):
             kind = _KINDS.get(str(f.type), Mapping)
             if not isinstance(getattr(self, f.name), kind):
                 raise TypeError(f"{f.name} is {type(getattr(self, f.name)).__name__}")
+        json.dumps(self.to_json(), allow_nan=False)
 
 
 _KINDS: dict[str, Any] = {"str": str, "int": int, "bool": bool, "float": (int, float)}

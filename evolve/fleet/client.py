@@ -16,12 +16,12 @@ from typing import Any
 
 from mlx_lm_openevolve.errors import MachineError, OpenEvolveError
 
-from ..evaluation import MACHINE, HostCheck, Measurement
+from ..evaluation import MACHINE, HostCheck, Measurement, WorkloadResult, geomean
 from ..events import Baseline
 from ..pool import CHECK
 from ..publish import Judged
 from ..record import Record
-from .link import FACTS, MAX_TEXT, Facts, Link, engine
+from .link import FACTS, MAX_TEXT, Facts, Link, engine, one_line
 from .worker import answer as remote_answer
 
 __all__ = ["Fleet"]
@@ -281,7 +281,7 @@ class Fleet:
             self._changed.notify_all()
 
     def _see(self, address: str, worker: dict[str, Any], now: float) -> None:
-        name, heard = str(worker.get("name"))[:200], worker.get("last_seen")
+        name, heard = one_line(worker.get("name"), 200), worker.get("last_seen")
         member = self._members.get(name)
         if member is None:
             try:
@@ -324,7 +324,22 @@ def _checked(text: str, op: str) -> dict[str, Any]:
         if not isinstance(found, dict):
             raise TypeError(f"it is {type(found).__name__}")
         kind = Measurement if set(found) == {"cause", "finding"} else _ANSWERS[op]
-        kind.from_json(found).check_types()
-    except (AttributeError, TypeError, ValueError, RecursionError) as error:
+        answer = kind.from_json(found)
+        answer.check_types()
+        if isinstance(answer, HostCheck | Measurement) and not answer.cause:
+            _check_result(answer)
+    except (ArithmeticError, AttributeError, TypeError, ValueError, RecursionError) as error:
         return {"cause": MACHINE, "finding": f"no answer to {op}: {str(error)[:200]}"}
     return found
+
+
+def _check_result(answer: HostCheck | Measurement) -> None:
+    """Raise an error where what was well has params that are none, or could not be ranked."""
+    if not all(type(value) is int for value in answer.params.values()):
+        raise TypeError("params are no integers")
+    if isinstance(answer, Measurement):
+        geomean([WorkloadResult.from_json(vars(answer))], [1.0])
+        return
+    counted = WorkloadResult(answer.params, counters=answer.counters)
+    if counted.counted:
+        geomean([counted], [1.0])

@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import ipaddress
 import logging
 import platform
 import re
 import ssl
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from mlx_lm_openevolve._version import __version__
-from mlx_lm_openevolve.device import BACKENDS, release, version_of
+from mlx_lm_openevolve.device import BACKENDS, Device, release, version_of
 from mlx_lm_openevolve.errors import MachineError, UsageError
+from mlx_lm_openevolve.files import printable
 from mlx_lm_openevolve.kernels.registry import DEVICE
 from mlx_lm_openevolve.kernels.verdict import gate_versions
 
 from ..pool import CHECK
 from ..record import Record
 
-__all__ = ["FACTS", "MAX_TEXT", "Facts", "Link", "engine", "versions"]
+__all__ = ["FACTS", "MAX_TEXT", "Facts", "Link", "engine", "one_line", "versions"]
 
 FACTS = "mlx-lm-openevolve"  # under which a worker's facts stand in what dask knows of it
 MAX_TEXT = 8 << 20  # of a request and of an answer
@@ -40,6 +42,11 @@ def engine() -> Any:
     logging.getLogger("distributed").setLevel(logging.CRITICAL + 1)  # we say it in one line
     dask.config.set({"distributed.worker.profile.enabled": False})
     return distributed
+
+
+def one_line(text: Any, limit: int) -> str:
+    """What another machine calls itself, for a line of ours."""
+    return printable(" ".join(str(text).split()))[:limit]
 
 
 def versions() -> dict[str, str]:
@@ -72,12 +79,16 @@ class Facts(Record):
             raise ValueError("it announces a chip that is not its own")
         if facts.device.get("backend") not in BACKENDS:
             raise ValueError("its backend is unknown")
+        for f in fields(Device):
+            value = facts.device.get(f.name, "" if str(f.type) == "str" else 0)
+            if type(value).__name__ != str(f.type) or not str(value).isprintable():
+                raise ValueError(f"its device's {f.name} is malformed")
         return facts
 
     def differs(self) -> str:
         """How its versions differ from those here, "" where they do not."""
         own = versions()
-        rows = [(name, str(self.versions.get(name, "unknown"))[:40]) for name in own]
+        rows = [(name, one_line(self.versions.get(name, "unknown"), 40)) for name in own]
         found = [f"{name} {there}, here {own[name]}" for name, there in rows if there != own[name]]
         return "; ".join(found)
 
@@ -139,10 +150,13 @@ class Link:
 
         security = self.security()
         arguments = security.get_connection_args("client") if security else {}
+        asked = connect(self.address, timeout=_CONNECT_SECONDS, **arguments)
         try:
-            comm = await connect(self.address, timeout=_CONNECT_SECONDS, **arguments)
-        except OSError as error:
+            comm = await asyncio.wait_for(asked, _CONNECT_SECONDS)  # the handshake included
+        except (OSError, asyncio.TimeoutError) as error:
             raise MachineError(self._why(error)) from None
+        except Exception:  # whatever dask makes of words that are not its own
+            raise MachineError(f"{self.address}: what answers is no scheduler") from None
         await comm.close()
 
     def _why(self, error: BaseException | None) -> str:

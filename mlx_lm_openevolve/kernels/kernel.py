@@ -122,6 +122,8 @@ class Kernel:
             raise NewerFormatError(f"{where}: format {number} is of a newer release")
         if not isinstance(meta, Mapping) or number != FORMAT:
             raise KernelError(f"{where}: format: expected {FORMAT}")
+        if not isinstance(sources, Mapping):
+            raise KernelError(f"{where}: sources: expected an object")
         read.known(meta, "", _KEYS)
         name = read.name(meta.get("name"), "name")
         op = ops.get(read.choice(meta.get("op"), "op", ops.FAMILIES))
@@ -153,6 +155,10 @@ class Kernel:
             if spec.when is None:
                 taken |= {output.name for output in spec.outputs}
             specs.append(spec)
+        # `save` writes each under its name: one that no launch reads could lead out of the folder.
+        files = {launch.get(field) for launch in raw_launches for field in ("source", "header")}
+        if unread := set(sources) - files:
+            raise KernelError(f"{where}: no launch reads {min(map(repr, unread))[:100]}")
         if "out" not in {output.name for output in specs[-1].outputs}:
             raise KernelError(f"{where}: launches: the last one writes no output named 'out'")
         return cls(

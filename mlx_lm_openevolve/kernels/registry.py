@@ -27,7 +27,7 @@ import stat
 import tempfile
 import time
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -188,24 +188,35 @@ class Registry:
 
     def publish(self, device: str, verdict: Verdict) -> None:
         """Store a verdict; one for the same kernel, params and versions replaces the old."""
-        layout, key = _layout(verdict), _key(verdict)
+        self.publish_all(device, [verdict])
+
+    def publish_all(self, device: str, verdicts: Iterable[Verdict]) -> None:
+        """Store verdicts as `publish` does, each file of a layout written once. Raises
+        RegistryError."""
+        layouts: dict[str, dict[str, Verdict]] = {}
+        for verdict in verdicts:
+            layouts.setdefault(_layout(verdict), {})[_key(verdict)] = verdict
         with self._writing(_device_folder(device)) as folder:
-            # Records as they were read: what a newer release wrote into them stays.
-            read, foreign, more = self._file(folder / f"{layout}.json", layout)
-            kept = {_key(old): (old, item) for old, item in read}
-            kept[key] = (verdict, verdict.to_json())
-            before = self._raw(device, layout)
-            raw = {old: held for old, held in before.items() if old != key}
-            if verdict.raw:
-                raw[key] = records.plain(verdict.raw)
-            if raw or before:
-                # First: a record without its samples is whole, samples without one are not.
-                text = json.dumps(raw, separators=(",", ":"), allow_nan=False)
-                data = gzip.compress(text.encode(), mtime=0)
-                write_atomic(folder / f"{layout}.raw.json.gz", data, durable=True)
-            ordered = sorted(kept.values(), key=lambda x: (x[0].workload, [-n for n in x[0].rank]))
-            items = [*(item for _, item in ordered), *foreign]
-            records.write(folder / f"{layout}.json", {**more, "verdicts": items})
+            for layout, made in layouts.items():
+                self._write(folder, device, layout, made)
+
+    def _write(self, folder: Path, device: str, layout: str, made: Mapping[str, Verdict]) -> None:
+        """Put verdicts, by key, into the file of their layout, whose folder is locked."""
+        # Records as they were read: what a newer release wrote into them stays.
+        read, foreign, more = self._file(folder / f"{layout}.json", layout)
+        kept = {_key(old): (old, item) for old, item in read}
+        kept |= {key: (verdict, verdict.to_json()) for key, verdict in made.items()}
+        before = self._raw(device, layout)
+        raw = {old: held for old, held in before.items() if old not in made}
+        raw |= {key: records.plain(verdict.raw) for key, verdict in made.items() if verdict.raw}
+        if raw or before:
+            # First: a record without its samples is whole, samples without one are not.
+            text = json.dumps(raw, separators=(",", ":"), allow_nan=False)
+            data = gzip.compress(text.encode(), mtime=0)
+            write_atomic(folder / f"{layout}.raw.json.gz", data, durable=True)
+        ordered = sorted(kept.values(), key=lambda x: (x[0].workload, [-n for n in x[0].rank]))
+        items = [*(item for _, item in ordered), *foreign]
+        records.write(folder / f"{layout}.json", {**more, "verdicts": items})
 
     def raw(self, device: str, verdict: Verdict) -> dict[str, Any]:
         """The raw samples and cases of a verdict; {} where there are none."""

@@ -43,7 +43,8 @@ def imported(device: str) -> str:
 
 def collect(registries: Sequence[Registry], device: str) -> Shared:
     """The verdicts on kernels for a device, of the first registry that has each. Raises UsageError
-    where there are none, or where they are another machine's."""
+    where there are none, or where they are another machine's. Verdicts on rewritings, steps and
+    settings are about no kernel, and stay."""
     if device.startswith(IMPORTED):
         raise UsageError(f"{device}: export it where it was measured; here it is another's word")
     kernels: dict[str, Kernel] = {}
@@ -59,12 +60,15 @@ def collect(registries: Sequence[Registry], device: str) -> Shared:
                     verdicts.setdefault(about, verdict)
     if not verdicts:
         known = sorted({name for registry in registries for name in registry.devices()})
-        raise UsageError(f"nothing is stored for {device[:80]!r}; devices: {', '.join(known)}")
+        raise UsageError(
+            f"no verdict on a kernel is stored for {device[:80]!r}; devices: {', '.join(known)}"
+        )
     return Shared(device, tuple(kernels.values()), tuple(verdicts.values()))
 
 
 def save(path: Path, shared: Shared) -> None:
-    """Write a file. Raises UsageError where it would be longer than `load` reads, and OSError."""
+    """Write a file. Raises UsageError where it cannot, or where it would be longer than `load`
+    reads."""
     record = {
         "format": FORMAT,
         "device": shared.device,
@@ -74,7 +78,10 @@ def save(path: Path, shared: Shared) -> None:
     data = records.text(record)
     if len(data) > records.MAX_BYTES:
         raise UsageError(f"{path}: {len(data)} bytes, at most {records.MAX_BYTES} may be shared")
-    write_atomic(path, data)
+    try:
+        write_atomic(path, data)
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror or error}") from None
 
 
 def load(path: Path) -> Shared:
@@ -96,7 +103,8 @@ def load(path: Path) -> Shared:
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror or error}") from None
     except (OpenEvolveError, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UsageError(f"{path}: no kernels and verdicts that were exported: {error}") from None
+        why = " ".join(str(error).split())[:300]
+        raise UsageError(f"{path}: no kernels and verdicts that were exported: {why}") from None
     return Shared(device, tuple(kernels.values()), verdicts)
 
 
@@ -115,5 +123,4 @@ def store(shared: Shared, registry: Registry) -> None:
     """Keep what another machine said in the user's registry. Raises RegistryError."""
     for kernel in shared.kernels:
         registry.add(kernel)
-    for verdict in shared.verdicts:
-        registry.publish(imported(shared.device), verdict)
+    registry.publish_all(imported(shared.device), shared.verdicts)

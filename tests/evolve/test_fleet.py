@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import errno
 import io
 import itertools
 import json
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -270,6 +272,38 @@ def test_a_scheduler_that_cannot_be_is_one_line(
         assert words in line
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (b"HTTP/1.0 400 Bad Request\r\n\r\n", "what answers is no scheduler"),
+        (b"\xff" * 64, "what answers is no scheduler"),
+        (b"", "no scheduler answers"),
+    ],
+)
+def test_what_is_no_scheduler_is_one_line(
+    words: bytes,
+    told: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(link, "_CONNECT_SECONDS", 2.0)
+    held = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def speak() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    held.append(server.accept()[0])
+                    held[-1].sendall(words)
+
+        threading.Thread(target=speak, daemon=True).start()
+        address = f"tcp://127.0.0.1:{server.getsockname()[1]}"
+        assert main(["evolve", "--backend", "host", "--scheduler", address]) == 2
+    for connection in held:
+        connection.close()
+    assert capsys.readouterr().err == f"mlx-lm-openevolve: {address}: {told}\n"
+
+
 def test_what_may_cross_a_network_unencrypted_was_asked_for() -> None:
     asked = {"tls_ca": None, "tls_cert": None, "tls_key": None}
     open_to_all = argparse.Namespace(scheduler="tcp://10.0.0.7:8786", insecure=True, **asked)
@@ -320,12 +354,28 @@ def test_the_extra_is_named_where_it_is_not_installed(
         '{"cause": "", "finding": "", "seconds": "fast"}',
         '{"params": [1]}',
         '{"trials": true, "aborted": 1, "ratio": 1.5}',
+        "{}",
+        '{"seconds": 1e-5, "ratio": Infinity, "low": 1, "high": 2}',
+        '{"seconds": 1e-5, "ratio": 1e308, "low": 1e-320, "high": 1e308}',
+        '{"seconds": 1e-5, "ratio": -2, "low": 1, "high": 2}',
+        '{"seconds": 1e-5}',
+        '{"params": {"x": [1]}, "seconds": 1e-5, "ratio": 1.5, "low": 1, "high": 2}',
     ],
 )
 def test_an_answer_that_is_none_leaves_its_worker_out(text: str) -> None:
     found = client._checked(text, "measure")
     assert found["cause"] == MACHINE
     assert found["finding"].startswith("no answer to measure: ")
+
+
+@pytest.mark.parametrize(
+    "counters",
+    ['{"moved_bytes": "x", "least_bytes": 1}', '{"moved_bytes": 1e999, "least_bytes": 1}'],
+)
+def test_a_check_that_could_not_be_ranked_is_none(counters: str) -> None:
+    found = client._checked(f'{{"counters": {counters}}}', "check")
+    assert found["cause"] == MACHINE
+    assert client._checked('{"host": "no clang"}', "check") == {"host": "no clang"}
 
 
 def test_an_answer_is_what_the_worker_said() -> None:
@@ -343,12 +393,17 @@ def test_an_answer_is_what_the_worker_said() -> None:
         ({"role": "../x"}, "neither check nor a chip"),
         ({"role": "another-chip"}, "not its own"),
         ({"device": {"slug": "check", "backend": "abacus"}}, "backend is unknown"),
+        ({"device": {"slug": "x", "backend": "host", "name": 7}}, "device's name is malformed"),
+        ({"device": {"slug": "x\ny", "backend": "host"}}, "device's slug is malformed"),
+        ({"device": {"slug": "x", "backend": "host", "cores": "2"}}, "device's cores is malformed"),
         ({"device": None}, "neither check nor a chip"),
     ],
 )
 def test_what_a_worker_announces_is_checked(change: dict[str, Any], words: str) -> None:
     announced = worker.facts_of(detect("host")).to_json()
     assert Facts.from_json(announced).differs() == ""
+    older = {**announced, "versions": {**announced["versions"], "mlx": "0.1\n\x1b[31mX"}}
+    assert Facts.from_json(older).differs().startswith("mlx 0.1 ?[31mX, here ")
     with pytest.raises(ValueError, match=words):
         Facts.from_json({**announced, **change})
 

@@ -34,6 +34,8 @@ llm:
   primary_model: "large"
   secondary_model: "small"
 """
+# Ten references to ten references and so on: 10**30 items in a kilobyte.
+NESTED = "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 31))
 
 
 def taken(folder: Path, text: str, *argv: str) -> tuple[argparse.Namespace, str]:
@@ -53,13 +55,15 @@ def test_models_budget_and_seed_are_taken(tmp_path: Path) -> None:
     assert "models large, small; 120 candidates; seed 42" in line
     assert "api_base is not taken" in line
     asked, line = taken(tmp_path, BEFORE)
-    assert (asked.llm, asked.candidates, asked.seed) == (["large,1", "small,0.2"], None, 0)
+    assert (asked.llm, asked.candidates, asked.seed) == (["large,1", "small,0.2"], None, None)
+    assert options.new_config(asked).seed == 0
     assert "api_base" not in line
 
 
 def test_the_command_line_counts_before_the_file(tmp_path: Path) -> None:
     asked, _ = taken(tmp_path, USUAL, "--llm", "mine", "--candidates", "3", "--seed", "7")
     assert (asked.llm, asked.candidates, asked.seed) == (["mine"], 3, 7)
+    assert taken(tmp_path, USUAL, "--seed", "0")[0].seed == 0
     asked, line = taken(tmp_path, USUAL, "--proposer", "params")
     assert (asked.proposer, asked.llm, asked.candidates) == ("params", [], 120)
     assert "models" not in line
@@ -78,6 +82,10 @@ def test_the_command_line_counts_before_the_file(tmp_path: Path) -> None:
         ("llm: {models: [{name: x, weight: .nan}]}", "x: weight nan"),
         ("max_iterations: many", "max_iterations 'many' is no whole number"),
         ("random_seed: 1.5", "random_seed 1.5"),
+        (f"llm: {{models: [{{name: x, weight: 1{'0' * 400}}}]}}", "x: weight 10000"),
+        ('llm: {models: [{name: "x\\ny", weight: z}]}', "a model without a name"),
+        (f"max_iterations: 1{'0' * 400}", "max_iterations 10000"),
+        (f"a0: &a0 [x]\n{NESTED}max_iterations: *a30", "max_iterations list is no whole number"),
         ("x: !!python/object/apply:os.system [true]", "no YAML: could not determine a constructor"),
         ("#" * (1 << 20) + "#", "longer than"),
     ],
@@ -87,6 +95,7 @@ def test_what_is_no_configuration_is_one_line(text: str, words: str, tmp_path: P
         taken(tmp_path, text)
     assert words in str(raised.value)
     assert "\n" not in str(raised.value)
+    assert len(str(raised.value)) < 500
 
 
 def test_a_file_that_is_absent_is_one_line(tmp_path: Path) -> None:

@@ -96,7 +96,11 @@ def test_a_file_says_what_the_registry_said(file: Path) -> None:
         (lambda r: r["kernels"].pop(), "which is not in the file"),
         (lambda r: r["kernels"][0]["meta"].update(name="../x"), "name"),
         (lambda r: r["kernels"][0]["sources"].clear(), "copy.metal"),
+        (lambda r: r["kernels"][0]["sources"].update({"../../../../x": "x"}), "no launch reads"),
+        (lambda r: r["kernels"][0]["sources"].update({"x.metal": 7}), "no launch reads"),
+        (lambda r: r["kernels"][0].update(sources=[]), "sources: expected an object"),
         (lambda r: r["verdicts"][0]["params"].update(threads=7), "param threads is 7"),
+        (lambda r: r["verdicts"][0]["params"].update(threads=10**4000), "param threads is 1000"),
         (lambda r: r["verdicts"][0].update(workload="attention-x"), "attention-x"),
         (lambda r: r["verdicts"][0].update(faster=False), "does not follow from the evidence"),
         (lambda r: r["verdicts"].append(None), "a verdict is no object"),
@@ -118,6 +122,7 @@ def test_a_bad_file_is_one_line_and_stores_nothing(
     assert len(said) == 1
     assert str(file) in said[0]
     assert words in said[0]
+    assert len(said[0]) < 1000
     assert not (home / "v2").exists()
 
 
@@ -148,9 +153,25 @@ def test_a_link_is_not_followed_and_another_machines_word_is_not_passed_on(
     assert main(["export", "--device", "imported-apple-m9", str(tmp_path / "y.json")]) == 2
     assert "export it where it was measured" in capsys.readouterr().err
     assert main(["export", "--device", CHIP.slug, str(tmp_path / "y.json")]) == 2
-    assert "nothing is stored for 'apple-m9'" in capsys.readouterr().err
+    assert "is stored for 'apple-m9'" in capsys.readouterr().err
     assert main(["export", "--device", CHIP.slug, str(tmp_path / "y.txt")]) == 2
     assert "must end in .json" in capsys.readouterr().err
+    file.with_name("folder.json").mkdir()
+    Registry(home).publish(CHIP.slug, verdict(FIRST, 16, 1.1))
+    assert main(["export", "--device", CHIP.slug, str(file.with_name("folder.json"))]) == 2
+    assert f"{file.with_name('folder.json')}: Is a directory" in capsys.readouterr().err
     assert main(["import", str(file), "--out", "x"]) == 2
     assert main(["import", str(tmp_path / "program.py")]) == 2
     assert "--out FOLDER" in capsys.readouterr().err
+
+
+def test_a_layouts_file_is_written_once_however_many_verdicts_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many = tuple(verdict(FIRST, 16, 1.2, fingerprint={"device": str(i)}) for i in range(200))
+    written: list[Path] = []
+    write = records.write
+    monkeypatch.setattr(records, "write", lambda p, r: (written.append(p), write(p, r)))
+    shared.store(shared.Shared(CHIP.slug, (FIRST,), many), Registry(tmp_path / "r"))
+    assert len(written) == 1
+    assert len(Registry(tmp_path / "r").verdicts(shared.imported(CHIP.slug), BUCKET)) == 200
