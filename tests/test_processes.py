@@ -126,7 +126,7 @@ def test_switching_the_kernels_on_starts_without_it() -> None:
 def test_a_worker_at_work_does_not_outlive_who_asks_it() -> None:
     child = (
         "import time; from mlx_lm_openevolve.processes import serve\n"
-        "serve(lambda request: print('at work') or time.sleep(60))"
+        "serve(lambda request: print('at work', flush=True) or time.sleep(60))"
     )
     script = (
         "import os, subprocess, sys\n"

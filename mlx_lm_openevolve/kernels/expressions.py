@@ -59,7 +59,8 @@ def _int(value: Any) -> int:
 # Kernels repeat the same few expressions: each is parsed, and kept, once.
 @functools.lru_cache(maxsize=4096)
 def _parse(text: str) -> tuple[ast.expr, frozenset[str]]:
-    """An expression, and the names that stand in it. Raises SyntaxError, ValueError."""
+    """An expression, and the names that stand in it, of functions too. Raises SyntaxError and
+    ValueError."""
     tree = ast.parse(text, mode="eval").body
     used: set[str] = set()
     _check(tree, used)
@@ -89,6 +90,7 @@ def _check(node: ast.expr, used: set[str]) -> None:
             if function not in _FUNCTIONS:
                 known = ", ".join(sorted(_FUNCTIONS))
                 raise ValueError(f"unknown function {function!r}; known: {known}")
+            used.add(function)
         case _:
             raise ValueError(f"{type(node).__name__} is not allowed in an expression")
     for child in children:
@@ -116,7 +118,7 @@ class Expression:
         self.text, self.where = text, where
         try:
             self._tree, self.used = _parse(text.strip())
-            for name in sorted(self.used - names - _CONSTANTS.keys()):
+            for name in sorted(self.used - names - _CONSTANTS.keys() - _FUNCTIONS.keys()):
                 raise ValueError(f"unknown name {name!r}; known: {', '.join(sorted(names))}")
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             reason = error.msg if isinstance(error, SyntaxError) else str(error)
