@@ -1,6 +1,6 @@
 """Executors: what runs requests, each in a worker process that may die of it.
 
-Pool (here) has the workers of this machine, Fleet (fleet.py) those of a cluster.
+Pool (here) has the workers of this machine, Fleet (fleet/client.py) those of a cluster.
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ from mlx_lm_openevolve.processes import Died, Worker
 __all__ = ["CHECK", "WORKER", "Executor", "Pool", "answer_of"]
 
 WORKER = "mlx_lm_openevolve.evolve.worker"
-CHECK = (
-    "check"  # the role of workers that check on the host; any other role is a chip that measures
-)
+# The role of workers that check on the host; any other role is a chip that measures.
+CHECK = "check"
 
 
 class Executor(Protocol):

@@ -34,7 +34,10 @@ _CONNECT_SECONDS = 10.0
 _PATIENCE = 300.0  # seconds that a scheduler or the first worker of a kind is waited for
 _RETRIES = 4  # of a check whose worker is gone
 _ANSWERS: dict[str, type[Record]] = {
-    **{"check": HostCheck, "measure": Measurement, "baseline": Baseline, "gate": Judged}
+    "check": HostCheck,
+    "measure": Measurement,
+    "baseline": Baseline,
+    "gate": Judged,
 }
 
 

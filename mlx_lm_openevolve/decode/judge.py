@@ -227,9 +227,8 @@ def _faster(
         raise GateTimeout(
             f"the clock is unsteady: stock against itself {same.low:.3f} to {same.high:.3f}"
         )
-    text = f"{pair.ratio:.3f} [{pair.low:.3f}, {pair.high:.3f}]"
     bar = max(FASTER, same.high)
     if pair.low <= bar:
-        reason = f"not faster: {text}, the lower end must be above {bar:.3f}"
+        reason = f"not faster: {pair}, the lower end must be above {bar:.3f}"
         return False, reason, evidence, pair.samples()
-    return True, f"correct and faster: {text}", evidence, pair.samples()
+    return True, f"correct and faster: {pair}", evidence, pair.samples()

@@ -89,9 +89,8 @@ def first_look(
     pair = timing.paired(contest.baseline, contest.contender, call_seconds, budget, seed)
     if pair is None or pair.high >= HOPELESS:
         return None
-    text = f"{pair.ratio:.3f} [{pair.low:.3f}, {pair.high:.3f}]"
     evidence = {**pair.to_json(), "on": bucket.largest().slug}
-    reason = f"not faster: {text} at a first look; whether it is right was not asked"
+    reason = f"not faster: {pair} at a first look; whether it is right was not asked"
     return Speed(False, reason, evidence, {"look": pair.samples()})
 
 
@@ -159,14 +158,13 @@ def _compare_at(
     evidence["bandwidth"] = timing.bandwidth(cache)
     floor = inputs.bytes / (_ROOFLINE * evidence["bandwidth"])
     fastest = float(np.median(pair.b))
-    text = f"{pair.ratio:.3f} [{pair.low:.3f}, {pair.high:.3f}]"
     if fastest < floor:
         reason = f"measurement fault: {fastest:.3g} s is below the floor {floor:.3g} s"
         return Speed(False, reason, evidence, samples)
     if pair.low <= bar:
-        reason = f"not faster: {text}, the lower end must be above {bar:.3f}"
+        reason = f"not faster: {pair}, the lower end must be above {bar:.3f}"
         return Speed(False, reason, evidence, samples)
-    return Speed(True, f"faster: {text}", evidence, samples)
+    return Speed(True, f"faster: {pair}", evidence, samples)
 
 
 def even(low: Any, high: Any) -> Any:
@@ -189,5 +187,5 @@ def _calibrate(
         uneven.append(same)
     raise GateTimeout(
         "the clock is unsteady: the original against itself came out at "
-        + ", then at ".join(f"{f.ratio:.3f} [{f.low:.3f}, {f.high:.3f}]" for f in uneven)
+        + ", then at ".join(map(str, uneven))
     )

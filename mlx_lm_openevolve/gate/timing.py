@@ -53,6 +53,9 @@ class Comparison:
     low: float
     high: float
 
+    def __str__(self) -> str:
+        return f"{self.ratio:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
     def to_json(self) -> dict[str, Any]:
         """Ratio, interval, and for both arms mean, std, min, max and trials."""
         return {

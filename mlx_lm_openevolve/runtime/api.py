@@ -313,7 +313,7 @@ def _prepare(
     from . import dispatch, planner
     from .patch import patches_of
 
-    wanted = families(ops)
+    on = switched_on(ops)
     if gate not in planner.GATE_MODES:
         raise errors.UsageError(f"gate {gate!r} is none of {', '.join(planner.GATE_MODES)}")
     _check_versions()
@@ -347,10 +347,10 @@ def _prepare(
         require_faster=require_faster,
         only=only,
     )
-    dispatcher = dispatch.Dispatcher(plans, wanted)
+    dispatcher = dispatch.Dispatcher(plans, [name for name in on if name != STEP])
     patches = {r.op.name: patches_of(r.op, r.wrap) for r in dispatcher.routers}
     steps = None
-    if only is None and STEP in switched_on(ops):
+    if only is None and STEP in on:
         from ..decode.steps import Steps, stored
 
         found = filter(plans.serves, stored(plans.device, plans.registries))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
@@ -52,3 +53,23 @@ def close(a: mx.array, b: mx.array, limit: float = 0.01) -> bool:
 def hits() -> int:
     workloads = mlx_lm_openevolve.get_optimization_info()["workloads"]
     return sum(row["hits"] for row in workloads.values())
+
+
+def fallbacks(family: str) -> dict[str, int]:
+    """Calls of a family that no workload describes: reason -> count."""
+    found: dict[str, int] = mlx_lm_openevolve.get_optimization_info()["ops"][family]["fallbacks"]
+    return found
+
+
+def same(cls: Any, call: Callable[[], mx.array], limit: float) -> bool:
+    """Whether a call gives with the patched `__call__` of a class what it gives with its own."""
+    ours = call()
+    mx.eval(ours)
+    patched = cls.__call__
+    cls.__call__ = patched.__wrapped__
+    try:
+        want = call()
+        mx.eval(want)
+    finally:
+        cls.__call__ = patched
+    return ours.shape == want.shape and ours.dtype == want.dtype and close(ours, want, limit)

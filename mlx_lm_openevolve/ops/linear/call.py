@@ -93,27 +93,25 @@ def wrap(original: Callable[..., Any], router: Router) -> Callable[..., Any]:
 
     def product(self: Any, x: Any) -> Any:
         known: Weights | None
-        route: Route | None
+        route: Route | None = None
+        by_size: Route | None
         shape: Any = None
         try:
             known = layers[id(self)]
-            route = known.originals.get(x.size)
-            falls_back = route is not None and known.weight is self["weight"]
-            if not falls_back:
+            if known.weight is not self["weight"]:
+                raise KeyError
+            by_size = known.originals.get(x.size)
+            if by_size is None:
                 shape = x.shape
-                if (
-                    known.weight is not self["weight"]
-                    or known.scales is not self["scales"]
-                    or self._training
-                ):
+                if known.scales is not self["scales"] or self._training:
                     raise KeyError
                 size, dtype, route = known.routes[shape]
                 if (size and size != x.itemsize) or (dtype is not None and not dtype == x.dtype):
                     raise KeyError
         except (AttributeError, KeyError, TypeError):
-            route, falls_back = None, False
-        if falls_back and route is not None:
-            route.fallbacks += 1
+            route = by_size = None
+        if by_size is not None:
+            by_size.fallbacks += 1
             return original(self, x)
         if off:
             return original(self, x)

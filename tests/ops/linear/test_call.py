@@ -14,6 +14,7 @@ import mlx.nn as nn
 import mlx_lm.models.qwen3 as qwen3
 import numpy as np
 import pytest
+import serving
 from mlx.utils import tree_map
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.tuner.lora import LoRALinear
@@ -69,23 +70,12 @@ def enable(**changes: Any) -> None:
 
 
 def fallbacks() -> dict[str, int]:
-    found: dict[str, int] = mlx_lm_openevolve.get_optimization_info()["ops"]["linear"]["fallbacks"]
-    return found
+    return serving.fallbacks("linear")
 
 
 def same(call: Callable[[], mx.array], limit: float = 1e-5) -> bool:
     """Whether the patched call gives what the original gives."""
-    ours = call()
-    mx.eval(ours)
-    held = nn.QuantizedLinear.__call__.__wrapped__  # type: ignore[attr-defined]
-    patched = nn.QuantizedLinear.__call__
-    nn.QuantizedLinear.__call__ = held  # type: ignore[method-assign]
-    try:
-        want = call()
-        mx.eval(want)
-    finally:
-        nn.QuantizedLinear.__call__ = patched  # type: ignore[method-assign]
-    return ours.shape == want.shape and ours.dtype == want.dtype and close(ours, want, limit)
+    return serving.same(nn.QuantizedLinear, call, limit)
 
 
 @pytest.mark.parametrize("bias", [False, True])

@@ -10,6 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
+import serving
 from mlx.utils import tree_map
 from mlx_lm.models import qwen3_moe
 from mlx_lm.models.cache import make_prompt_cache
@@ -74,22 +75,12 @@ def enable() -> None:
 
 
 def fallbacks() -> dict[str, int]:
-    found: dict[str, int] = mlx_lm_openevolve.get_optimization_info()["ops"]["linear"]["fallbacks"]
-    return found
+    return serving.fallbacks("linear")
 
 
 def same(call: Callable[[], mx.array], limit: float = 1e-5) -> bool:
     """Whether the patched call gives what the original gives."""
-    ours = call()
-    mx.eval(ours)
-    patched = QuantizedSwitchLinear.__call__
-    QuantizedSwitchLinear.__call__ = patched.__wrapped__
-    try:
-        want = call()
-        mx.eval(want)
-    finally:
-        QuantizedSwitchLinear.__call__ = patched
-    return ours.shape == want.shape and ours.dtype == want.dtype and close(ours, want, limit)
+    return serving.same(QuantizedSwitchLinear, call, limit)
 
 
 @pytest.mark.parametrize("bias", [False, True])
