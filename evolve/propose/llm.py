@@ -67,7 +67,8 @@ class LlmProposer(Structural):
         settings = archive.config.llm
         if self._client is None:
             self._client, self._models = connect(settings)
-        question = self.question(archive, settings.context - settings.answer)
+        room = settings.context - settings.answer
+        (question,) = self.questions(archive, [archive.next_number()], room)
         rng = random.Random(f"model {archive.config.seed} {question.number}")
         model = rng.choices(self._models, [m.weight for m in self._models])[0]
         started = time.monotonic()
