@@ -10,6 +10,8 @@ stops: a process for each run, a card for each process. It measures the shipped 
 the run's best beside it; neither is shown in a prompt. OUT is RUNS as it is then: unpack it, answer
 RUNS/RUN/prompts/NUMBER.md in RUNS/RUN/answers/NUMBER.md, and visit again. What a visit that was
 killed had measured is kept. Exit code 0, or 2 where a run ended otherwise than by its own decision.
+Of four prompts in a row one is without the history and one without the GPU's profile (`ARMS`):
+benchmarks/ablations.py compares what was answered to them.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ import sys
 import tarfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,7 +40,7 @@ from mlx_lm_openevolve.evolve.evaluator import LocalEvaluator
 from mlx_lm_openevolve.evolve.measure import gpu
 from mlx_lm_openevolve.evolve.ncu import Profiler
 from mlx_lm_openevolve.evolve.propose.mailbox import Mailbox
-from mlx_lm_openevolve.evolve.propose.structural import WithParams
+from mlx_lm_openevolve.evolve.propose.structural import ModelQuestion, WithParams
 from mlx_lm_openevolve.evolve.publish import publish
 from mlx_lm_openevolve.gate import timing
 from mlx_lm_openevolve.gate.limits import memory_for
@@ -66,6 +68,35 @@ _CONTEXT = 24_000  # tokens of a prompt at most
 _SHINGLE = 8  # tokens
 
 
+# What is left out of a prompt, by its number.
+ARMS = ("", "history", "", "profile")
+
+
+def arm(number: int) -> str:
+    """What the prompt of that number is without, "" where it has all."""
+    return ARMS[number % len(ARMS)]
+
+
+class Arms(Mailbox):
+    """The mailbox, with prompts that lack something on purpose."""
+
+    def questions(
+        self, archive: Archive, numbers: Sequence[int], context: int = 0
+    ) -> Iterator[ModelQuestion]:
+        for question in super().questions(archive, numbers, context):
+            yield replace(question, text=without(question.text, arm(question.number)))
+
+
+def without(text: str, what: str) -> str:
+    """A prompt without its history (changes, failures, all candidates), or without profiles."""
+    if what == "history":
+        parts = re.split(r"^(?=## )", text, flags=re.MULTILINE)
+        return "".join(p for p in parts if not re.match(r"## (Change #|Failed #|History)", p))
+    if what == "profile":
+        return re.sub(r"^  GPU profile: .*\n", "", text, flags=re.MULTILINE)
+    return text
+
+
 def prepare(folder: Path, name: str, ahead: int) -> None:
     """Begin a run: its seed is in its registry, its first prompts are written."""
     starter, slug = RUNS[name]
@@ -83,7 +114,7 @@ def prepare(folder: Path, name: str, ahead: int) -> None:
     )
     archive = Archive.create(folder / name, config, {"name": "NVIDIA H100 80GB HBM3"})
     archive.registry.add(kernel)
-    Mailbox([kernel], 0.0, ahead=ahead, context=_CONTEXT).ask(archive)
+    Arms([kernel], 0.0, ahead=ahead, context=_CONTEXT).ask(archive)
     archive.close()
 
 
@@ -101,7 +132,7 @@ def search(run: Path, seconds: float, ahead: int, gate: bool) -> None:
     seeds = [archive.load(id) for id in archive.config.seeds]
     profiler = Profiler(print)
     with LocalEvaluator(archive) as evaluator:
-        mailbox = Mailbox(seeds, 0.0, profile=profiler, ahead=ahead, context=_CONTEXT)
+        mailbox = Arms(seeds, 0.0, profile=profiler, ahead=ahead, context=_CONTEXT)
         stopped = loop.evolve(archive, WithParams(mailbox, seeds), evaluator, lambda _: None)
     spent = time.monotonic() - start
     profiler(archive)

@@ -47,6 +47,19 @@ def test_every_run_has_a_handwritten_bar_and_a_starter_far_from_it() -> None:
         assert any(v.accepted for v in shipped().verdicts(mailbox_run.CHIP, bucket))
 
 
+def test_prompts_lack_what_their_arm_says() -> None:
+    kernel = "## The parent: x\nslug: 1x\n  GPU profile: 3 us\nFILE a.cu\n"
+    change, failed, best = (
+        "## Change #2: a -> b\n-c\n",
+        "## Failed #3 (d): e\n",
+        "## One of the best\n",
+    )
+    text = f"rules\n{kernel}{change}{best}{failed}## History\n#1 seed\n"
+    assert mailbox_run.without(text, "") == text
+    assert mailbox_run.without(text, "history") == f"rules\n{kernel}{best}"
+    assert mailbox_run.without(text, "profile") == text.replace("  GPU profile: 3 us\n", "")
+
+
 def test_a_visit_takes_what_was_answered_and_asks_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
