@@ -28,7 +28,7 @@ from ..candidate import Candidate
 from .answers import MAX_ANSWER, AnswerError, apply, from_folder, note_of, parent_of
 from .structural import ModelQuestion, ProfileParent, Structural, choose_parent, no_profile
 
-__all__ = ["Mailbox"]
+__all__ = ["Mailbox", "first_line"]
 
 _SETTLED_SECONDS = 0.5
 _LOOK_SECONDS = 0.2
@@ -86,7 +86,7 @@ class Mailbox(Structural):
         the first. What was asked before stays as it is. Raises OpenEvolveError."""
         known, asked = len(archive.candidates), sorted((archive.folder / "prompts").glob("*.md"))
         for path in asked:
-            about = _asked(path)
+            about = first_line(path)
             if about and int(about["after"]) == known:
                 return path.name
         numbers = [int(path.stem) for path in asked if path.stem.isdigit()]
@@ -127,7 +127,7 @@ class Mailbox(Structural):
     def _question(self, archive: Archive, path: Path, number: int) -> ModelQuestion:
         """What an answer is to, by the first line of the prompt of its name; without one it is to
         a question that might have been asked."""
-        asked = _asked(archive.folder / "prompts" / f"{path.stem}.md")
+        asked = first_line(archive.folder / "prompts" / f"{path.stem}.md")
         parent = archive.registry.kernel(asked["parent"]) if asked else None
         if asked and parent is not None:
             failed = archive.candidates.get(int(asked["repairs"]))
@@ -159,7 +159,7 @@ def _text(path: Path) -> str:
     return read_regular(path, 4 * MAX_ANSWER).decode(errors="replace")
 
 
-def _asked(prompt: Path) -> re.Match[str] | None:
+def first_line(prompt: Path) -> re.Match[str] | None:
     """What the first line of a prompt says, None where there is none."""
     try:
         return _FIRST_LINE.match(read_regular(prompt, 200).decode(errors="replace"))
