@@ -1,8 +1,6 @@
 """What the parts of a search are worth, by replay of kept runs.
 
-    python benchmarks/ablations.py [RUN ...] [--seeds 20] [-o FILE]
-
-explore (needs no run): `params` over measured points (replay.py), for shares of exploration.
+    python benchmarks/ablations.py RUN ... [-o FILE]
 
 RUN is a run of mailbox_run.py, a folder or packed. Of its prompts:
 
@@ -31,14 +29,12 @@ from pathlib import Path
 from typing import Any
 
 from mailbox_run import arm, without
-from replay import MEASURED, Table, shipped
 
 from mlx_lm_openevolve.evolve import events, packed, prompt
 from mlx_lm_openevolve.evolve.archive import Archive
 from mlx_lm_openevolve.evolve.propose.mailbox import first_line
 
 BETTER = 1.02  # times the best until then, to be called an improvement
-SHARES = (-1.0, 0.0, 0.15, 0.3, 0.6, 1.0)
 Chances = dict[str, float]  # kernel -> probability to be the parent
 
 
@@ -208,42 +204,24 @@ def tokens(folder: Path) -> dict[str, float]:
     return {w: round(totals[w] / max(1, totals["all"]), 3) for w in ("history", "profile")}
 
 
-def exploring(seeds: int) -> dict[str, Any]:
-    """`params` over the measured points of attention (two kernels a workload): time over the best
-    of the table after 10, 20 and 40 candidates, median over the seeds, by the share of
-    exploration; negative is adaptive."""
-    table = Table.read(MEASURED, shipped()).richest(200)
-    rows = {}
-    for explore in SHARES:
-        traces = [table.params(40, seed, explore) for seed in range(seeds)]
-        rows["adaptive" if explore < 0 else f"{explore:g}"] = {
-            n: [round(x, 4) for x in statistics.quantiles((t[n - 1] for t in traces), n=4)]
-            for n in (10, 20, 40)
-        }
-    return {"points": len(table), "workloads": len(table.workloads), "seeds": seeds, "by": rows}
-
-
 def main() -> None:
     """Print all tables as one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("runs", nargs="*", type=Path)
-    parser.add_argument("--seeds", type=int, default=20, help="of the replay over points")
+    parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("-o", "--output", type=Path)
     options = parser.parse_args()
-    found: dict[str, Any] = {"explore": exploring(options.seeds)}
     with ExitStack() as stack:
         folders = [
             stack.enter_context(packed.unpacked(run)) if packed.is_packed(run) else run
             for run in options.runs
         ]
         all_answers = [answer for folder in folders for answer in answers(folder)]
-        if folders:
-            found |= {
-                "runs": {folder.name: len(list(answers(folder))) for folder in folders},
-                "arms": by_arm(all_answers),
-                "policies": by_policy(all_answers),
-                "tokens": {folder.name: tokens(folder) for folder in folders},
-            }
+        found = {
+            "runs": {folder.name: len(list(answers(folder))) for folder in folders},
+            "arms": by_arm(all_answers),
+            "policies": by_policy(all_answers),
+            "tokens": {folder.name: tokens(folder) for folder in folders},
+        }
     text = json.dumps(found, indent=1)
     print(text)
     if options.output:

@@ -149,7 +149,7 @@ class Table:
 
     # Searches
 
-    def params(self, candidates: int, seed: int, explore: float = -1.0) -> tuple[float, ...]:
+    def params(self, candidates: int, seed: int) -> tuple[float, ...]:
         """The distance to the best after each candidate of the loop with `params`."""
         config = Config(
             backend="host",
@@ -157,7 +157,7 @@ class Table:
             weights=(1 / len(self.workloads),) * len(self.workloads),
             seed=seed,
             budget=Budget(candidates=min(candidates, len(self))),
-            search=Search(batch=1, explore=explore),
+            search=Search(batch=1),
         )
         with tempfile.TemporaryDirectory() as folder:
             archive = Archive.create(Path(folder) / "run", config, {})

@@ -51,7 +51,8 @@ def add_evolve_arguments(parser: argparse.ArgumentParser) -> None:
     add("--tokens", type=int, metavar="N", help="tokens that llm may spend")
     add("--money", type=float, metavar="X", help="money that llm may spend")
     add("--resume", type=Path, metavar="RUN", help="go on with a run")
-    add("--explore", type=float, metavar="SHARE", help="of parents outside the elites; adaptive")
+    text = "of parents outside the elites (llm, mailbox); adaptive"
+    add("--explore", type=float, metavar="SHARE", help=text)
     add("--seed", type=int, metavar="N", help="default 0")
     add("--kernels", nargs="+", type=Path, metavar="FOLDER", help="seeds; default: all known ones")
     text = "an OpenEvolve configuration: its models, budget and seed"

@@ -171,7 +171,7 @@ class ParamsProposer:
         tries = 0
         while len(made) < count and tries < 4 * count and kernels:
             tries += 1
-            kernel = self._choose(archive, kernels, slug, rng)
+            kernel = _choose(archive, kernels, slug, rng)
             before = len(made)
             best = archive.kernel_best.get(kernel.id, {}).get(slug)
             free = not self.only and self._points is None
@@ -187,22 +187,6 @@ class ParamsProposer:
                     break
                 take(kernel, params, note)
         return made[:count]
-
-    @staticmethod
-    def _choose(
-        archive: Archive, kernels: Sequence[Kernel], slug: str, rng: random.Random
-    ) -> Kernel:
-        """A kernel to turn knobs of: the better it did here and the fewer were tried, the likelier;
-        at the rate of `explore` any."""
-        if rng.random() < archive.explore():
-            return rng.choice(list(kernels))
-
-        def worth(kernel: Kernel) -> float:
-            best = archive.kernel_best.get(kernel.id, {}).get(slug)
-            score = best.score if best is not None else 0.5
-            return float(score**6 / (3 + len(archive.tried(kernel.id, slug))))
-
-        return rng.choices(list(kernels), [worth(kernel) for kernel in kernels])[0]
 
     def _ranked(
         self, archive: Archive, kernel: Kernel, workload: Bucket, slug: str, rng: random.Random
@@ -260,6 +244,17 @@ class ParamsProposer:
                 seen.add(key)
                 kept.append((params, note))
         return kept
+
+
+def _choose(archive: Archive, kernels: Sequence[Kernel], slug: str, rng: random.Random) -> Kernel:
+    """A kernel to turn knobs of: the better it did here and the fewer were tried, the likelier."""
+
+    def worth(kernel: Kernel) -> float:
+        best = archive.kernel_best.get(kernel.id, {}).get(slug)
+        score = best.score if best is not None else 0.5
+        return float(score**6 / (3 + len(archive.tried(kernel.id, slug))))
+
+    return rng.choices(list(kernels), [worth(kernel) for kernel in kernels])[0]
 
 
 def _nearest(kernel: Kernel, workload: Bucket, wanted: Params, points: Sequence[Params]) -> Params:
