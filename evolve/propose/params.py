@@ -153,6 +153,15 @@ class ParamsProposer:
             archive.registry.add(kernel)
             made.append((kernel, params, parent or archive.parent(kernel.id), note))
 
+        def switch(kernel: Kernel) -> None:
+            best = archive.kernel_best.get(kernel.id, {}).get(slug)
+            if best is None or self.only or self._points is not None:
+                return
+            for note, other in switches(kernel, archive.config.backend):
+                if other.id not in archive.kernels:
+                    take(other, dict(best.params), note, parent=kernel.id)
+                    break
+
         for kernel in kernels:  # a kernel's own defaults come before anything made from them
             if not archive.tried(kernel.id, slug):
                 try:
@@ -173,19 +182,16 @@ class ParamsProposer:
             tries += 1
             kernel = _choose(archive, kernels, slug, rng)
             before = len(made)
-            best = archive.kernel_best.get(kernel.id, {}).get(slug)
-            free = not self.only and self._points is None
-            if best is not None and free and rng.random() < _SWITCH:
-                for note, other in switches(kernel, archive.config.backend):
-                    if other.id not in archive.kernels:
-                        take(other, dict(best.params), note, parent=kernel.id)
-                        break
+            if rng.random() < _SWITCH:
+                switch(kernel)
             ranked = self._ranked(archive, kernel, workload, slug, rng)
             fit = those_that_fit(kernel, workload, ranked, lambda item: item[0])
             for params, note in fit if limited else ranked:
                 if len(made) > before:
                     break
                 take(kernel, params, note)
+        for kernel in kernels if not made else ():  # all settings are tried
+            switch(kernel)
         return made[:count]
 
     def _ranked(
