@@ -52,13 +52,15 @@ by name, each a `const T*` with NAME_shape[i] and NAME_strides[i] where the text
 
 {arrays}
 What Metal calls a simdgroup is a warp of 32 threads, a threadgroup is a block. At most 1024 threads
-and 48 KiB of __shared__ memory in a block, of sizes known to the compiler; the grid counts threads
-and must be whole blocks. `template` makes constexpr integers and bools, and types such as T, that
-the body sees and the header does not. Included already: cuda_bf16.h, cuda_fp16.h; of others
-mma.h, cuda_pipeline.h, cooperative_groups.h and what lies under cuda/, cub/, cute/ and cutlass/ can
-be. Inline PTX is allowed. Refused: thread block clusters, __device__ or static variables and
-whatever else keeps data between launches. Blocks of a launch must not wait for each other. Outputs
-of earlier launches are given by name; write every element of an output.
+and 48 KiB of __shared__ memory in a block, of sizes known to the compiler, no extern __shared__; the
+grid counts threads and must be whole blocks. `template` makes constexpr integers and bools, and
+types such as T, that the body sees and the header does not: hand them on as template arguments.
+Included already: cuda_bf16.h and cuda_fp16.h; a header may include mma.h (nvcuda::wmma),
+cuda_pipeline.h and cuda_fp8.h, a body nothing. There is no std:: and no INFINITY, NAN or FLT_MAX:
+infinity is __int_as_float(0x7f800000). Inline PTX is allowed. Refused: thread block clusters,
+__device__ or static variables and whatever else keeps data between launches. Blocks of a launch must
+not wait for each other. Outputs of earlier launches are given by name; write every element of an
+output.
 """
 
 FORMAT = """\
@@ -95,7 +97,7 @@ bfloat (sum floats).
 CUDA_BFLOAT = """\
 ## bfloat16 as CUDA takes it
 T is __nv_bfloat16 where the workload says so. Load to float, compute in float, store with T(...).
-    float x = float(keys[at]);
+    float x = float(keys[at]);       // T * float is ambiguous, and so is max(float, int)
     out[at] = T(sum / total);
     float2 two = __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(row + 2 * lane));
 Eight of them are a uint4; such a load needs an address that 16 divides, and strides of 1, which an

@@ -1,5 +1,8 @@
 // One warp answers one query head and walks all keys. Lane l of its 32 holds the elements l, l + 32,
 // ... of a row.
+#ifndef INFINITY
+#define INFINITY __int_as_float(0x7f800000)
+#endif
 constexpr int PER_LANE = D / 32;
 const int lane = threadIdx.x;
 const int head = blockIdx.y;
