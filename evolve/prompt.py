@@ -52,15 +52,15 @@ by name, each a `const T*` with NAME_shape[i] and NAME_strides[i] where the text
 
 {arrays}
 What Metal calls a simdgroup is a warp of 32 threads, a threadgroup is a block. At most 1024 threads
-and 48 KiB of __shared__ memory in a block, of sizes known to the compiler, no extern __shared__; the
-grid counts threads and must be whole blocks. `template` makes constexpr integers and bools, and
+and 48 KiB of __shared__ memory in a block, of sizes known to the compiler, no extern __shared__;
+the grid counts threads and must be whole blocks. `template` makes constexpr integers and bools, and
 types such as T, that the body sees and the header does not: hand them on as template arguments.
 Included already: cuda_bf16.h and cuda_fp16.h; a header may include mma.h (nvcuda::wmma),
 cuda_pipeline.h and cuda_fp8.h, a body nothing. There is no std:: and no INFINITY, NAN or FLT_MAX:
 infinity is __int_as_float(0x7f800000). Inline PTX is allowed. Refused: thread block clusters,
-__device__ or static variables and whatever else keeps data between launches. Blocks of a launch must
-not wait for each other. Outputs of earlier launches are given by name; write every element of an
-output.
+__device__ or static variables and whatever else keeps data between launches. Blocks of a launch
+must not wait for each other. Outputs of earlier launches are given by name; write every element of
+an output.
 """
 
 FORMAT = """\
