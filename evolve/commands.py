@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import itertools
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -100,7 +101,8 @@ def fleet(options: argparse.Namespace, out: Console) -> tuple[int, dict[str, Any
 def _search(
     archive: Archive, options: argparse.Namespace, out: Console, workers: Fleet | None
 ) -> tuple[int, dict[str, Any]]:
-    seeds = _seeds(archive.config, options)
+    begun = [archive.load(id) for id in archive.config.seeds if not options.kernels]
+    seeds = begun or _seeds(archive.config, options.kernels)
     with ProgressDisplay(out) as display, LocalEvaluator(archive, workers) as evaluator:
         if workers:
             workers.say = display.say
@@ -180,11 +182,15 @@ def _start(options: argparse.Namespace, out: Console, workers: Fleet | None) -> 
     options.backend = device.get("backend", options.backend)
     config = new_config(options)
     # What would end the run at once is told before there is one.
-    _seeds(config, options)
+    seeds = _seeds(config, options.kernels)
+    if options.kernels:
+        config = replace(config, seeds=tuple(kernel.id for kernel in seeds))
     if config.proposer == "llm":
         connect(config.llm)
     folder = options.out or _new_name(runs_root(), config.backend)
     archive = Archive.create(folder, config, device or vars(detect(config.backend)))
+    for kernel in seeds if options.kernels else ():
+        archive.registry.add(kernel)
     _widen(archive, workers)
     out.print(f"run {folder}", markup=False)
     return archive
@@ -233,10 +239,10 @@ def _resume(options: argparse.Namespace, workers: Fleet | None) -> Archive:
     return archive
 
 
-def _seeds(config: Config, options: argparse.Namespace) -> list[Kernel]:
+def _seeds(config: Config, named: Sequence[Path] | None) -> list[Kernel]:
     """The kernels to begin with: those named, else all known ones that apply. Raises UsageError."""
-    if options.kernels:
-        kernels = [Kernel.load(folder) for folder in options.kernels]
+    if named:
+        kernels = [Kernel.load(folder) for folder in named]
     else:
         known = [kernel for registry in registries() for kernel in registry.kernels()]
         known += [Kernel.load(path) for path in sorted((Path(__file__).parent / "seeds").iterdir())]
@@ -267,5 +273,6 @@ def _proposer(
     if archive.config.proposer == "params":
         return ParamsProposer(seeds)
     if archive.config.proposer == "mailbox":
-        return WithParams(Mailbox(seeds, seconds_of(options.wait), display.say, profile), seeds)
+        wait = seconds_of(options.wait)
+        return WithParams(Mailbox(seeds, wait, display.say, profile, options.ahead), seeds)
     return WithParams(LlmProposer(seeds, profile, say=display.say), seeds)

@@ -103,7 +103,8 @@ class Work(Record):
 @dataclass(frozen=True)
 class Config(Record):
     """One run. weights: use of each workload, in the order of `workloads`, adding up to 1. profile:
-    whether ncu looks at the kernels that a prompt or a report shows."""
+    whether ncu looks at the kernels that a prompt or a report shows. seeds: ids of the kernels that
+    it was told to begin with, which are in its registry; none: all known ones."""
 
     backend: str
     workloads: tuple[Bucket, ...]
@@ -112,6 +113,7 @@ class Config(Record):
     suite: str = ""
     seed: int = 0
     profile: bool = False
+    seeds: tuple[str, ...] = ()
     budget: Budget = field(default_factory=Budget)
     search: Search = field(default_factory=Search)
     work: Work = field(default_factory=Work)
@@ -135,6 +137,7 @@ class Config(Record):
         models = tuple(map(LanguageModel.from_json, llm["models"]))
         sections = {
             "workloads": tuple(ops.parse(slug).bucket() for slug in data["workloads"]),
+            "seeds": tuple(data.get("seeds", ())),
             "budget": Budget.from_json(data["budget"]),
             "search": Search.from_json({**search, "targets": tuple(map(tuple, search["targets"]))}),
             "work": Work.from_json(data["work"]),

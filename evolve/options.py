@@ -51,7 +51,8 @@ def add_evolve_arguments(parser: argparse.ArgumentParser) -> None:
     add("--tokens", type=int, metavar="N", help="tokens that llm may spend")
     add("--money", type=float, metavar="X", help="money that llm may spend")
     add("--resume", type=Path, metavar="RUN", help="go on with a run")
-    add("--explore", type=float, metavar="SHARE", help="of parents outside the elites; adaptive")
+    text = "of parents outside the elites (llm, mailbox); adaptive"
+    add("--explore", type=float, metavar="SHARE", help=text)
     add("--seed", type=int, metavar="N", help="default 0")
     add("--kernels", nargs="+", type=Path, metavar="FOLDER", help="seeds; default: all known ones")
     text = "an OpenEvolve configuration: its models, budget and seed"
@@ -65,6 +66,7 @@ def add_evolve_arguments(parser: argparse.ArgumentParser) -> None:
     add("--answer", type=int, default=8192, metavar="TOKENS", help="longest answer")
     add("--timeout", type=float, default=300.0, metavar="SECONDS", help="for an answer of llm")
     add("--wait", metavar="10m", default="1h", help="for an answer in the mailbox")
+    add("--ahead", type=int, default=1, metavar="N", help="prompts of the mailbox open at a time")
     add("--target", action="append", metavar="SPEEDUP:SHARE", default=[], help="stop at fast_p")
     add(
         "--profile",
@@ -159,7 +161,7 @@ def new_config(options: argparse.Namespace) -> Config:
 
 def check_numbers(options: argparse.Namespace) -> None:
     """Raise UsageError where a number cannot be meant: no limit is to leave an option out."""
-    for name in ("candidates", "tokens", "money", "jobs", "context", "answer", "timeout"):
+    for name in ("candidates", "tokens", "money", "jobs", "context", "answer", "timeout", "ahead"):
         value = getattr(options, name)
         if value is not None and not 0 < value < math.inf:
             raise UsageError(f"--{name} {value}: a number above 0, not negative, 0 or infinite")

@@ -29,7 +29,7 @@ __all__ = ["Prompt", "build", "tokens_of"]
 # Characters of a token, on the careful side: source text has short tokens.
 _CHARACTERS = 3.2
 
-RULES = """\
+METAL = """\
 Kernels are written in the Metal Shading Language. One kernel is a folder: kernel.json and the
 bodies of its launches. A launch's `source` file is a body for mx.fast.metal_kernel (no signature;
 ASCII), its `header` file holds functions that stand before it. These arrays are given by name:
@@ -41,12 +41,36 @@ them. A simdgroup has 32 lanes; at most 1024 threads and 32 KiB of threadgroup m
 simd_* must be reached by all its threads. Small inputs are `constant`: use [], no typed pointers to
 them. Outputs of earlier launches are given by name; write every element of an output. The same text
 also runs on NVIDIA through a header: no Metal-only intrinsics beyond simd_*.
+"""
 
+CUDA = """\
+Kernels are written in CUDA C++ ("language": "cuda"). One kernel is a folder: kernel.json and the
+bodies of its launches. A launch's `source` file NAME.cu is the body of a __global__ function (no
+signature; ASCII) for mx.fast.cuda_kernel, its `header` file NAME.cu holds __device__ functions and
+templates that stand before it. NVRTC compiles both for the GPU that is here. These arrays are given
+by name, each a `const T*` with NAME_shape[i] and NAME_strides[i] where the text names them:
+
+{arrays}
+What Metal calls a simdgroup is a warp of 32 threads, a threadgroup is a block. At most 1024 threads
+and 48 KiB of __shared__ memory in a block, of sizes known to the compiler, no extern __shared__;
+the grid counts threads and must be whole blocks. `template` makes constexpr integers and bools, and
+types such as T, that the body sees and the header does not: hand them on as template arguments.
+Included already: cuda_bf16.h and cuda_fp16.h; a header may include mma.h (nvcuda::wmma),
+cuda_pipeline.h and cuda_fp8.h, a body nothing. There is no std:: and no INFINITY, NAN or FLT_MAX:
+infinity is __int_as_float(0x7f800000). Inline PTX is allowed. Refused: thread block clusters,
+__device__ or static variables and whatever else keeps data between launches. Blocks of a launch
+must not wait for each other. Outputs of earlier launches are given by name; write every element of
+an output.
+"""
+
+FORMAT = """\
 kernel.json: grid counts threads; grid, threadgroup, shapes, `when` and template values are integer
 expressions over {fields} and the params; a length among them is the bucket's upper end, so never
 template it. Params are integers with a default (an expression over these fields
 and {facts}, and no params) and a list of values:
-they are tuned for you afterwards, so put every number that might matter into one.
+they are tuned for you afterwards, so put every number that might matter into one. Beside "launches":
+    "params": {{"warps": {{"default": "8 if dtype == 'float32' else 4", "values": [2, 4, 8]}}}}
+In a launch "header": "NAME.cu" names its header file; an output may be "float32" instead of "dtype".
 
 Answer with a line `NOTE: what you changed and why it should be faster`, and then either edits
 
@@ -70,6 +94,16 @@ bfloat has no implicit conversion from float. Load to float, compute in float, s
     sum = fma(float(a[i]), float(b[i]), sum);
 Not: T x = 1.0f (write T(1.0f)); max(T, float); T += float; half and bfloat mixed; simd_sum of a
 bfloat (sum floats).
+"""
+
+CUDA_BFLOAT = """\
+## bfloat16 as CUDA takes it
+T is __nv_bfloat16 where the workload says so. Load to float, compute in float, store with T(...).
+    float x = float(keys[at]);       // T * float is ambiguous, and so is max(float, int)
+    out[at] = T(sum / total);
+    float2 two = __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(row + 2 * lane));
+Eight of them are a uint4; such a load needs an address that 16 divides, and strides of 1, which an
+array need not have: keep a path for the others.
 """
 
 
@@ -114,11 +148,12 @@ def _sections(
 ) -> Iterator[tuple[str, str]]:
     op = ops.get(parent.op)
     fields = ", ".join(sorted(op.fields))
-    rules = RULES.format(arrays=op.search.rules, fields=fields, facts=", ".join(sorted(FACTS)))
-    yield "rules", f"{op.search.task}\n\n{rules}"
+    language = (CUDA if parent.native else METAL).format(arrays=op.search.rules)
+    form = FORMAT.format(fields=fields, facts=", ".join(sorted(FACTS)))
+    yield "rules", f"{op.search.task}\n\n{language}\n{form}"
     if failed is not None:
         yield "the failure", _failure(archive, failed)
-    yield "bfloat16", BFLOAT
+    yield "bfloat16", CUDA_BFLOAT if parent.native else BFLOAT
     yield "workloads", _workloads(archive, parent)
     yield f"kernel {parent.id}", _kernel(archive, parent, "The parent: edit this one")
     lineage = _lineage(archive, parent.id)
@@ -170,6 +205,7 @@ def _workloads(archive: Archive, parent: Kernel) -> str:
     for slug in archive.slugs:
         base = archive.baseline.get(slug)
         if base is None:
+            lines.append(f"{slug} | {archive.weights[slug]:.2f} | not measured yet")
             continue
         own = archive.kernel_best.get(parent.id, {}).get(slug)
         best = archive.best.get(slug)
@@ -226,7 +262,8 @@ def _kernel(archive: Archive, kernel: Kernel, title: str) -> str:
         lines.append(_counters(counters))
     lines.append(f"FILE kernel.json\n```json\n{json.dumps(kernel.meta, indent=1)}\n```")
     for file, source in kernel.sources.items():
-        lines.append(f"FILE {file}\n```metal\n{source.rstrip()}\n```")
+        fence = "cuda" if file.endswith(".cu") else "metal"
+        lines.append(f"FILE {file}\n```{fence}\n{source.rstrip()}\n```")
     return "\n".join(lines) + "\n"
 
 

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import os
 import random
+import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,7 +25,7 @@ from ..archive import Archive
 from ..candidate import Candidate
 from ..config import LanguageModel, LlmConfig
 from .answers import AnswerError, apply, note_of
-from .structural import ProfileParent, Structural, no_profile
+from .structural import ModelQuestion, ProfileParent, Structural, no_profile
 
 __all__ = ["LlmProposer", "Reply", "ask", "connect"]
 
@@ -62,24 +64,52 @@ class LlmProposer(Structural):
         self._models: tuple[LanguageModel, ...] = ()
 
     def propose(self, archive: Archive, count: int) -> list[Candidate]:
-        """One candidate: the answer to one question. Raises UsageError where there is no endpoint
-        to ask."""
+        """The answers to `count` questions, which are asked side by side. Raises UsageError where
+        there is no endpoint to ask."""
         settings = archive.config.llm
         if self._client is None:
             self._client, self._models = connect(settings)
-        question = self.question(archive, settings.context - settings.answer)
+        first, room = archive.next_number(), settings.context - settings.answer
+        asked = []
+        for question in self.questions(archive, range(first, first + count), room):
+            future: Future[tuple[Reply, dict[str, Any]]] = Future()
+            asked.append((question, future))
+            # No pool: Ctrl-C would wait for its threads, and they for the model.
+            threading.Thread(
+                target=self._fill, args=(future, archive, question), daemon=True
+            ).start()
+        made = [self._read(archive, question, *future.result()) for question, future in asked]
+        self._count_failures(archive, made)
+        return made
+
+    def _fill(
+        self,
+        future: Future[tuple[Reply, dict[str, Any]]],
+        archive: Archive,
+        question: ModelQuestion,
+    ) -> None:
+        """Ask a model; the future gets its reply and what that cost."""
         rng = random.Random(f"model {archive.config.seed} {question.number}")
         model = rng.choices(self._models, [m.weight for m in self._models])[0]
         started = time.monotonic()
-        reply = self._ask(archive, model, question.text)
-        spent = reply.tokens_in * model.price_in + reply.tokens_out * model.price_out
-        cost = {
-            "model": model.name,
-            "tokens_in": reply.tokens_in,
-            "tokens_out": reply.tokens_out,
-            "money": spent / 1e6,
-            "seconds": round(time.monotonic() - started, 2),
-        }
+        try:
+            reply = self._ask(archive, model, question.text)
+            spent = reply.tokens_in * model.price_in + reply.tokens_out * model.price_out
+            cost = {
+                "model": model.name,
+                "tokens_in": reply.tokens_in,
+                "tokens_out": reply.tokens_out,
+                "money": spent / 1e6,
+                "seconds": round(time.monotonic() - started, 2),
+            }
+            future.set_result((reply, cost))
+        except BaseException as error:
+            future.set_exception(error)
+
+    def _read(
+        self, archive: Archive, question: ModelQuestion, reply: Reply, cost: dict[str, Any]
+    ) -> Candidate:
+        """The candidate that a reply comes to."""
         cause, error, kernel = reply.cause, reply.error, None
         if not cause:
             origin = f"run {archive.folder.name} candidate {question.number}"
@@ -87,18 +117,17 @@ class LlmProposer(Structural):
                 kernel = apply(reply.text, question.parent, origin)
             except AnswerError as problem:
                 cause, error = "answer", str(problem)
-        self._count_failures(archive, cause, error)
         note = note_of(reply.text)
-        return [self.candidate(archive, question, kernel, note, cause, error, cost)]
+        return self.candidate(archive, question, kernel, note, cause, error, cost)
 
     @staticmethod
-    def _count_failures(archive: Archive, cause: str, error: str) -> None:
+    def _count_failures(archive: Archive, made: Sequence[Candidate]) -> None:
         """End the run where the endpoint itself keeps failing; a model's rubbish never ends it."""
         limit = archive.config.llm.failures
-        recent = [c for c in archive.candidates.values() if c.proposer == "llm"][-(limit - 1) :]
-        causes = [c.cause for c in recent] + [cause]
-        if len(causes) >= limit and all(c == "endpoint" for c in causes[-limit:]):
-            archive.broken = f"the endpoint failed {limit} times in a row: {error}"
+        known = [c for c in archive.candidates.values() if c.proposer == "llm"]
+        causes = [c.cause for c in (*known, *made)][-limit:]
+        if len(causes) == limit and set(causes) == {"endpoint"}:
+            archive.broken = f"the endpoint failed {limit} times in a row: {made[-1].error}"
 
     def _ask(self, archive: Archive, model: LanguageModel, text: str) -> Reply:
         """The endpoint's reply. Retries what may pass by itself, with growing pauses, as long as

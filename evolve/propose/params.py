@@ -153,6 +153,15 @@ class ParamsProposer:
             archive.registry.add(kernel)
             made.append((kernel, params, parent or archive.parent(kernel.id), note))
 
+        def switch(kernel: Kernel) -> None:
+            best = archive.kernel_best.get(kernel.id, {}).get(slug)
+            if best is None or self.only or self._points is not None:
+                return
+            for note, other in switches(kernel, archive.config.backend):
+                if other.id not in archive.kernels:
+                    take(other, dict(best.params), note, parent=kernel.id)
+                    break
+
         for kernel in kernels:  # a kernel's own defaults come before anything made from them
             if not archive.tried(kernel.id, slug):
                 try:
@@ -171,38 +180,19 @@ class ParamsProposer:
         tries = 0
         while len(made) < count and tries < 4 * count and kernels:
             tries += 1
-            kernel = self._choose(archive, kernels, slug, rng)
+            kernel = _choose(archive, kernels, slug, rng)
             before = len(made)
-            best = archive.kernel_best.get(kernel.id, {}).get(slug)
-            free = not self.only and self._points is None
-            if best is not None and free and rng.random() < _SWITCH:
-                for note, other in switches(kernel, archive.config.backend):
-                    if other.id not in archive.kernels:
-                        take(other, dict(best.params), note, parent=kernel.id)
-                        break
+            if rng.random() < _SWITCH:
+                switch(kernel)
             ranked = self._ranked(archive, kernel, workload, slug, rng)
             fit = those_that_fit(kernel, workload, ranked, lambda item: item[0])
             for params, note in fit if limited else ranked:
                 if len(made) > before:
                     break
                 take(kernel, params, note)
+        for kernel in kernels if not made else ():  # all settings are tried
+            switch(kernel)
         return made[:count]
-
-    @staticmethod
-    def _choose(
-        archive: Archive, kernels: Sequence[Kernel], slug: str, rng: random.Random
-    ) -> Kernel:
-        """A kernel to turn knobs of: the better it did here and the fewer were tried, the likelier;
-        at the rate of `explore` any."""
-        if rng.random() < archive.explore():
-            return rng.choice(list(kernels))
-
-        def worth(kernel: Kernel) -> float:
-            best = archive.kernel_best.get(kernel.id, {}).get(slug)
-            score = best.score if best is not None else 0.5
-            return float(score**6 / (3 + len(archive.tried(kernel.id, slug))))
-
-        return rng.choices(list(kernels), [worth(kernel) for kernel in kernels])[0]
 
     def _ranked(
         self, archive: Archive, kernel: Kernel, workload: Bucket, slug: str, rng: random.Random
@@ -260,6 +250,17 @@ class ParamsProposer:
                 seen.add(key)
                 kept.append((params, note))
         return kept
+
+
+def _choose(archive: Archive, kernels: Sequence[Kernel], slug: str, rng: random.Random) -> Kernel:
+    """A kernel to turn knobs of: the better it did here and the fewer were tried, the likelier."""
+
+    def worth(kernel: Kernel) -> float:
+        best = archive.kernel_best.get(kernel.id, {}).get(slug)
+        score = best.score if best is not None else 0.5
+        return float(score**6 / (3 + len(archive.tried(kernel.id, slug))))
+
+    return rng.choices(list(kernels), [worth(kernel) for kernel in kernels])[0]
 
 
 def _nearest(kernel: Kernel, workload: Bucket, wanted: Params, points: Sequence[Params]) -> Params:

@@ -73,17 +73,19 @@ def choose_parent(archive: Archive, seeds: Sequence[Kernel], number: int) -> tup
     return kernel or seeds[number % len(seeds)], island
 
 
-def to_repair(archive: Archive, proposer: str) -> Candidate | None:
-    """The latest failed proposal that had no repair turn yet; one that was a repair gets none."""
+def to_repair(archive: Archive, proposer: str, latest: int = 1) -> list[Candidate]:
+    """Those of the latest proposals that failed and had no repair turn yet, the newest first; one
+    that was a repair gets none."""
     repaired = {candidate.repairs for candidate in archive.candidates.values()}
-    for number, candidate in sorted(archive.candidates.items(), reverse=True):
-        done = archive.done.get(number)
-        if candidate.proposer != proposer or done is None:
-            continue
-        if candidate.repairs or number in repaired or not done.cause:
-            return None
-        return None if done.cause in _NOT_REPAIRED else candidate
-    return None
+    done = [n for n in sorted(archive.done, reverse=True)
+            if archive.candidates[n].proposer == proposer]  # fmt: skip
+    return [
+        archive.candidates[n]
+        for n in done[:latest]
+        if not archive.candidates[n].repairs
+        and n not in repaired
+        and archive.done[n].cause not in ("", *_NOT_REPAIRED)
+    ]
 
 
 @dataclass(frozen=True)
@@ -109,18 +111,22 @@ class Structural(ABC):
     def propose(self, archive: Archive, count: int) -> list[Candidate]:
         """Up to `count` new kernels."""
 
-    def question(self, archive: Archive, context: int = 0) -> ModelQuestion:
-        """What to ask next; `context` is what the model takes, in tokens (0: no limit)."""
-        number = archive.next_number()
-        failed = to_repair(archive, self.name)
-        if failed is None:
-            parent, island = choose_parent(archive, self._seeds, number)
-        else:
-            kernel = archive.registry.kernel(failed.kernel or failed.parent)
-            parent, island = kernel or self._seeds[0], failed.island
-        self._profile(archive, parent)
-        asked = prompt.build(archive, parent, failed=failed, context=context)
-        return ModelQuestion(number, parent, island, failed, asked.text)
+    def questions(
+        self, archive: Archive, numbers: Sequence[int], context: int = 0
+    ) -> Iterator[ModelQuestion]:
+        """What to ask next: repairs, then children of parents that differ with the number;
+        `context` is what the model takes, in tokens (0: no limit)."""
+        failures = to_repair(archive, self.name, len(numbers))
+        for number in numbers:
+            failed = failures.pop(0) if failures else None
+            if failed is None:
+                parent, island = choose_parent(archive, self._seeds, number)
+            else:
+                kernel = archive.registry.kernel(failed.kernel or failed.parent)
+                parent, island = kernel or self._seeds[0], failed.island
+            self._profile(archive, parent)
+            asked = prompt.build(archive, parent, failed=failed, context=context)
+            yield ModelQuestion(number, parent, island, failed, asked.text)
 
     def candidate(
         self,

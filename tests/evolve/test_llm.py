@@ -360,6 +360,24 @@ def test_models_are_asked_by_their_weights(tmp_path: Path, endpoint: Endpoint) -
     assert names.count("a") > names.count("b") > 0
 
 
+def test_the_questions_of_a_batch_are_asked_side_by_side(
+    tmp_path: Path, endpoint: Endpoint
+) -> None:
+    """Each answer waits until all three are asked for."""
+    together = threading.Barrier(3)
+
+    def reply(handler: BaseHTTPRequestHandler) -> None:
+        together.wait(10)
+        says("rubbish")(handler)
+
+    endpoint.replies = [reply]
+    archive = create(tmp_path, candidates=4, timeout=20.0)
+    archive.config = replace(archive.config, search=Search(tune_after=0, batch=3))
+    assert ask(archive, [WASTEFUL])[0] == "4 candidates are done"
+    assert causes(archive) == ["answer"] * 3
+    assert len(endpoint.asked) == 3
+
+
 def test_the_repair_turn_hands_the_exact_finding_back_once(
     tmp_path: Path, endpoint: Endpoint
 ) -> None:

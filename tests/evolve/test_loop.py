@@ -71,8 +71,10 @@ def test_a_run_with_tune_needs_no_key_and_no_network(tmp_path: Path, folder: Pat
     assert "baseline" not in kinds
     assert kinds.count("done") == 3
     assert kinds[-1] == "end"
-    _, more, _ = run("--resume", out, "--candidates", 4, "--kernels", folder, "--no-publish")
+    _, more, _ = run("--resume", out, "--candidates", 4, "--no-publish")
     assert more["candidates"] == 4
+    archive = Archive.open(out, write=False)
+    assert {archive.load(id).name for id in archive.kernels} == {"plain"}  # what it began with
 
     parser = argparse.ArgumentParser()
     options.add_report_arguments(parser)
@@ -210,7 +212,9 @@ def test_answers_in_the_mailbox_are_kernels_edits_and_failures(
     # The knobs of the kernel that worked were turned afterwards.
     tuned = [c for c in archive.candidates.values() if c.proposer == "params"]
     assert {c.kernel for c in tuned} == {by_answer["a"].kernel}
-    prompt = (out / "prompts" / "0002.md").read_text()
+    (asked,) = (out / "prompts").iterdir()  # once no answer was left
+    assert int(asked.stem) == max(archive.candidates) + 1
+    prompt = asked.read_text()
     assert "bfloat has no implicit conversion" in prompt
     assert SLUG in prompt
 

@@ -5,7 +5,8 @@
 
 chip: its slug, "check" for a worker that checks. seconds: what a measurement takes. log: a folder
 in which every measurement has a file, made when it begins and touched until it ends. real: check
-with the project's own process. versions: other ones to announce. full: its disk is full.
+with the project's own process. native: no check is possible. versions: other ones to announce.
+full: its disk is full.
 
 A kernel of the name "hangs" hangs its process, one named "kills" ends the worker itself.
 """
@@ -37,6 +38,8 @@ def answer(data: dict[str, Any]) -> dict[str, Any]:
     request = Request.from_json(data)
     if settings.get("full"):
         return {"cause": MACHINE, "finding": "No space left on device"}
+    if request.op == "check" and settings.get("native"):
+        return HostCheck(host="absent: it is no Metal", params=request.params or {}).to_json()
     if request.op == "check":
         return HostCheck(counters={"moved_bytes": 2048, "least_bytes": 1024}).to_json()
     if request.op == "baseline":

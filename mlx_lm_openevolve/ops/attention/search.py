@@ -18,8 +18,8 @@ mask [B,Hq,L,N], bool or T (additive), by mask_strides, 0 on broadcast axes; a d
 sinks [Hq]; scale float32 [1]; `out`, the last launch's output, [B,Hq,L,Dv], row contiguous. Query
 row i of L stands at position N - L + i; causal: key j <= it. Query head h reads KV head
 h / (Hq / Hkv). A row that sees no key is zeros, or the mean of V over its keys of the largest mask
-value: -infinity has no weight. Softmax in float32, in base 2 with fast::exp2 and
-scale * 1.44269504f.
+value: -infinity has no weight. Softmax in float32, best in base 2 with scale * 1.44269504f (exp2f
+in CUDA, fast::exp2 in Metal).
 """
 
 
