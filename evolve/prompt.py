@@ -68,9 +68,9 @@ kernel.json: grid counts threads; grid, threadgroup, shapes, `when` and template
 expressions over {fields} and the params; a length among them is the bucket's upper end, so never
 template it. Params are integers with a default (an expression over these fields
 and {facts}, and no params) and a list of values:
-they are tuned for you afterwards, so put every number that might matter into one. Beside "launches":
-    "params": {{"warps": {{"default": "8 if dtype == 'float32' else 4", "values": [2, 4, 8]}}}}
-In a launch "header": "NAME.cu" names its header file; an output may be "float32" instead of "dtype".
+they are tuned for you afterwards, so put every number that might matter into one, beside launches:
+    "params": {{"warps": {{"default": "8", "values": [2, 4, 8]}}}}
+"header": "NAME.cu" in a launch names its header file; an output may be "float32" as well as "dtype".
 
 Answer with a line `NOTE: what you changed and why it should be faster`, and then either edits
 
