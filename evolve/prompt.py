@@ -70,7 +70,7 @@ template it. Params are integers with a default (an expression over these fields
 and {facts}, and no params) and a list of values:
 they are tuned for you afterwards, so put every number that might matter into one, beside launches:
     "params": {{"warps": {{"default": "8", "values": [2, 4, 8]}}}}
-"header": "NAME.cu" in a launch names its header file; an output may be "float32" as well as "dtype".
+"header": "NAME.cu" in a launch names its header; an output may be "float32" as well as "dtype".
 
 Answer with a line `NOTE: what you changed and why it should be faster`, and then either edits
 
