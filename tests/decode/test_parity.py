@@ -18,7 +18,7 @@ from mlx_lm.models.cache import can_trim_prompt_cache, make_prompt_cache, trim_p
 from mlx_lm_openevolve.bench.worker import empty_cache
 from mlx_lm_openevolve.cli.architectures import callers
 from mlx_lm_openevolve.decode.steps import ALL, Steps
-from mlx_lm_openevolve.decode.structure import layers, slug, structure
+from mlx_lm_openevolve.decode.structure import slug, structure
 
 # Both bodies that most share; norms over all heads, sinks, experts, a model in a model.
 SAMPLE = {"gemma3", "gpt_oss", "llama", "olmo2", "qwen3_moe"}
