@@ -109,7 +109,8 @@ class Layer:
         except Exception as error:  # stand-ins are no arrays: a layer may do anything to them
             known = isinstance(error, Unsplittable)
             self.undo()
-            self.reason = str(error) if known else f"{type(error).__name__}: {error}"
+            text = str(error).partition("\n")[0]
+            self.reason = text if known else f"{type(error).__name__}: {text}"
 
     def _merge(self, layer: Any, groups: Sequence[Sequence[Any]]) -> None:
         for group in (some for together in groups for some in alike(together)):
@@ -258,19 +259,19 @@ class Steps:
         """A `__call__(layer, x, mask, cache)` that runs a layer's compiled halves."""
         layers, steps = self.layers, self
 
-        def call(self: Any, x: Any, *args: Any, **named: Any) -> Any:
+        def call(self: Any, *args: Any, **named: Any) -> Any:
             layer = layers.get(id(self))
-            if layer is None or self._training:
-                return original(self, x, *args, **named)
-            mask, cache = (*args, *map(named.get, ("mask", "cache")[len(args) :]))[:2]
+            if layer is None or not args or len(args) + len(named) > 3 or self._training:
+                return original(self, *args, **named)
+            x, mask, cache = (*args, *map(named.get, ("mask", "cache")[len(args) - 1 :]))[:3]
             shape = x.shape
-            if len(args) + len(named) > 2 or shape[1:-1] != (1,) or shape[0] not in layer.rows:
-                return original(self, x, *args, **named)
+            if shape[1:-1] != (1,) or shape[0] not in layer.rows:
+                return original(self, *args, **named)
             offset, masked = getattr(cache, "offset", None), mask is not None
             split = layer.splits.get((shape[0], masked))
             if split is None:
                 # MLX runs it this once: so what decides on routes for products has seen real arrays.
-                out = original(self, x, *args, **named)
+                out = original(self, *args, **named)
                 if offset is not None:
                     with steps._lock:
                         layer.split(x, masked)
@@ -281,7 +282,7 @@ class Steps:
                 return split(x, steps._as_array(offset), mask, cache)
             elif type(offset) is mx.array:
                 return split(x, offset, mask, cache)
-            return original(self, x, *args, **named)
+            return original(self, *args, **named)
 
         return call
 
