@@ -12,8 +12,9 @@ may be summed in another order.
 
 from __future__ import annotations
 
+import copy
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
@@ -68,10 +69,9 @@ def judge(
     prompt = np.random.default_rng(seed).integers(0, vocabulary(model), (batch, length))
     with installed([steps]):
         _decode(model, mx.array(prompt[:, -2:]), count=2)
-        splits = [x for layer in steps.layers.values() for x in layer.splits.values()]
-        if not splits:
+        if not any(layer.splits for layer in steps.layers.values()):
             return None
-        errors, killed, reason = _right(model, steps, splits, mx.array(prompt[:, -_SHORT:]), seed)
+        errors, killed, reason = _right(model, steps, mx.array(prompt[:, -_SHORT:]), seed)
         correct, faster = not reason, None
         timed, samples = dict[str, Any](), dict[str, Any]()
         if correct and device.backend != "host":
@@ -93,7 +93,7 @@ def judge(
 
 
 def _right(
-    model: Any, steps: Steps, splits: list[Split], prompt: mx.array, seed: int
+    model: Any, steps: Steps, prompt: mx.array, seed: int
 ) -> tuple[dict[str, Any], dict[str, Any], str]:
     """(errors, mutants, what is wrong)."""
     with steps.switched(on=False):
@@ -118,14 +118,18 @@ def _right(
         return evidence, {}, f"{' and '.join(wrong)} are further from float32 than stock's own"
     rng = np.random.default_rng(seed)
     survivors = []
+    layers = [layer for layer in steps.layers.values() if layer.splits]
     for mutant, spoil in MUTANTS.items():
-        split = splits[int(rng.integers(len(splits)))]
-        halves = split.before, split.after
+        splits = layers[int(rng.integers(len(layers)))].splits
+        right = dict(splits)
+        for key, (split, pick, joined) in right.items():
+            spoilt = copy.copy(split)
+            spoil(spoilt)
+            splits[key] = spoilt, pick, joined
         try:
-            spoil(split)
             found = _errors(_decode(model, prompt, stock[2]), exact)
         finally:
-            split.before, split.after = halves
+            splits.update(right)
         if all(found[key] <= limit[key] for key in limit):
             survivors.append(mutant)
     of = len(MUTANTS)
@@ -188,15 +192,15 @@ def _mutant(name: str) -> Callable[[Callable[[Split], None]], Callable[[Split], 
 @_mutant("offset-one-off")
 def _later(split: Split) -> None:
     before = split.before
-    split.before = lambda x, offset: before(x, offset + 1)
+    split.before = lambda x, offset, arrays: before(x, offset + 1, arrays)
 
 
 @_mutant("one-element-off")
 def _rolled(split: Split) -> None:
     before = split.before
 
-    def rolled(x: mx.array, offset: mx.array) -> Any:
-        queries, keys, values = before(x, offset)
+    def rolled(x: mx.array, offset: mx.array, arrays: Any) -> Any:
+        queries, keys, values = before(x, offset, arrays)
         return queries, mx.roll(keys, 1, -1), values
 
     split.before = rolled
@@ -205,7 +209,7 @@ def _rolled(split: Split) -> None:
 @_mutant("attention-lost")
 def _lost(split: Split) -> None:
     after = split.after
-    split.after = lambda x, offset, out: after(x, offset, mx.zeros_like(out))
+    split.after = lambda x, offset, out, arrays: after(x, offset, mx.zeros_like(out), arrays)
 
 
 class _Arm:

@@ -7,30 +7,35 @@ Nothing is known of any layer beforehand. It is run as it is, with stand-ins for
 the cache returns and for the mask: these can be handed on to attention and do nothing else. So what
 a layer does with them is seen, and a layer that does more is left alone, with the reason. Between
 the two functions the caches stay mlx-lm's own, of any kind and length, so nothing is traced anew
-while they grow.
+while they grow. Layers that differ in their arrays alone share the two functions, which take the
+arrays: MLX walks through one trace for all of them, which stays in the CPU's caches.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import inspect
 import threading
-import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import mlx.core as mx
+from mlx.nn.layers.base import Module
 from mlx.nn.layers.linear import Linear
 from mlx.nn.layers.quantized import QuantizedLinear
+from mlx_lm.models.switch_layers import QuantizedSwitchLinear
 
-__all__ = ["ATTENTION", "PRODUCTS", "Attention", "Seen", "Split", "Unsplittable", "look"]
+from ..errors import BackendError
+from ..runtime.patch import swapping
+
+__all__ = ["ATTENTION", "PRODUCTS", "Attention", "Part", "Seen", "Split", "Unsplittable", "look"]
 
 ATTENTION = "scaled_dot_product_attention"
-PRODUCTS: tuple[type, ...] = (Linear, QuantizedLinear)
-# One trace at a time: what a trace puts in place of attention and products stands there for all
-# threads, which pass through it.
-_tracing = threading.RLock()
-
+PRODUCTS: tuple[type, ...] = (Linear, QuantizedLinear, QuantizedSwitchLinear)
+_OURS = __name__.partition(".")[0]
 Run = Callable[..., Any]  # a layer's own __call__(layer, x, mask, cache)
 
 
@@ -61,12 +66,18 @@ class _Stand:
 
 
 class _Cache:
-    """Stands for a cache, of which a layer may read the offset, and update it once."""
+    """Stands for a cache, of which a layer may read the offset, and then update it once."""
 
-    def __init__(self, offset: mx.array) -> None:
-        self.offset = offset
+    def __init__(self, offset: int | mx.array) -> None:
+        self._offset = offset
         self.given: tuple[Any, Any] | None = None
         self.fetched = _Stand(), _Stand()
+
+    @property
+    def offset(self) -> int | mx.array:
+        if self.given is not None:
+            raise Unsplittable("it asks its cache for the offset after the update")
+        return self._offset
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> Any:
         if self.given is not None:
@@ -78,7 +89,7 @@ class _Cache:
         raise Unsplittable(f"it asks its cache for {name}")
 
     __bool__ = __len__ = __iter__ = _refuse("its size")
-    __class__ = property(_refuse("its class"))  # type: ignore[assignment]
+    __class__ = property(_refuse("its class"))
 
 
 class Attention(NamedTuple):
@@ -91,33 +102,40 @@ class Attention(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """What one run of a layer on stand-ins has shown. products: the layers of PRODUCTS that were
-    called with the very same input, two or more together, in their order."""
+    """What one run of a layer on stand-ins has shown. calls: each call of a layer of PRODUCTS, with
+    its arguments, in their order."""
 
     attention: Attention
-    products: list[list[Any]]
+    calls: list[tuple[Any, tuple[Any, ...]]]
+
+    def together(self) -> list[list[Any]]:
+        """The layers that were called once, and with the very same input, two or more together."""
+        groups: dict[int, list[Any]] = {}
+        for module, given in self.calls:
+            if len(given) == 1:
+                groups.setdefault(id(given[0]), []).append(module)
+        often = [id(module) for module, _ in self.calls]
+        once = ([m for m in group if often.count(id(m)) == 1] for group in groups.values())
+        return [group for group in once if len(group) > 1]
 
 
-class Products:
-    """The products of layers while one is traced: called(layer, x, original) is what they return."""
+class Part(NamedTuple):
+    """One of several products that are made as one: its place between `ends` in what `product`
+    returns."""
 
-    def __init__(self, called: Callable[[Any, Any, Run], Any]) -> None:
-        self._called, self._thread = called, threading.get_ident()
+    product: Any
+    ends: list[int]
+    place: int
 
-    def wrap(self, original: Run) -> Run:
-        def product(layer: Any, x: Any) -> Any:
-            if threading.get_ident() != self._thread:
-                return original(layer, x)
-            return self._called(layer, x, original)
 
-        return product
+# called(original, layer, *arguments) is what the product of a layer returns while it is traced.
+Called = Callable[..., Any]
 
 
 @contextlib.contextmanager
-def _in_place(
-    spaces: list[dict[str, Any]], attend: Run, called: Callable[[Any, Any, Run], Any]
-) -> Iterator[None]:
-    """With other attention in these modules, and other products, for this thread."""
+def _in_place(spaces: list[dict[str, Any]], attend: Run, called: Called) -> Iterator[None]:
+    """With other attention in these modules, and other products, for this thread; other threads
+    pass through what stands there. One at a time, and while nothing is patched."""
     thread = threading.get_ident()
 
     def wrapped(original: Run) -> Run:
@@ -128,15 +146,22 @@ def _in_place(
 
         return attention
 
-    products = Products(called)
-    with _tracing:
+    def product(original: Run) -> Run:
+        def made(*args: Any, **named: Any) -> Any:
+            if threading.get_ident() != thread:
+                return original(*args, **named)
+            return called(original, *args, **named)
+
+        return made
+
+    with swapping:
         functions = [space[ATTENTION] for space in spaces]
         methods = [vars(cls)["__call__"] for cls in PRODUCTS]
         try:
             for space, function in zip(spaces, functions, strict=True):
                 space[ATTENTION] = wrapped(function)
             for cls, method in zip(PRODUCTS, methods, strict=True):
-                setattr(cls, "__call__", products.wrap(method))  # noqa: B010
+                setattr(cls, "__call__", product(method))  # noqa: B010
             yield
         finally:
             for space, function in zip(spaces, functions, strict=True):
@@ -150,21 +175,31 @@ def _spaces(layer: Any) -> list[dict[str, Any]]:
     found = {}
     for module in layer.modules():
         for cls in type(module).__mro__:
-            space = getattr(vars(cls).get("__call__"), "__globals__", {})
+            space = _globals(cls)
             if ATTENTION in space:
                 found[id(space)] = space
     return list(found.values())
 
 
+def _globals(cls: type) -> dict[str, Any]:
+    """The names that a class's own `__call__` sees, below what we put over it."""
+    method, space = vars(cls).get("__call__"), dict[str, Any]()
+    while method is not None:
+        space = getattr(method, "__globals__", {})
+        ours = str(space.get("__name__")).partition(".")[0] == _OURS
+        method = getattr(method, "__wrapped__", None) if ours else None
+    return space
+
+
 class Trace:
     """One run of a layer on stand-ins. called: what its products return."""
 
-    def __init__(self, layer: Any, run: Run, called: Callable[[Any, Any, Run], Any]) -> None:
+    def __init__(self, layer: Any, run: Run, called: Called) -> None:
         self._layer, self._run, self._called = layer, run, called
         self._spaces = _spaces(layer)
         self.attention: Attention | None = None
 
-    def before(self, x: mx.array, offset: mx.array, masked: bool) -> tuple[Any, Any, Any]:
+    def before(self, x: mx.array, offset: int | mx.array, masked: bool) -> tuple[Any, Any, Any]:
         """Queries, keys and values. Raises Unsplittable, and what the layer raises."""
         queries = None
 
@@ -180,7 +215,7 @@ class Trace:
         assert self.given is not None
         return (queries, *self.given)
 
-    def after(self, x: mx.array, offset: mx.array, masked: bool, out: mx.array) -> mx.array:
+    def after(self, x: mx.array, offset: int | mx.array, masked: bool, out: mx.array) -> mx.array:
         """What the layer returns where attention returned `out`. Raises as `before` does."""
         returned = [out]
         made = self._through(x, offset, masked, lambda _: returned.pop())
@@ -189,7 +224,7 @@ class Trace:
         return made
 
     def _through(
-        self, x: mx.array, offset: mx.array, masked: bool, result: Callable[[Any], Any]
+        self, x: mx.array, offset: int | mx.array, masked: bool, result: Callable[[Any], Any]
     ) -> Any:
         cache, mask = _Cache(offset), _Stand() if masked else None
         self.given: tuple[Any, Any] | None = None
@@ -225,31 +260,73 @@ class Trace:
         raise Unsplittable("attention is called by another name")
 
 
-def look(layer: Any, run: Run, x: mx.array, masked: bool) -> Seen:
-    """Run a layer once on stand-ins, for an x [B, 1, D] like this one. Nothing is computed. Raises
-    Unsplittable, and whatever the layer raises on stand-ins."""
+def look(layer: Any, run: Run, x: mx.array, offset: int | mx.array, masked: bool) -> Seen:
+    """Run a layer on stand-ins, for an x [B, 1, D] and an offset like these. Nothing is computed,
+    and the layer is as it was. Raises Unsplittable, and whatever the layer raises on stand-ins."""
     calls: list[tuple[Any, Any]] = []  # holds each input, so that no two have one id
 
-    def called(module: Any, given: Any, original: Run) -> Any:
+    def called(original: Run, module: Any, *given: Any, **named: Any) -> Any:
         calls.append((module, given))
-        return original(module, given)
+        return _stock(original)(module, *given, **named)
+
+    def dtypes(offset: int | mx.array) -> list[mx.Dtype]:
+        parts = trace.before(x, offset, masked)
+        calls.clear()
+        return [a.dtype for a in (*parts, trace.after(x, offset, masked, _result(parts)))]
 
     trace = Trace(layer, run, called)
-    x, offset = mx.zeros(x.shape, x.dtype), mx.array(1)
-    parts = trace.before(x, offset, masked)
-    calls.clear()
-    trace.after(x, offset, masked, _result(parts))
-    together: dict[int, list[Any]] = {}
-    for module, given in calls:
-        together.setdefault(id(given), []).append(module)
-    often = [id(module) for module, _ in calls]
-    groups = [
-        group
-        for group in together.values()
-        if len(group) > 1 and all(often.count(id(module)) == 1 for module in group)
-    ]
+    x = mx.zeros(x.shape, x.dtype)
+    with _untouched(layer):
+        found = dtypes(_as_array(offset))
+        # A number leaves the dtype of what it meets, an array may not.
+        if isinstance(offset, int) and dtypes(1) != found:
+            raise Unsplittable("an offset that is an array gives it other dtypes")
     assert trace.attention is not None
-    return Seen(trace.attention, groups)
+    return Seen(trace.attention, calls)
+
+
+@contextlib.contextmanager
+def _untouched(layer: Any) -> Iterator[None]:
+    """With a layer that is put back as it was. Raises Unsplittable where it did more in the
+    meantime than it returned, or would: what another library put over a class's `__call__` may."""
+    modules = layer.modules()
+    for owner in {cls for module in modules for cls in type(module).__mro__}:
+        space, package = _globals(owner), owner.__module__.partition(".")[0]
+        if space and str(space.get("__name__")).partition(".")[0] != package:
+            raise Unsplittable(f"somebody replaced {owner.__qualname__}.__call__")
+    plain = [v for m in modules for v in m.values() if type(v) in (list, dict)]
+    if any(isinstance(held, Module) for space in plain for held in _values(space)):
+        raise Unsplittable("it holds layers in a list")
+    spaces = [*plain, *modules, *map(vars, modules)]
+    were = [dict(space) if isinstance(space, dict) else list(space) for space in spaces]
+    random: Any = mx.random.state
+    key, changed = random[0], []  # this thread's; another one after a draw
+    try:
+        yield
+    finally:
+        for space, was in zip(spaces, were, strict=True):
+            if [*map(id, _values(space))] != [*map(id, _values(was))]:
+                changed.append(space)
+                if isinstance(space, dict):
+                    dict.clear(space)
+                    dict.update(space, was)
+                else:
+                    space[:] = was
+        drawn = random[0]
+        if drawn is not key:
+            changed.append(drawn)
+            drawn[:] = key
+    if changed:
+        raise Unsplittable("it changes what it holds, or draws random numbers")
+
+
+def _values(space: Any) -> Any:
+    return space.values() if isinstance(space, dict) else space
+
+
+def _as_array(offset: int | mx.array) -> mx.array:
+    """What stands for an offset of this kind."""
+    return mx.array(1) if isinstance(offset, int) else mx.zeros_like(offset)
 
 
 def _result(parts: tuple[Any, Any, Any]) -> mx.array:
@@ -258,49 +335,171 @@ def _result(parts: tuple[Any, Any, Any]) -> mx.array:
     return mx.zeros((*queries.shape[:-1], values.shape[-1]), queries.dtype)
 
 
-class Split:
-    """The two halves of one layer, compiled for an x like this one. merged: by the id of a layer
-    that is one of several with the same input, what makes their products as one. Raises what the
-    layer raises where it is traced: it may evaluate an array."""
+def _stock(product: Run) -> Run:
+    """A product's method below ours, which asks what a trace cannot say."""
+    return inspect.unwrap(product) if hasattr(product, "served") else product
 
-    __slots__ = ("after", "attention", "before", "masked")
+
+def _twin(module: Any, known: dict[int, Any]) -> Any:
+    """A layer like this one, of layers of its own."""
+    if id(module) not in known:
+        known[id(module)] = twin = copy.copy(module)
+        for key, value in module.items():
+            if isinstance(value, Module):
+                dict.__setitem__(twin, key, _twin(value, known))
+    return known[id(module)]
+
+
+def kind(
+    modules: Sequence[Any],
+    seen: Seen,
+    parts: Mapping[int, Part],
+    kernels: Mapping[int, Any],
+) -> tuple[list[Any], list[dict[str, Any]]]:
+    """What layers have in common that share a Split: all but the values of their arrays. In two
+    lists, the second of attributes, which may be of any kind."""
+    place = {id(module): i for i, module in enumerate(modules)}
+    place |= {id(whole): -1 - i for i, whole in enumerate(_wholes(parts))}
+    arrays = {id(a): (place[id(m)], key) for m in modules for key, a in m.items()}
+
+    def said(value: Any) -> Any:
+        return (value.shape, value.dtype) if isinstance(value, mx.array) else type(value)
+
+    space, fixed, masked = seen.attention
+    return [
+        *((type(m), [(key, said(value)) for key, value in m.items()]) for m in modules),
+        (id(space), {name: arrays.get(id(value), value) for name, value in fixed.items()}, masked),
+        {place[key]: (place[id(p.product)], p.ends, p.place) for key, p in parts.items()},
+        {place[key]: (kernel.func, *map(id, kernel.args)) for key, kernel in kernels.items()},
+    ], [dict(vars(module)) for module in modules]
+
+
+def kernels_of(seen: Seen, parts: Mapping[int, Part]) -> dict[int, Run]:
+    """By the id of a layer the kernel that makes its product by now, in place of MLX's."""
+    found: dict[int, Run] = {}
+    for module, given in seen.calls:
+        part = parts.get(id(module))
+        asked = module if part is None else part.product
+        served = getattr(type(asked).__call__, "served", None)
+        kernel = served(asked, *given[:2]) if served is not None else None
+        if kernel is not None:
+            found[id(asked)] = kernel
+    return found
+
+
+def arrays_of(values: Sequence[Any], modules: Sequence[Any], parts: Mapping[int, Part]) -> Any:
+    """What picks the arrays that a Split takes from all that a layer's modules hold, in a row."""
+    places = (id(module) not in parts for module in modules for _ in module)
+    pairs = zip(values, places, strict=True)
+    found = [i for i, (v, own) in enumerate(pairs) if own and isinstance(v, mx.array)]
+    if len(found) < 2:  # else itemgetter returns no tuple
+        raise Unsplittable("it holds less than two arrays")
+    return itemgetter(*found)
+
+
+class Split:
+    """The two halves of a layer, compiled for an x and an offset like these, and for all layers of
+    its kind. parts: by the id of each layer whose product is made together with others, where it is
+    found; kernels: by the id of a layer, what makes its product. Raises what the layer raises where
+    it is traced: it may evaluate an array."""
+
+    __slots__ = ("_fixed", "_own", "_space", "after", "before")
 
     def __init__(
-        self, layer: Any, run: Run, seen: Seen, merged: Mapping[int, Any], x: mx.array
+        self,
+        layer: Any,
+        run: Run,
+        seen: Seen,
+        parts: Mapping[int, Part],
+        kernels: Mapping[int, Run],
+        x: mx.array,
+        offset: int | mx.array,
     ) -> None:
-        self.attention, self.masked = seen.attention, seen.attention.masked
-        masked, layer_ref = self.masked, weakref.ref(layer)  # it holds what holds this
+        self._space, self._fixed, masked = seen.attention
+        modules = layer.modules()
+        values = [*chain.from_iterable(map(dict.values, modules))]
+        pick = arrays_of(values, modules, parts)
+        self._own = {
+            name: next(i for i, a in enumerate(pick(values)) if a is value)
+            for name, value in self._fixed.items()
+            if isinstance(value, mx.array)
+        }
+        # No layer's own: the twin holds arrays while it is traced alone.
+        known: dict[int, Any] = {}
+        twin = _twin(layer, known)
+        twins = {id(known[key]): key for key in known}
+        places = [(known[id(m)], key) for m in modules for key in m]
+        slots = pick(places)
+        products = {id(part.product): copy.copy(part.product) for part in parts.values()}
+        joined = [(product, key) for product in products.values() for key in product]
+        for module, key in (*places, *joined):
+            if isinstance(module[key], mx.array):
+                dict.__setitem__(module, key, None)
 
-        def products() -> Callable[[Any, Any, Run], Any]:
+        def called() -> Called:
             made: dict[int, tuple[Any, Any]] = {}
 
-            def called(module: Any, x: Any, original: Run) -> Any:
-                joined = merged.get(id(module))
-                if joined is None:
-                    return original(module, x)
-                given, parts = made.get(id(joined), (None, None))
-                if given is not x:
-                    parts = mx.split(original(joined.product, x), joined.ends, axis=-1)
-                    made[id(joined)] = x, parts
-                return parts[joined.place(module)]
+            def product(original: Run, module: Any, key: int, *given: Any, **named: Any) -> Any:
+                kernel = kernels.get(key)
+                if kernel is not None:
+                    with contextlib.suppress(BackendError, ValueError):  # no kernel while tracing
+                        return kernel(module, *given, **named)
+                return _stock(original)(module, *given, **named)
 
-            return called
+            def call(original: Run, module: Any, *given: Any, **named: Any) -> Any:
+                key = twins.get(id(module), 0)
+                part = parts_of.get(key)
+                if part is None:
+                    return product(original, module, key, *given, **named)
+                whole, ends, place = part
+                x, outs = made.get(whole, (None, None))
+                if x is not given[0]:
+                    outs = product(original, products[whole], whole, *given)
+                    made[whole] = given[0], mx.split(outs, ends, axis=-1)
+                return made[whole][1][place]
 
-        def before(x: mx.array, offset: mx.array) -> tuple[Any, Any, Any]:
-            return Trace(layer_ref(), run, products()).before(x, offset, masked)
+            return call
 
-        def after(x: mx.array, offset: mx.array, out: mx.array) -> mx.array:
-            return Trace(layer_ref(), run, products()).after(x, offset, masked, out)
+        parts_of = {key: (id(part.product), part.ends, part.place) for key, part in parts.items()}
+
+        def half(arrays: Any, run_half: Callable[[Trace], Any]) -> Any:
+            filled = [*zip([*slots, *joined], arrays, strict=True)]
+            with swapping:
+                try:
+                    for (module, key), array in filled:
+                        dict.__setitem__(module, key, array)
+                    return run_half(Trace(twin, run, called()))
+                finally:
+                    for (module, key), _ in filled:
+                        dict.__setitem__(module, key, None)
+
+        def before(x: mx.array, offset: mx.array, arrays: Any) -> tuple[Any, Any, Any]:
+            made: tuple[Any, Any, Any] = half(arrays, lambda trace: trace.before(x, offset, masked))
+            return made
+
+        def after(x: mx.array, offset: mx.array, out: mx.array, arrays: Any) -> mx.array:
+            made: mx.array = half(arrays, lambda trace: trace.after(x, offset, masked, out))
+            return made
 
         self.before = mx.compile(before)
         self.after = mx.compile(after)
-        x, offset = mx.zeros(x.shape, x.dtype), mx.array(1)
-        self.after(x, offset, _result(self.before(x, offset)))
+        x, offset = mx.zeros(x.shape, x.dtype), _as_array(offset)
+        arrays = (*pick(values), *(part[key] for part in _wholes(parts) for key in part))
+        self.after(x, offset, _result(self.before(x, offset, arrays)), arrays)
 
-    def __call__(self, x: mx.array, offset: mx.array, mask: Any, cache: Any) -> Any:
-        """What the layer returns. cache: updated as the layer itself would."""
-        queries, keys, values = self.before(x, offset)
+    def __call__(self, x: mx.array, offset: mx.array, mask: Any, cache: Any, arrays: Any) -> Any:
+        """What a layer with these arrays returns. cache: updated as the layer itself would. offset:
+        no array of the cache's own, which an update may change in place."""
+        queries, keys, values = self.before(x, offset, arrays)
         keys, values = cache.update_and_fetch(keys, values)
-        space, fixed, _ = self.attention
-        out = space[ATTENTION](queries, keys, values, cache=cache, mask=mask, **fixed)
-        return self.after(x, offset, out)
+        fixed = self._fixed
+        if self._own:
+            fixed = fixed | {name: arrays[i] for name, i in self._own.items()}
+        attend = self._space[ATTENTION]
+        out = attend(queries, keys, values, cache=cache, mask=mask, **fixed)
+        return self.after(x, offset, out, arrays)
+
+
+def _wholes(parts: Mapping[int, Part]) -> list[Any]:
+    """The products that stand for several, each once."""
+    return [*{id(part.product): part.product for part in parts.values()}.values()]
