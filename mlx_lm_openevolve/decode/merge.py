@@ -50,7 +50,8 @@ def alike(modules: Iterable[Any]) -> list[list[Any]]:
 
 
 class Merged:
-    """The products of several layers as one: `product`, a layer whose result is split at `ends`."""
+    """The products of several layers as one: `product`, a layer that takes `width` numbers, and
+    whose result is split at `ends`."""
 
     def __init__(self, modules: Sequence[Any]) -> None:
         """Join what the modules hold, and put views in its place. Raises what `mx.eval` raises,
@@ -66,17 +67,12 @@ class Merged:
         mx.eval(views)
         self.product = copy.copy(first)
         dict.update(self.product, joined)
-        self._places = {id(module): i for i, module in enumerate(modules)}
         # Weakly, and by id: to hold them would keep alive what the model has replaced.
         self._views: list[tuple[weakref.ref[Any], str, int]] = []
         for key, parts in zip(joined, views, strict=True):
             for module, part in zip(modules, parts, strict=True):
                 module[key] = part
                 self._views.append((weakref.ref(module), key, id(part)))
-
-    def place(self, module: Any) -> int:
-        """Which part is this layer's."""
-        return self._places[id(module)]
 
     def undo(self) -> None:
         """Give the separate layers arrays of their own again, where they hold views still."""

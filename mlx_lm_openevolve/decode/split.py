@@ -20,17 +20,26 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import mlx.core as mx
+from mlx.nn.layers.base import Module
 from mlx.nn.layers.linear import Linear
 from mlx.nn.layers.quantized import QuantizedLinear
 
-__all__ = ["ATTENTION", "PRODUCTS", "Attention", "Seen", "Split", "Unsplittable", "look"]
+from ..runtime.patch import swapping
+
+__all__ = [
+    "ATTENTION",
+    "PRODUCTS",
+    "AttentionCall",
+    "Part",
+    "Seen",
+    "Split",
+    "Unsplittable",
+    "look",
+]
 
 ATTENTION = "scaled_dot_product_attention"
 PRODUCTS: tuple[type, ...] = (Linear, QuantizedLinear)
-# One trace at a time: what a trace puts in place of attention and products stands there for all
-# threads, which pass through it.
-_tracing = threading.RLock()
-
+_OURS = __name__.partition(".")[0]
 Run = Callable[..., Any]  # a layer's own __call__(layer, x, mask, cache)
 
 
@@ -61,12 +70,18 @@ class _Stand:
 
 
 class _Cache:
-    """Stands for a cache, of which a layer may read the offset, and update it once."""
+    """Stands for a cache, of which a layer may read the offset, and then update it once."""
 
-    def __init__(self, offset: mx.array) -> None:
-        self.offset = offset
+    def __init__(self, offset: int | mx.array) -> None:
+        self._offset = offset
         self.given: tuple[Any, Any] | None = None
         self.fetched = _Stand(), _Stand()
+
+    @property
+    def offset(self) -> int | mx.array:
+        if self.given is not None:
+            raise Unsplittable("it asks its cache for the offset after the update")
+        return self._offset
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> Any:
         if self.given is not None:
@@ -78,10 +93,10 @@ class _Cache:
         raise Unsplittable(f"it asks its cache for {name}")
 
     __bool__ = __len__ = __iter__ = _refuse("its size")
-    __class__ = property(_refuse("its class"))  # type: ignore[assignment]
+    __class__ = property(_refuse("its class"))
 
 
-class Attention(NamedTuple):
+class AttentionCall(NamedTuple):
     """How a layer calls attention: the names of its module, where it is looked up at each call, and
     the arguments that are the same in all calls."""
 
@@ -94,12 +109,21 @@ class Seen(NamedTuple):
     """What one run of a layer on stand-ins has shown. products: the layers of PRODUCTS that were
     called with the very same input, two or more together, in their order."""
 
-    attention: Attention
+    attention: AttentionCall
     products: list[list[Any]]
 
 
+class Part(NamedTuple):
+    """One of several products that are made as one: its place between `ends` in what `product`
+    returns."""
+
+    product: Any
+    ends: list[int]
+    place: int
+
+
 class Products:
-    """The products of layers while one is traced: called(layer, x, original) is what they return."""
+    """Products while a layer is traced: called(layer, x, original) is what they return."""
 
     def __init__(self, called: Callable[[Any, Any, Run], Any]) -> None:
         self._called, self._thread = called, threading.get_ident()
@@ -117,7 +141,8 @@ class Products:
 def _in_place(
     spaces: list[dict[str, Any]], attend: Run, called: Callable[[Any, Any, Run], Any]
 ) -> Iterator[None]:
-    """With other attention in these modules, and other products, for this thread."""
+    """With other attention in these modules, and other products, for this thread; other threads
+    pass through what stands there. One at a time, and while nothing is patched."""
     thread = threading.get_ident()
 
     def wrapped(original: Run) -> Run:
@@ -129,7 +154,7 @@ def _in_place(
         return attention
 
     products = Products(called)
-    with _tracing:
+    with swapping:
         functions = [space[ATTENTION] for space in spaces]
         methods = [vars(cls)["__call__"] for cls in PRODUCTS]
         try:
@@ -150,10 +175,20 @@ def _spaces(layer: Any) -> list[dict[str, Any]]:
     found = {}
     for module in layer.modules():
         for cls in type(module).__mro__:
-            space = getattr(vars(cls).get("__call__"), "__globals__", {})
+            space = _globals(cls)
             if ATTENTION in space:
                 found[id(space)] = space
     return list(found.values())
+
+
+def _globals(cls: type) -> dict[str, Any]:
+    """The names that a class's own `__call__` sees, below what we put over it."""
+    method, space = vars(cls).get("__call__"), dict[str, Any]()
+    while method is not None:
+        space = getattr(method, "__globals__", {})
+        ours = str(space.get("__name__")).partition(".")[0] == _OURS
+        method = getattr(method, "__wrapped__", None) if ours else None
+    return space
 
 
 class Trace:
@@ -162,9 +197,9 @@ class Trace:
     def __init__(self, layer: Any, run: Run, called: Callable[[Any, Any, Run], Any]) -> None:
         self._layer, self._run, self._called = layer, run, called
         self._spaces = _spaces(layer)
-        self.attention: Attention | None = None
+        self.attention: AttentionCall | None = None
 
-    def before(self, x: mx.array, offset: mx.array, masked: bool) -> tuple[Any, Any, Any]:
+    def before(self, x: mx.array, offset: int | mx.array, masked: bool) -> tuple[Any, Any, Any]:
         """Queries, keys and values. Raises Unsplittable, and what the layer raises."""
         queries = None
 
@@ -180,7 +215,7 @@ class Trace:
         assert self.given is not None
         return (queries, *self.given)
 
-    def after(self, x: mx.array, offset: mx.array, masked: bool, out: mx.array) -> mx.array:
+    def after(self, x: mx.array, offset: int | mx.array, masked: bool, out: mx.array) -> mx.array:
         """What the layer returns where attention returned `out`. Raises as `before` does."""
         returned = [out]
         made = self._through(x, offset, masked, lambda _: returned.pop())
@@ -189,7 +224,7 @@ class Trace:
         return made
 
     def _through(
-        self, x: mx.array, offset: mx.array, masked: bool, result: Callable[[Any], Any]
+        self, x: mx.array, offset: int | mx.array, masked: bool, result: Callable[[Any], Any]
     ) -> Any:
         cache, mask = _Cache(offset), _Stand() if masked else None
         self.given: tuple[Any, Any] | None = None
@@ -209,7 +244,7 @@ class Trace:
                 if type(value) not in (int, float, bool) and not any(value is a for a in own):
                     raise Unsplittable("attention gets what the layer has computed")
             self.given = cache.given
-            self.attention = Attention(self._space(original), call, masked)
+            self.attention = AttentionCall(self._space(original), call, masked)
             return result(queries)
 
         with _in_place(self._spaces, attend, self._called):
@@ -225,20 +260,27 @@ class Trace:
         raise Unsplittable("attention is called by another name")
 
 
-def look(layer: Any, run: Run, x: mx.array, masked: bool) -> Seen:
-    """Run a layer once on stand-ins, for an x [B, 1, D] like this one. Nothing is computed. Raises
-    Unsplittable, and whatever the layer raises on stand-ins."""
+def look(layer: Any, run: Run, x: mx.array, offset: int | mx.array, masked: bool) -> Seen:
+    """Run a layer on stand-ins, for an x [B, 1, D] and an offset like these. Nothing is computed,
+    and the layer is as it was. Raises Unsplittable, and whatever the layer raises on stand-ins."""
     calls: list[tuple[Any, Any]] = []  # holds each input, so that no two have one id
 
     def called(module: Any, given: Any, original: Run) -> Any:
         calls.append((module, given))
         return original(module, given)
 
+    def dtypes(offset: int | mx.array) -> list[mx.Dtype]:
+        parts = trace.before(x, offset, masked)
+        calls.clear()
+        return [a.dtype for a in (*parts, trace.after(x, offset, masked, _result(parts)))]
+
     trace = Trace(layer, run, called)
-    x, offset = mx.zeros(x.shape, x.dtype), mx.array(1)
-    parts = trace.before(x, offset, masked)
-    calls.clear()
-    trace.after(x, offset, masked, _result(parts))
+    x = mx.zeros(x.shape, x.dtype)
+    with _untouched(layer):
+        found = dtypes(_as_array(offset))
+        # A number leaves the dtype of what it meets, an array may not.
+        if isinstance(offset, int) and dtypes(1) != found:
+            raise Unsplittable("an offset that is an array gives it other dtypes")
     together: dict[int, list[Any]] = {}
     for module, given in calls:
         together.setdefault(id(given), []).append(module)
@@ -252,6 +294,50 @@ def look(layer: Any, run: Run, x: mx.array, masked: bool) -> Seen:
     return Seen(trace.attention, groups)
 
 
+@contextlib.contextmanager
+def _untouched(layer: Any) -> Iterator[None]:
+    """With a layer that is put back as it was. Raises Unsplittable where it did more in the
+    meantime than it returned, or would: what another library put over a class's `__call__` may."""
+    modules = layer.modules()
+    for owner in {cls for module in modules for cls in type(module).__mro__}:
+        space, package = _globals(owner), owner.__module__.partition(".")[0]
+        if space and str(space.get("__name__")).partition(".")[0] != package:
+            raise Unsplittable(f"somebody replaced {owner.__qualname__}.__call__")
+    plain = [v for m in modules for v in m.values() if type(v) in (list, dict)]
+    if any(isinstance(held, Module) for space in plain for held in _values(space)):
+        raise Unsplittable("it holds layers in a list")
+    spaces = [*plain, *modules, *map(vars, modules)]
+    were = [dict(space) if isinstance(space, dict) else list(space) for space in spaces]
+    random: Any = mx.random.state
+    key, changed = random[0], []  # this thread's; another one after a draw
+    try:
+        yield
+    finally:
+        for space, was in zip(spaces, were, strict=True):
+            if [*map(id, _values(space))] != [*map(id, _values(was))]:
+                changed.append(space)
+                if isinstance(space, dict):
+                    dict.clear(space)
+                    dict.update(space, was)
+                else:
+                    space[:] = was
+        drawn = random[0]
+        if drawn is not key:
+            changed.append(drawn)
+            drawn[:] = key
+    if changed:
+        raise Unsplittable("it changes what it holds, or draws random numbers")
+
+
+def _values(space: Any) -> Any:
+    return space.values() if isinstance(space, dict) else space
+
+
+def _as_array(offset: int | mx.array) -> mx.array:
+    """What stands for an offset of this kind."""
+    return mx.array(1) if isinstance(offset, int) else mx.zeros_like(offset)
+
+
 def _result(parts: tuple[Any, Any, Any]) -> mx.array:
     """Of the shape that attention returns."""
     queries, _, values = parts
@@ -259,14 +345,20 @@ def _result(parts: tuple[Any, Any, Any]) -> mx.array:
 
 
 class Split:
-    """The two halves of one layer, compiled for an x like this one. merged: by the id of a layer
-    that is one of several with the same input, what makes their products as one. Raises what the
-    layer raises where it is traced: it may evaluate an array."""
+    """The two halves of one layer, compiled for an x and an offset like these. merged: by the id of
+    each layer whose product is made together with others, where it is found. Raises what the layer
+    raises where it is traced: it may evaluate an array."""
 
     __slots__ = ("after", "attention", "before", "masked")
 
     def __init__(
-        self, layer: Any, run: Run, seen: Seen, merged: Mapping[int, Any], x: mx.array
+        self,
+        layer: Any,
+        run: Run,
+        seen: Seen,
+        merged: Mapping[int, Part],
+        x: mx.array,
+        offset: int | mx.array,
     ) -> None:
         self.attention, self.masked = seen.attention, seen.attention.masked
         masked, layer_ref = self.masked, weakref.ref(layer)  # it holds what holds this
@@ -275,14 +367,14 @@ class Split:
             made: dict[int, tuple[Any, Any]] = {}
 
             def called(module: Any, x: Any, original: Run) -> Any:
-                joined = merged.get(id(module))
-                if joined is None:
+                part = merged.get(id(module))
+                if part is None:
                     return original(module, x)
-                given, parts = made.get(id(joined), (None, None))
+                given, parts = made.get(id(part.product), (None, None))
                 if given is not x:
-                    parts = mx.split(original(joined.product, x), joined.ends, axis=-1)
-                    made[id(joined)] = x, parts
-                return parts[joined.place(module)]
+                    parts = mx.split(original(part.product, x), part.ends, axis=-1)
+                    made[id(part.product)] = x, parts
+                return parts[part.place]
 
             return called
 
@@ -294,11 +386,12 @@ class Split:
 
         self.before = mx.compile(before)
         self.after = mx.compile(after)
-        x, offset = mx.zeros(x.shape, x.dtype), mx.array(1)
+        x, offset = mx.zeros(x.shape, x.dtype), _as_array(offset)
         self.after(x, offset, _result(self.before(x, offset)))
 
     def __call__(self, x: mx.array, offset: mx.array, mask: Any, cache: Any) -> Any:
-        """What the layer returns. cache: updated as the layer itself would."""
+        """What the layer returns. cache: updated as the layer itself would. offset: no array of the
+        cache's own, which an update may change in place."""
         queries, keys, values = self.before(x, offset)
         keys, values = cache.update_and_fetch(keys, values)
         space, fixed, _ = self.attention

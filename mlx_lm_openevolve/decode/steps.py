@@ -10,10 +10,14 @@ Where no verdict of this chip accepts the structure, all that changes is one loo
 from __future__ import annotations
 
 import contextlib
+import copy
 import inspect
 import threading
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
+from types import NoneType
 from typing import Any
 
 import mlx.core as mx
@@ -26,7 +30,7 @@ from ..runtime.holders import model_classes
 from ..runtime.info import ModelInfo
 from ..runtime.patch import MethodPatch
 from .merge import Merged, alike, release
-from .split import Split, Unsplittable, look
+from .split import PRODUCTS, Part, Split, Unsplittable, look
 from .structure import rows_of, structure
 
 __all__ = ["ALL", "COMPILED", "WAYS", "Steps", "stored"]
@@ -35,8 +39,12 @@ __all__ = ["ALL", "COMPILED", "WAYS", "Steps", "stored"]
 # of one input are one, or compiled layers alone.
 ALL, COMPILED = "compiled-merged", "compiled"
 WAYS = (ALL, COMPILED)
-MAX_DECIDED = 16  # times that one model is looked at: weights that change ever again are left alone
+MAX_DECIDED = 16  # times that one model is looked at: what changes ever again is left alone
 Run = Callable[..., Any]
+Key = tuple[int, type, type]  # rows, and what its mask and its cache's offset are
+NAMED = "mask", "cache"
+_NAMED = {*NAMED}
+MASKS, OFFSETS = (NoneType, mx.array), (int, mx.array)
 NO_VERDICT = "no verdict of this chip accepts it: `tune` makes one"
 
 
@@ -48,64 +56,85 @@ def stored(device: Device, registries: Sequence[Registry]) -> list[Verdict]:
 
 
 class Layer:
-    """One layer of a model. rows: in which of WAYS it decodes so many sequences; changed: called
-    when it is no longer made of what it was made of."""
+    """One layer of a model. rows: in which of WAYS it decodes so many sequences; shared: how often
+    the model's layers hold an array, by its id; changed: called when it is no longer made of what
+    it was made of."""
 
     def __init__(
-        self, layer: Any, run: Run, rows: Mapping[int, str], changed: Callable[[], None]
+        self,
+        layer: Any,
+        run: Run,
+        rows: Mapping[int, str],
+        shared: Mapping[int, int],
+        changed: Callable[[], None],
     ) -> None:
         self.rows, self.reason = rows, ""  # why it is left alone
-        self.splits: dict[tuple[int, bool], Split] = {}  # by rows, and whether masked
+        self.splits: dict[Key, Split] = {}
         self.merged: list[Merged] = []
-        self._of: dict[int, Merged] = {}
-        self._layer, self._run, self._changed = weakref.ref(layer), run, changed
-        self._made_of: list[tuple[weakref.ref[Any], list[int]]] = []
+        self._parts: dict[int, Part] = {}
+        self._layer, self._run = weakref.ref(layer), run
+        self._shared, self._changed = shared, changed
         self._remember(layer)
 
     def _remember(self, layer: Any) -> None:
-        """The modules and arrays that it is made of, by id, and weakly: to hold them would keep
-        alive what the model replaces. When one dies another may take its id: then all is over."""
-        modules = layer.modules()
+        """What it is made of. Modules and arrays by id, and weakly: to hold them would keep alive
+        what the model replaces. When one dies another may take its id: then all is over."""
 
         def died(_: Any) -> None:
             self.drop()
 
-        self._made_of = [
-            (weakref.ref(module, died), [*map(id, module.values())]) for module in modules
-        ]
-        held = [value for module in modules for value in module.values()]
+        modules = layer.modules()
+        self._modules = [weakref.ref(module, died) for module in modules]
+        self._held = [*map(id, chain.from_iterable(map(dict.values, modules)))]
+        self._plain: list[Any] = [vars(module) for module in modules]
+        self._was = [dict(plain) for plain in self._plain]
+        # For a moment other threads may see what a trace puts over the products of layers.
+        self._classes = list({*map(type, modules)} - {*PRODUCTS, type(layer)})
+        self._calls = [cls.__call__ for cls in self._classes]
         self._alive = [
             weakref.ref(value, died) if isinstance(value, mx.array | Module) else value
-            for value in held
+            for module in modules
+            for value in module.values()
         ]
 
     def unchanged(self) -> bool:
-        """Whether it is made of the same modules and arrays still."""
-        for ref, ids in self._made_of:
-            module = ref()
-            if module is None or [*map(id, module.values())] != ids:
-                return False
-        return True
+        """Whether it is made of the same modules, arrays, attributes and methods still. Asked of
+        every layer at every step."""
+        modules: Any = [ref() for ref in self._modules]
+        try:
+            held = [*map(id, chain.from_iterable(map(dict.values, modules)))]
+            calls = [cls.__call__ for cls in self._classes]
+            return held == self._held and self._plain == self._was and calls == self._calls
+        except (TypeError, ValueError):  # one is dead; attributes that do not compare
+            return False
 
     def drop(self) -> None:
         """Forget what was seen, and say so."""
-        if self._made_of:
-            self._made_of, self._alive, self.reason = [], [], "it was changed"
-            self.splits.clear()
+        if self._alive:
+            self._forget()
+            self.reason = "it was changed"
+            for merged in self.merged:
+                del merged.product
             self._changed()
 
-    def split(self, x: mx.array, masked: bool) -> None:
+    def _forget(self) -> None:
+        self._alive, self._parts = [], {}
+        self.splits.clear()
+
+    def split(self, key: Key, x: mx.array, offset: int | mx.array) -> None:
         """Find its halves for such calls as this one, unless it is left alone."""
-        key, layer = (x.shape[0], masked), self._layer()
+        layer, masked = self._layer(), key[1] is mx.array
         if self.reason or key in self.splits:
             return
         try:
-            seen = look(layer, self._run, x, masked)
-            if self.rows[key[0]] == ALL and not self.merged:
+            seen = look(layer, self._run, x, offset, masked)
+            joins = self.rows[key[0]] == ALL
+            if joins and not self.merged:
                 self._merge(layer, seen.products)
-            for merged in self.merged:
+            for merged in self.merged if joins else ():
                 merged.product(mx.zeros((*x.shape[:-1], merged.width), x.dtype))
-            self.splits[key] = Split(layer, self._run, seen, self._of, x)
+            parts = self._parts if joins else {}
+            self.splits[key] = Split(layer, self._run, seen, parts, x, offset)
         except Exception as error:  # stand-ins are no arrays: a layer may do anything to them
             known = isinstance(error, Unsplittable)
             self.undo()
@@ -113,21 +142,25 @@ class Layer:
             self.reason = text if known else f"{type(error).__name__}: {text}"
 
     def _merge(self, layer: Any, groups: Sequence[Sequence[Any]]) -> None:
-        for group in (some for together in groups for some in alike(together)):
-            self._alive = []  # views take the place of what is watched
-            merged = Merged(group)
-            self.merged.append(merged)
-            self._of |= dict.fromkeys(map(id, group), merged)
+        self._forget()  # views take the place of what is watched
+        for together in groups:
+            for group in alike(module for module in together if not self._shares(module)):
+                merged = Merged(group)
+                self.merged.append(merged)
+                for i, module in enumerate(group):
+                    self._parts[id(module)] = Part(merged.product, merged.ends, i)
         self._remember(layer)
         release()
 
+    def _shares(self, module: Any) -> bool:
+        return any(self._shared[id(array)] > 1 for array in module.values())
+
     def undo(self) -> None:
         """Arrays of their own for all that was merged."""
-        self._made_of, self._alive = [], []
-        self.splits.clear()
+        self._forget()
         for merged in self.merged:
             merged.undo()
-        self.merged, self._of = [], {}
+        self.merged = []
         release()
 
 
@@ -140,7 +173,8 @@ class _Model:
         self.structure = ""
         self.rows: dict[int, str] = {}
         self.reason = NO_VERDICT
-        self.layers: dict[int, Layer] = {}
+        self.layers: dict[int, Layer] = {}  # by its number
+        self.others: dict[int, str] = {}  # why a layer is none that can be compiled
 
 
 class Steps:
@@ -217,8 +251,11 @@ class Steps:
                     "compiled": sum(bool(x.splits) for x in seen.layers.values()),
                     "merged": sum(len(x.merged) for x in seen.layers.values()),
                     "separate": {
-                        str(i): x.reason for i, x in enumerate(seen.layers.values()) if x.reason
-                    },
+                        str(i): x.reason or "no step that could be compiled was seen"
+                        for i, x in sorted(seen.layers.items())
+                        if not x.splits
+                    }
+                    | {str(i): reason for i, reason in seen.others.items()},
                     "rows": sorted(seen.rows),
                     "reason": seen.reason,
                 }
@@ -261,28 +298,29 @@ class Steps:
 
         def call(self: Any, *args: Any, **named: Any) -> Any:
             layer = layers.get(id(self))
-            if layer is None or not args or len(args) + len(named) > 3 or self._training:
+            if layer is None or not args or self._training or not named.keys() <= _NAMED:
                 return original(self, *args, **named)
-            x, mask, cache = (*args, *map(named.get, ("mask", "cache")[len(args) - 1 :]))[:3]
+            given: Any = (*args, *map(named.get, NAMED[len(args) - 1 :]))
+            x, mask, cache = given[:3]
             shape = x.shape
-            if shape[1:-1] != (1,) or shape[0] not in layer.rows:
+            offset: Any = getattr(cache, "offset", None)
+            if shape[1:-1] != (1,) or shape[0] not in layer.rows or given[3:]:
                 return original(self, *args, **named)
-            offset, masked = getattr(cache, "offset", None), mask is not None
-            split = layer.splits.get((shape[0], masked))
+            key = shape[0], type(mask), type(offset)
+            split = layer.splits.get(key)
             if split is None:
-                # MLX runs it this once: so what decides on routes for products has seen real arrays.
+                # As ever, this once: what decides on routes for products has seen real arrays.
                 out = original(self, *args, **named)
-                if offset is not None:
+                if key[1] in MASKS and key[2] in OFFSETS:
                     with steps._lock:
-                        layer.split(x, masked)
+                        layer.split(key, x, offset)
                 return out
             if not layer.unchanged():
                 layer.drop()
-            elif type(offset) is int:
-                return split(x, steps._as_array(offset), mask, cache)
-            elif type(offset) is mx.array:
-                return split(x, offset, mask, cache)
-            return original(self, *args, **named)
+                return original(self, *args, **named)
+            # An update may change an array in place.
+            array = steps._as_array(offset) if key[2] is int else copy.copy(offset)
+            return split(x, array, mask, cache)
 
         return call
 
@@ -314,25 +352,38 @@ class Steps:
         for layer in seen.layers.values():
             layer.undo()
         seen.layers.clear()
+        seen.others.clear()
         seen.structure = structure(model)
         seen.rows = rows_of(seen.structure, self.accepted)
         seen.reason = "" if seen.rows else NO_VERDICT
         if seen.times > MAX_DECIDED:
-            seen.rows, seen.reason = {}, "its weights change all the time"
+            seen.rows, seen.reason = {}, "it changes all the time"
         if not seen.rows:
             return
 
         def changed() -> None:
             seen.decided = False
 
-        for module in model.layers:
-            cls = type(module)
+        layers = list(model.layers)
+        distinct = {id(layer): layer for layer in layers if isinstance(layer, Module)}.values()
+        shared = Counter(chain.from_iterable(map(_arrays, distinct)))
+        made: dict[int, Layer] = {}
+        for i, module in enumerate(layers):
+            cls, key = type(module), id(module)
             run = self._runs.setdefault(cls, vars(cls).get("__call__"))
-            if _takes(run):
-                key = id(module)
-                seen.layers[key] = self.layers[key] = Layer(module, run, seen.rows, changed)
+            if not _takes(run):
+                seen.others[i] = "it is not called with x, mask and cache"
+                continue
+            if key not in made:
+                made[key] = self.layers[key] = Layer(module, run, seen.rows, shared, changed)
                 weakref.finalize(module, self.layers.pop, key, None)
                 self._replace(cls, self._of_layer)
+            seen.layers[i] = made[key]
+
+
+def _arrays(layer: Any) -> list[int]:
+    """Ids of the arrays of each of its modules."""
+    return [id(a) for m in {id(m): m for m in layer.modules()}.values() for a in m.values()]
 
 
 def _takes(run: Any) -> bool:
