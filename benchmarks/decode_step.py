@@ -4,8 +4,9 @@
                                      [--steps 24]
 
 Six arms in one process, twice: stock, patched (kernels alone), compiled (layers), merged (compiled,
-with products of one input as one), both (kernels and merged), and with attention left out (its result is the
-queries: then MLX leaves out what fed the caches as well, so this is more than any kernel can save).
+with products of one input as one), both (kernels and merged), and with attention left out (its
+result is the queries: then MLX leaves out what fed the caches as well, so this is more than any
+kernel can save).
 A step is pipelined as mlx-lm's own loops are. Launches are the operations of a step's graph that
 are more than another view of an array; memory is what is held, and the most while weights are
 merged. With PyTorch for CUDA, CUPTI also counts the GPU's kernels and the time in which it was

@@ -31,7 +31,10 @@ from mlx_lm.models.switch_layers import QuantizedSwitchLinear
 from ..errors import BackendError
 from ..runtime.patch import swapping
 
-__all__ = ["ATTENTION", "PRODUCTS", "Attention", "Part", "Seen", "Split", "Unsplittable", "look"]
+__all__ = [
+    *("ATTENTION", "PRODUCTS", "AttentionCall", "Part", "Seen", "Split", "Unsplittable"),
+    *("arrays_of", "kernels_of", "kind", "look"),
+]
 
 ATTENTION = "scaled_dot_product_attention"
 PRODUCTS: tuple[type, ...] = (Linear, QuantizedLinear, QuantizedSwitchLinear)
@@ -92,7 +95,7 @@ class _Cache:
     __class__ = property(_refuse("its class"))
 
 
-class Attention(NamedTuple):
+class AttentionCall(NamedTuple):
     """How a layer calls attention: the names of its module, where it is looked up at each call, and
     the arguments that are the same in all calls."""
 
@@ -105,7 +108,7 @@ class Seen(NamedTuple):
     """What one run of a layer on stand-ins has shown. calls: each call of a layer of PRODUCTS, with
     its arguments, in their order."""
 
-    attention: Attention
+    attention: AttentionCall
     calls: list[tuple[Any, tuple[Any, ...]]]
 
     def together(self) -> list[list[Any]]:
@@ -197,7 +200,7 @@ class Trace:
     def __init__(self, layer: Any, run: Run, called: Called) -> None:
         self._layer, self._run, self._called = layer, run, called
         self._spaces = _spaces(layer)
-        self.attention: Attention | None = None
+        self.attention: AttentionCall | None = None
 
     def before(self, x: mx.array, offset: int | mx.array, masked: bool) -> tuple[Any, Any, Any]:
         """Queries, keys and values. Raises Unsplittable, and what the layer raises."""
@@ -244,7 +247,7 @@ class Trace:
                 if type(value) not in (int, float, bool) and not any(value is a for a in own):
                     raise Unsplittable("attention gets what the layer has computed")
             self.given = cache.given
-            self.attention = Attention(self._space(original), call, masked)
+            self.attention = AttentionCall(self._space(original), call, masked)
             return result(queries)
 
         with _in_place(self._spaces, attend, self._called):
@@ -392,9 +395,9 @@ def arrays_of(values: Sequence[Any], modules: Sequence[Any], parts: Mapping[int,
     places = (id(module) not in parts for module in modules for _ in module)
     pairs = zip(values, places, strict=True)
     found = [i for i, (v, own) in enumerate(pairs) if own and isinstance(v, mx.array)]
-    if len(found) < 2:  # else itemgetter returns no tuple
-        raise Unsplittable("it holds less than two arrays")
-    return itemgetter(*found)
+    if len(found) > 1:
+        return itemgetter(*found)
+    return lambda values: tuple(values[i] for i in found)
 
 
 class Split:

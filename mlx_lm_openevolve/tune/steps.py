@@ -40,8 +40,8 @@ class StepRow(NamedTuple):
 def decide_steps(
     model: Any, batches: Sequence[int], planner: Planner, end: float
 ) -> Iterator[StepRow]:
-    """Rows for each number of sequences, rounded up to a power of two: one for each of WAYS until one
-    serves, or `end` (time.monotonic). Every verdict is stored as soon as it is made. Raises
+    """Rows for each number of sequences, rounded up to a power of two: one for each of WAYS until
+    one serves, or `end` (time.monotonic). Every verdict is stored as soon as it is made. Raises
     RegistryError."""
     found = stored(planner.device, planner.registries)
     known = {(verdict.workload, verdict.kernel): verdict for verdict in reversed(found)}
