@@ -125,16 +125,12 @@ def sources(launch: Launch, absent: Mapping[str, str]) -> tuple[str, str]:
     two kernels were alike, and a kernel that inherits another's cluster size computes rubbish.
     """
     spec = launch.spec
-    source, header = spec.source, spec.header
-    for text in (spec.source, spec.header):
-        if reason := _foreign(text):
-            raise UnsupportedOnCuda(f"{spec.file}: {reason}")
+    try:
+        source, header = _as_cuda(spec.source, spec.header, spec.language, tuple(spec.inputs))
+    except UnsupportedOnCuda as error:
+        raise UnsupportedOnCuda(f"{spec.file}: {error}") from None
     head, body = "", ""
     if spec.language == "metal":
-        try:
-            source, header = translate(minify(source), spec.inputs), translate(minify(header))
-        except UnsupportedOnCuda as error:
-            raise UnsupportedOnCuda(f"{spec.file}: {error}") from None
         head = _header()
     if header:
         head += f'namespace mlx::core::cu {{\n#line 1 "header of {spec.file}"\n{header}\n}}\n'
@@ -158,6 +154,17 @@ def sources(launch: Launch, absent: Mapping[str, str]) -> tuple[str, str]:
     if absent:
         head += f"namespace mlx::core::cu {{\n{_ABSENT}\n}}\n"
     return head, f'{body}{strides}#line 1 "{spec.file}"\n{source}\n'
+
+
+@functools.lru_cache(64)  # the gate builds a kernel for some ten lengths: 60 ms each
+def _as_cuda(source: str, header: str, language: str, inputs: tuple[str, ...]) -> tuple[str, str]:
+    """A launch's source and header as CUDA text. Raises UnsupportedOnCuda."""
+    for text in (source, header):
+        if reason := _foreign(text):
+            raise UnsupportedOnCuda(reason)
+    if language != "metal":
+        return source, header
+    return translate(minify(source), inputs), translate(minify(header))
 
 
 _INCLUDES = re.compile(
