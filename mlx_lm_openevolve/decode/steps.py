@@ -365,8 +365,11 @@ class Steps:
                 seen.reason = f"{type(error).__name__} where it is looked at: {error}"
 
     def _apply(self, model: Any, seen: _Model) -> None:
-        for layer in seen.layers.values():
-            layer.undo()
+        mine = {*map(id, seen.layers.values())}
+        for key, layer in list(self.layers.items()):
+            if id(layer) in mine:
+                layer.undo()
+                self.layers.pop(key, None)
         seen.layers.clear()
         seen.others.clear()
         seen.structure = structure(model)
@@ -383,7 +386,6 @@ class Steps:
         layers = list(model.layers)
         distinct = {id(layer): layer for layer in layers if isinstance(layer, Module)}.values()
         shared = Counter(chain.from_iterable(map(_arrays, distinct)))
-        made: dict[int, Layer] = {}
         halves: list[tuple[Any, Split]] = []
         for i, module in enumerate(layers):
             cls, key = type(module), id(module)
@@ -391,13 +393,11 @@ class Steps:
             if not _takes(run):
                 seen.others[i] = "it is not called with x, mask and cache"
                 continue
-            if key not in made:
-                made[key] = self.layers[key] = Layer(
-                    module, run, seen.rows, shared, halves, changed
-                )
+            if key not in self.layers:  # else a model within this one, or around it, has it
+                self.layers[key] = Layer(module, run, seen.rows, shared, halves, changed)
                 weakref.finalize(module, self.layers.pop, key, None)
                 self._replace(cls, self._of_layer)
-            seen.layers[i] = made[key]
+            seen.layers[i] = self.layers[key]
 
 
 def _arrays(layer: Any) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import queue
 import sys
@@ -19,6 +20,7 @@ import pytest
 from mlx.utils import tree_flatten
 from mlx_lm.generate import generate_step
 from mlx_lm.models.cache import make_prompt_cache, trim_prompt_cache
+from serving import close
 
 import mlx_lm_openevolve as package
 from mlx_lm_openevolve.bench import worker
@@ -153,6 +155,56 @@ def test_a_class_that_is_defined_later_is_reached(
     # The model that it contains is no other model: what it does not know stays as it is.
     assert same(said(later), stock)
     assert row(later)["compiled"] == 2
+
+
+def test_a_model_in_a_model(home: Path, model: Any) -> None:
+    """As language models in others: both are accepted, and each layer is compiled once."""
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.language_model, self.layers, self.args = model, model.layers, model.args
+
+        def __call__(self, inputs: mx.array, cache: Any = None) -> mx.array:
+            out: mx.array = self.language_model(inputs, cache)
+            return out
+
+    outer = Model()
+    outer.eval()
+    stock = said(model)
+    accept(home, model, 1)
+    accept(home, outer, 1)
+    enable()
+    memory = mx.get_active_memory()
+    for one in (outer, model, outer):
+        assert same(said(one), stock)
+        assert row(one)["compiled"] == 2
+        gc.collect()
+    assert mx.get_active_memory() - memory < model.layers[0].mlp.up_proj.weight.nbytes / 2
+
+
+def test_a_layer_that_is_as_it_was_in_a_model_that_is_not(model: Any, steps: Steps) -> None:
+    """What was accepted is the whole."""
+    said(model, 2)
+    assert [bool(layer.splits) for layer in steps.layers.values()] == [True, True]
+    nn.quantize(model.layers[0], 32, 4)  # type: ignore[attr-defined]
+    for _ in range(2):
+        said(model, 2)
+        assert not any(layer.splits for layer in steps.layers.values())
+
+
+def test_a_kernel_serves_between_the_halves(home: Path, tiny_model: Any, proven: Any) -> None:
+    tiny_model.eval()
+    stock = said(tiny_model, 4)
+    accept(home, tiny_model, 1)
+    package.enable_optimizations(
+        backend="host", require_faster=False, gate="stored", ops=("attention", "linear", "step")
+    )
+    found = said(tiny_model, 4)
+    assert row(tiny_model)["compiled"] == 2
+    assert all(map(functools.partial(close, limit=0.02), found[1], stock[1]))
+    rows = package.get_optimization_info()["workloads"].values()
+    assert sum(r["hits"] for r in rows) >= 2 * 4
 
 
 def test_two_models_and_two_threads(home: Path, model: Any) -> None:
