@@ -3,9 +3,10 @@
     python benchmarks/decode_step.py [--shape qwen3-0.6b] [--bits 4] [--cases 8x2048 1x1024]
                                      [--steps 24]
 
-Six arms in one process, twice: stock, patched (kernels alone), merged (products alone), gate-up (of
-these two alone), both (kernels and all products), and with attention left out (its result is the
-queries: then MLX leaves out what fed the caches as well, so this is more than any kernel can save).
+Six arms in one process, twice: stock, patched (kernels alone), compiled (layers), merged (compiled,
+with products of one input as one), both (kernels and merged), and with attention left out (its
+result is the queries: then MLX leaves out what fed the caches as well, so this is more than any
+kernel can save).
 A step is pipelined as mlx-lm's own loops are. Launches are the operations of a step's graph that
 are more than another view of an array; memory is what is held, and the most while weights are
 merged. With PyTorch for CUDA, CUPTI also counts the GPU's kernels and the time in which it was
@@ -31,13 +32,13 @@ from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm_openevolve import get_optimization_info, optimizations
 from mlx_lm_openevolve.bench import command as bench
 from mlx_lm_openevolve.bench import model_configs as shapes
-from mlx_lm_openevolve.decode.steps import ALL, GATE_UP, Steps
+from mlx_lm_openevolve.decode.steps import ALL, COMPILED, Steps
 from mlx_lm_openevolve.decode.structure import slug, structure
 from mlx_lm_openevolve.ops.base import next_pow2
 from mlx_lm_openevolve.runtime.api import families
 from mlx_lm_openevolve.runtime.patch import Patch
 
-ARMS = ("stock", "patched", "merged", "gate-up", "both", "left out")
+ARMS = ("stock", "patched", "compiled", "merged", "both", "left out")
 WARM = 4
 # Operations that move nothing: what they make is another view.
 VIEWS = (
@@ -47,12 +48,11 @@ VIEWS = (
 
 
 @contextlib.contextmanager
-def merged(model: Any, batch: int, what: str) -> Iterator[Steps]:
-    """A model with merged products (of MERGED), whatever any verdict says."""
-    steps = Steps({slug(structure(model), next_pow2(batch)): what})
+def compiled(model: Any, batch: int, way: str) -> Iterator[Steps]:
+    """A model with compiled layers, in one of WAYS, whatever any verdict says."""
+    steps = Steps({slug(structure(model), next_pow2(batch)): way})
     steps.install()
     try:
-        steps.merge(model)
         yield steps
     finally:
         steps.restore()
@@ -71,14 +71,14 @@ def launches(model: Any, cache: list[Any], token: mx.array) -> int:
 
 @contextlib.contextmanager
 def arm(name: str, model: Any = None, batch: int = 1) -> Iterator[None]:
-    """mlx-lm as it is, patched, merged in two ways, both, or without attention."""
-    if name in ("patched", "merged", "gate-up", "both"):
+    """mlx-lm as it is, patched, compiled in two ways, both, or without attention."""
+    if name in ("patched", "compiled", "merged", "both"):
         with contextlib.ExitStack() as stack:
             if name in ("patched", "both"):
                 stack.enter_context(optimizations(ops=families()))
             if name != "patched":
-                what = GATE_UP if name == "gate-up" else ALL
-                stack.enter_context(merged(model, batch, what))
+                way = COMPILED if name == "compiled" else ALL
+                stack.enter_context(compiled(model, batch, way))
             yield
     elif name == "left out":
         name = "scaled_dot_product_attention"

@@ -1,7 +1,7 @@
 """A decode step, stock against patched, step by step in turns: for differences of a percent.
 
     python benchmarks/step_ratio.py [--shape llama-3.2-1b] [--bits 4] [--ops attention,linear]
-                                    [--merged merged-products] [--batch 1 4 8] [--length 1024]
+                                    [--way compiled-merged] [--batch 1 4 8] [--length 1024]
                                     [--half-width 0.02] [--seconds 60] [--backend cuda] [-o FILE]
 
 One process, one model, one cache a batch. Blocks of four steps, A B B A or B A A B by turns;
@@ -9,8 +9,8 @@ between steps the model's module gets the other attention function, and mlx.nn's
 methods, nothing else changes. A step ends when its
 token is there. Goes on until the 99% interval of the median ratio stock / patched is as narrow as
 asked, or the seconds are spent. Verdicts are those that are stored: where there are none
-(MLX_LM_OPENEVOLVE_HOME empty, tuned/ without this device) every call falls back. --merged: in B
-products are merged as well, whatever verdicts say; with `--ops step` they alone.
+(MLX_LM_OPENEVOLVE_HOME empty, tuned/ without this device) every call falls back. --way: in B
+layers are compiled as well, whatever verdicts say; with `--ops step` they alone.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from mlx.nn.layers import quantized
 import mlx_lm_openevolve
 from mlx_lm_openevolve import ops
 from mlx_lm_openevolve.bench import model_configs
-from mlx_lm_openevolve.decode.steps import MERGED, Steps
-from mlx_lm_openevolve.decode.structure import layers, slug, structure
+from mlx_lm_openevolve.decode.steps import WAYS, Steps
+from mlx_lm_openevolve.decode.structure import slug, structure
 from mlx_lm_openevolve.device import detect, fingerprint
 from mlx_lm_openevolve.intervals import median_interval
 from mlx_lm_openevolve.kernels.verdict import gate_version
@@ -43,29 +43,31 @@ ORDERS = ("ABBA", "BAAB")
 
 
 def arms(
-    model: Any, steps: Steps | None, options: argparse.Namespace
+    model: Any, batch: int, steps: Steps | None, options: argparse.Namespace
 ) -> dict[str, list[tuple[Any, str, Any]]]:
     """What is called in each arm, and where it stands."""
     places = [
         (sys.modules[type(model).__module__], "scaled_dot_product_attention"),
         (quantized.QuantizedLinear, "__call__"),
         (quantized.QuantizedEmbedding, "as_linear"),
-        *((cls, "__call__") for cls in {type(layer.module) for layer in layers(model, {})}),
+        *((cls, "__call__") for cls in {type(layer) for layer in model.layers}),
     ]
     stock = [(holder, name, getattr(holder, name)) for holder, name in places]
     named = options.ops.split(",") if options.ops else None
     mlx_lm_openevolve.enable_optimizations(backend=options.backend, gate="stored", ops=named)
     if steps is not None:
         steps.install()
-        steps.merge(model)
+        cache, token = prefilled(model, batch, 8)
+        for _ in range(2):
+            model(token[:, None], cache=cache)
     return {"A": stock, "B": [(holder, name, getattr(holder, name)) for holder, name in places]}
 
 
 def measure(model: Any, batch: int, options: argparse.Namespace) -> dict[str, Any]:
     steps = None
-    if options.merged:
-        steps = Steps({slug(structure(model), next_pow2(batch)): options.merged})
-    placed = arms(model, steps, options)
+    if options.way:
+        steps = Steps({slug(structure(model), next_pow2(batch)): options.way})
+    placed = arms(model, batch, steps, options)
     cache, token = prefilled(model, batch, options.length)
 
     def step(arm: str) -> float:
@@ -115,7 +117,7 @@ def main() -> None:
     parser.add_argument("--shape", default="llama-3.2-1b")
     parser.add_argument("--bits", default="", choices=("", *model_configs.BITS))
     parser.add_argument("--ops", help="families to switch on")
-    parser.add_argument("--merged", choices=MERGED, help="merge products in B")
+    parser.add_argument("--way", choices=WAYS, help="compile layers in B")
     parser.add_argument("--batch", type=int, nargs="+", default=[1])
     parser.add_argument("--length", type=int, default=1024)
     parser.add_argument("--half-width", type=float, default=0.02)
@@ -142,7 +144,7 @@ def main() -> None:
         machine = fingerprint(
             detect(options.backend), {name: gate_version(name) for name in ops.FAMILIES}
         )
-        case = {name: getattr(options, name) for name in ("shape", "bits", "ops", "merged")}
+        case = {name: getattr(options, name) for name in ("shape", "bits", "ops", "way")}
         date = time.strftime("%Y-%m-%d")
         text = json.dumps({"machine": machine, "date": date, **case, "rows": rows})
         options.output.write_text(text + "\n")

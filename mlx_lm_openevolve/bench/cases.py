@@ -118,9 +118,9 @@ def problems(case: Mapping[str, Any], faster: bool) -> list[str]:
     """Why a case is not as it should be; nothing where it is. faster: whether it must be."""
     lines = []
     logits = case["logits"]
-    if not (case["hits"] or logits.get("merged")):
+    if not (case["hits"] or logits.get("compiled")):
         lines.append("not one call was served by a kernel: this compared stock with stock")
-    elif not (logits["hits"] or logits.get("merged")):
+    elif not (logits["hits"] or logits.get("compiled")):
         lines.append("the logits were compared without a kernel: none serves plain decode here")
     # Asked this way round, so that NaN is no agreement.
     if not logits["patched"] <= LOGITS_RATIO * logits["stock"]:

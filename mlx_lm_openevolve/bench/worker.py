@@ -143,7 +143,7 @@ def logits(model: Any, prompts: list[list[int]], task: dict[str, Any]) -> dict[s
     """Distances between logits [B, steps, V] of a few decode steps after one stock prefill, the
     same tokens fed to all: stock and patched from a float32 model, and patched from stock. In
     float32 is what the families compute that are switched on, over what the cache holds and the
-    layers hold (dequantised where it is quantised), and the whole model where products were merged.
+    layers hold (dequantised where it is quantised), and the whole model where layers were compiled.
     Distance: L2 norm of the difference over that of the reference."""
     tokens = mx.array(prompts)
     shape = (len(prompts), LOGIT_STEPS)
@@ -177,12 +177,12 @@ def logits(model: Any, prompts: list[list[int]], task: dict[str, Any]) -> dict[s
         patched = decode()
         info = get_optimization_info()
     hits = sum(row["hits"] for row in info["workloads"].values())
-    merged = any(row["merged"] for row in info["models"].values())
-    wanted = {*families(task["settings"].get("ops"))} - ({"linear"} if merged else set())
-    exact = under({name: ops.get(name).exact for name in wanted}, in_float32() if merged else ())
+    compiled = any(row["compiled"] for row in info["models"].values())
+    wanted = {*families(task["settings"].get("ops"))} - ({"linear"} if compiled else set())
+    exact = under({name: ops.get(name).exact for name in wanted}, in_float32() if compiled else ())
     return {
         "hits": hits,
-        "merged": merged,
+        "compiled": compiled,
         "difference": distance(patched, stock),
         "stock": distance(stock, exact),
         "patched": distance(patched, exact),

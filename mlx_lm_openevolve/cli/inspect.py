@@ -324,7 +324,7 @@ def block(facts: dict[str, Any], calls: Callers) -> list[str]:
         rows.append((name, f"{state}; replaces {', '.join(row['replaces'])}"))
     step = facts["step"]
     count = len(step["accepted_here"])
-    text = f"products merged in {count} kinds of steps that are proven here"
+    text = f"layers compiled in {count} kinds of steps that are proven here"
     rows.append(("step", text if step["on"] else "off"))
     rows += [("set", f"{name}={value}") for name, value in facts["variables"].items()]
     rows += _architectures(calls)

@@ -1,8 +1,8 @@
-"""Whole decode steps: layers that are known, run in fewer launches where the gate proved it.
+"""Whole decode steps: a model's layers, compiled where the gate proved them right and faster.
 
-bodies.py     which classes are known: by what their `__call__` does
+split.py      a layer in two halves around its cache and attention, found by running it on stand-ins
 merge.py      products of one input become one; the separate weights are views of it
 structure.py  what a verdict on a whole model is about
-steps.py      run time: a model with an accepted verdict is merged when it is first called
-judge.py      the gate: right against float32, wrong merges told, faster in turns
+steps.py      run time: a model with an accepted verdict decodes with compiled layers
+judge.py      the gate: right against float32, wrong layers told, faster in turns
 """

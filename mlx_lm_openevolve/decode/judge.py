@@ -1,8 +1,8 @@
-"""The gate for a whole model: its decode steps with merged products against its own.
+"""The gate for a whole model: its decode steps with compiled layers against its own.
 
     model, batch -> prompt -> STEPS greedy tokens of stock
-      right:  logits and caches, stock's and merged's, from a float32 run on the same tokens;
-              the same of known-wrong merges, which must be rejected
+      right:  logits and caches, stock's and the compiled ones', from a float32 run on the same
+              tokens; the same of known-wrong layers, which must be rejected
       faster: steps in turns in this process, A B B A; the interval must lie above FASTER
 
 What is promised: on long inputs the bits of stock; on as many rows as a verdict says an error from
@@ -12,9 +12,9 @@ may be summed in another order.
 
 from __future__ import annotations
 
-import contextlib
+import copy
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
@@ -29,7 +29,7 @@ from ..gate import timing
 from ..gate.speed import even
 from ..kernels.verdict import FASTER, STEP, Verdict, gate_version
 from ..runtime.patch import installed
-from .merge import Merged
+from .split import Split
 from .steps import ALL, Steps
 from .structure import slug, structure
 
@@ -44,7 +44,8 @@ _ROUNDING = 1e-6
 _CHUNK = 2048  # of a prompt, as mlx-lm reads it
 _SHORT = 64  # tokens of the prompt after which logits and caches are compared
 _WARM, _SAME = 0.15, 0.25  # of the seconds: warming up, and stock against itself
-MUTANTS = ("parts-exchanged", "one-row-off")
+# What one layer does wrongly.
+MUTANTS: dict[str, Callable[[Split], None]] = {}
 
 Outcome = tuple[mx.array, list[mx.array], list[Any]]  # logits, caches, and the tokens fed
 
@@ -59,16 +60,16 @@ def judge(
     length: int = 1024,
     seed: int = 0,
 ) -> Verdict | None:
-    """The verdict on decoding `batch` sequences of `length` tokens with `what` of MERGED; None
-    where no layer of the model has any. On the host nothing is timed. The model is as it was
+    """The verdict on decoding `batch` sequences of `length` tokens in `what` of WAYS; None where
+    no layer of the model can be compiled. On the host nothing is timed. The model is as it was
     afterwards. Raises what the model raises, and GateTimeout where `seconds` hold too few steps,
     or uneven ones."""
     name = slug(structure(model), batch)
     steps = Steps({name: what})
     prompt = np.random.default_rng(seed).integers(0, vocabulary(model), (batch, length))
     with installed([steps]):
-        steps.merge(model)
-        if not steps.merges.of:
+        _decode(model, mx.array(prompt[:, -2:]), count=2)
+        if not any(layer.splits for layer in steps.layers.values()):
             return None
         errors, killed, reason = _right(model, steps, mx.array(prompt[:, -_SHORT:]), seed)
         correct, faster = not reason, None
@@ -105,7 +106,7 @@ def _right(
     errors = _errors(forced, exact)
     equal = [a == b for a, b in zip(free[2], stock[2], strict=True)]
     evidence = {
-        "merged": errors,
+        "compiled": errors,
         "stock": own,
         "same_bits": bool(mx.array_equal(forced[0], stock[0]).item()),
         "same_tokens": equal.index(False) if False in equal else len(equal),
@@ -117,10 +118,18 @@ def _right(
         return evidence, {}, f"{' and '.join(wrong)} are further from float32 than stock's own"
     rng = np.random.default_rng(seed)
     survivors = []
-    for mutant in MUTANTS:
-        merged = list(steps.merges.of.values())[int(rng.integers(len(steps.merges.of)))]
-        with _wrong(merged, mutant):
+    layers = [layer for layer in steps.layers.values() if layer.splits]
+    for mutant, spoil in MUTANTS.items():
+        splits = layers[int(rng.integers(len(layers)))].splits
+        right = dict(splits)
+        for key, (split, pick, joined) in right.items():
+            spoilt = copy.copy(split)
+            spoil(spoilt)
+            splits[key] = spoilt, pick, joined
+        try:
             found = _errors(_decode(model, prompt, stock[2]), exact)
+        finally:
+            splits.update(right)
         if all(found[key] <= limit[key] for key in limit):
             survivors.append(mutant)
     of = len(MUTANTS)
@@ -128,12 +137,14 @@ def _right(
     return evidence, killed, f"it cannot tell {survivors[0]}" if survivors else ""
 
 
-def _decode(model: Any, prompt: mx.array, tokens: list[Any] | None = None) -> Outcome:
-    """Logits [B, STEPS, V] after a prompt, the caches' arrays, and the tokens that were decoded:
+def _decode(
+    model: Any, prompt: mx.array, tokens: list[Any] | None = None, count: int = STEPS
+) -> Outcome:
+    """Logits [B, count, V] after a prompt, the caches' arrays, and the tokens that were decoded:
     the greedy ones, or those given."""
     cache = empty_cache(model, prompt.shape[0])
     token, out, fed = _prefilled(model, cache, prompt), [], []
-    for i in range(STEPS):
+    for i in range(count):
         if tokens is not None:
             token = mx.array(tokens[i])
         fed.append(token.tolist())
@@ -170,18 +181,35 @@ def _errors(got: Outcome, exact: Outcome) -> dict[str, float]:
     return {"logits": distance(got[0], exact[0]), "caches": max(caches, default=0.0)}
 
 
-@contextlib.contextmanager
-def _wrong(merged: Merged, mutant: str) -> Iterator[None]:
-    """One layer merged wrongly."""
-    names, weight = merged.names, merged.product["weight"]
-    if mutant == "parts-exchanged":
-        merged.names = [*names[:-2], names[-1], names[-2]]
-    else:
-        merged.product["weight"] = mx.roll(weight, 1, 0)
-    try:
-        yield
-    finally:
-        merged.names, merged.product["weight"] = names, weight
+def _mutant(name: str) -> Callable[[Callable[[Split], None]], Callable[[Split], None]]:
+    def add(spoil: Callable[[Split], None]) -> Callable[[Split], None]:
+        MUTANTS[name] = spoil
+        return spoil
+
+    return add
+
+
+@_mutant("offset-one-off")
+def _later(split: Split) -> None:
+    before = split.before
+    split.before = lambda x, offset, arrays: before(x, offset + 1, arrays)
+
+
+@_mutant("one-element-off")
+def _rolled(split: Split) -> None:
+    before = split.before
+
+    def rolled(x: mx.array, offset: mx.array, arrays: Any) -> Any:
+        queries, keys, values = before(x, offset, arrays)
+        return queries, mx.roll(keys, 1, -1), values
+
+    split.before = rolled
+
+
+@_mutant("attention-lost")
+def _lost(split: Split) -> None:
+    after = split.after
+    split.after = lambda x, offset, out, arrays: after(x, offset, mx.zeros_like(out), arrays)
 
 
 class _Arm:
@@ -215,10 +243,10 @@ def _faster(
     cache = empty_cache(model, prompt.shape[0])
     token = _prefilled(model, cache, prompt)
     stock = _Arm(model, cache, token, lambda: steps.switched(on=False))
-    merged = _Arm(model, cache, token, lambda: steps.switched(on=True))
-    step = timing.warm_up((stock, merged), _WARM * seconds)
+    compiled = _Arm(model, cache, token, lambda: steps.switched(on=True))
+    step = timing.warm_up((stock, compiled), _WARM * seconds)
     same = timing.paired(stock, stock, step, _SAME * seconds, seed)
-    pair = timing.paired(stock, merged, step, (1 - _WARM - _SAME) * seconds, seed)
+    pair = timing.paired(stock, compiled, step, (1 - _WARM - _SAME) * seconds, seed)
     if same is None or pair is None:
         raise GateTimeout(f"{seconds:.3g} s hold too few steps of {1e3 * step:.3g} ms")
     evidence = {**pair.to_json(), "on": f"{prompt.shape[0]}x{prompt.shape[1]}"}

@@ -1,7 +1,8 @@
-"""Run time: a model of a structure with an accepted verdict decodes with merged products.
+"""Run time: a model of a structure with an accepted verdict decodes with compiled layers.
 
     Model.__call__ --first call, or something changed--> structure --verdicts--> rows | none
-       its recognised layers --merge--> their classes' `__call__` replaced (merge.py)
+       its layers' classes' `__call__` replaced -> a layer's first token: looked at (split.py), its
+       products merged (merge.py) -> the next ones: its compiled halves
 
 Where no verdict of this chip accepts the structure, all that changes is one look-up a step.
 """
@@ -9,12 +10,17 @@ Where no verdict of this chip accepts the structure, all that changes is one loo
 from __future__ import annotations
 
 import contextlib
+import copy
+import inspect
 import threading
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
+from types import NoneType
 from typing import Any
 
+import mlx.core as mx
 from mlx.nn.layers.base import Module
 
 from ..device import Device, fingerprint
@@ -23,17 +29,22 @@ from ..kernels.verdict import STEP, Verdict, gate_version
 from ..runtime.holders import model_classes
 from ..runtime.info import ModelInfo
 from ..runtime.patch import MethodPatch
-from .bodies import Body
-from .merge import Merges, release
-from .structure import Layer, layers, rows_of, structure
+from .merge import Merged, alike, release
+from .split import PRODUCTS, Part, Split, Unsplittable, arrays_of, kernels_of, kind, look
+from .structure import rows_of, structure
 
-__all__ = ["ALL", "GATE_UP", "MERGED", "Steps", "stored"]
+__all__ = ["ALL", "COMPILED", "WAYS", "Steps", "stored"]
 
-# What is judged, the first before the second: all products that can be one, or these alone. With
-# several rows the parts of a product do not lie together, and norm and rope copy them.
-ALL, GATE_UP = "merged-products", "merged-gate-up"
-MERGED: dict[str, tuple[str, ...] | None] = {ALL: None, GATE_UP: ("gate_proj", "up_proj")}
-MAX_DECIDED = 16  # times that one model is looked at: weights that change ever again are left alone
+# The ways in which a step is judged, the first before the second: compiled layers whose products
+# of one input are one, or compiled layers alone.
+ALL, COMPILED = "compiled-merged", "compiled"
+WAYS = (ALL, COMPILED)
+MAX_DECIDED = 16  # times that one model is looked at: what changes ever again is left alone
+Run = Callable[..., Any]
+Key = tuple[int, type, type]  # rows, and what its mask and its cache's offset are
+NAMED = "mask", "cache"
+_NAMED = {*NAMED}
+MASKS, OFFSETS = (NoneType, mx.array), (int, mx.array)
 NO_VERDICT = "no verdict of this chip accepts it: `tune` makes one"
 
 
@@ -41,10 +52,133 @@ def stored(device: Device, registries: Sequence[Registry]) -> list[Verdict]:
     """The verdicts on steps that count on this device, of each registry the best first."""
     here = fingerprint(device, gate_version(STEP), evidence=False)
     found = (verdict for registry in registries for verdict in registry.about(device.slug, STEP))
-    return [v for v in found if v.kernel in MERGED and v.counts_for(here)]
+    return [v for v in found if v.kernel in WAYS and v.counts_for(here)]
 
 
-class _Seen:
+class Layer:
+    """One layer of a model. rows: in which of WAYS it decodes so many sequences; shared: how often
+    the model's layers hold an array, by its id; known: the halves of its layers so far, by kind,
+    added to; changed: called when it is no longer made of what
+    it was made of."""
+
+    def __init__(
+        self,
+        layer: Any,
+        run: Run,
+        rows: Mapping[int, str],
+        shared: Mapping[int, int],
+        known: list[tuple[Any, Split]],
+        changed: Callable[[], None],
+    ) -> None:
+        self.rows, self.reason = rows, ""  # why it is left alone
+        # With what picks its arrays, and those of merged products.
+        self.splits: dict[Key, tuple[Split, Any, tuple[mx.array, ...]]] = {}
+        self.merged: list[Merged] = []
+        self._parts: dict[int, Part] = {}
+        self._layer, self._run = weakref.ref(layer), run
+        self._shared, self._known, self._changed = shared, known, changed
+        self._remember(layer)
+
+    def _remember(self, layer: Any) -> None:
+        """What it is made of. Modules and arrays by id, and weakly: to hold them would keep alive
+        what the model replaces. When one dies another may take its id: then all is over."""
+
+        def died(_: Any) -> None:
+            self.drop()
+
+        modules = layer.modules()
+        self._modules = [weakref.ref(module, died) for module in modules]
+        self._held = [*map(id, chain.from_iterable(map(dict.values, modules)))]
+        self._plain: list[Any] = [vars(module) for module in modules]
+        self._was = [dict(plain) for plain in self._plain]
+        # For a moment other threads may see what a trace puts over the products of layers.
+        self._classes = list({*map(type, modules)} - {*PRODUCTS, type(layer)})
+        self._calls = [cls.__call__ for cls in self._classes]
+        self._alive = [
+            weakref.ref(value, died) if isinstance(value, mx.array | Module) else value
+            for module in modules
+            for value in module.values()
+        ]
+
+    def unchanged(self) -> list[Any] | None:
+        """All that its modules hold, where it is made of the same modules, arrays, attributes and
+        methods still. Asked of every layer at every step."""
+        modules: Any = [ref() for ref in self._modules]
+        try:
+            held = [*chain.from_iterable(map(dict.values, modules))]
+            calls = [cls.__call__ for cls in self._classes]
+            same = [*map(id, held)] == self._held and self._plain == self._was
+            return held if same and calls == self._calls else None
+        except (TypeError, ValueError):  # one is dead; attributes that do not compare
+            return None
+
+    def drop(self) -> None:
+        """Forget what was seen, and say so."""
+        if self._alive:
+            self._forget()
+            self.reason = "it was changed"
+            for merged in self.merged:
+                del merged.product
+            self._changed()
+
+    def _forget(self) -> None:
+        self._alive, self._parts = [], {}
+        self.splits.clear()
+
+    def split(self, key: Key, x: mx.array, offset: int | mx.array) -> None:
+        """Find its halves for such calls as this one, unless it is left alone."""
+        layer: Any = self._layer()
+        masked = key[1] is mx.array
+        if self.reason or key in self.splits:
+            return
+        try:
+            seen = look(layer, self._run, x, offset, masked)
+            joins = self.rows[key[0]] == ALL
+            if joins and not self.merged:
+                self._merge(layer, seen.together())
+            for merged in self.merged if joins else ():
+                merged.product(mx.zeros((*x.shape[:-1], merged.width), x.dtype))
+            parts = self._parts if joins else {}
+            modules, kernels = layer.modules(), kernels_of(seen, parts)
+            values = [*chain.from_iterable(map(dict.values, modules))]
+            pick = arrays_of(values, modules, parts)
+            mine = self._run, key, x.dtype, *kind(modules, seen, parts, kernels)
+            split = next((split for other, split in self._known if _equal(other, mine)), None)
+            if split is None:
+                split = Split(layer, self._run, seen, parts, kernels, x, offset)
+                self._known.append((mine, split))
+            joined = (a for merged in self.merged if joins for a in merged.product.values())
+            self.splits[key] = split, pick, (*joined,)
+        except Exception as error:  # stand-ins are no arrays: a layer may do anything to them
+            known = isinstance(error, Unsplittable)
+            self.undo()
+            text = str(error).partition("\n")[0]
+            self.reason = text if known else f"{type(error).__name__}: {text}"
+
+    def _merge(self, layer: Any, groups: Sequence[Sequence[Any]]) -> None:
+        self._forget()  # views take the place of what is watched
+        for together in groups:
+            for group in alike(module for module in together if not self._shares(module)):
+                merged = Merged(group)
+                self.merged.append(merged)
+                for i, module in enumerate(group):
+                    self._parts[id(module)] = Part(merged.product, merged.ends, i)
+        self._remember(layer)
+        release()
+
+    def _shares(self, module: Any) -> bool:
+        return any(self._shared[id(array)] > 1 for array in module.values())
+
+    def undo(self) -> None:
+        """Arrays of their own for all that was merged."""
+        self._forget()
+        for merged in self.merged:
+            merged.undo()
+        self.merged = []
+        release()
+
+
+class _Model:
     """One model that was called."""
 
     def __init__(self, model: Any) -> None:
@@ -53,10 +187,12 @@ class _Seen:
         self.structure = ""
         self.rows: dict[int, str] = {}
         self.reason = NO_VERDICT
+        self.layers: dict[int, Layer] = {}  # by its number
+        self.others: dict[int, str] = {}  # why a layer is none that can be compiled
 
 
 class Steps:
-    """Merged products in this process. Thread-safe. accepted: by its slug what of MERGED a verdict
+    """Compiled layers in this process. Thread-safe. accepted: by its slug which of WAYS a verdict
     accepts.
 
     A replacement as those of runtime/patch.py are: `install`, `restore`, `installed`, `unreached`.
@@ -64,10 +200,11 @@ class Steps:
 
     def __init__(self, accepted: Mapping[str, str]) -> None:
         self.accepted = dict(accepted)
-        self.merges = Merges(self._changed)
-        self.bodies: dict[Any, Body | None] = {}
-        self._seen: dict[int, _Seen] = {}  # by the model's id, while it lives
+        self.layers: dict[int, Layer] = {}  # by the layer's id, while it lives
+        self._models: dict[int, _Model] = {}  # by the model's id, likewise
         self._patches: dict[type, MethodPatch] = {}
+        self._runs: dict[type, Any] = {}  # what stood there before
+        self._offset: tuple[int, mx.array] = (0, mx.array(0))
         self._lock = threading.RLock()
         self._hook: Any = None
 
@@ -93,22 +230,22 @@ class Steps:
             if vars(Module).get("__init_subclass__") is self._hook is not None:
                 del Module.__init_subclass__
             self._hook = None
-            for seen in self._seen.values():
-                model = seen.model()
-                if model is not None:
-                    self._separate(model)
             for patch in self._patches.values():
                 patch.restore()
             self._patches.clear()
-            self._seen.clear()
+            self._runs.clear()
+            for layer in list(self.layers.values()):
+                layer.undo()
+            self.layers.clear()
+            self._models.clear()
 
     def unreached(self) -> list[str]:
         return [name for patch in self._patches.values() for name in patch.unreached()]
 
     @contextlib.contextmanager
     def switched(self, *, on: bool) -> Iterator[None]:
-        """With the classes of merged layers as they are or as they were, for a comparison: the
-        weights stay where they lie."""
+        """With the classes of layers as they are or as they were, for a comparison: the weights
+        stay where they lie."""
         patches = list(self._patches.values()) if not on else []
         for patch in patches:
             patch.restore()
@@ -118,24 +255,21 @@ class Steps:
             for patch in patches:
                 patch.install()
 
-    def merge(self, model: Any) -> None:
-        """Merge a model's products now, as its first call would. Raises what merging raises."""
-        with self._lock:
-            seen = self._known(model)
-            seen.decided = True
-            self._apply(model, seen)
-            release()
-
     def info(self) -> dict[str, ModelInfo]:
         """The models that were called so far, by structure."""
         with self._lock:
-            known = [(seen, seen.model()) for seen in self._seen.values()]
+            known = [(seen, seen.model()) for seen in self._models.values()]
             return {
                 seen.structure or structure(model): {
                     "model": f"{type(model).__module__}.{type(model).__qualname__}",
-                    "recognised": _count(found := layers(model, self.bodies)),
-                    "merged": _count([x for x in found if id(x.module) in self.merges.of]),
-                    "separate": {x.path: x.reason for x in found if x.reason},
+                    "compiled": sum(bool(x.splits) for x in seen.layers.values()),
+                    "merged": sum(len(x.merged) for x in seen.layers.values()),
+                    "separate": {
+                        str(i): x.reason or "no step that could be compiled was seen"
+                        for i, x in sorted(seen.layers.items())
+                        if not x.splits
+                    }
+                    | {str(i): reason for i, reason in seen.others.items()},
                     "rows": sorted(seen.rows),
                     "reason": seen.reason,
                 }
@@ -150,16 +284,16 @@ class Steps:
 
     def _reach(self, cls: type) -> None:
         if cls.__name__ == "Model" and "__call__" in vars(cls):
-            self._replace(cls, self._wrap)
+            self._replace(cls, self._of_model)
 
-    def _replace(self, cls: type, wrap: Callable[[Callable[..., Any]], Any]) -> None:
+    def _replace(self, cls: type, wrap: Callable[[Run], Any]) -> None:
         with self._lock:
             if cls not in self._patches:
                 self._patches[cls] = MethodPatch(cls, "__call__", wrap, guards=True)
                 self._patches[cls].install()
 
-    def _wrap(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        models = self._seen
+    def _of_model(self, original: Run) -> Run:
+        models = self._models
 
         def call(self_: Any, *args: Any, **kwargs: Any) -> Any:
             seen = models.get(id(self_))
@@ -172,63 +306,115 @@ class Steps:
 
         return call
 
-    def _changed(self, owner: int) -> None:
-        seen = self._seen.get(owner)
-        if seen is not None:
-            seen.decided = False
+    def _of_layer(self, original: Run) -> Run:
+        """A `__call__(layer, x, mask, cache)` that runs a layer's compiled halves."""
+        layers, steps = self.layers, self
 
-    def _known(self, model: Any) -> _Seen:
-        seen = self._seen.get(id(model))
-        if seen is None:
-            seen = self._seen[id(model)] = _Seen(model)
-            weakref.finalize(model, self._seen.pop, id(model), None)
-        return seen
+        def call(self: Any, *args: Any, **named: Any) -> Any:
+            layer = layers.get(id(self))
+            if layer is None or not args or self._training or not named.keys() <= _NAMED:
+                return original(self, *args, **named)
+            given: Any = (*args, *map(named.get, NAMED[len(args) - 1 :]))
+            x, mask, cache = given[:3]
+            shape = x.shape
+            offset: Any = getattr(cache, "offset", None)
+            if shape[1:-1] != (1,) or shape[0] not in layer.rows or given[3:]:
+                return original(self, *args, **named)
+            key = shape[0], type(mask), type(offset)
+            known = layer.splits.get(key)
+            if known is None:
+                # As ever, this once: what decides on routes for products has seen real arrays.
+                out = original(self, *args, **named)
+                if key[1] in MASKS and key[2] in OFFSETS:
+                    with steps._lock:
+                        layer.split(key, x, offset)
+                return out
+            held = layer.unchanged()
+            if held is None:
+                layer.drop()
+                return original(self, *args, **named)
+            # An update may change an array in place.
+            array = steps._as_array(offset) if key[2] is int else copy.copy(offset)
+            split, pick, joined = known
+            return split(x, array, mask, cache, (*pick(held), *joined))
+
+        return call
+
+    def _as_array(self, offset: int) -> mx.array:
+        """One array for all layers of a step."""
+        known, array = self._offset
+        if known != offset:
+            array = mx.array(offset)
+            self._offset = offset, array
+        return array
 
     def _decide(self, model: Any) -> None:
         with self._lock:
-            seen = self._known(model)
+            seen = self._models.get(id(model))
+            if seen is None:
+                seen = self._models[id(model)] = _Model(model)
+                weakref.finalize(model, self._models.pop, id(model), None)
             if model.training:
                 return  # the next call asks again
             seen.decided, seen.times = True, seen.times + 1
             if not self.accepted:
                 return
-            if seen.times > MAX_DECIDED:
-                seen.reason = "its weights change all the time"
-                self._separate(model)
-                return
             try:
                 self._apply(model, seen)
-            except Exception as error:
-                # Weights are traced, memory holds no copy of a layer, or a model is of another
-                # make: it runs as ever, and the next call tries again.
-                seen.decided, seen.reason = False, f"not all is merged: {error}"
-            release()
+            except Exception as error:  # a model of another make: it runs as ever
+                seen.reason = f"{type(error).__name__} where it is looked at: {error}"
 
-    def _apply(self, model: Any, seen: _Seen) -> None:
+    def _apply(self, model: Any, seen: _Model) -> None:
+        mine = {*map(id, seen.layers.values())}
+        for key, layer in list(self.layers.items()):
+            if id(layer) in mine:
+                layer.undo()
+                self.layers.pop(key, None)
+        seen.layers.clear()
+        seen.others.clear()
         seen.structure = structure(model)
         seen.rows = rows_of(seen.structure, self.accepted)
         seen.reason = "" if seen.rows else NO_VERDICT
+        if seen.times > MAX_DECIDED:
+            seen.rows, seen.reason = {}, "it changes all the time"
         if not seen.rows:
-            self._separate(model)
             return
-        for layer in layers(model, self.bodies):
-            names = layer.body.products
-            rows = {n for n, what in seen.rows.items() if MERGED[what] in (None, names)}
-            if rows and not layer.reason:
-                self._merge(layer, rows, id(model))
 
-    def _merge(self, layer: Layer, rows: set[int], owner: int) -> None:
-        known = self.merges.of.get(id(layer.module))
-        if known is None or not known.of(layer.module):
-            self.merges.add(layer.module, layer.body.products, rows, owner)
-            cls = type(layer.module)
-            self._replace(cls, self.merges.wrap)
-            self.bodies[vars(cls)["__call__"]] = layer.body
+        def changed() -> None:
+            seen.decided = False
 
-    def _separate(self, model: Any) -> None:
-        for module in model.modules():
-            self.merges.drop(module, id(model))
+        layers = list(model.layers)
+        distinct = {id(layer): layer for layer in layers if isinstance(layer, Module)}.values()
+        shared = Counter(chain.from_iterable(map(_arrays, distinct)))
+        halves: list[tuple[Any, Split]] = []
+        for i, module in enumerate(layers):
+            cls, key = type(module), id(module)
+            run = self._runs.setdefault(cls, vars(cls).get("__call__"))
+            if not _takes(run):
+                seen.others[i] = "it is not called with x, mask and cache"
+                continue
+            if key not in self.layers:  # else a model within this one, or around it, has it
+                self.layers[key] = Layer(module, run, seen.rows, shared, halves, changed)
+                weakref.finalize(module, self.layers.pop, key, None)
+                self._replace(cls, self._of_layer)
+            seen.layers[i] = self.layers[key]
 
 
-def _count(found: Sequence[Layer]) -> dict[str, int]:
-    return dict(Counter(type(layer.module).__qualname__ for layer in found))
+def _arrays(layer: Any) -> list[int]:
+    """Ids of the arrays of each of its modules."""
+    return [id(a) for m in {id(m): m for m in layer.modules()}.values() for a in m.values()]
+
+
+def _equal(a: Any, b: Any) -> bool:
+    try:
+        return bool(a == b)
+    except (TypeError, ValueError):  # attributes that do not compare
+        return False
+
+
+def _takes(run: Any) -> bool:
+    """Whether a method is called as (x, mask, cache)."""
+    if run is None:
+        return False
+    names = list(inspect.signature(run).parameters)[1:4]
+    return names[1:] == ["mask", "cache"]

@@ -8,47 +8,11 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import mlx.core as mx
 
-from .bodies import Body, recognise
-from .merge import why_not
-
-__all__ = ["Layer", "layers", "rows_of", "slug", "structure"]
-
-
-class Layer(NamedTuple):
-    """A recognised layer: where it stands, and why its products cannot be one ("" where they
-    can)."""
-
-    path: str
-    module: Any
-    body: Body
-    reason: str
-
-
-def layers(model: Any, bodies: dict[Any, Body | None]) -> list[Layer]:
-    """The recognised layers of a model. bodies: what is known of classes' `__call__`, added to."""
-    found = []
-    for path, module in model.named_modules():
-        function = vars(type(module)).get("__call__")
-        if function not in bodies:
-            bodies[function] = recognise(type(module))
-        body = bodies[function]
-        if body is not None:
-            found.append(Layer(path, module, body, why_not(module, body.products)))
-    # What two layers share cannot be a view of two arrays.
-    of = Counter(id(held) for layer in found if not layer.reason for held in _held(layer))
-    for i, layer in enumerate(found):
-        if not layer.reason and any(of[id(held)] > 1 for held in _held(layer)):
-            found[i] = layer._replace(reason="it shares weights with another layer")
-    return found
-
-
-def _held(layer: Layer) -> list[Any]:
-    modules = [layer.module[name] for name in layer.body.products]
-    return [*modules, *(array for module in modules for array in module.values())]
+__all__ = ["rows_of", "slug", "structure"]
 
 
 def structure(model: Any) -> str:

@@ -30,14 +30,14 @@ class OpInfo(TypedDict):
 
 
 class ModelInfo(TypedDict):
-    """A model that was called. model: its class; recognised, merged: its layers that are known, and
-    of these those whose products are one, class -> count; separate: path of a known layer -> why
-    its products cannot be one; rows: for how many rows of an input they are; reason: why they are
-    not, "" where they are."""
+    """A model that was called. model: its class; compiled: how many of its layers run compiled;
+    merged: how many products of them stand for several; separate: the number of a layer -> why it
+    is left alone; rows: how many sequences are decoded so; reason: why none is, "" where some
+    are."""
 
     model: str
-    recognised: dict[str, int]
-    merged: dict[str, int]
+    compiled: int
+    merged: int
     separate: dict[str, str]
     rows: list[int]
     reason: str

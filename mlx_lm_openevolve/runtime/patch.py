@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import importlib
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
@@ -18,9 +19,30 @@ from typing import Any, Protocol
 from ..ops import Op
 from .holders import Binding, model_modules, survey
 
-__all__ = ["MethodPatch", "Patch", "Replacement", "Wrap", "installed", "made", "patches_of"]
+__all__ = [
+    "MethodPatch",
+    "Patch",
+    "Replacement",
+    "Wrap",
+    "installed",
+    "made",
+    "patches_of",
+    "swapping",
+]
 
+# Held by whoever puts something in a function's or method's place, or puts it back: what another
+# puts there for a moment (decode/split.py) is no original.
+swapping = threading.RLock()
 Wrap = Callable[[Callable[..., Any]], Any]
+
+
+def _alone(method: Callable[[Any], None]) -> Callable[[Any], None]:
+    @functools.wraps(method)
+    def alone(self: Any) -> None:
+        with swapping:
+            method(self)
+
+    return alone
 
 
 class Replacement(Protocol):
@@ -90,6 +112,7 @@ class Patch:
     def installed(self) -> bool:
         return bool(self._replacements)
 
+    @_alone
     def install(self) -> None:
         if self.installed:
             return
@@ -103,6 +126,7 @@ class Patch:
             self.restore()
             raise
 
+    @_alone
     def restore(self) -> None:
         """Put every original back, also in modules imported since."""
         if not self.installed:
@@ -165,6 +189,7 @@ class MethodPatch:
     def installed(self) -> bool:
         return self._method is not None
 
+    @_alone
     def install(self) -> None:
         if self.installed:
             return
@@ -180,6 +205,7 @@ class MethodPatch:
         self._method = functools.wraps(original)(served if self._guards else method)
         setattr(cls, self._name, self._method)
 
+    @_alone
     def restore(self) -> None:
         if vars(self._cls).get(self._name) is self._method is not None:
             if self._own:

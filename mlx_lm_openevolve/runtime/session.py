@@ -157,12 +157,12 @@ def summary(report: Mapping[str, Any]) -> str:
 
     if report["problems"]:
         return "mlx-lm stays as it is: " + "; ".join(report["problems"])
-    layers = sum(sum(row["merged"].values()) for row in report.get("models", {}).values())
-    merged = [f"the products of {layers} layers merged"] if layers else []
-    if not report["ops"] and not merged:
+    layers = sum(row["compiled"] for row in report.get("models", {}).values())
+    compiled = [f"{layers} layers compiled"] if layers else []
+    if not report["ops"] and not compiled:
         return "mlx-lm stays as it is: no family of operations is switched on"
     seen = {name: row for name, row in report["ops"].items() if row["kernels"] or row["fallbacks"]}
-    if not seen and not merged:
+    if not seen and not compiled:
         return f"no {' or '.join(report['ops'])} call was seen"
     parts = []
     for name, row in seen.items():
@@ -172,7 +172,7 @@ def summary(report: Mapping[str, Any]) -> str:
         ):
             detail = "; ".join(f"{name}: {count}" for name, count in names.items())
             parts.append(f"{calls} {name} calls on {where}" + (f" ({detail})" if detail else ""))
-    parts += merged
+    parts += compiled
     if report["processes"] > 1:
         parts.append(f"{report['processes']} processes")
     return ", ".join(parts)

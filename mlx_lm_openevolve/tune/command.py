@@ -1,6 +1,6 @@
 """`mlx-lm-openevolve tune`: proven kernels for the models of this machine, on its chip.
 
-    model -> its decode steps with merged products
+    model -> its decode steps with compiled layers
           -> every workload it will meet -> the known kernels on each, most valuable first
           -> params that nobody tried, where time is left -> your registry
 

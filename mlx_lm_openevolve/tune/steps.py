@@ -1,4 +1,4 @@
-"""Whole decode steps: a model with merged products against its own, for each number of sequences.
+"""Whole decode steps: a model with compiled layers against its own, for each number of sequences.
 
 model, batches -> stored? -> decode/judge.py -> your registry
 """
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from ..backends.trouble import machines
 from ..decode.judge import judge
-from ..decode.steps import MERGED, stored
+from ..decode.steps import WAYS, stored
 from ..decode.structure import slug, structure
 from ..errors import GateTimeout, MachineError
 from ..kernels.verdict import Verdict
@@ -40,14 +40,14 @@ class StepRow(NamedTuple):
 def decide_steps(
     model: Any, batches: Sequence[int], planner: Planner, end: float
 ) -> Iterator[StepRow]:
-    """Rows for each number of sequences, rounded up to a power of two: one for each of MERGED until
+    """Rows for each number of sequences, rounded up to a power of two: one for each of WAYS until
     one serves, or `end` (time.monotonic). Every verdict is stored as soon as it is made. Raises
     RegistryError."""
     found = stored(planner.device, planner.registries)
     known = {(verdict.workload, verdict.kernel): verdict for verdict in reversed(found)}
     for batch in sorted({next_pow2(n) for n in batches}):
         name = slug(structure(model), batch)
-        for what in MERGED:
+        for what in WAYS:
             row = _decide(model, batch, what, planner, end, known.get((name, what)))
             yield StepRow(name, f"{what}: {row[0]}", row[1])
             if row[1] is None or planner.serves(row[1]):
@@ -57,7 +57,7 @@ def decide_steps(
 def _decide(
     model: Any, batch: int, what: str, planner: Planner, end: float, old: Verdict | None
 ) -> tuple[str, Verdict | None]:
-    """(reason, verdict) on one of MERGED."""
+    """(reason, verdict) on one of WAYS."""
     if old is not None and not old.ask_again:
         return old.reason, old
     left = end - time.monotonic()
@@ -69,7 +69,7 @@ def _decide(
     except (GateTimeout, MachineError) as error:
         return str(error), old
     if verdict is None:
-        return "no layer whose products could be one is recognised", None
+        return "no layer can be compiled", None
     verdict = replace(verdict, asked=1 + (old.asked if old else 0))
     planner.user.publish(planner.device.slug, verdict)
     return verdict.reason, verdict

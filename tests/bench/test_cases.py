@@ -65,6 +65,11 @@ def case(**changes: Any) -> dict[str, Any]:
         ({"logits": {"hits": 8, "stock": 1e-3, "patched": 3e-3}}, True, "logits"),
         ({"logits": {"hits": 8, "stock": float("nan"), "patched": 0.0}}, True, "logits"),
         ({"logits": {"hits": 0, "stock": 1e-3, "patched": 1e-3}}, True, "without a kernel"),
+        (
+            {"hits": 0, "logits": {"hits": 0, "compiled": True, "stock": 1e-3, "patched": 1e-3}},
+            True,
+            "",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_case_is_said(

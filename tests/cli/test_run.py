@@ -16,12 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import documentation
+import mlx_lm
 import pytest
 from samples import shipped_in_metal, store_correct
 
 from mlx_lm_openevolve import errors
 from mlx_lm_openevolve.cli import run
 from mlx_lm_openevolve.cli.main import main
+from mlx_lm_openevolve.decode.steps import ALL
+from mlx_lm_openevolve.decode.structure import slug, structure
+from mlx_lm_openevolve.device import detect, fingerprint
+from mlx_lm_openevolve.kernels.registry import Registry
+from mlx_lm_openevolve.kernels.verdict import STEP, Verdict, gate_version
 from mlx_lm_openevolve.ops.attention.workload import Workload
 from mlx_lm_openevolve.runtime import session
 
@@ -472,6 +478,19 @@ def server(model: Path, proven: None, tmp_path: Path) -> Iterator[tuple[int, Any
         process.stdout.close()
 
 
+@pytest.fixture
+def compiling(home: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Verdicts "correct" on the host for the model's whole steps, which are switched on alone."""
+    loaded, device = mlx_lm.load(str(model))[0], detect("host")
+    stamp = fingerprint(device, gate_version(STEP))
+    for batch in (1, 2, 4, 8):
+        name = slug(structure(loaded), batch)
+        verdict = Verdict(ALL, {}, name, True, None, "correct", stamp, kind=STEP)
+        Registry(home).publish(device.slug, verdict)
+    monkeypatch.setenv("MLX_LM_OPENEVOLVE_OPS", STEP)
+    return loaded
+
+
 def ask(port: int, i: int) -> dict[str, Any]:
     body = {"prompt": "def main" + " x" * i, "max_tokens": 5 + i, "temperature": 0}
     request = urllib.request.Request(
@@ -497,3 +516,25 @@ def test_the_server_answers_clients_that_come_together(server: tuple[int, Any, P
     found = json.loads(out.splitlines()[-1])
     batched = [s for s, r in found["workloads"].items() if "-b1-" not in s and r["hits"]]
     assert batched, "requests that come together are decoded together, on a kernel"
+
+
+@pytest.mark.slow
+def test_the_server_decodes_with_compiled_layers(
+    compiling: Any, model: Path, server: tuple[int, Any, Path]
+) -> None:
+    port, process, err = server
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda i: ask(port, i % 4), range(8)))
+    assert [a["usage"]["completion_tokens"] for a in answers] == [5 + i % 4 for i in range(8)]
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=30)
+    text = err.read_text()
+    assert "Traceback" not in text, text
+    found = json.loads(out.splitlines()[-1])["models"][structure(compiling)]
+    assert (found["compiled"], found["separate"]) == (len(compiling.layers), {})
+    assert f"{found['compiled']} layers compiled" in text
+    tokenizer = mlx_lm.load(str(model))[1]
+    for i, answer in enumerate(answers):
+        prompt = "def main" + " x" * (i % 4)
+        want = mlx_lm.generate(compiling, tokenizer, prompt, max_tokens=5 + i % 4)
+        assert answer["choices"][0]["text"] == want

@@ -1,23 +1,22 @@
-"""The gate for whole steps: right against float32, wrong merges told, and faster by the clock."""
+"""The gate for whole steps: right against float32, wrong layers told, and faster by the clock."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import architectures
 import mlx.core as mx
-import mlx.nn as nn
 import mlx_lm.models.llama as llama
 import pytest
 from mlx_lm.models.cache import make_prompt_cache
 
 from mlx_lm_openevolve.decode import judge as gate
 from mlx_lm_openevolve.decode.judge import MUTANTS, judge
-from mlx_lm_openevolve.decode.steps import ALL, MERGED, Steps, stored
+from mlx_lm_openevolve.decode.split import Split
+from mlx_lm_openevolve.decode.steps import ALL, COMPILED, WAYS, Steps, stored
 from mlx_lm_openevolve.decode.structure import slug, structure
 from mlx_lm_openevolve.device import detect
 from mlx_lm_openevolve.errors import GateTimeout
@@ -41,24 +40,27 @@ def wrong(*_: Any, **__: Any) -> None:
     raise AssertionError("not to be called")
 
 
-@pytest.mark.parametrize(("batch", "dtype"), [(1, mx.bfloat16), (4, mx.float32)])
-def test_merged_steps_are_right_and_wrong_ones_are_told(
-    batch: int, dtype: mx.Dtype, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("batch", "dtype", "way"), [(1, mx.bfloat16, ALL), (4, mx.float32, COMPILED)]
+)
+def test_compiled_steps_are_right_and_wrong_ones_are_told(
+    batch: int, dtype: mx.Dtype, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = architectures.build("llama", dtype)
-    method = vars(llama.Attention)["__call__"]
+    method = vars(llama.TransformerBlock)["__call__"]
     monkeypatch.setattr(timing, "paired", wrong)
-    verdict = judge(model, batch, HOST, 5, length=16)
+    verdict = judge(model, batch, HOST, 5, way, length=16)
     assert verdict is not None
     assert (verdict.correct, verdict.faster) == (True, None)
     assert verdict.workload == slug(structure(model), batch)
     assert verdict.mutants == {"killed": len(MUTANTS), "of": len(MUTANTS), "survivors": []}
-    stock, merged = verdict.errors["stock"], verdict.errors["merged"]
+    assert verdict.kernel == way
+    stock, compiled = verdict.errors["stock"], verdict.errors["compiled"]
     assert 0 < stock["logits"] < 0.1 or dtype == mx.float32
-    assert merged == stock if verdict.errors["same_bits"] else merged
+    assert compiled == stock if verdict.errors["same_bits"] else compiled
     assert verdict.errors["same_tokens"] == verdict.errors["tokens"] == 20
     assert Verdict.from_json(verdict.to_json()) == verdict
-    assert vars(llama.Attention)["__call__"] is method
+    assert vars(llama.TransformerBlock)["__call__"] is method
 
 
 def test_float32_is_float32_throughout() -> None:
@@ -70,23 +72,9 @@ def test_float32_is_float32_throughout() -> None:
     assert model(mx.array([[3]])).dtype == mx.bfloat16
 
 
-def spoilt(monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Any], None]) -> None:
-    """Every layer that is merged is spoilt."""
-    original = Steps.merge
-
-    def merge(self: Steps, model: Any) -> None:
-        original(self, model)
-        for merged in self.merges.of.values():
-            spoil(merged)
-
-    monkeypatch.setattr(Steps, "merge", merge)
-
-
 def test_what_errs_more_than_stock_is_rejected(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def spoil(merged: Any) -> None:
-        merged.product["weight"] = merged.product["weight"] * 1.001
-
-    spoilt(monkeypatch, spoil)
+    call = Split.__call__
+    monkeypatch.setattr(Split, "__call__", lambda self, *given: call(self, *given) + 0.01)
     monkeypatch.setattr(timing, "paired", wrong)
     verdict = judge(model, 1, GPU, 5, length=16)
     assert verdict is not None
@@ -94,7 +82,7 @@ def test_what_errs_more_than_stock_is_rejected(model: Any, monkeypatch: pytest.M
     assert verdict.reason == "logits and caches are further from float32 than stock's own"
 
 
-def test_a_wrong_merge_that_is_not_told_blocks_acceptance(
+def test_a_wrong_layer_that_is_not_told_blocks_acceptance(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = architectures.build("llama", mx.bfloat16)  # in float32 stock has no error to multiply
@@ -104,11 +92,11 @@ def test_a_wrong_merge_that_is_not_told_blocks_acceptance(
     assert verdict is not None
     assert not verdict.correct
     assert verdict.mutants["survivors"] == list(MUTANTS)
-    assert verdict.reason == "it cannot tell parts-exchanged"
+    assert verdict.reason == "it cannot tell offset-one-off"
 
 
-def test_a_model_without_known_layers_has_no_verdict() -> None:
-    assert judge(architectures.build("gpt2"), 1, HOST, 5) is None
+def test_a_model_none_of_whose_layers_is_compiled_has_no_verdict() -> None:
+    assert judge(architectures.build("plamo"), 1, HOST, 5) is None
 
 
 def pair(ratio: float, low: float, high: float) -> timing.Comparison:
@@ -147,28 +135,27 @@ def test_what_the_clock_says_decides(
     assert Verdict.from_json(verdict.to_json()) == verdict
 
 
-def test_the_arms_are_stock_and_merged_and_the_cache_stays(
+def test_the_arms_are_stock_and_compiled_and_the_cache_stays(
     model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps = Steps({slug(structure(model), 1): ALL})
     with gate.installed([steps]):
-        steps.merge(model)
         cache = make_prompt_cache(model)
         token = gate._prefilled(model, cache, mx.array([[1, 2, 3]]))
-        known = {id(m.product) for m in steps.merges.of.values()}
         seen: list[bool] = []
-        call = nn.Linear.__call__
+        call = Split.__call__
 
-        def product(self: Any, x: mx.array) -> mx.array:
-            seen.append(id(self) in known)
-            return call(self, x)
+        def split(self: Split, *given: Any) -> Any:
+            seen.append(True)
+            return call(self, *given)
 
-        monkeypatch.setattr(nn.Linear, "__call__", product)
-        for on in (False, True):
-            seen.clear()
+        monkeypatch.setattr(Split, "__call__", split)
+        for on in (True, False, True):
             arm = gate._Arm(model, cache, token, lambda on=on: steps.switched(on=on))
+            arm.seconds(1)
+            seen.clear()
             assert arm.seconds(3) > 0
-            assert any(seen) is on
+            assert len(seen) == (6 if on else 0), "steps, layers"
             assert cache[0].offset == 3
 
 
@@ -179,9 +166,9 @@ def test_every_verdict_is_stored_and_noise_is_asked_again(
     end = time.monotonic() + 1e3
     rows = list(decide_steps(model, [1, 1], planner, end))
     assert [row.slug for row in rows] == [slug(structure(model), 1)] * 2
-    assert [row.verdict and row.verdict.kernel for row in rows] == [*MERGED]
+    assert [row.verdict and row.verdict.kernel for row in rows] == [*WAYS]
     assert all(row.verdict and row.verdict.correct for row in rows)
-    assert {v.kernel for v in stored(HOST, [Registry(home)])} == {*MERGED}
+    assert {v.kernel for v in stored(HOST, [Registry(home)])} == {*WAYS}
     monkeypatch.setattr("mlx_lm_openevolve.tune.steps.judge", wrong)
     assert list(decide_steps(model, [1], planner, end)) == rows
     spent = list(decide_steps(model, [2], planner, time.monotonic()))

@@ -1,4 +1,4 @@
-"""Merged products: the same numbers, no more memory, and a model that is what it was to others."""
+"""Compiled layers and merged products: no more memory, and a model is what it was to others."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from mlx.utils import tree_flatten
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.tuner.utils import linear_to_lora_layers, load_adapters
 
-from mlx_lm_openevolve.decode.merge import Merged, Merges, why_not
-from mlx_lm_openevolve.decode.steps import ALL, Steps
+from mlx_lm_openevolve.decode.merge import Merged, alike
+from mlx_lm_openevolve.decode.steps import ALL, COMPILED, WAYS, Steps
 from mlx_lm_openevolve.decode.structure import slug, structure
 
 QKV = ("q_proj", "k_proj", "v_proj")
@@ -60,35 +60,42 @@ def logits(model: Any, tokens: list[int] | None = None) -> mx.array:
 
 
 @pytest.fixture
-def merging() -> Iterator[Any]:
-    """A function that merges a model for so many rows at once; put back afterwards."""
+def compiling() -> Iterator[Any]:
+    """A function that compiles a model's layers for so many rows at once; put back afterwards."""
     made = []
 
-    def merge(model: Any, batch: int = 1) -> Steps:
-        steps = Steps({slug(structure(model), n): ALL for n in (1, batch)})
+    def run(model: Any, way: str = ALL, batch: int = 1) -> Steps:
+        steps = Steps({slug(structure(model), n): way for n in (1, batch)})
         made.append(steps)
         steps.install()
-        steps.merge(model)
-        assert len(steps.merges.of) == 2 * len(model.layers)
+        logits(model)
+        assert counts(steps) == (len(model.layers), 2 * len(model.layers) if way == ALL else 0)
         return steps
 
-    yield merge
+    yield run
     for steps in made:
         steps.restore()
 
 
+def counts(steps: Steps) -> tuple[int, int]:
+    """How many layers are compiled, and how many products stand for several."""
+    (info,) = steps.info().values()
+    return info["compiled"], info["merged"]
+
+
 KINDS = ("plain", "packed", "biased")
+ways = pytest.mark.parametrize("way", WAYS)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_parameters_are_what_they_were_and_disabling_gives_them_back(
-    kind: str, merging: Any, tmp_path: Path
+    kind: str, compiling: Any, tmp_path: Path
 ) -> None:
     model, before = model_of(kind), weights(model_of(kind))
     model.save_weights(str(tmp_path / "before.safetensors"))
-    method = vars(llama.Attention)["__call__"]
-    steps = merging(model)
-    assert vars(llama.Attention)["__call__"] is not method
+    method = vars(llama.TransformerBlock)["__call__"]
+    steps = compiling(model)
+    assert vars(llama.TransformerBlock)["__call__"] is not method
     assert same(weights(model), before)
     model.save_weights(str(tmp_path / "merged.safetensors"))
     saved = [mx.load(str(tmp_path / f"{name}.safetensors")) for name in ("before", "merged")]
@@ -97,40 +104,37 @@ def test_parameters_are_what_they_were_and_disabling_gives_them_back(
     assert len(sizes) == 1
     steps.restore()
     assert same(weights(model), before)
-    assert vars(llama.Attention)["__call__"] is method
-    assert not steps.merges.of
+    assert vars(llama.TransformerBlock)["__call__"] is method
+    assert not steps.layers
 
 
+@ways
 @pytest.mark.parametrize("kind", KINDS)
-def test_one_product_gives_the_bits_of_three(
-    kind: str, merging: Any, monkeypatch: pytest.MonkeyPatch
+def test_compiled_layers_give_the_bits_of_stock(
+    kind: str, way: str, compiling: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On the CPU each row of a product is summed by itself, whatever stands beside it."""
-    model = model_of(kind)
-    for tokens in ([3], [3, 1, 4, 1]):
-        want = logits(model, tokens)
-        steps = merging(model, 4)
-        products = {id(m.product) for m in steps.merges.of.values()}
-        cls = type(next(iter(steps.merges.of.values())).product)
-        called, original = set(), cls.__call__
-
-        def call(self: Any, x: Any, original: Any = original, called: Any = called) -> Any:
-            called.add(id(self))
-            return original(self, x)
-
-        monkeypatch.setattr(cls, "__call__", call)
-        assert mx.array_equal(logits(model, tokens), want)
-        monkeypatch.undo()
-        assert products <= called
-        steps.restore()
+    model, product = model_of(kind), nn.QuantizedLinear if kind == "packed" else nn.Linear
+    want = logits(model)
+    compiling(model, way)
+    called, original = list[Any](), product.__call__
+    monkeypatch.setattr(product, "__call__", lambda *a: called.append(a[0]) or original(*a))
+    assert mx.array_equal(logits(model), want)
+    monkeypatch.undo()
+    long = 7 * len(model.layers) + 1  # of the prompt, layer by layer
+    assert len(called) == long + 1, "the head alone, beside compiled layers"
 
 
-def test_long_inputs_and_other_rows_run_on_the_separate_layers(merging: Any) -> None:
+def test_long_inputs_and_other_rows_run_as_ever(
+    compiling: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = model_of("plain")
     one, two = logits(model, [1]), logits(model, [1, 2])
-    steps = merging(model)
-    merged = next(iter(steps.merges.of.values()))
-    merged.product["weight"] = mx.zeros_like(merged.product["weight"])  # whoever uses it shows
+    steps = compiling(model)
+    for layer in steps.layers.values():
+        for split, *_ in layer.splits.values():  # whoever uses it shows
+            after = split.after
+            split.after = lambda *given, after=after: 0 * after(*given)
     assert mx.array_equal(logits(model, [1, 2]), two)
     assert not mx.array_equal(logits(model, [1]), one)
     model.train()
@@ -148,63 +152,66 @@ def layer_of(kind: type, width: int = 1024, bias: bool = False) -> Any:
 
 
 @pytest.mark.parametrize("kind", [nn.Linear, nn.QuantizedLinear])
-def test_merged_weights_take_no_more_memory_and_replaced_ones_are_let_go(kind: type) -> None:
+def test_merged_weights_take_no_more_memory(kind: type) -> None:
     layer = layer_of(kind)
     whole = sum(a.nbytes for _, a in tree_flatten(layer.parameters()))
     gc.collect()
     before = mx.get_active_memory()
-    changed: list[int] = []
-    merges = Merges(changed.append)
-    merges.add(layer, QKV, {1}, 7)
+    merged = Merged([layer[name] for name in QKV])
     assert abs(mx.get_active_memory() - before) < MIB / 16
     assert sum(a.nbytes for _, a in tree_flatten(layer.parameters())) == whole
-    # Other weights: what was joined does not outlive the views, nor wait for a call.
-    layer.update(layer_of(kind).parameters())
-    gc.collect()
-    assert abs(mx.get_active_memory() - before) < MIB / 16
-    assert not merges.of
-    assert changed[0] == 7
-    # And back to arrays of its own.
-    merges.add(layer, QKV, {1}, 7)
-    merges.drop(layer, owner=8)
-    assert merges.of
-    merges.drop(layer, owner=7)
-    del layer.q_proj, layer.k_proj
+    # Back to arrays of its own.
+    merged.undo()
+    del merged, layer.q_proj, layer.k_proj
     gc.collect()
     assert mx.get_active_memory() - before < -whole / 2
 
 
-def test_a_layer_that_dies_is_forgotten() -> None:
-    layer = layer_of(nn.Linear)
-    merges = Merges(lambda owner: None)
-    merges.add(layer, QKV, {1}, 0)
-    del layer
+@ways
+@pytest.mark.parametrize("kind", ["plain", "packed"])
+def test_replaced_weights_are_let_go_at_once(kind: str, way: str, compiling: Any) -> None:
+    """They wait for no call, and no collection of garbage."""
+    model, other = model_of(kind), model_of(kind, seed=1)
+    compiling(model, way)
     gc.collect()
-    assert not merges.of
+    gc.disable()
+    try:
+        before = mx.get_active_memory()
+        model.update(other.parameters())
+        whole = sum(a.nbytes for _, a in tree_flatten(model.layers[0].parameters()))
+        assert mx.get_active_memory() - before < -whole
+        logits(model)
+        del model, other
+        assert mx.get_active_memory() - before < -3 * whole
+    finally:
+        gc.enable()
 
 
+@ways
 @pytest.mark.parametrize("kind", KINDS)
-def test_weights_that_are_replaced_are_seen_at_the_next_call(kind: str, merging: Any) -> None:
+def test_weights_that_are_replaced_are_seen_at_the_next_call(
+    kind: str, way: str, compiling: Any
+) -> None:
     model, other, fresh = model_of(kind), model_of(kind, seed=1), model_of(kind)
     of_other, weight = logits(other), other.layers[0].mlp.up_proj.weight
     fresh.layers[0].mlp.up_proj.weight = weight
     of_fresh = logits(fresh)
-    steps = merging(model)
+    steps = compiling(model, way)
     logits(model)
     held = model.layers[0].mlp.up_proj.weight  # held elsewhere: nothing dies
     model.layers[0].mlp.up_proj.weight = weight
     assert mx.array_equal(logits(model), of_fresh)
-    assert mx.array_equal(logits(model), of_fresh)  # merged anew
+    assert mx.array_equal(logits(model), of_fresh)  # compiled anew
     del held
     model.load_weights(list(weights(other).items()))
     for _ in range(2):
         assert mx.array_equal(logits(model), of_other)
-    assert len(steps.merges.of) == 2 * len(model.layers)
+    assert counts(steps)[0] == len(model.layers)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_a_layer_holds_is_computed(
-    kind: str, merging: Any, monkeypatch: pytest.MonkeyPatch
+    kind: str, compiling: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another thread may be in the midst of a step: two that compute one array crash."""
     model, evaluate, seen = model_of(kind), mx.eval, []
@@ -214,15 +221,17 @@ def test_what_a_layer_holds_is_computed(
         seen.append(lazy & {id(array) for array in weights(model).values()})
         evaluate(*given)
 
+    steps = compiling(model, COMPILED)
+    steps.restore()
     monkeypatch.setattr(mx, "eval", watched)
-    merging(model).restore()
+    compiling(model).restore()
     assert len(seen) >= 4
     assert not any(seen)
 
 
-def test_a_bias_that_comes_later_is_added(merging: Any) -> None:
+def test_a_bias_that_comes_later_is_added(compiling: Any) -> None:
     model, fresh = model_of("plain"), model_of("plain")
-    merging(model)
+    compiling(model)
     logits(model)
     for one in (model, fresh):
         layer = one.layers[0].self_attn.q_proj
@@ -231,18 +240,20 @@ def test_a_bias_that_comes_later_is_added(merging: Any) -> None:
         assert mx.array_equal(logits(model), logits(fresh))
 
 
-def test_what_is_packed_afterwards_runs_packed(merging: Any) -> None:
+@ways
+def test_what_is_packed_afterwards_runs_packed(way: str, compiling: Any) -> None:
     model, other = model_of("plain"), model_of("packed")
     want = logits(other)
-    steps = merging(model)
+    steps = compiling(model, way)
     logits(model)
     nn.quantize(model, 32, 4)  # type: ignore[attr-defined]
     assert same(weights(model), weights(other))
     assert mx.array_equal(logits(model), want)
-    assert not steps.merges.of, "another structure, without a verdict"
+    assert counts(steps) == (0, 0), "another structure, without a verdict"
 
 
-def test_adapters_are_loaded_afterwards_as_ever(merging: Any, tmp_path: Path) -> None:
+@ways
+def test_adapters_are_loaded_afterwards_as_ever(way: str, compiling: Any, tmp_path: Path) -> None:
     kind = {"rank": 4, "scale": 10.0, "dropout": 0.0, "keys": ["self_attn.q_proj"]}
     config = {"fine_tune_type": "lora", "num_layers": 1, "lora_parameters": kind}
     model, other = model_of("plain"), model_of("plain")
@@ -254,7 +265,7 @@ def test_adapters_are_loaded_afterwards_as_ever(merging: Any, tmp_path: Path) ->
     stock = load_adapters(model_of("plain"), str(tmp_path))
     stock.eval()
     want = logits(stock)
-    steps = merging(model)
+    steps = compiling(model, way)
     plain = logits(model)
     load_adapters(model, str(tmp_path)).eval()
     assert same(weights(model), weights(stock))
@@ -262,28 +273,31 @@ def test_adapters_are_loaded_afterwards_as_ever(merging: Any, tmp_path: Path) ->
     assert mx.array_equal(got, want)
     assert not mx.array_equal(got, plain)
     assert mx.array_equal(logits(model), want)
-    assert not steps.merges.of, "another structure, without a verdict"
+    assert counts(steps) == (0, 0), "another structure, without a verdict"
 
 
-def test_what_cannot_be_one_product_is_named() -> None:
+def test_what_cannot_be_one_product_stays_separate() -> None:
+    def found(layer: Any) -> list[int]:
+        return [len(group) for group in alike(layer[name] for name in QKV)]
+
     layer = layer_of(nn.Linear)
-    assert why_not(layer, QKV) == ""
+    assert found(layer) == [3]
     layer.k_proj = layer.k_proj.to_quantized(64, 8)
-    assert why_not(layer, QKV) == "k_proj is another kind of layer than q_proj"
-    layer.q_proj, layer.v_proj = (p.to_quantized(64, 4) for p in (layer.q_proj, layer.v_proj))
-    assert why_not(layer, QKV) == "k_proj is packed otherwise than q_proj"
+    assert found(layer) == [2]
+    layer.q_proj = layer.q_proj.to_quantized(64, 4)
+    assert found(layer) == [], "packed otherwise"
+    layer.v_proj = layer.v_proj.to_quantized(64, 4)
+    assert found(layer) == [2]
     layer = layer_of(nn.Linear)
     layer.v_proj = nn.Linear(512, 512, bias=False)
-    assert why_not(layer, QKV) == "v_proj takes another input than q_proj"
+    assert found(layer) == [2], "of another width"
     layer.v_proj = nn.Linear(1024, 512, bias=True)
-    assert why_not(layer, QKV) == "v_proj is another kind of layer than q_proj"
+    assert found(layer) == [2]
     layer = layer_of(nn.Linear)
     layer.v_proj.weight = layer.v_proj.weight.astype(mx.float16)
-    assert why_not(layer, QKV) == "v_proj has another dtype than q_proj"
+    assert found(layer) == [2]
     layer.q_proj = shard_linear(layer.q_proj, "all-to-sharded")
-    assert why_not(layer, QKV).startswith("q_proj is mlx.nn.layers.distributed.")
-    del layer.q_proj
-    assert why_not(layer, QKV) == "q_proj is builtins.NoneType"
+    assert found(layer) == []
 
 
 def test_traced_weights_are_not_joined() -> None:
@@ -291,7 +305,7 @@ def test_traced_weights_are_not_joined() -> None:
 
     def joins(weight: mx.array) -> mx.array:
         layer.q_proj.weight = weight
-        Merged(layer, QKV, {1}, 0)
+        Merged([layer[name] for name in QKV])
         return weight.sum()
 
     own = layer.k_proj.weight
@@ -310,5 +324,52 @@ def test_where_memory_holds_no_copy_nothing_changes(monkeypatch: pytest.MonkeyPa
     fake = SimpleNamespace(eval=full, concatenate=mx.concatenate)
     monkeypatch.setattr("mlx_lm_openevolve.decode.merge.mx", fake)
     with pytest.raises(RuntimeError, match="allocate"):
-        Merges(lambda owner: None).add(layer, QKV, {1}, 0)
+        Merged([layer[name] for name in QKV])
     assert all(layer[name]["weight"] is before[name] for name in QKV)
+
+
+def test_weights_that_layers_share_stay_separate(compiling: Any) -> None:
+    """Joined they would be two copies; one layer's views would be another's change."""
+    model = model_of("plain")
+    model.layers[0].mlp = model.layers[1].mlp
+    model.layers[0].self_attn.k_proj.weight = model.layers[0].self_attn.v_proj.weight
+    want = logits(model)
+    steps = Steps({slug(structure(model), 1): ALL})
+    steps.install()
+    try:
+        for _ in range(3):
+            assert mx.array_equal(logits(model), want)
+        assert counts(steps) == (2, 1), "queries, keys and values of the second layer"
+        assert steps.info()[structure(model)]["reason"] == ""
+        assert model.layers[0].self_attn.k_proj.weight is model.layers[0].self_attn.v_proj.weight
+    finally:
+        steps.restore()
+
+
+def test_rows_that_were_accepted_compiled_alone_get_no_merged_products(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whichever comes first: then what was compiled from the separate weights lets them go."""
+    model = model_of("plain")
+    steps = Steps({slug(structure(model), 1): COMPILED, slug(structure(model), 2): ALL})
+    steps.install()
+    try:
+        products = dict[int, int]()
+        split, before = mx.split, mx.get_active_memory()
+        monkeypatch.setattr(mx, "split", lambda *a, **k: made.append(1) or split(*a, **k))
+        for rows in (1, 2, 1):
+            made = list[int]()
+            cache = make_prompt_cache(model)
+            model(mx.array([[5, 7]] * rows), cache=cache)
+            for _ in range(2):
+                mx.eval(model(mx.array([[3]] * rows), cache=cache))
+            products[rows] = len(made)
+            del cache
+            gc.collect()
+        assert products == {1: 0, 2: products[2]}
+        assert products[2] > 0
+        assert counts(steps) == (2, 4)
+        whole = sum(a.nbytes for _, a in tree_flatten(model.layers[0].parameters()))
+        assert mx.get_active_memory() - before < whole / 4
+    finally:
+        steps.restore()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import gc
+import queue
 import sys
 import threading
 from collections.abc import Iterator
@@ -14,12 +17,14 @@ import mlx.core as mx
 import mlx.nn as nn
 import mlx_lm.models.llama as llama
 import pytest
+from mlx.utils import tree_flatten
 from mlx_lm.generate import generate_step
 from mlx_lm.models.cache import make_prompt_cache, trim_prompt_cache
+from serving import close
 
 import mlx_lm_openevolve as package
 from mlx_lm_openevolve.bench import worker
-from mlx_lm_openevolve.decode.steps import ALL, GATE_UP, MAX_DECIDED, Steps
+from mlx_lm_openevolve.decode.steps import ALL, COMPILED, MAX_DECIDED, Steps
 from mlx_lm_openevolve.decode.structure import rows_of, slug, structure
 from mlx_lm_openevolve.device import detect, fingerprint
 from mlx_lm_openevolve.kernels.registry import Registry
@@ -65,17 +70,17 @@ def model() -> Any:
     return architectures.build("llama")
 
 
-def test_an_accepted_model_is_merged_at_its_first_call(home: Path, model: Any) -> None:
+def test_an_accepted_model_is_compiled_at_its_first_token(home: Path, model: Any) -> None:
     stock = said(model)
     accept(home, model, 1, 4)
-    methods = {cls: vars(cls)["__call__"] for cls in (llama.Model, llama.Attention, llama.MLP)}
+    methods = {cls: vars(cls)["__call__"] for cls in (llama.Model, llama.TransformerBlock)}
     info = enable()
     assert info["models"] == {}
-    assert vars(llama.Attention)["__call__"] is methods[llama.Attention], "not called yet"
+    assert vars(llama.TransformerBlock)["__call__"] is methods[llama.TransformerBlock], "not yet"
     assert same(said(model), stock)
     found = row(model)
     assert found["model"] == "mlx_lm.models.llama.Model"
-    assert found["recognised"] == found["merged"] == {"Attention": 2, "MLP": 2}
+    assert (found["compiled"], found["merged"]) == (2, 4)
     assert (found["rows"], found["separate"], found["reason"]) == ([1, 3, 4], {}, "")
     package.disable_optimizations()
     assert {cls: vars(cls)["__call__"] for cls in methods} == methods
@@ -84,20 +89,19 @@ def test_an_accepted_model_is_merged_at_its_first_call(home: Path, model: Any) -
     assert same(said(model), stock)
 
 
-def test_without_a_verdict_that_counts_nothing_is_merged(home: Path, model: Any) -> None:
+def test_without_a_verdict_that_counts_nothing_is_compiled(home: Path, model: Any) -> None:
     stock = said(model)
     accept(home, architectures.build("qwen3"), 1)  # of another structure
     accept(home, model, 1, gate="1.1")  # of an older gate
     enable()
     assert same(said(model), stock)
-    assert row(model)["merged"] == {}
-    assert row(model)["recognised"] == {"Attention": 2, "MLP": 2}
+    assert row(model)["compiled"] == 0
     assert "no verdict" in row(model)["reason"]
     # One that is correct alone serves where faster is asked for as little as a kernel's does.
     accept(home, model, 1)
     package.enable_optimizations(ops=("step",))
     assert same(said(model), stock)
-    assert row(model)["merged"] == {}
+    assert row(model)["compiled"] == 0
 
 
 def test_steps_are_switched_as_a_family_is(
@@ -115,7 +119,7 @@ def test_steps_are_switched_as_a_family_is(
         package.enable_optimizations(require_faster=False, gate="stored", ops=ops)
         said(model, 1)
         info = package.get_optimization_info()
-        assert bool(info["models"] and row(model)["merged"]) is on
+        assert bool(info["models"] and row(model)["compiled"]) is on
     with pytest.raises(package.errors.UsageError, match="none of attention, linear, step"):
         package.enable_optimizations(ops=("steps",))
 
@@ -148,10 +152,59 @@ def test_a_class_that_is_defined_later_is_reached(
     later.update(model.parameters())
     later.eval()
     assert same(said(later), stock)
-    assert row(later)["merged"] == {"Attention": 2, "MLP": 2}
     # The model that it contains is no other model: what it does not know stays as it is.
     assert same(said(later), stock)
-    assert row(later)["merged"] == {"Attention": 2, "MLP": 2}
+    assert row(later)["compiled"] == 2
+
+
+def test_a_model_in_a_model(home: Path, model: Any) -> None:
+    """As language models in others: both are accepted, and each layer is compiled once."""
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.language_model, self.layers, self.args = model, model.layers, model.args
+
+        def __call__(self, inputs: mx.array, cache: Any = None) -> mx.array:
+            out: mx.array = self.language_model(inputs, cache)
+            return out
+
+    outer = Model()
+    outer.eval()
+    stock = said(model)
+    accept(home, model, 1)
+    accept(home, outer, 1)
+    enable()
+    memory = mx.get_active_memory()
+    for one in (outer, model, outer):
+        assert same(said(one), stock)
+        assert row(one)["compiled"] == 2
+        gc.collect()
+    assert mx.get_active_memory() - memory < model.layers[0].mlp.up_proj.weight.nbytes / 2
+
+
+def test_a_layer_that_is_as_it_was_in_a_model_that_is_not(model: Any, steps: Steps) -> None:
+    """What was accepted is the whole."""
+    said(model, 2)
+    assert [bool(layer.splits) for layer in steps.layers.values()] == [True, True]
+    nn.quantize(model.layers[0], 32, 4)  # type: ignore[attr-defined]
+    for _ in range(2):
+        said(model, 2)
+        assert not any(layer.splits for layer in steps.layers.values())
+
+
+def test_a_kernel_serves_between_the_halves(home: Path, tiny_model: Any, proven: Any) -> None:
+    tiny_model.eval()
+    stock = said(tiny_model, 4)
+    accept(home, tiny_model, 1)
+    package.enable_optimizations(
+        backend="host", require_faster=False, gate="stored", ops=("attention", "linear", "step")
+    )
+    found = said(tiny_model, 4)
+    assert row(tiny_model)["compiled"] == 2
+    assert all(map(functools.partial(close, limit=0.02), found[1], stock[1]))
+    rows = package.get_optimization_info()["workloads"].values()
+    assert sum(r["hits"] for r in rows) >= 2 * 4
 
 
 def test_two_models_and_two_threads(home: Path, model: Any) -> None:
@@ -176,7 +229,7 @@ def test_two_models_and_two_threads(home: Path, model: Any) -> None:
         thread.join()
     assert len(found) == 9
     assert all(same(got, want) for got, want in found)
-    assert row(model)["merged"] == row(other)["merged"] == {"Attention": 2, "MLP": 2}
+    assert row(model)["compiled"] == row(other)["compiled"] == 2
 
 
 @pytest.fixture
@@ -187,35 +240,57 @@ def steps(model: Any) -> Iterator[Steps]:
     made.restore()
 
 
-@pytest.mark.slow
-def test_a_compiled_step_is_right_before_and_after_merging(model: Any, steps: Steps) -> None:
-    tokens = mx.array([[3]])
-    want = model(tokens)
-    assert not steps.merges.of, "no cache, as in training"
+def compiled(steps: Steps) -> int:
+    return sum(row["compiled"] for row in steps.info().values())
 
-    @mx.compile
-    def step(x: mx.array) -> mx.array:
-        out: mx.array = model(x, cache=make_prompt_cache(model))
+
+@pytest.mark.slow
+def test_a_step_that_the_user_traces_is_right_before_and_after(
+    model: Any, steps: Steps, tmp_path: Path
+) -> None:
+    tokens, x = mx.array([[3]]), mx.random.normal((1, 1, 256))
+    want = model(tokens)
+    assert not compiled(steps), "no cache, as in training"
+
+    def step(x: mx.array, tokens: mx.array = tokens) -> mx.array:
+        more = {"input_embeddings": x} if x.ndim == 3 else {}
+        out: mx.array = model(tokens, cache=make_prompt_cache(model), **more)
         return out
 
-    assert mx.allclose(step(tokens), want, rtol=0, atol=1e-5)
-    assert len(steps.merges.of) == 4
-    assert mx.array_equal(model(tokens, cache=make_prompt_cache(model)), want)
+    first = mx.compile(lambda x: step(x, x))
+    assert mx.allclose(first(tokens), want, rtol=0, atol=1e-5)
+    for _ in range(2):
+        assert mx.allclose(mx.compile(lambda x: step(x, x))(tokens), want, rtol=0, atol=1e-5)
+    assert compiled(steps) == 2
+    file = str(tmp_path / "step.mlxfn")
+    turns: list[Any] = [
+        lambda: mx.grad(lambda x: step(x).sum())(x),
+        lambda: mx.jvp(step, [x], [x])[1][0],
+        lambda: mx.vmap(step)(mx.stack([x, 2 * x])),
+        lambda: mx.grad(mx.checkpoint(lambda x: step(x).sum()))(x),
+        lambda: mx.export_function(file, step, x) or mx.import_function(file)(x)[0],
+    ]
+    ours = [turn() for turn in turns]
+    mx.eval(ours)  # before the file is another one
+    assert compiled(steps) == 2
+    with steps.switched(on=False):
+        for a, turn in zip(ours, turns, strict=True):
+            assert mx.allclose(a, turn(), rtol=1e-4, atol=1e-5)
 
 
 def test_a_model_in_training_is_left_alone(model: Any, steps: Steps) -> None:
     model.train()
     model(mx.array([[3]]), cache=make_prompt_cache(model))
-    assert not steps.merges.of
+    assert not steps.info()[structure(model)]["rows"]
     loss = nn.value_and_grad(model, lambda x: model(x).sum())  # type: ignore[attr-defined]
     want = loss(mx.array([[3]]))[1]["model"]["layers"][0]["mlp"]["up_proj"]["weight"]
     model.eval()
     said(model, 1)
-    assert steps.merges.of
+    assert compiled(steps) == 2
     got = loss(mx.array([[3]]))[1]["model"]["layers"][0]["mlp"]["up_proj"]["weight"]
     assert mx.array_equal(got, want)
     said(model, 1)
-    assert len(steps.merges.of) == 4
+    assert compiled(steps) == 2
 
 
 def test_weights_that_change_all_the_time_are_left_alone(model: Any, steps: Steps) -> None:
@@ -223,19 +298,111 @@ def test_weights_that_change_all_the_time_are_left_alone(model: Any, steps: Step
     for _ in range(MAX_DECIDED):
         said(model, 1)
         layer.weight = layer.weight + 0
-    assert len(steps.merges.of) == 3
     said(model, 1)
-    assert not steps.merges.of
-    assert "change all the time" in steps.info()[structure(model)]["reason"]
+    assert not compiled(steps)
+    assert "changes all the time" in steps.info()[structure(model)]["reason"]
 
 
-def test_weights_that_layers_share_are_left_alone(model: Any, steps: Steps) -> None:
-    model.layers[0].mlp.up_proj.weight = model.layers[1].mlp.up_proj.weight
+def scale(layer: Any) -> None:
+    layer.self_attn.scale *= 2
+
+
+def rope(layer: Any) -> None:
+    layer.self_attn.rope.base = 99.0
+
+
+def wrapper(layer: Any) -> None:
+    class Twice(nn.Module):
+        def __init__(self, of: Any) -> None:
+            super().__init__()
+            self.of = of
+
+        def __call__(self, x: mx.array) -> mx.array:
+            out: mx.array = 2 * self.of(x)
+            return out
+
+    layer.mlp = Twice(layer.mlp)
+    layer.mlp.eval()
+
+
+@pytest.mark.parametrize("change", [scale, rope, wrapper])
+def test_what_else_a_layer_is_made_of_is_seen_too(model: Any, steps: Steps, change: Any) -> None:
+    """Numbers, layers in place of others."""
+    fresh = architectures.build("llama")
+    before = said(model, 2)
+    assert compiled(steps) == 2
+    for one in (model, fresh):
+        change(one.layers[1])
+    with steps.switched(on=False):
+        stock = said(fresh, 2)
+    assert not same(before, stock)
+    assert same(said(model, 2), stock)
+    assert same(said(model, 2), stock)
+
+
+def test_inputs_of_another_dtype(steps: Steps, model: Any) -> None:
+    """As embeddings of images come."""
+    x = mx.random.normal((1, 1, 256)).astype(mx.float16)
+    with steps.switched(on=False):
+        stock = [
+            model(mx.array([[0]]), make_prompt_cache(model), a) for a in (x, x.astype(mx.float32))
+        ]
     said(model, 1)
-    found = steps.info()[structure(model)]
-    assert found["merged"] == {"Attention": 2}
-    assert set(found["separate"]) == {"model.layers.0.mlp", "model.layers.1.mlp"}
-    assert all("shares weights" in reason for reason in found["separate"].values())
+    ours = [model(mx.array([[0]]), make_prompt_cache(model), a) for a in (x, x.astype(mx.float32))]
+    assert compiled(steps) == 2
+    assert all(map(mx.array_equal, ours, stock))
+
+
+def test_switched_on_and_off_while_another_thread_decodes(home: Path, model: Any) -> None:
+    """Whatever it meets in a step, it is a right one."""
+    stock, found, done = said(model), list[Any](), threading.Event()
+    accept(home, model, 1)
+
+    def work() -> None:
+        try:
+            while not done.is_set():
+                found.append(said(model))
+        except BaseException as error:
+            found.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    other = architectures.build("llama", seed=1)
+    for _ in range(6):
+        enable()
+        said(other, 2)
+        package.disable_optimizations()
+    done.set()
+    thread.join()
+    assert found
+    assert all(same(one, stock) for one in found)
+
+
+def test_what_one_thread_compiled_another_lets_go(model: Any, steps: Steps) -> None:
+    """MLX traces a function anew in each thread: a new one must not meet an old one's trace."""
+    other = architectures.build("llama", seed=1)
+    with steps.switched(on=False):
+        stock = {seed: said(one, 4) for seed, one in enumerate((model, other))}
+    given, answers = queue.SimpleQueue[Any](), queue.SimpleQueue[Any]()
+
+    def work() -> None:
+        while given.get():
+            answers.put(said(model, 4))
+
+    mine = [dict(tree_flatten(one.parameters())) for one in (model, other)]
+    thread = threading.Thread(target=work)
+    thread.start()
+    memory = []
+    for turn in range(6):
+        model.load_weights([(name, a + 0) for name, a in mine[turn % 2].items()])
+        mx.eval(model.parameters())
+        given.put(True)
+        assert same(answers.get(), stock[turn % 2])
+        gc.collect()
+        memory.append(mx.get_active_memory())
+    given.put(False)
+    thread.join()
+    assert max(memory[2:]) <= memory[1] * 1.01
 
 
 def test_a_structure_is_all_but_the_values(model: Any) -> None:
@@ -252,23 +419,21 @@ def test_a_structure_is_all_but_the_values(model: Any) -> None:
 
 
 def test_one_verdict_speaks_for_the_rows_above_the_next_lower_power() -> None:
-    accepted = {slug("x", 1): ALL, slug("x", 8): GATE_UP, slug("y", 2): ALL}
-    assert rows_of("x", accepted) == {1: ALL, **dict.fromkeys((5, 6, 7, 8), GATE_UP)}
+    accepted = {slug("x", 1): ALL, slug("x", 8): COMPILED, slug("y", 2): ALL}
+    assert rows_of("x", accepted) == {1: ALL, **dict.fromkeys((5, 6, 7, 8), COMPILED)}
     assert rows_of("y", accepted) == {2: ALL}
     assert rows_of("z", accepted) == {}
 
 
-def test_what_is_merged_is_what_was_accepted_for_so_many_rows(home: Path, model: Any) -> None:
+def test_what_serves_is_what_was_accepted_for_so_many_rows(home: Path, model: Any) -> None:
     accept(home, model, 1)
-    accept(home, model, 2, what=GATE_UP)
+    accept(home, model, 2, what=COMPILED)
     enable()
     said(model)
     steps = package.runtime.api._active.steps  # type: ignore[union-attr]
-    sizes = {
-        kind: steps.merges.of[id(getattr(model.layers[0], kind))].sizes
-        for kind in ("self_attn", "mlp")
+    assert {tuple(layer.rows.items()) for layer in steps.layers.values()} == {
+        ((1, ALL), (2, COMPILED))
     }
-    assert sizes == {"self_attn": {256}, "mlp": {256, 512}}
     # The best of several verdicts on one slug, those that do not serve aside.
     accept(home, model, 2)
     registry, device = Registry(home), detect("host")
@@ -280,32 +445,31 @@ def test_what_is_merged_is_what_was_accepted_for_so_many_rows(home: Path, model:
     assert row(model)["rows"] == [2]
 
 
-def test_bench_and_run_tell_of_merged_products(home: Path) -> None:
+def test_bench_and_run_tell_of_compiled_layers(home: Path) -> None:
     model = architectures.build("llama", mx.bfloat16)
     settings = {"backend": "host", "require_faster": False, "gate": "stored", "ops": ["step"]}
     task = {"kv_bits": 0, "settings": settings}
     prompt = [list(range(12))]
-    assert worker.logits(model, prompt, task)["merged"] is False
+    assert worker.logits(model, prompt, task)["compiled"] is False
     accept(home, model, 1)
     found = worker.logits(model, prompt, task)
-    assert found["merged"] is True
+    assert found["compiled"] is True
     assert 1e-4 < found["patched"] <= 2 * found["stock"] < 0.1, "a whole model's rounding"
     enable()
     said(model, 2)
     info = package.get_optimization_info()
     told = session.totals([{"problem": "", **info}])
     assert told["models"] == info["models"]
-    assert session.summary(told) == "the products of 4 layers merged"
+    assert session.summary(told) == "2 layers compiled"
 
 
-def test_what_goes_wrong_while_merging_is_no_concern_of_the_call(
+def test_what_goes_wrong_is_no_concern_of_the_call(
     model: Any, steps: Steps, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stock = said(model, 2)
     model.layers[0].mlp.up_proj.weight = model.layers[0].mlp.up_proj.weight + 0
     with monkeypatch.context() as patch:
-        patch.setattr("mlx_lm_openevolve.decode.steps.layers", lambda *_: 1 / 0)
+        patch.setattr("mlx_lm_openevolve.decode.steps.Layer", lambda *_: 1 / 0)
         assert same(said(model, 2), stock)
     assert "division by zero" in steps.info()[structure(model)]["reason"]
     assert same(said(model, 2), stock)
-    assert steps.info()[structure(model)]["reason"] == ""

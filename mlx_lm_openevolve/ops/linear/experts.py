@@ -6,13 +6,14 @@ layer, x, indices -> the layer's weights, as at its last call -> shapes -> Route
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
 
 from ...errors import BackendError
-from ..base import ON_CPU, Route, Router
+from ..base import ON_CPU, Call, Route, Router
 from .call import Weights, new_route
 
 __all__ = ["wrap"]
@@ -70,4 +71,22 @@ def wrap(original: Callable[..., Any], router: Router) -> Callable[..., Any]:
         route.hits += 1
         return out + mx.expand_dims(self["bias"][indices], -2) if "bias" in self else out
 
+    def served(layer: Any, x: mx.array, indices: mx.array) -> Callable[..., mx.array] | None:
+        """As call.wrap's."""
+        known = layers.get(id(layer))
+        if known is None or off or not known.of(layer) or indices.dtype != _UINT32:
+            return None
+        _, dtype, route = known.routes.get((x.shape, indices.shape), (0, None, None))
+        call = route.call if route is not None and dtype == x.dtype else None
+        return None if call is None or on_cpu() else functools.partial(_product, call)
+
+    product.served = served  # type: ignore[attr-defined]
     return product
+
+
+def _product(
+    call: Call, layer: Any, x: mx.array, indices: mx.array, sorted_indices: bool = False
+) -> mx.array:
+    out = call(x, indices, layer["weight"], layer["scales"], layer.get("biases"))
+    out = out.reshape(*indices.shape, 1, out.shape[-1])
+    return out + mx.expand_dims(layer["bias"][indices], -2) if "bias" in layer else out
