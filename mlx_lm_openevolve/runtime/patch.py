@@ -215,9 +215,10 @@ class MethodPatch:
         self._method = None
 
     def unreached(self) -> list[str]:
-        if self.installed and vars(self._cls).get(self._name) is not self._method:
-            return [f"{self._cls.__module__}.{self._cls.__qualname__}.{self._name} (changed since)"]
-        return []
+        with swapping:
+            changed = self.installed and vars(self._cls).get(self._name) is not self._method
+        name = f"{self._cls.__module__}.{self._cls.__qualname__}.{self._name}"
+        return [f"{name} (changed since)"] if changed else []
 
 
 def _put(holders: Iterable[Binding], swaps: Iterable[tuple[Any, Any]]) -> None:

@@ -84,6 +84,7 @@ def counts(steps: Steps) -> tuple[int, int]:
 
 
 KINDS = ("plain", "packed", "biased")
+MOST = ("plain", "packed", pytest.param("biased", marks=pytest.mark.slow))
 ways = pytest.mark.parametrize("way", WAYS)
 
 
@@ -109,7 +110,7 @@ def test_parameters_are_what_they_were_and_disabling_gives_them_back(
 
 
 @ways
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", MOST)
 def test_compiled_layers_give_the_bits_of_stock(
     kind: str, way: str, compiling: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -168,7 +169,7 @@ def test_merged_weights_take_no_more_memory(kind: type) -> None:
 
 
 @ways
-@pytest.mark.parametrize("kind", ["plain", "packed"])
+@pytest.mark.parametrize("kind", ["plain", pytest.param("packed", marks=pytest.mark.slow)])
 def test_replaced_weights_are_let_go_at_once(kind: str, way: str, compiling: Any) -> None:
     """They wait for no call, and no collection of garbage."""
     model, other = model_of(kind), model_of(kind, seed=1)
@@ -188,7 +189,7 @@ def test_replaced_weights_are_let_go_at_once(kind: str, way: str, compiling: Any
 
 
 @ways
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", MOST)
 def test_weights_that_are_replaced_are_seen_at_the_next_call(
     kind: str, way: str, compiling: Any
 ) -> None:

@@ -32,11 +32,8 @@ from mlx_lm_openevolve.cli.architectures import callers
 from mlx_lm_openevolve.decode.steps import ALL, COMPILED, Steps
 from mlx_lm_openevolve.decode.structure import slug, structure
 
-# Plain; experts; sliding windows and norms; sinks; scaled; attention and MLP side by side; norms
-# over all heads; experts whose keys and values are compressed.
-SAMPLE = {
-    "cohere2", "deepseek_v2", "gemma3_text", "gpt_oss", "granite", "llama", "olmo2", "qwen3_moe",
-}  # fmt: skip
+# Plain; experts; sliding windows and norms; sinks; scaled; attention and MLP side by side.
+SAMPLE = {"cohere2", "gemma3_text", "gpt_oss", "granite", "llama", "qwen3_moe"}
 # None of whose layers is compiled: their attention asks its cache or its mask for more, they are
 # called with more, have caches without an offset, or change what they hold at each call.
 ALONE = {

@@ -24,7 +24,7 @@ from serving import close
 
 import mlx_lm_openevolve as package
 from mlx_lm_openevolve.bench import worker
-from mlx_lm_openevolve.decode.steps import ALL, COMPILED, MAX_DECIDED, Steps
+from mlx_lm_openevolve.decode.steps import ALL, COMPILED, Steps
 from mlx_lm_openevolve.decode.structure import rows_of, slug, structure
 from mlx_lm_openevolve.device import detect, fingerprint
 from mlx_lm_openevolve.kernels.registry import Registry
@@ -171,13 +171,13 @@ def test_a_model_in_a_model(home: Path, model: Any) -> None:
 
     outer = Model()
     outer.eval()
-    stock = said(model)
+    stock = said(model, 4)
     accept(home, model, 1)
     accept(home, outer, 1)
     enable()
     memory = mx.get_active_memory()
     for one in (outer, model, outer):
-        assert same(said(one), stock)
+        assert same(said(one, 4), stock)
         assert row(one)["compiled"] == 2
         gc.collect()
     assert mx.get_active_memory() - memory < model.layers[0].mlp.up_proj.weight.nbytes / 2
@@ -293,10 +293,14 @@ def test_a_model_in_training_is_left_alone(model: Any, steps: Steps) -> None:
     assert compiled(steps) == 2
 
 
-def test_weights_that_change_all_the_time_are_left_alone(model: Any, steps: Steps) -> None:
+def test_weights_that_change_all_the_time_are_left_alone(
+    model: Any, steps: Steps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlx_lm_openevolve.decode.steps.MAX_DECIDED", 3)
     layer = model.layers[0].mlp.up_proj
-    for _ in range(MAX_DECIDED):
+    for _ in range(3):
         said(model, 1)
+        assert compiled(steps) == 2
         layer.weight = layer.weight + 0
     said(model, 1)
     assert not compiled(steps)
@@ -382,18 +386,18 @@ def test_what_one_thread_compiled_another_lets_go(model: Any, steps: Steps) -> N
     """MLX traces a function anew in each thread: a new one must not meet an old one's trace."""
     other = architectures.build("llama", seed=1)
     with steps.switched(on=False):
-        stock = {seed: said(one, 4) for seed, one in enumerate((model, other))}
+        stock = {seed: said(one, 2) for seed, one in enumerate((model, other))}
     given, answers = queue.SimpleQueue[Any](), queue.SimpleQueue[Any]()
 
     def work() -> None:
         while given.get():
-            answers.put(said(model, 4))
+            answers.put(said(model, 2))
 
     mine = [dict(tree_flatten(one.parameters())) for one in (model, other)]
     thread = threading.Thread(target=work)
     thread.start()
     memory = []
-    for turn in range(6):
+    for turn in range(5):
         model.load_weights([(name, a + 0) for name, a in mine[turn % 2].items()])
         mx.eval(model.parameters())
         given.put(True)
