@@ -135,7 +135,9 @@ class Layer:
             seen = look(layer, self._run, x, offset, masked)
             joins = self.rows[key[0]] == ALL
             if joins and not self.merged:
-                self._merge(layer, seen.together())
+                # What a kernel serves stays separate: its verdict is about its own shape.
+                served = kernels_of(seen, {})
+                self._merge(layer, [[m for m in g if id(m) not in served] for g in seen.together()])
             for merged in self.merged if joins else ():
                 merged.product(mx.zeros((*x.shape[:-1], merged.width), x.dtype))
             parts = self._parts if joins else {}
@@ -217,8 +219,7 @@ class Steps:
         those that are defined from now on."""
         if self.installed:
             return
-        defined: Any = self._defined
-        self._hook = classmethod(defined)
+        self._hook = classmethod(lambda cls, **named: self._defined(cls, **named))
         if "__init_subclass__" not in vars(Module):  # else what another put there is left alone
             setattr(Module, "__init_subclass__", self._hook)  # noqa: B010
         for cls in list(model_classes()):

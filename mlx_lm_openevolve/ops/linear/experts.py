@@ -77,8 +77,9 @@ def wrap(original: Callable[..., Any], router: Router) -> Callable[..., Any]:
         if known is None or off or not known.of(layer) or indices.dtype != _UINT32:
             return None
         _, dtype, route = known.routes.get((x.shape, indices.shape), (0, None, None))
-        call = route.call if route is not None and dtype == x.dtype else None
-        return None if call is None or on_cpu() else functools.partial(_product, call)
+        if route is None or route.call is None or dtype is None or dtype != x.dtype or on_cpu():
+            return None
+        return functools.partial(_product, route.call)
 
     product.served = served  # type: ignore[attr-defined]
     return product

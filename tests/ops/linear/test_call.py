@@ -90,6 +90,28 @@ def test_a_layer_is_served(served: None, packing: dict[str, Any], bias: bool) ->
         assert hits() == before + 1, shape
 
 
+def test_a_layer_says_by_which_kernel_it_is_served(served: None) -> None:
+    """For a trace, which has no arrays to decide by: decode/split.py."""
+    says = nn.QuantizedLinear.__call__.served  # type: ignore[attr-defined]
+    for bias in (False, True):
+        one, x = layer(bias=bias), numbers(1, 2, K)
+        assert says(one, x) is None, "never called"
+        one(x)
+        assert close(says(one, x)(one, x), one(x))
+        assert says(one, numbers(1, 3, K)) is None, "another shape"
+        assert says(one, x.astype(mx.float16)) is None
+        many = numbers(1, 64, K)
+        one(many)
+        assert says(one, many) is None, "the original serves it"
+        one.scales = one.scales + 0
+        assert says(one, x) is None, "other weights"
+    half = layer(mx.float16)
+    half(numbers(1, 2, K, dtype=mx.float16))
+    assert says(half, numbers(1, 2, K, dtype=mx.float16)) is None, "no verdict"
+    mlx_lm_openevolve.disable_optimizations()
+    assert says(one, x) is None
+
+
 def test_views_of_x_are_served(served: None) -> None:
     made = layer()
     x = numbers(2, 8, 2 * K)
