@@ -24,6 +24,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -210,7 +211,7 @@ def main() -> int:
     culprits = {tool: culprit(tool) for tool in args.tool}
     cubins = torch_launch.cubins_of([*listed, *culprits.values()])
     machine = {"device": torch.cuda.get_device_name(), "torch": torch.__version__}
-    report: dict[str, Any] = {"machine": machine, "tools": {}}
+    report: dict[str, Any] = {"date": time.strftime("%Y-%m-%d"), "machine": machine, "tools": {}}
     good = True
     for tool in args.tool:
         # The culprit last: a wild read ends the process.

@@ -81,6 +81,30 @@ def test_every_command_of_a_page_runs(page: Path, desk: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_python_of_a_page_runs(page: Path, desk: Path) -> None:
+    for block in blocks(page):
+        if block.language == "python":
+            (desk / "program.py").write_text(f"import mlx_lm_openevolve\n{block.text}")
+            done = subprocess.run(
+                [sys.executable, "program.py"],
+                cwd=desk,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                check=False,
+            )
+            assert done.returncode == 0, f"{page.name}:{block.line}\n{done.stdout}"
+
+
+def test_the_readme_is_short_and_its_one_screen_comes_first() -> None:
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert len(lines) < 150
+    first = "\n".join(lines[:55])
+    for typed in ("pip install", f"{OURS} tune", f"{OURS} run", "enable_optimizations()"):
+        assert typed in first
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_command_of_a_page_parses(page: Path) -> None:
     """Those that need a GPU, a Mac, a model of the Hub or an installation, and the others too."""
     for block in consoles(page):
@@ -234,10 +258,16 @@ def test_a_path_that_does_not_exist_would_be_noticed() -> None:
         assert not documentation.exists(wrong, page), wrong
 
 
-def test_the_readme_leads_to_every_page() -> None:
+def test_the_readme_leads_to_every_page_and_every_picture_is_shown() -> None:
     text = (ROOT / "README.md").read_text()
-    for path in [*(ROOT / "docs").iterdir(), *PAGES[1:4]]:
+    for path in PAGES[1:]:
         assert f"]({path.relative_to(ROOT)})" in text, path.name
+    shown = {
+        (page.parent / target).resolve()
+        for page in PAGES
+        for target in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", page.read_text())
+    }
+    assert shown == {path for path in (ROOT / "docs").iterdir() if path.suffix != ".md"}
 
 
 def test_the_architecture_names_every_part_of_the_package() -> None:
