@@ -32,7 +32,7 @@ from typing import Any
 
 import torch
 import torch_launch
-from torch_launch import Planned
+from cuda_texts import Planned
 
 from mlx_lm_openevolve.kernels.kernel import Kernel
 from mlx_lm_openevolve.ops.attention.workload import Workload

@@ -45,6 +45,9 @@ def kernel_meta(**changes: Any) -> dict[str, Any]:
     return meta | changes
 
 
+# The oldest that are served, of what can be installed: mlx-lm 0.31.0 was never published.
+OLDEST = {"mlx": "0.31.0", "mlx-lm": "0.31.1"}
+
 COPY_FIRST = """
     uint head = threadgroup_position_in_grid.y, b = threadgroup_position_in_grid.z;
     uint heads = threadgroups_per_grid.y;
