@@ -14,6 +14,7 @@ from typing import Any
 import mlx_lm.models.llama as llama
 import mlx_lm.models.qwen3 as qwen3
 import pytest
+from samples import of_mlx_lm_032
 
 from mlx_lm_openevolve.cli.architectures import models_folder
 from mlx_lm_openevolve.decode.bodies import BODIES, attributes, digest, function_of, recognise
@@ -41,6 +42,7 @@ def installed() -> list[tuple[str, str, ast.FunctionDef]]:
     return found
 
 
+@of_mlx_lm_032
 def test_how_many_classes_of_mlx_lm_are_known() -> None:
     """1 attention body is shared by 15 classes, 1 by 4, 1 MLP body by 46. Where an update of mlx-lm
     rewrites one, its models run as ever: this says that there is a body to look at."""

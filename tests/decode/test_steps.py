@@ -16,6 +16,7 @@ import mlx_lm.models.llama as llama
 import pytest
 from mlx_lm.generate import generate_step
 from mlx_lm.models.cache import make_prompt_cache, trim_prompt_cache
+from samples import of_mlx_lm_032
 
 import mlx_lm_openevolve as package
 from mlx_lm_openevolve.bench import worker
@@ -154,6 +155,7 @@ def test_a_class_that_is_defined_later_is_reached(
     assert row(later)["merged"] == {"Attention": 2, "MLP": 2}
 
 
+@of_mlx_lm_032  # before it a thread has no stream of its own
 def test_two_models_and_two_threads(home: Path, model: Any) -> None:
     other = architectures.build("qwen3")
     stock, of_other = said(model), said(other)
