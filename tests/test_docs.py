@@ -326,6 +326,37 @@ def test_the_architecture_names_every_part_of_the_package() -> None:
         assert f"`{path.name}/`" in text or f"`{path.name}`" in text, path.name
 
 
+def defined(path: Path) -> set[str]:
+    """What a module defines, methods and attributes of its classes included."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            found.add(node.name)
+        elif isinstance(node, (ast.Assign, ast.AnnAssign)):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names = [name for target in targets for name in ast.walk(target)]
+            found |= {name.id for name in names if isinstance(name, ast.Name)}
+    return found
+
+
+def test_what_the_architecture_says_to_be_in_a_file_is_there() -> None:
+    tried = 0
+    for names, file in re.findall(
+        r"((?:`[\w.]+`(?:, | and )?)+) (?:and what follows it )?in `([\w/]+\.py)`",
+        (ROOT / "ARCHITECTURE.md").read_text(),
+    ):
+        for name in re.findall(r"`([\w.]+)`", names):
+            assert name.split(".")[-1] in defined(ROOT / "mlx_lm_openevolve" / file), (name, file)
+            tried += 1
+    assert tried > 10
+
+
+def test_the_tests_mirror_the_packages() -> None:
+    folders = {path.name for path in (ROOT / "tests").iterdir() if path.is_dir()}
+    packages = {path.name for path in (ROOT / "mlx_lm_openevolve").iterdir()}
+    assert folders - {"__pycache__", "benchmarks", "golden", "support"} <= packages
+
+
 def test_the_architecture_lists_the_folders_in_the_order_of_their_imports() -> None:
     tree = ast.parse((ROOT / "tests" / "test_package.py").read_text())
     (floors,) = (
