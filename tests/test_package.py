@@ -322,6 +322,23 @@ def test_serving_on_a_gpu_needs_no_executor_on_the_cpu(backend: str) -> None:
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.parametrize(
+    ("asks", "code"),
+    [
+        ("from mlx_lm_openevolve.__main__ import main; sys.exit(main())", 2),
+        ("import mlx_lm_openevolve; mlx_lm_openevolve.enable_optimizations()", 1),
+    ],
+    ids=["command", "function"],
+)
+def test_without_mlx_one_line_says_how_to_get_it(asks: str, code: int) -> None:
+    text = f"import sys; sys.modules['mlx'] = None; sys.argv = ['x', 'status']; {asks}"
+    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=False)
+    assert done.returncode == code
+    said = done.stderr.splitlines()
+    assert said[-1].endswith(mlx_lm_openevolve.errors.NO_MLX)
+    assert len(said) == 1 or code == 1
+
+
 def test_the_version_is_told_once() -> None:
     assert f'version = "{mlx_lm_openevolve.__version__}"' in (ROOT / "pyproject.toml").read_text()
 

@@ -304,7 +304,13 @@ def _prepare(
     ops: Sequence[str] | None,
 ) -> _Session:
     """Check every argument and build what enabling needs; changes nothing."""
-    from .. import backends, device, errors
+    from .. import errors
+
+    try:
+        import mlx.core  # noqa: F401
+    except ModuleNotFoundError:
+        raise errors.UnsupportedVersionError(errors.NO_MLX) from None
+    from .. import backends, device
     from ..kernels import lookup, registry
     from ..kernels.kernel import Kernel
     from ..kernels.verdict import STEP
