@@ -67,15 +67,26 @@ def test_a_native_kernel_is_right_at_every_row(
     assert judge(NATIVE[name], slug, changes, brief=False) == ""
 
 
+BARRIERS = [
+    *((*CASES[i], "columns_mma.cu", "__syncthreads();", n) for i in (2, 4) for n in range(3)),
+    (*CASES[15], "columns_mma.cu", "__syncthreads();", 3),
+    (*CASES[6], "tiles_mma.cu", "wait_copies<1>();", 0),
+    (*CASES[6], "tiles_mma.cu", "__syncthreads();", 1),
+    (*CASES[10], "prefill_wgmma.cu", "__syncthreads();", 1),
+    *((*CASES[-1], "multiply.cu", "__syncthreads();", n) for n in (1, 2)),
+]
+
+
 @pytest.mark.parametrize(
     ("name", "slug", "changes", "file", "removed", "nth"),
-    [
-        *((*CASES[i], "columns_mma.cu", "__syncthreads();", n) for i in (2, 4) for n in range(3)),
-        (*CASES[15], "columns_mma.cu", "__syncthreads();", 3),
-        (*CASES[6], "tiles_mma.cu", "wait_copies<1>();", 0),
-        (*CASES[6], "tiles_mma.cu", "__syncthreads();", 1),
-        (*CASES[10], "prefill_wgmma.cu", "__syncthreads();", 1),
-        *((*CASES[-1], "multiply.cu", "__syncthreads();", n) for n in (1, 2)),
+    [  # of each kernel and kind the first in CI
+        pytest.param(
+            *each,
+            marks=[pytest.mark.slow]
+            if any((e[0], e[4]) == (each[0], each[4]) for e in BARRIERS[:i])
+            else [],
+        )
+        for i, each in enumerate(BARRIERS)
     ],
 )
 def test_a_missing_barrier_is_caught(
