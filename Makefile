@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 SOURCES := mlx_lm_openevolve evolve tests benchmarks examples
 
 # The first Python that is new enough; Apple's own python3 is 3.9.
-PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; do \
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python3.10; do \
 	if $$p -c 'import sys; sys.exit(sys.version_info < (3, 10))' >/dev/null 2>&1; then \
 	echo $$p; break; fi; done)
 
@@ -34,6 +34,7 @@ tests: $(VENV)/installed
 	$(BIN)/python -m pytest -n 2
 
 slow: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[nvrtc]'
 	$(BIN)/python -m pytest -n 2 -m "slow or not slow"
 
 # Every architecture of mlx-lm, patched against unpatched.

@@ -122,7 +122,8 @@ def main() -> None:
         if worst < options.below:
             print(f"  {worst:.3f} {slug}")
     if options.output:
-        options.output.write_text(json.dumps({"device": device.slug, "rows": rows}) + "\n")
+        record = {"date": time.strftime("%Y-%m-%d"), "device": device.slug, "mlx": mx.__version__}
+        options.output.write_text(json.dumps({**record, "rows": rows}) + "\n")
 
 
 if __name__ == "__main__":

@@ -104,9 +104,15 @@ def main() -> None:
     for slug, reason in rows["patched"][-1]["reasons"].items():
         print(f"  {slug}: {reason}")
     if options.output:
+        from mlx_lm_openevolve.device import detect, fingerprint
+        from mlx_lm_openevolve.kernels.verdict import gate_version
+
         named = ("shape", "prompt", "tokens", "processes")
         asked = {name: getattr(options, name) for name in named}
-        options.output.write_text(json.dumps({"asked": asked, **rows}) + "\n")
+        date, machine = time.strftime("%Y-%m-%d"), fingerprint(detect(), gate_version("attention"))
+        options.output.write_text(
+            json.dumps({"date": date, "machine": machine, "asked": asked, **rows}) + "\n"
+        )
 
 
 if __name__ == "__main__":

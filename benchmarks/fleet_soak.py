@@ -216,6 +216,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         os.environ["MLX_LM_OPENEVOLVE_HOME"] = str(Path(folder) / "home")
         found = {"soak": soak, "rate": rate, "wide": wide}[options.what](options, Path(folder))
+    found = {"date": time.strftime("%Y-%m-%d"), **found}
     text = json.dumps(found, indent=1).replace(platform.node(), "host")
     print(text)
     if options.output:

@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import os
 import sys
 import tempfile
 import time
@@ -325,7 +326,18 @@ def main() -> None:
     if backend == "cuda" and (missing := backends.get("cuda").unavailable()):
         parser.error(missing)
 
-    result: dict[str, Any] = {"backend": backend, "falls back": {}, "served": {}}
+    result: dict[str, Any] = {
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": {
+            "device": device.detect().name,
+            "cores": os.cpu_count(),
+            "mlx": mx.__version__,
+        },
+        "command": "python " + " ".join(sys.argv),
+        "backend": backend,
+        "falls back": {},
+        "served": {},
+    }
     for name, workload in WORKLOADS.items():
         originals = {"nothing": nothing}
         if workload.kv_bits and not quantized.stock_runs(workload):  # it is replaced by this

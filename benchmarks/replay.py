@@ -46,20 +46,13 @@ def shipped() -> dict[str, Kernel]:
 @dataclass(frozen=True)
 class Outcome:
     """How far from the best of the table a search was after each candidate (1.0: there), for each
-    seed. `to_reach` is the number of candidates after which a seed was within a share."""
+    seed."""
 
     traces: tuple[tuple[float, ...], ...]
 
     def after(self, candidates: int) -> float:
         """Median over the seeds of the distance after so many candidates."""
         return statistics.median(t[min(candidates, len(t)) - 1] for t in self.traces)
-
-    def to_reach(self, share: float) -> float:
-        """Median number of candidates until within `share` of the best; infinite where never."""
-        counts = [
-            next((i + 1 for i, x in enumerate(t) if x <= 1 + share), math.inf) for t in self.traces
-        ]
-        return statistics.median(counts)
 
 
 class Table:

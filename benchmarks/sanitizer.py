@@ -24,6 +24,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +32,7 @@ from typing import Any
 
 import torch
 import torch_launch
-from torch_launch import Planned
+from cuda_texts import Planned
 
 from mlx_lm_openevolve.kernels.kernel import Kernel
 from mlx_lm_openevolve.ops.attention.workload import Workload
@@ -210,7 +211,7 @@ def main() -> int:
     culprits = {tool: culprit(tool) for tool in args.tool}
     cubins = torch_launch.cubins_of([*listed, *culprits.values()])
     machine = {"device": torch.cuda.get_device_name(), "torch": torch.__version__}
-    report: dict[str, Any] = {"machine": machine, "tools": {}}
+    report: dict[str, Any] = {"date": time.strftime("%Y-%m-%d"), "machine": machine, "tools": {}}
     good = True
     for tool in args.tool:
         # The culprit last: a wild read ends the process.

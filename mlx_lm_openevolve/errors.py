@@ -27,6 +27,12 @@ __all__ = [
 ]
 
 
+NO_MLX = (
+    "MLX is not installed: on Linux it comes with an extra, pip install"
+    " 'mlx-lm-openevolve[cuda13]', [cuda12] or [cpu]; on macOS it needs Apple silicon"
+)
+
+
 class OpenEvolveError(Exception):
     """Base of all errors raised by mlx_lm_openevolve; the message is one clear line."""
 

@@ -18,7 +18,7 @@ import pytest
 import yaml
 from documentation import PAGES, ROOT, Block, blocks, differs
 from programs import PROGRAM
-from samples import shipped_in_metal, store_correct
+from samples import OLDEST, shipped_in_metal, store_correct
 
 from mlx_lm_openevolve import ops
 from mlx_lm_openevolve.cli import run
@@ -28,9 +28,11 @@ from mlx_lm_openevolve.kernels import expressions, kernel, spec
 from mlx_lm_openevolve.kernels.kernel import Kernel
 from mlx_lm_openevolve.ops import base
 from mlx_lm_openevolve.ops.attention.workload import Workload
+from mlx_lm_openevolve.runtime import api
 
 DECODE = Workload(1, 8, 2, 1, 128, 64, 64, "bfloat16")
 OURS = "mlx-lm-openevolve"
+WORKFLOWS = sorted(path.stem for path in (ROOT / ".github" / "workflows").iterdir())
 
 
 def consoles(page: Path) -> list[Block]:
@@ -81,6 +83,30 @@ def test_every_command_of_a_page_runs(page: Path, desk: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_python_of_a_page_runs(page: Path, desk: Path) -> None:
+    for block in blocks(page):
+        if block.language == "python":
+            (desk / "program.py").write_text(f"import mlx_lm_openevolve\n{block.text}")
+            done = subprocess.run(
+                [sys.executable, "program.py"],
+                cwd=desk,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                check=False,
+            )
+            assert done.returncode == 0, f"{page.name}:{block.line}\n{done.stdout}"
+
+
+def test_the_readme_is_short_and_its_one_screen_comes_first() -> None:
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert len(lines) < 150
+    first = "\n".join(lines[:55])
+    for typed in ("pip install", f"{OURS} tune", f"{OURS} run", "enable_optimizations()"):
+        assert typed in first
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_command_of_a_page_parses(page: Path) -> None:
     """Those that need a GPU, a Mac, a model of the Hub or an installation, and the others too."""
     for block in consoles(page):
@@ -103,10 +129,13 @@ def parse_problem(program: str, words: list[str]) -> str:
         options = parser().parse_args(words)  # exits where they do not parse
         if getattr(options, "wrapped", None):
             run.command_line(options.wrapped, options.arguments)
+    elif program == "uv":
+        where = words[words.index("--from") + 1]
+        return parse_problem("pip", [where]) or parse_problem(OURS, words[words.index(OURS) + 1 :])
     elif program == "pip":
         text = (ROOT / "pyproject.toml").read_text().split("[project.optional-dependencies]")[1]
         known = set(re.findall(r"^(\w+) = \[", text.split("\n[")[0], re.M))
-        asked = re.search(r"\[(.*)\]", words[-1])
+        asked = re.search(r"\.\[([\w,]+)\]", " ".join(words))
         return ", ".join(set(asked[1].split(",")) - known if asked else [])
     elif program == "make":
         targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M)
@@ -116,7 +145,9 @@ def parse_problem(program: str, words: list[str]) -> str:
         if words[:2] == ["-m", "pytest"]:
             files = [word for word in words[2:] if word.startswith("tests")]
             return ", ".join(file for file in files if not (ROOT / file).exists())
-        if words[:2] in (["-m", "pip"], ["-m", "build"]):
+        if words[:2] == ["-m", "pip"]:
+            return parse_problem("pip", words[2:])
+        if words[:2] == ["-m", "build"]:
             return ""
         if words[0] == "-m":
             words = [f"{words[1].replace('.', '/')}.py", *words[2:]]
@@ -141,20 +172,61 @@ def workflow(name: str) -> Any:
 
 def test_every_command_of_the_workflows_parses() -> None:
     jobs = workflow("test")["jobs"]
-    assert {"linux", "macos"} <= jobs.keys()
+    assert {"linux", "oldest", "nvrtc", "macos"} <= jobs.keys()
     tried = 0
     for job in [*jobs.values(), *workflow("release")["jobs"].values()]:
-        for step in job["steps"]:
-            words = shlex.split(step.get("run", ""))
+        for line in [line for step in job["steps"] for line in step.get("run", "").splitlines()]:
+            words = shlex.split(line)
             program = words[0].removeprefix(".venv/bin/") if words else ""
-            # A script of several lines is the shell's own: names of ours stand alone.
-            if program not in ("make", "python", OURS) or words[1] == "-c":
-                continue
-            if words[1:3] == ["-m", "pytest"]:
-                assert any(word.endswith(".py") for word in words), step
-            assert not parse_problem(program, words[1:]), step
-            tried += 1
-    assert tried > 8
+            if program in ("make", "python", "uv", OURS) and words[1] != "-c":
+                assert not parse_problem(program, words[1:]), line
+                tried += 1
+    assert tried > 15
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_what_a_workflow_refers_to_is_there(name: str) -> None:
+    jobs = workflow(name)["jobs"]
+    for job in jobs.values():
+        if "needs" in job:
+            assert job["needs"] in jobs
+        strategy = job.get("strategy", {}).get("matrix", {})
+        text = json.dumps(job)
+        for context, key in re.findall(r"\$\{\{ (\w+)\.(\w+)", text):
+            assert context in ("runner", "github", "matrix"), text
+            assert context != "matrix" or key in strategy, key
+        for step in job["steps"]:
+            assert len(step.keys() & {"run", "uses"}) == 1, step
+            assert re.fullmatch(r"[\w-]+/[\w-]+@(v\d+|release/v\d+)", step.get("uses", "a/b@v1"))
+            if "run" in step:
+                done = subprocess.run(["bash", "-n"], input=step["run"], text=True, check=False)
+                assert done.returncode == 0, step
+
+
+def test_a_mac_s_report_is_kept_and_a_disagreement_fails() -> None:
+    steps = workflow("test")["jobs"]["macos"]["steps"]
+    assert not any("continue-on-error" in step for step in steps)
+    runs = [step.get("run", "") for step in steps]
+    for asked in ("make test", "make demo", "-k apple", "tests/backends/test_metal.py", "--report"):
+        assert any(asked in run for run in runs), asked
+    kept = next(step for step in steps if "upload-artifact" in step.get("uses", ""))
+    assert kept["if"] == "always()"
+    folder = kept["with"]["path"]
+    assert sum(f" {folder}" in run for run in runs) == 3  # two corpora, one report
+
+
+def test_the_versions_that_the_pages_promise_are_tried() -> None:
+    text = (ROOT / "README.md").read_text()
+    jobs = workflow("test")["jobs"]
+    pythons = jobs["linux"]["strategy"]["matrix"]["python"]
+    assert f"| Python | {pythons[0]} | {pythons[-1]} |" in text
+    said = (ROOT / "pyproject.toml").read_text()
+    assert re.findall(r'Python :: (3\.\d+)"', said) == pythons
+    assert f'requires-python = ">={pythons[0]}"' in said
+    oldest = " ".join(step.get("run", "") for step in jobs["oldest"]["steps"])
+    for package, version in OLDEST.items():
+        assert f"{package}=={version}'" in oldest.replace("[cpu]", "")
+        assert api.SUPPORTED[package] == tuple(map(int, version.split(".")[:2]))
 
 
 def test_nothing_is_published_without_a_tag_nor_before_it_was_installed() -> None:
@@ -234,10 +306,16 @@ def test_a_path_that_does_not_exist_would_be_noticed() -> None:
         assert not documentation.exists(wrong, page), wrong
 
 
-def test_the_readme_leads_to_every_page() -> None:
+def test_the_readme_leads_to_every_page_and_every_picture_is_shown() -> None:
     text = (ROOT / "README.md").read_text()
-    for path in [*(ROOT / "docs").iterdir(), *PAGES[1:4]]:
+    for path in PAGES[1:]:
         assert f"]({path.relative_to(ROOT)})" in text, path.name
+    shown = {
+        (page.parent / target).resolve()
+        for page in PAGES
+        for target in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", page.read_text())
+    }
+    assert shown == {path for path in (ROOT / "docs").iterdir() if path.suffix != ".md"}
 
 
 def test_the_architecture_names_every_part_of_the_package() -> None:
@@ -246,6 +324,37 @@ def test_the_architecture_names_every_part_of_the_package() -> None:
         if path.name.startswith("_") or path.suffix not in ("", ".py"):
             continue
         assert f"`{path.name}/`" in text or f"`{path.name}`" in text, path.name
+
+
+def defined(path: Path) -> set[str]:
+    """What a module defines, methods and attributes of its classes included."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            found.add(node.name)
+        elif isinstance(node, (ast.Assign, ast.AnnAssign)):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names = [name for target in targets for name in ast.walk(target)]
+            found |= {name.id for name in names if isinstance(name, ast.Name)}
+    return found
+
+
+def test_what_the_architecture_says_to_be_in_a_file_is_there() -> None:
+    tried = 0
+    for names, file in re.findall(
+        r"((?:`[\w.]+`(?:, | and )?)+) (?:and what follows it )?in `([\w/]+\.py)`",
+        (ROOT / "ARCHITECTURE.md").read_text(),
+    ):
+        for name in re.findall(r"`([\w.]+)`", names):
+            assert name.split(".")[-1] in defined(ROOT / "mlx_lm_openevolve" / file), (name, file)
+            tried += 1
+    assert tried > 10
+
+
+def test_the_tests_mirror_the_packages() -> None:
+    folders = {path.name for path in (ROOT / "tests").iterdir() if path.is_dir()}
+    packages = {path.name for path in (ROOT / "mlx_lm_openevolve").iterdir()}
+    assert folders - {"__pycache__", "benchmarks", "golden", "support"} <= packages
 
 
 def test_the_architecture_lists_the_folders_in_the_order_of_their_imports() -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
+from samples import OLDEST
 
 import mlx_lm_openevolve
 from mlx_lm_openevolve.runtime import api
@@ -170,7 +171,8 @@ def tracked() -> set[str]:
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("wheel")
     copy = tmp_path_factory.mktemp("source")
-    # From a clone's content: what is not tracked must not be needed, nor leak into the wheel.
+    # From a clone's content: what is not tracked must not be needed, nor leak into the wheel. The
+    # wheel is made of the sdist, in which the links evolve/ and tuned/ must have become folders.
     archive = subprocess.run(
         ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True
     ).stdout
@@ -182,7 +184,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     subprocess.run(["tar", "-xf", str(out / "source.tar")], cwd=copy, check=True)
     subprocess.run(
-        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "-o", str(out), str(copy)],
+        [sys.executable, "-m", "build", "--no-isolation", "-o", str(out), str(copy)],
         capture_output=True,
         check=True,
     )
@@ -195,6 +197,14 @@ def test_the_wheel_contains_every_tracked_file(wheel: Path) -> None:
     assert names == tracked()
 
 
+def test_wheel_and_sdist_are_small(wheel: Path) -> None:
+    (sdist,) = wheel.parent.glob("*.tar.gz")
+    said = re.search(r"wheel and sdist have (\d+) MB at most", (ROOT / "README.md").read_text())
+    assert said is not None
+    for file in (wheel, sdist):
+        assert file.stat().st_size < int(said[1]) * 1e6
+
+
 @pytest.fixture(scope="module")
 def tool(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Our command in an empty environment that has the wheel and what it asks for, no more."""
@@ -204,6 +214,32 @@ def tool(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     pip = [folder / "bin" / "python", "-m", "pip", "install", "-q", "--disable-pip-version-check"]
     subprocess.run([*pip, f"{wheel}{extra}"], check=True, capture_output=True)
     return folder / "bin" / "mlx-lm-openevolve"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("age", ["oldest", "newest"])
+def test_a_model_runs_on_the_oldest_and_the_newest_mlx(
+    age: str, wheel: Path, tmp_path: Path, tiny_folder: Path
+) -> None:
+    folder = tmp_path / "venv"
+    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    if age == "oldest":
+        wanted = [f"{package}=={version}" for package, version in OLDEST.items()]
+    else:
+        wanted = ["mlx", "mlx-lm", "--upgrade"]
+    pip = [folder / "bin" / "python", "-m", "pip", "install", "-q", "--disable-pip-version-check"]
+    extra = "host" if sys.platform == "darwin" else "host,cpu"
+    subprocess.run([*pip, f"{wheel}[{extra}]", *wanted], check=True, capture_output=True)
+    tool = folder / "bin" / "mlx-lm-openevolve"
+    words = ["run", "--backend", "host", "--any-correct", "mlx_lm.generate", "--model"]
+    done = ask(
+        tool, tmp_path, *words, str(tiny_folder), "--prompt", "def main", "--max-tokens", "4"
+    )
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, said
+    served = re.search(r"mlx-lm-openevolve: (\d+) attention calls on kernels", said)
+    assert served is not None, said
+    assert int(served[1]) > 0, said
 
 
 def ask(tool: Path, folder: Path, *argv: str) -> subprocess.CompletedProcess[str]:
@@ -286,6 +322,23 @@ def test_serving_on_a_gpu_needs_no_executor_on_the_cpu(backend: str) -> None:
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.parametrize(
+    ("asks", "code"),
+    [
+        ("from mlx_lm_openevolve.__main__ import main; sys.exit(main())", 2),
+        ("import mlx_lm_openevolve; mlx_lm_openevolve.enable_optimizations()", 1),
+    ],
+    ids=["command", "function"],
+)
+def test_without_mlx_one_line_says_how_to_get_it(asks: str, code: int) -> None:
+    text = f"import sys; sys.modules['mlx'] = None; sys.argv = ['x', 'status']; {asks}"
+    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=False)
+    assert done.returncode == code
+    said = done.stderr.splitlines()
+    assert said[-1].endswith(mlx_lm_openevolve.errors.NO_MLX)
+    assert len(said) == 1 or code == 1
+
+
 def test_the_version_is_told_once() -> None:
     assert f'version = "{mlx_lm_openevolve.__version__}"' in (ROOT / "pyproject.toml").read_text()
 
@@ -296,7 +349,7 @@ def test_pip_installs_what_the_versions_checked_allow() -> None:
     def bound(versions: dict[str, tuple[int, int]], package: str) -> str:
         return ">=" + ".".join(map(str, versions[package]))
 
-    assert f"\"mlx{bound(api.SUPPORTED_ON_MACOS, 'mlx')}; platform_system == 'Darwin'\"" in text
+    assert f"\"mlx{bound(api.SUPPORTED, 'mlx')}; platform_system == 'Darwin'\"" in text
     assert f'"mlx-lm{bound(api.SUPPORTED, "mlx-lm")}"' in text
     for extra in ("cpu", "cuda12", "cuda13"):
         assert f'{extra} = ["mlx[{extra}]{bound(api.SUPPORTED, "mlx")}"]' in text

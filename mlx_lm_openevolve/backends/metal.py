@@ -22,7 +22,7 @@ X = TypeVar("X")
 
 
 # The first release whose metal_kernel takes compile_options, and whose GPU errors raise: see
-# SUPPORTED_ON_MACOS in runtime/api.py.
+# SUPPORTED in runtime/api.py.
 _OLDEST = (0, 32)
 
 
@@ -32,7 +32,7 @@ def unavailable() -> str:
         return "MLX sees no Metal GPU on this machine"
     version = version_of("mlx")
     new_enough = release(version) >= _OLDEST
-    return "" if new_enough else f"mlx {version} is older than 0.32, which macOS needs"
+    return "" if new_enough else f"mlx {version} is older than 0.32"
 
 
 def build(kernel: Kernel, params: Mapping[str, int], workload: Workload) -> Call:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -33,10 +32,9 @@ __all__ = [
     "optimizations",
 ]
 
-# The oldest releases. A Mac needs a newer MLX: before 0.32 its metal_kernel takes no
-# compile_options, which every kernel sets, and an error on the GPU ends the process.
-SUPPORTED = {"mlx": (0, 31), "mlx-lm": (0, 31)}
-SUPPORTED_ON_MACOS = {**SUPPORTED, "mlx": (0, 32)}
+# The oldest releases that are served. Before MLX 0.32 an error on the GPU ends the process, as some
+# derivatives do, and metal_kernel takes no compile options.
+SUPPORTED = {"mlx": (0, 32), "mlx-lm": (0, 31)}
 
 log = logging.getLogger("mlx_lm_openevolve")
 
@@ -306,7 +304,13 @@ def _prepare(
     ops: Sequence[str] | None,
 ) -> _Session:
     """Check every argument and build what enabling needs; changes nothing."""
-    from .. import backends, device, errors
+    from .. import errors
+
+    try:
+        import mlx.core  # noqa: F401
+    except ModuleNotFoundError:
+        raise errors.UnsupportedVersionError(errors.NO_MLX) from None
+    from .. import backends, device
     from ..kernels import lookup, registry
     from ..kernels.kernel import Kernel
     from ..kernels.verdict import STEP
@@ -372,8 +376,7 @@ def _check_versions() -> None:
     from ..device import release, version_of
     from ..errors import UnsupportedVersionError
 
-    on_macos = sys.platform == "darwin"
-    for package, oldest in (SUPPORTED_ON_MACOS if on_macos else SUPPORTED).items():
+    for package, oldest in SUPPORTED.items():
         wanted = ".".join(map(str, oldest))
         version = version_of(package)
         if not version:
@@ -381,10 +384,4 @@ def _check_versions() -> None:
                 f"{package} is not installed; {wanted} or newer is needed"
             )
         if release(version) < oldest:
-            why = ""
-            if oldest != SUPPORTED[package]:
-                why = (
-                    ", which macOS needs: before it metal_kernel takes no compile options, and an "
-                    "error on the GPU ends the process"
-                )
-            raise UnsupportedVersionError(f"{package} {version} is older than {wanted}{why}")
+            raise UnsupportedVersionError(f"{package} {version} is older than {wanted}")

@@ -93,7 +93,7 @@ def run(options: argparse.Namespace, out: Console) -> tuple[int, dict[str, Any]]
         for step in steps:
             out.print(f"{step.slug}: {step.reason}", markup=False)
         out.print(table(known, planner))
-        out.print(summary(known), markup=False)
+        out.print(summary(known, planner), markup=False)
         asked = {"context": context, "batches": batches, "budget": budget, "shape": options.shape}
         asked |= {"bits": options.bits, "steps": [step.to_json() for step in steps]}
         result = report.record(device, known, asked, measured)
@@ -185,12 +185,14 @@ def table(rows: Sequence[Row], planner: Planner) -> Table:
     return made
 
 
-def summary(rows: Sequence[Row]) -> str:
+def summary(rows: Sequence[Row], planner: Planner) -> str:
     """Counts, and how to go on where something is left."""
     counts = Counter(row.state for row in rows)
     text = ", ".join(f"{counts[state]} {state}" for state in (SERVED, REJECTED, UNSERVED, LEFT))
     if counts[LEFT]:
         text += "; the same command goes on with what is left"
+    if not planner.require_faster:
+        text += "; on the CPU that means right, and run serves it with --backend host --any-correct"
     return text
 
 

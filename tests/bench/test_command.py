@@ -200,7 +200,12 @@ def test_a_model_that_does_not_load_is_told_in_one_line(
 
 
 @pytest.mark.parametrize(
-    "more", [["-b", "1"], ["-b", "2"], ["--kv-bits", "8"]], ids=["alone", "batch", "quantised"]
+    "more",
+    [
+        pytest.param(["-b", "1"], id="alone", marks=pytest.mark.slow),
+        pytest.param(["-b", "2"], id="batch"),
+        pytest.param(["--kv-bits", "8"], id="quantised", marks=pytest.mark.slow),
+    ],
 )
 def test_a_case_on_the_host_end_to_end(
     home: Path,

@@ -20,6 +20,7 @@ import pytest
 from mlx.utils import tree_flatten
 from mlx_lm.generate import generate_step
 from mlx_lm.models.cache import make_prompt_cache, trim_prompt_cache
+from samples import of_mlx_lm_032
 from serving import close
 
 import mlx_lm_openevolve as package
@@ -207,6 +208,7 @@ def test_a_kernel_serves_between_the_halves(home: Path, tiny_model: Any, proven:
     assert sum(r["hits"] for r in rows) >= 2 * 4
 
 
+@of_mlx_lm_032  # before it a thread has no stream of its own
 def test_two_models_and_two_threads(home: Path, model: Any) -> None:
     other = architectures.build("qwen3")
     stock, of_other = said(model), said(other)

@@ -45,7 +45,7 @@ needs_compiler = pytest.mark.skipif(
 
 
 @pytest.mark.parametrize(
-    "seed", [*range(2), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 20))]
+    "seed", [1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (0, *range(2, 20)))]
 )
 def test_mlx_own_attention_is_never_rejected(seed):
     for dtype, mask in itertools.product(DTYPES, MASKS):
@@ -596,7 +596,7 @@ VARIED = {
 
 def machines_and_names():
     """All but a drawn few are slow: each is a whole run of the gate."""
-    drawn = {("decode", 8), ("quantized", 8), ("latent", 8), ("latent", 16), ("latent", 64)}
+    drawn = {("decode", 8), ("latent", 16)}
     for memory, working, in_use in ((8, 5.33, 5), (16, 10.67, 8), (64, 48, 8)):
         for name in VARIED:
             marks = [] if (name, memory) in drawn else [pytest.mark.slow]
@@ -678,7 +678,10 @@ def test_a_right_kernel_is_correct_on_the_host_and_never_faster(tmp_path):
 
 
 @needs_compiler
-@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize(
+    "mask",
+    [pytest.param(mask, marks=[pytest.mark.slow] if mask != "causal" else []) for mask in MASKS],
+)
 def test_the_host_check_belongs_to_the_kernel(tmp_path, mask):
     registry, kernel = Registry(tmp_path), naive()
     registry.add(kernel)

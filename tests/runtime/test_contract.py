@@ -318,7 +318,8 @@ def test_tensor_parallel(home: Path, tmp_path: Path) -> None:
     kernel = next(k for k in shipped_in_metal() if all(k.applies_to(w) for w in halves))
     store_correct(home, kernel, halves)
     script = tmp_path / "parallel.py"
-    script.write_text(PARALLEL)
+    script.write_text(f"#!{sys.executable}\n{PARALLEL}")
+    script.chmod(0o755)  # mlx.launch of 0.32.0 runs it as it is
     launch = Path(sys.executable).parent / "mlx.launch"
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "support")])
     done = subprocess.run(

@@ -185,11 +185,6 @@ def parse_array(text: str) -> Array:
     return Array(name, dtype, tuple(int(n) for n in shape.split("x")), slices, numbers)
 
 
-def logical(array: Array) -> np.ndarray[Any, Any]:
-    """The values that a kernel sees, in row order."""
-    return _fill(array)[array.view]
-
-
 @functools.cache
 def _read(kind: str, name: str, text: str) -> Snippet:
     parts: dict[str, list[str]] = {"keys": [], "header": [], "body": []}

@@ -134,6 +134,60 @@ def _file_names() -> frozenset[str]:
     return frozenset(name.rpartition("/")[2] for name in listed)
 
 
+_UNIT = r" ?%| (?:us|ms|s|seconds|minutes|GB|times)\b|x\b"
+_FIGURE = re.compile(rf"(?<![\w.:/-])(\d[\d,]*\.\d+(?!\.?\d)|\d[\d,]*(?={_UNIT}))")
+_VERSION = re.compile(r"\b(?:Python|MLX|mlx|mlx-lm|PyTorch|version|Qwen|Llama)[- ][\d.]*\d")
+
+
+def sentences(page: Path) -> list[str]:
+    """Paragraphs and list items, without what is no sentence: blocks, tables, code."""
+    text = re.sub(r"<!-- table: .*?<!-- end -->", "", page.read_text(), flags=re.DOTALL)
+    text = re.sub(r"^```.*?^```$|^\|.*?$", "", text, flags=re.DOTALL | re.MULTILINE)
+    return [part for part in re.split(r"\n\s*\n|\n(?=\s*(?:-|\d\.) )", text) if part.strip()]
+
+
+def figures(text: str) -> list[str]:
+    """What a sentence says was measured: numbers with a point or a unit; those of a sentence that
+    names a results file, counts too."""
+    plain = _VERSION.sub("", re.sub(r"`[^`]*`|\]\([^)]*\)|<[^>]*>", "", text))
+    plain = re.sub(r"\d{4}-\d\d-\d\d", "", plain)
+    found = [match[1] for match in _FIGURE.finditer(plain)]
+    if "benchmarks/results/" in text:
+        counts = re.findall(r"(?<![\w.,:/-])\d[\d,]*\d(?![\w.:/-]*\d)", plain)
+        found += [count for count in counts if count not in found]
+    return found
+
+
+@functools.cache
+def numbers(path: Path) -> tuple[float, ...]:
+    """All numbers of a results file but raw samples, and how long its lists are."""
+    if path.suffix != ".json":
+        return tuple(float(found) for found in re.findall(r"\d+\.?\d*", path.read_text()))
+    found: list[float] = []
+
+    def walk(value: Any) -> None:
+        if isinstance(value, dict):
+            for key, below in value.items():
+                if "samples" not in key:
+                    walk(below)
+        elif isinstance(value, list):
+            found.append(len(value))
+            for below in value:
+                walk(below)
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            found.append(value)
+
+    walk(json.loads(path.read_text()))
+    return tuple(found)
+
+
+def rounds_to(value: float, figure: str) -> bool:
+    """Whether a value is that figure: as it is, in percent, in thousandths or in millionths."""
+    plain = figure.replace(",", "")
+    digits = len(plain.partition(".")[2])
+    return any(f"{scale * value:.{digits}f}" == plain for scale in (1, 100, 1e3, 1e6))
+
+
 def agrees(shown: tuple[str, ...], output: str) -> bool:
     """Whether an output is what the page shows."""
     if not shown:

@@ -16,6 +16,8 @@ from mlx.utils import tree_map
 from mlx_lm.utils import load_model
 from samples import TINY
 
+from mlx_lm_openevolve.device import release, version_of
+
 __all__ = ["CODE", "globals_of", "load", "write"]
 
 _HEAD = """
@@ -100,7 +102,9 @@ def write(code: str, folder: Path) -> Path:
 def load(code: str, folder: Path, dtype: mx.Dtype = mx.bfloat16) -> Any:
     """The model as mlx-lm loads it, with random weights of that dtype."""
     mx.random.seed(0)
-    model, _ = load_model(write(code, folder), strict=False, trust_remote_code=True)
+    # Before mlx-lm 0.32 a model's own code needs no leave.
+    trust = {"trust_remote_code": True} if release(version_of("mlx-lm")) >= (0, 32) else {}
+    model, _ = load_model(write(code, folder), strict=False, **trust)
     model.update(tree_map(lambda x: x.astype(dtype), model.parameters()))
     mx.eval(model.parameters())
     return model

@@ -7,7 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mlx_lm_openevolve.device import detect, fingerprint
+import pytest
+
+from mlx_lm_openevolve.device import detect, fingerprint, release, version_of
 from mlx_lm_openevolve.kernels.kernel import Kernel
 from mlx_lm_openevolve.kernels.registry import Registry, tuned_root
 from mlx_lm_openevolve.kernels.verdict import Verdict, gate_version
@@ -44,6 +46,14 @@ def kernel_meta(**changes: Any) -> dict[str, Any]:
     }
     return meta | changes
 
+
+# The oldest that are served, of what can be installed: mlx-lm 0.31.0 was never published.
+OLDEST = {"mlx": "0.32.0", "mlx-lm": "0.31.1"}
+
+# What is so of the models of mlx-lm 0.32; Python 3.10 has 0.31 alone.
+of_mlx_lm_032 = pytest.mark.skipif(
+    release(version_of("mlx-lm")) < (0, 32), reason="about mlx-lm 0.32 and its models"
+)
 
 COPY_FIRST = """
     uint head = threadgroup_position_in_grid.y, b = threadgroup_position_in_grid.z;

@@ -104,6 +104,7 @@ def test_a_budget_that_is_spent_says_how_to_go_on(
     )
     assert code == 0
     assert "goes on with what is left" in text
+    assert "run serves it with --backend host --any-correct" in text
     assert {row["reason"] for row in result["workloads"]} == {"the budget was spent"}
 
 
