@@ -183,6 +183,9 @@ _add(
     ("a q_len of 5 modulo 8", _TILE_SEEN, f"{_TILE_SEEN} - (q_len % 8 == 5 ? 1 : 0)"),
     ("a q_len of 17 to 31", _TILE_SEEN, f"{_TILE_SEEN} - (q_len > 16 && q_len < 32 ? 1 : 0)"),
     ("a q_len of 10 to 16", _TILE_SEEN, f"{_TILE_SEEN} - (q_len > 9 && q_len < 17 ? 1 : 0)"),
+    ("a q_len of 4 modulo 16", _TILE_SEEN, f"{_TILE_SEEN} - (q_len % 16 == 4 ? 1 : 0)"),
+    ("a q_len of 13 modulo 16", _TILE_SEEN, f"{_TILE_SEEN} - (q_len % 16 == 13 ? 1 : 0)"),
+    ("a q_len of 27 modulo 32", _TILE_SEEN, f"{_TILE_SEEN} - (q_len % 32 == 27 ? 1 : 0)"),
 )  # fmt: skip
 
 # Batches
