@@ -209,6 +209,11 @@ _add(
     _batch("the fifth sequence", "batch == 4"),
 )  # fmt: skip
 _add(
+    "batches", D, bucket(kv_len=64, batch=32),
+    _batch("4 sequences modulo 16", f"{_COUNT} % 16 == 4"),
+    _batch("21 sequences", f"{_COUNT} == 21"),
+)  # fmt: skip
+_add(
     "batches", D, bucket(kv_len=64, batch=4),
     _batch("3 sequences", f"{_COUNT} == 3"),
 )  # fmt: skip
@@ -301,6 +306,8 @@ _add(
     "layouts", Q, PACKED,
     ("value words by the keys' head stride", _V_WORDS + "v.word", _V_WORDS + "k.word"),
     ("value scales by the keys' head stride", _V_SCALES + "v.scale", _V_SCALES + "k.scale"),
+    ("rows of biases by the scales' stride", "from.biases + key * from.bias_strides[2]",
+     "from.biases + key * from.scale_strides[2]"),
     ("key biases by the scales' head stride", "kv_head * k.bias_strides[1]",
      "kv_head * k.scale_strides[1]"),
     ("value biases by the keys' head stride", _V_BIASES + "v.bias", _V_BIASES + "k.bias"),

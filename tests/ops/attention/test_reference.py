@@ -126,8 +126,10 @@ def test_a_small_bucket_is_asked_at_every_batch_and_a_verify_at_an_odd_q_len(see
     assert {5, 8} < {c.workload.batch for c in few}
 
 
-def test_every_query_length_of_verify_steps_is_asked():
+def test_every_query_length_of_verify_steps_and_every_batch_is_asked():
     for seed in range(8):
+        asked = plans(bucket("none", q_len=1, batch=32), seed, brief=False)
+        assert {w.batch for w, plan in asked if plan.kind != "large"} == set(range(17, 33))
         asked = plans(bucket("causal", q_len=32, batch=1), seed, brief=False)
         assert {w.q_len for w, plan in asked if plan.kind != "large"} == set(range(9, 33))
 
