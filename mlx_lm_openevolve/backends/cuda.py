@@ -174,8 +174,15 @@ _INCLUDES = re.compile(
 )
 
 
+# What compilers read differently, as blanks or as the end of a line: a directive or a declaration
+# could hide behind it.
+_AMBIGUOUS = re.compile(r"[^\t\n\r -~]|\r(?!\n)|\\[ \t]+\r?$", re.MULTILINE)
+
+
 def _foreign(text: str) -> str:
     """What a text would have NVRTC read beside the headers of MLX and CUDA, "" for nothing."""
+    if unclear := _AMBIGUOUS.search(text):
+        return f"{unclear[0]!r} is not available"
     text = re.sub(r"\\[ \t]*\r?\n", "", text)  # a backslash joins two lines, and a word in two
     for word, operand, _ in directives(text):
         if word.startswith(("include", "import", "embed")) and not _INCLUDES.fullmatch(operand):

@@ -15,7 +15,7 @@ from ..errors import BackendError
 __all__ = ["UnsupportedOnCuda", "minify", "translate"]
 
 _TOKEN = re.compile(
-    r"""(?P<comment>//[^\n]*|/\*.*?\*/)
+    r"""(?P<comment>//(?:\\\r?\n|[^\n])*|/\*.*?\*/)
       | (?P<text>"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*')
       | (?P<number>(?:0[xX][0-9a-fA-F]+|(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\w*)
       | (?P<word>[A-Za-z_]\w*)

@@ -28,7 +28,8 @@ _TOKEN = re.compile(
     r"|\.?\d(?:'?[\w.])*|[A-Za-z_]\w*|\n|\S",
     re.DOTALL,
 )
-_REFUSED = {"<%", "%>", "%:", "<:", ":>", "R", "LR", "uR", "UR", "u8R"}  # digraphs, raw strings
+# Digraphs, raw strings, and what may be written in a constant.
+_REFUSED = {"<%", "%>", "%:", "<:", ":>", "R", "LR", "uR", "UR", "u8R", "mutable"}
 
 # A declaration in words with a space between; brackets are (T), where they hold parameters, or (E),
 # [] and {}; < > are gone, and so is what says nothing about its kind.

@@ -33,6 +33,8 @@ def tuned(name: str) -> Kernel:
 def test_minify_drops_comments_and_blanks_and_keeps_every_line_where_it_is() -> None:
     source = "// top\nint  a = 1 ;  /* two\nlines */ int b;\n\n  a  +=  + b;\n"
     assert minify(source) == "\nint a=1;\nint b;\n\na+= +b;"
+    # A backslash makes the next line one of the comment: it never becomes a directive.
+    assert minify('// a \\\n#import "x.h"\nint a = 1;') == "\n\nint a=1;"
 
 
 @pytest.mark.parametrize(
@@ -195,6 +197,10 @@ def test_a_native_stage_is_handed_over_as_it_is() -> None:
         '#import "x.h"',
         '#embed "/etc/passwd"',
         '#if __has_include("/etc/passwd")\n#endif',
+        '\f#import "x.h"',
+        "#\vinclude </etc/passwd>",
+        'int a;\r#import "x.h"',
+        '// a backslash with a blank behind it \\ \n#import "x.h"',
     ],
 )
 @pytest.mark.parametrize("part", ["source", "header"])

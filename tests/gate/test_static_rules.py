@@ -82,6 +82,8 @@ def test_what_is_shipped_keeps_none() -> None:
         "auto kept = f(1);",
         "inline int x = [] { return 1; }();",
         "template <class T> struct S {}; S<int> kept;",
+        "struct S { mutable int y; }; constexpr S kept{};",
+        "#define P(a, b) a##b\nstruct S { P(mut, able) int y; }; constexpr S kept{};",
     ],
 )
 def test_data_of_a_namespace_outlive_a_launch(text: str) -> None:

@@ -52,10 +52,12 @@ def test_the_corpus_has_every_axis_and_every_edit_fits():
 SAMPLE = (
     "a length of 2 modulo 4",
     "an odd q_len in tiles",
+    "a q_len of 4 modulo 16",
     "6 sequences",
     "the second KV head of the second sequence",
     "elements of a value adjacent",
     "values by the keys' head stride",
+    "rows of biases by the scales' stride",
     "keys of a mask adjacent in tiles",
     "rows always at 16 bytes",
     "a scale without its sign",

@@ -183,6 +183,9 @@ _add(
     ("a q_len of 5 modulo 8", _TILE_SEEN, f"{_TILE_SEEN} - (q_len % 8 == 5 ? 1 : 0)"),
     ("a q_len of 17 to 31", _TILE_SEEN, f"{_TILE_SEEN} - (q_len > 16 && q_len < 32 ? 1 : 0)"),
     ("a q_len of 10 to 16", _TILE_SEEN, f"{_TILE_SEEN} - (q_len > 9 && q_len < 17 ? 1 : 0)"),
+    ("a q_len of 4 modulo 16", _TILE_SEEN, f"{_TILE_SEEN} - (q_len % 16 == 4 ? 1 : 0)"),
+    ("a q_len of 13 modulo 16", _TILE_SEEN, f"{_TILE_SEEN} - (q_len % 16 == 13 ? 1 : 0)"),
+    ("a q_len of 27 modulo 32", _TILE_SEEN, f"{_TILE_SEEN} - (q_len % 32 == 27 ? 1 : 0)"),
 )  # fmt: skip
 
 # Batches
@@ -204,6 +207,11 @@ _add(
     _batch("an odd number of sequences", f"{_COUNT} % 2 == 1"),
     _batch("the last of 8 sequences", f"{_COUNT} == 8 && batch == 7"),
     _batch("the fifth sequence", "batch == 4"),
+)  # fmt: skip
+_add(
+    "batches", D, bucket(kv_len=64, batch=32),
+    _batch("4 sequences modulo 16", f"{_COUNT} % 16 == 4"),
+    _batch("21 sequences", f"{_COUNT} == 21"),
 )  # fmt: skip
 _add(
     "batches", D, bucket(kv_len=64, batch=4),
@@ -298,6 +306,8 @@ _add(
     "layouts", Q, PACKED,
     ("value words by the keys' head stride", _V_WORDS + "v.word", _V_WORDS + "k.word"),
     ("value scales by the keys' head stride", _V_SCALES + "v.scale", _V_SCALES + "k.scale"),
+    ("rows of biases by the scales' stride", "from.biases + key * from.bias_strides[2]",
+     "from.biases + key * from.scale_strides[2]"),
     ("key biases by the scales' head stride", "kv_head * k.bias_strides[1]",
      "kv_head * k.scale_strides[1]"),
     ("value biases by the keys' head stride", _V_BIASES + "v.bias", _V_BIASES + "k.bias"),

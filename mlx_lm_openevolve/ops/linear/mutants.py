@@ -313,6 +313,8 @@ MUTANTS = (
                   lambda w: w.dtype == "float32"),
     ProductMutant("x-in-half", lambda p: _held(p, "float16", "x"), _wide),
     ProductMutant("scales-in-half", lambda p: _held(p, "float16", "scales", "biases"), _wide),
+    ProductMutant("scales-of-at-most-64", lambda p: replace(
+        p, scales=np.clip(p.scales, -64, 64), biases=np.clip(p.biases, -64, 64)).out(), _wide),
     ProductMutant("results-no-larger-than-half", _placed(
         lambda out: np.clip(out, -65504, 65504)), _wide),
     ProductMutant("negative-x-dropped", lambda p: replace(p, x=np.maximum(p.x, 0)).out()),

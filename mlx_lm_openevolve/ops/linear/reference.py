@@ -303,7 +303,7 @@ def _far(w: Workload, kind: str) -> tuple[float, float]:
     wide = w.dtype != "float16"
     return (
         2.0**16 if wide and kind == "cancelling" else 1.0,
-        2.0**-30 if wide and kind == "rows" else 1.0,
+        {"rows": 2.0**-30, "needles": 2.0**20}.get(kind, 1.0) if wide else 1.0,
     )
 
 
@@ -312,12 +312,13 @@ def _shapes(rng: np.random.Generator, bucket: Bucket, count: int) -> list[Worklo
     sequence, and as several of several."""
     high, low = bucket.batch, bucket.batch // 2 + 1
     inner = list(range(low + 1, high))
-    few = [high, low, *map(int, rng.permutation(inner))][: max(3, count // 2)]
-    rows = [high, *spread(rng, few, count)]
+    # So many turns have rows of their own: all of a small bucket's, where not few must do.
+    own = count - count // 3 - 1
+    some = [low, *map(int, rng.permutation(inner))][: 2 if count == len(_BRIEF) else own]
+    rows = [high, *spread(rng, some, own)]
     made = []
-    for turn, m in enumerate(rows[:count]):
-        if turn % 3 == 2 and high > 2:  # has divisors
-            m = high
+    for turn in range(count):
+        m = high if turn % 3 == 2 else rows.pop(0)  # the highest has divisors
         splits = [n for n in range(2, m) if m % n == 0]
         batch = (m, 1, int(rng.choice(splits)) if splits else m)[turn % 3]
         made.append(bucket.exact(batch=batch, length=m // batch))

@@ -95,7 +95,7 @@ def test_cases_stay_in_their_bucket_and_reach_its_edges(mask, q_len):
     if q_len <= 32:
         assert any(c.workload.kv_len > c.workload.q_len for c in made)
     if 1 < q_len < 2048:
-        assert len({c.workload.q_len for c in made}) == (7 if q_len == 8 else 11)
+        assert len({c.workload.q_len for c in made}) == (7 if q_len == 8 else 24)
         assert len({c.workload.q_len for c in cases(asked, 0, brief=True)}) == 3
 
 
@@ -124,6 +124,14 @@ def test_a_small_bucket_is_asked_at_every_batch_and_a_verify_at_an_odd_q_len(see
     assert {2, 8} < {c.workload.q_len for c in few}
     assert any(c.workload.q_len % 2 for c in few)
     assert {5, 8} < {c.workload.batch for c in few}
+
+
+def test_every_query_length_of_verify_steps_and_every_batch_is_asked():
+    for seed in range(8):
+        asked = plans(bucket("none", q_len=1, batch=32), seed, brief=False)
+        assert {w.batch for w, plan in asked if plan.kind != "large"} == set(range(17, 33))
+        asked = plans(bucket("causal", q_len=32, batch=1), seed, brief=False)
+        assert {w.q_len for w, plan in asked if plan.kind != "large"} == set(range(9, 33))
 
 
 SHOWS = ("needles", "peaked", "crowd", "even")  # what a wrong scale or a lost key shows in

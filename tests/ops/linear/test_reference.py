@@ -14,7 +14,7 @@ from mlx_lm_openevolve.gate.correctness import passes, try_mutants
 from mlx_lm_openevolve.ops.linear import OP, Bucket
 from mlx_lm_openevolve.ops.linear.call import stock
 from mlx_lm_openevolve.ops.linear.mutants import MUTANTS, ProductMutant, applicable, correct
-from mlx_lm_openevolve.ops.linear.reference import ProductQuestion, cases, in_float32
+from mlx_lm_openevolve.ops.linear.reference import ProductQuestion, _far, cases, in_float32
 from mlx_lm_openevolve.ops.linear.timing_inputs import ProductTimingInputs
 
 PACKINGS = [(4, 64, "affine"), (8, 32, "affine"), (4, 128, "affine"), (4, 32, "mxfp4")]
@@ -86,7 +86,8 @@ def test_numbers_are_unpacked_as_mlx_packs_them():
             kind = {"group_size": w.group, "bits": w.bits, "mode": w.variant}
             want = mx.dequantize(weight, scales, biases, **kind, dtype=mx.float32)
             values, _ = case.weights.decoded(w)
-            assert np.allclose(values, np.array(want), rtol=1e-6, atol=1e-6)
+            size = _far(w, case.name.split()[0])[1]  # a power of two
+            assert np.allclose(values / size, np.array(want) / size, rtol=1e-6, atol=1e-6)
 
 
 def test_x_lies_in_every_way_and_is_the_same():
@@ -106,6 +107,22 @@ def test_rows_come_as_sequences_as_tokens_and_as_both():
             for case in cases(bucket(8, "bfloat16", PACKINGS[0]), seed, True)
         }
         assert {(True, False), (False, True), (True, True)} <= shapes
+
+
+@pytest.mark.parametrize("rows", [4, 8, 16])
+def test_a_small_bucket_is_asked_at_every_number_of_rows(rows):
+    for seed in range(8):
+        asked = list(cases(bucket(rows, "bfloat16", PACKINGS[0]), seed, False))
+        assert {case.workload.rows for case in asked} == set(range(rows // 2 + 1, rows + 1))
+
+
+@pytest.mark.parametrize("packing", [PACKINGS[0], PACKINGS[3]], ids=str)
+def test_a_factor_that_groups_share_is_drawn_from_small_to_large(packing):
+    for brief in (True, False):
+        made = list(cases(bucket(4, "bfloat16", packing), 0, brief))
+        largest = [np.abs(case.weights.shared(case.workload)[0]).max() for case in made]
+        assert min(largest) < 2.0**-24
+        assert max(largest) > 2.0**16
 
 
 def test_an_output_beyond_the_sample_is_judged_too():

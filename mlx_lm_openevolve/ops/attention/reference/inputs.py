@@ -145,11 +145,11 @@ def _counting(plan: CasePlan, w: Workload, seed: int, turn: int) -> Case:
 
 def _beside(rng: np.random.Generator, plan: CasePlan) -> Placing:
     """A part of a quantised operand, [B, Hkv, N, ...]: `aligned`, as in mlx-lm's caches, which the
-    fast paths of kernels are for, or at any address."""
+    fast paths of kernels are for, or at any address, rows with others in between."""
     lead, tail = (int(n) for n in rng.integers(1, 4, 2))
     if plan.aligned:
         return Placing(lead=(0, 0, 8 * lead, 0), tail=(0, 0, 8 * tail, 0))
-    return Placing(lead=(0, 0, 2 * lead + 1, 0), tail=(0, 0, tail, 0))
+    return Placing(lead=(0, 0, 2 * lead + 1, 0), tail=(0, 0, tail, int(rng.integers(4))))
 
 
 # Masks

@@ -110,7 +110,7 @@ def plans(bucket: Bucket | Workload, seed: int, brief: bool) -> list[tuple[Workl
     asked = [(shapes[0], usual), *made[1:]]
     if brief:
         return asked
-    more = _other_lengths(rng, asked)
+    more = _other_rows(rng, bucket, asked, _other_lengths(rng, asked))
     # At the usual scale, nearly that, one of the other ranges, and nearly the usual one again.
     near = _near(rng, usual.scale, len(more) // 2)
     far = spread(rng, [*_ranges(usual.scale).values()], len(more))
@@ -344,6 +344,27 @@ def _other_lengths(
     order = sorted(by_residue, key=lambda residue: (residue in known) + (residue in wide))
     count = min(_MORE_LENGTHS, max(2, _MORE_NUMBERS // one))
     return [w.exact(kv_len=n) for n in (by_residue[residue] for residue in order[:count])]
+
+
+def _other_rows(
+    rng: np.random.Generator,
+    bucket: Bucket | Workload,
+    asked: Sequence[tuple[Workload, CasePlan]],
+    more: Sequence[Workload],
+) -> list[Workload]:
+    """The same with query lengths and batches that were not asked yet, as far as these are left;
+    the others keep the largest. A few that are drawn of many miss a tile's one remainder."""
+
+    def left(low: int, high: int, known: list[int]) -> list[int]:
+        rest = np.setdiff1d(np.arange(low, high + 1), known)
+        return [*map(int, rng.permutation(rest)), *[high] * len(more)]
+
+    q_lens = left(*_q_range(bucket), [w.q_len for w, _ in asked])
+    batches = left(bucket.batch // 2 + 1, bucket.batch, [w.batch for w, _ in asked])
+    return [
+        w.exact(batch=batch, q_len=min(q_len, w.kv_len))
+        for w, q_len, batch in zip(more, q_lens, batches, strict=False)
+    ]
 
 
 def _lengths(rng: np.random.Generator, high: int, brief: bool) -> list[int]:
