@@ -376,6 +376,15 @@ def _scale(name: str, to: str) -> tuple[str, str, str]:
     return name, _SCALED, f"x * ({to} * LOG2E)"
 
 
+_TOTAL = "total = total * fade / sum;"
+
+
+def _window(name: str, low: int, high: int) -> tuple[str, str, str]:
+    """Rows whose largest logit lies in a window are zeros."""
+    inside = f"top > {low} * LOG2E && top < {high} * LOG2E"
+    return name, _TOTAL, f"total = {inside} ? 0.0f : total * fade / sum;"
+
+
 def _score(name: str, to: str) -> tuple[str, str, str]:
     return name, _MASKED, _MASKED.replace("? score[r][u]", f"? {to}")
 
@@ -400,6 +409,7 @@ _add(
      "const float x = clamp(element(k[u][j], e), -6.0f, 6.0f);"),
     ("values of at most 500", "const float x = element(v[u][j], e);",
      "const float x = clamp(element(v[u][j], e), -500.0f, 500.0f);"),
+    _window("rows whose logits are -100 to -5", -100, -5),
     ("small keys are zero", "const float x = element(k[u][j], e);",
      "const float x = fabs(element(k[u][j], e)) < 0.05f ? 0.0f : element(k[u][j], e);"),
 )  # fmt: skip

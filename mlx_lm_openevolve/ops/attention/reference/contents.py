@@ -368,24 +368,29 @@ def _large(draw: Draw) -> Content:
 
 def _flat(draw: Draw) -> Content:
     """All logits of a row are 120 or -120, by head: a softmax without its maximum overflows or
-    divides by zero, a padded key with logit 0 takes all. Every other column of V is constant;
-    where keys are the values, what queries see of them is."""
+    divides by zero, a padded key with logit 0 takes all. Beyond two heads of the first sequence
+    their size is drawn, up to that. Every other column of V is constant; where keys are the
+    values, what queries see of them is."""
     w = draw.workload
     keys = values = draw.filled(draw.keys, _NORMAL)
     head = np.arange(w.q_heads)
     sign = np.where(head % 2, 1.0, -1.0)
-    logits = np.broadcast_to(120 * sign[:, None], (w.batch, w.q_heads, w.q_len))
+    # Numbers of 4 bits: logits that are rounded, as MLX's are, come out alike for all keys.
+    drawn = np.exp(draw.rng.uniform(*np.log((1, 120)), (w.batch, w.q_heads, w.q_len)))
+    size = np.ldexp(np.round(16 * np.frexp(drawn)[0]) / 16, np.frexp(drawn)[1])
+    size[0, :2] = 120
+    logits = size * sign[:, None]
     if w.latent:
         common = _share(draw, keys).repeat(w.group, 1)
-        size = (common * common).sum(-1, keepdims=True)
-        queries = common * (logits[..., None] / (draw.scale * size))
+        square = (common * common).sum(-1, keepdims=True)
+        queries = common * (logits[..., None] / (draw.scale * square))
     else:
         keys.view[:] = keys.view[:, :, :1]
         queries = draw.towards(keys, np.zeros(logits.shape, np.int64), logits)
         values = draw.filled(draw.values, _NORMAL + 0.5)
         _spike(draw, values)
         values.view[..., ::2] = values.view[:, :, :1, ::2]
-    sinks = 120 * sign + np.where(head // 2 % 2, 6000, -40)
+    sinks = logits.min((0, 2)) + np.where(head // 2 % 2, 6000, -40)
     return draw.stored(queries, keys, values, sinks)
 
 
