@@ -25,6 +25,8 @@ _WINDOW = 64
 _HEAVY = 7
 # No query of float16 is larger.
 _MOST = 3e4
+# Products of queries and keys up to which every rival of a key is looked at.
+_MOST_RIVALRY = 1 << 25
 
 # 256 quantiles of the standard normal: a random byte is an index, which is fast for large caches.
 _NORMAL: Floats = np.array([NormalDist().inv_cdf((i + 0.5) / 256) for i in range(256)], np.float32)
@@ -254,6 +256,14 @@ def _strong(draw: Draw) -> Content:
     queries += draw.towards(keys, third, np.where(hidden, beside, 0.0), common)
     owed = np.where(hidden, draw.logits(keys, first, queries), 0)
     queries += draw.towards(keys, first, top - owed, common)
+    if w.q_len * w.batch * w.q_heads * w.kv_len * w.head_dim <= _MOST_RIVALRY:
+        # Keys that resemble each other rise together: where another one comes close to the first,
+        # the row points at that alone.
+        ahead = draw.logits(keys, first, queries) - _rivals(draw, keys, first, queries)
+        near = (ahead < 0.1 * top)[..., None]
+        queries = np.where(
+            near, draw.towards(keys, first, np.full(first.shape, top), common), queries
+        )
     head = np.arange(w.q_heads)
     negative = (head + head // 2) % 2 == 1
     below = np.where(negative, 2 * top, 0.0)
@@ -262,6 +272,20 @@ def _strong(draw: Draw) -> Content:
     queries -= shared / size * (below / draw.scale)[:, None, None]
     sinks = np.where(negative, np.where(head % 4 == 2, -0.5, -1.5), 0.3) * top
     return draw.stored(queries, keys, values, sinks)
+
+
+def _rivals(draw: Draw, keys: Placed, first: Any, queries: Floats) -> Floats:
+    """The largest logit of each row [B, Hq, L] among the keys that it sees, but for one; of a row
+    that sees no other, -infinity."""
+    w = draw.workload
+    found = np.full(first.shape, -np.inf)
+    for b, h in np.ndindex(w.batch, w.q_heads):
+        logits = draw.scale * queries[b, h] @ decode(keys.view[b, h // w.group], w.dtype).T
+        for i, row in enumerate(logits):
+            others = draw.rows[b, h, i].copy() if draw.seen is not None else np.ones(len(row), bool)
+            others[first[b, h, i]] = False
+            found[b, h, i] = row[others].max(initial=-np.inf)
+    return found
 
 
 def _share(draw: Draw, keys: Placed) -> Floats:
@@ -376,7 +400,7 @@ def _flat(draw: Draw) -> Content:
     head = np.arange(w.q_heads)
     sign = np.where(head % 2, 1.0, -1.0)
     # Numbers of 4 bits: logits that are rounded, as MLX's are, come out alike for all keys.
-    drawn = np.exp(draw.rng.uniform(*np.log((1, 120)), (w.batch, w.q_heads, w.q_len)))
+    drawn = 120 ** draw.rng.random((w.batch, w.q_heads, w.q_len))
     size = np.ldexp(np.round(16 * np.frexp(drawn)[0]) / 16, np.frexp(drawn)[1])
     size[0, :2] = 120
     logits = size * sign[:, None]
