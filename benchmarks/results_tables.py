@@ -120,9 +120,10 @@ class Decoding:
 PROCESSES = [Source("h100-end-to-end.json", "python benchmarks/end_to_end.py")]
 TURNS = [
     Source("h100-fallback.json", "python benchmarks/step_ratio.py --shape llama-3.2-1b"),
+    Source("h200-fallback.json", "python benchmarks/step_ratio.py --shape llama-3.2-1b"),
     Source(
         "h100-packed-steps.json",
-        "python benchmarks/step_ratio.py --shape llama-3.1-8b --bits 4 --ops linear"
+        "python benchmarks/step_ratio.py --shape llama-3.1-8b --bits 4 --ops attention,linear"
         " --batch 1 4 8 --length 256",
     ),
 ]
@@ -437,7 +438,7 @@ def experts() -> Table:
 
 STEP = Source("h100-decode-step.log", "python benchmarks/decode_step.py")
 STEP_OF = "qwen3-0.6b 8x2048"
-MERGED = Source("h100-merged.log", "python benchmarks/step_ratio.py --ops step")
+COMPILED = Source("h100-compiled-steps.json")
 
 
 @dataclass(frozen=True)
@@ -477,18 +478,17 @@ def step() -> Table:
     return Table(header, rows, [STEP.caption()])
 
 
-def merged() -> Table:
-    rows = []
-    for line in MERGED.text.splitlines():
-        found = re.match(r"(\S+) (?:--bits (\d) )?(\d+)x(\d+): ([\d.]+) ms, (\S+ \[.*?\]), "
-                         r"(\d+) -> (\d+) launches", line)  # fmt: skip
-        if found:
-            shape, bits, batch, keys, ms, ratio, before, after = found.groups()
-            words = (shape, _weights(bits), f"{batch} x {keys}", ms, ratio, f"{before}, {after}")
-            rows.append(words)
+def compiled() -> Table:
+    rows = [
+        (
+            row["shape"], _weights(row["bits"]), f"{row['batch']} x {row['length']}",
+            f"{row['stock_ms']:.2f}", interval(row), "{A}, {B}".format_map(row["launches"]),
+        )
+        for row in sorted(COMPILED.data["rows"], key=lambda row: row["low"])
+    ]  # fmt: skip
     header = ("model's shape", "weights", "sequences x keys", "stock, ms a step", "ratio [99%]",
               "launches before, after")  # fmt: skip
-    return Table(header, sorted(rows, key=lambda row: row[4]), [MERGED.caption()])
+    return Table(header, rows, [COMPILED.caption()])
 
 
 OVERHEAD = Source("cpu-overhead.json")
@@ -617,12 +617,35 @@ def runs() -> Table:
     return Table(header, rows, [f"{CHIP}, 2026-11-21: {', '.join(names)}; {command}"])
 
 
+VISITS = Source("mailbox-visits.json")
+
+
+def visits() -> Table:
+    """Searches from plain starters: the best of each beside MLX and beside the shipped kernel."""
+    rows = []
+    for run in VISITS.data["rows"]:
+        (workload,) = run["workloads"]
+        found = run["beside"][workload]
+        stock, shipped = (
+            "{:.2f} [{:.2f}, {:.2f}]".format(*found[pair]["ratio"])
+            for pair in ("stock/best", "shipped/best")
+        )
+        rows.append(
+            (f"`{workload}`", run["device"], str(run["structural"]), f"{run['valid']:.0%}",
+             f"{run['a_minute']:.0f}", stock, shipped, f"{run['most_alike']:.0%}")
+        )  # fmt: skip
+    header = ("workload", "card", "kernels written", "of these right", "candidates a minute",
+              "MLX's time over the best", "shipped kernel's", "likest to a shipped")  # fmt: skip
+    return Table(header, rows, [VISITS.caption()])
+
+
 TABLES: dict[str, Callable[[], Table]] = {
     "tokens": tokens, "prompts": prompts, "first-token": first, "kv-bits": kv_bits,
     "calls": calls, "verdicts": verdicts, "gate-3": gate_3, "tuned": tuned, "gpu-time": gpu_time,
-    "products": products, "experts": experts, "step": step, "merged": merged,
+    "products": products, "experts": experts, "step": step, "compiled": compiled,
     "overhead": overhead, "overhead-gpu": overhead_gpu, "sanitizer": sanitizer,
     "runs": runs,
+    "visits": visits,
     "heuristics": heuristics,
     "accept-rule": accept,
 }  # fmt: skip

@@ -21,7 +21,11 @@ from mlx_lm_openevolve.evolve.config import Config
 
 KEPT = Path(__file__).parents[2] / "benchmarks" / "runs"
 # Candidates and kernels of each kept run.
-RUNS = {"h100-grid": (72, 1), "h100-mailbox": (34, 28), "h100-tune": (116, 7)}
+RUNS = {
+    **{"h100-grid": (72, 1), "h100-mailbox": (34, 28), "h100-tune": (116, 7)},
+    **{"mailbox-eight-sequences": (25, 9), "mailbox-four-rows": (61, 13)},
+    **{"mailbox-one-row": (61, 13), "mailbox-one-sequence": (29, 9)},
+}
 
 
 def report(*argv: object) -> tuple[dict[str, object], str]:
