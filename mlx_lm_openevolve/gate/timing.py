@@ -232,15 +232,15 @@ def _probe_bytes(cache_bytes: int) -> int:
 
 @functools.cache
 def bandwidth(cache_bytes: int) -> float:
-    """Bytes a second that a copy larger than the last-level cache moves here: what four more take,
+    """Bytes a second that a copy larger than the last-level cache moves here: what two more take,
     so that what the host needs to hand over and to wait is not in it."""
     x = mx.zeros((_probe_bytes(cache_bytes) // 2 // 4,), mx.float32)
     mx.eval(x)
 
     def seconds(copies: int) -> float:
-        """The best of five; all copies but the first are in place."""
+        """The best of three; all copies but the first are in place."""
         best = float("inf")
-        for _ in range(5):
+        for _ in range(3):
             mx.synchronize()
             start = time.perf_counter()
             y = x
@@ -250,5 +250,5 @@ def bandwidth(cache_bytes: int) -> float:
             best = min(best, time.perf_counter() - start)
         return best
 
-    one, five = seconds(1), seconds(5)
-    return 2 * x.nbytes / (min(one, (five - one) / 4) if five > one else one)
+    one, three = seconds(1), seconds(3)
+    return 2 * x.nbytes / (min(one, (three - one) / 2) if three > one else one)
