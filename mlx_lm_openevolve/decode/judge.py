@@ -44,8 +44,6 @@ _ROUNDING = 1e-6
 _CHUNK = 2048  # of a prompt, as mlx-lm reads it
 _SHORT = 64  # tokens of the prompt after which logits and caches are compared
 _WARM, _SAME = 0.15, 0.25  # of the seconds: warming up, and stock against itself
-# What one layer does wrongly.
-MUTANTS: dict[str, Callable[[Split], None]] = {}
 
 Outcome = tuple[mx.array, list[mx.array], list[Any]]  # logits, caches, and the tokens fed
 
@@ -122,10 +120,10 @@ def _right(
     for mutant, spoil in MUTANTS.items():
         splits = layers[int(rng.integers(len(layers)))].splits
         right = dict(splits)
-        for key, (split, pick, joined) in right.items():
+        for key, (split, joined) in right.items():
             spoilt = copy.copy(split)
             spoil(spoilt)
-            splits[key] = spoilt, pick, joined
+            splits[key] = spoilt, joined
         try:
             found = _errors(_decode(model, prompt, stock[2]), exact)
         finally:
@@ -181,21 +179,11 @@ def _errors(got: Outcome, exact: Outcome) -> dict[str, float]:
     return {"logits": distance(got[0], exact[0]), "caches": max(caches, default=0.0)}
 
 
-def _mutant(name: str) -> Callable[[Callable[[Split], None]], Callable[[Split], None]]:
-    def add(spoil: Callable[[Split], None]) -> Callable[[Split], None]:
-        MUTANTS[name] = spoil
-        return spoil
-
-    return add
-
-
-@_mutant("offset-one-off")
 def _later(split: Split) -> None:
     before = split.before
     split.before = lambda x, offset, arrays: before(x, offset + 1, arrays)
 
 
-@_mutant("one-element-off")
 def _rolled(split: Split) -> None:
     before = split.before
 
@@ -206,10 +194,17 @@ def _rolled(split: Split) -> None:
     split.before = rolled
 
 
-@_mutant("attention-lost")
 def _lost(split: Split) -> None:
     after = split.after
     split.after = lambda x, offset, out, arrays: after(x, offset, mx.zeros_like(out), arrays)
+
+
+# What one layer does wrongly.
+MUTANTS: dict[str, Callable[[Split], None]] = {
+    "offset-one-off": _later,
+    "one-element-off": _rolled,
+    "attention-lost": _lost,
+}
 
 
 class _Arm:

@@ -33,7 +33,7 @@ from ..runtime.patch import swapping
 
 __all__ = [
     *("ATTENTION", "PRODUCTS", "AttentionCall", "Part", "Seen", "Split", "Unsplittable"),
-    *("arrays_of", "kernels_of", "kind", "look"),
+    *("held", "kernels_of", "kind", "look", "wholes"),
 ]
 
 ATTENTION = "scaled_dot_product_attention"
@@ -141,30 +141,22 @@ def _in_place(spaces: list[dict[str, Any]], attend: Run, called: Called) -> Iter
     pass through what stands there. One at a time, and while nothing is patched."""
     thread = threading.get_ident()
 
-    def wrapped(original: Run) -> Run:
-        def attention(*args: Any, **named: Any) -> Any:
+    def instead(original: Run, put: Run) -> Run:
+        def function(*args: Any, **named: Any) -> Any:
             if threading.get_ident() != thread:
                 return original(*args, **named)
-            return attend(original, *args, **named)
+            return put(original, *args, **named)
 
-        return attention
-
-    def product(original: Run) -> Run:
-        def made(*args: Any, **named: Any) -> Any:
-            if threading.get_ident() != thread:
-                return original(*args, **named)
-            return called(original, *args, **named)
-
-        return made
+        return function
 
     with swapping:
         functions = [space[ATTENTION] for space in spaces]
         methods = [vars(cls)["__call__"] for cls in PRODUCTS]
         try:
             for space, function in zip(spaces, functions, strict=True):
-                space[ATTENTION] = wrapped(function)
+                space[ATTENTION] = instead(function, attend)
             for cls, method in zip(PRODUCTS, methods, strict=True):
-                setattr(cls, "__call__", product(method))  # noqa: B010
+                setattr(cls, "__call__", instead(method, called))  # noqa: B010
             yield
         finally:
             for space, function in zip(spaces, functions, strict=True):
@@ -362,7 +354,7 @@ def kind(
     """What layers have in common that share a Split: all but the values of their arrays. In two
     lists, the second of attributes, which may be of any kind."""
     place = {id(module): i for i, module in enumerate(modules)}
-    place |= {id(whole): -1 - i for i, whole in enumerate(_wholes(parts))}
+    place |= {id(whole): -1 - i for i, whole in enumerate(wholes(parts))}
     arrays = {id(a): (place[id(m)], key) for m in modules for key, a in m.items()}
 
     def said(value: Any) -> Any:
@@ -390,10 +382,20 @@ def kernels_of(seen: Seen, parts: Mapping[int, Part]) -> dict[int, Run]:
     return found
 
 
-def arrays_of(values: Sequence[Any], modules: Sequence[Any], parts: Mapping[int, Part]) -> Any:
-    """What picks the arrays that a Split takes from all that a layer's modules hold, in a row."""
+def held(modules: Sequence[Any]) -> list[Any]:
+    """All that modules hold, in a row."""
+    return [*chain.from_iterable(map(dict.values, modules))]
+
+
+def wholes(parts: Mapping[int, Part]) -> list[Any]:
+    """The products that stand for several, each once."""
+    return [*{id(part.product): part.product for part in parts.values()}.values()]
+
+
+def _arrays_of(modules: Sequence[Any], parts: Mapping[int, Part]) -> Any:
+    """What picks the arrays that a Split takes from all that a layer's modules hold."""
     places = (id(module) not in parts for module in modules for _ in module)
-    pairs = zip(values, places, strict=True)
+    pairs = zip(held(modules), places, strict=True)
     found = [i for i, (v, own) in enumerate(pairs) if own and isinstance(v, mx.array)]
     if len(found) > 1:
         return itemgetter(*found)
@@ -406,7 +408,7 @@ class Split:
     found; kernels: by the id of a layer, what makes its product. Raises what the layer raises where
     it is traced: it may evaluate an array."""
 
-    __slots__ = ("_fixed", "_own", "_space", "after", "before")
+    __slots__ = ("_fixed", "_own", "_space", "after", "before", "pick")
 
     def __init__(
         self,
@@ -420,10 +422,10 @@ class Split:
     ) -> None:
         self._space, self._fixed, masked = seen.attention
         modules = layer.modules()
-        values = [*chain.from_iterable(map(dict.values, modules))]
-        pick = arrays_of(values, modules, parts)
+        self.pick = _arrays_of(modules, parts)  # from all that a layer of this kind holds
+        own = self.pick(held(modules))
         self._own = {
-            name: next(i for i, a in enumerate(pick(values)) if a is value)
+            name: next(i for i, a in enumerate(own) if a is value)
             for name, value in self._fixed.items()
             if isinstance(value, mx.array)
         }
@@ -432,8 +434,8 @@ class Split:
         twin = _twin(layer, known)
         twins = {id(known[key]): key for key in known}
         places = [(known[id(m)], key) for m in modules for key in m]
-        slots = pick(places)
-        products = {id(part.product): copy.copy(part.product) for part in parts.values()}
+        slots = self.pick(places)
+        products = {id(whole): copy.copy(whole) for whole in wholes(parts)}
         joined = [(product, key) for product in products.values() for key in product]
         for module, key in (*places, *joined):
             if isinstance(module[key], mx.array):
@@ -487,7 +489,7 @@ class Split:
         self.before = mx.compile(before)
         self.after = mx.compile(after)
         x, offset = mx.zeros(x.shape, x.dtype), _as_array(offset)
-        arrays = (*pick(values), *(part[key] for part in _wholes(parts) for key in part))
+        arrays = (*own, *held(wholes(parts)))
         self.after(x, offset, _result(self.before(x, offset, arrays)), arrays)
 
     def __call__(self, x: mx.array, offset: mx.array, mask: Any, cache: Any, arrays: Any) -> Any:
@@ -501,8 +503,3 @@ class Split:
         attend = self._space[ATTENTION]
         out = attend(queries, keys, values, cache=cache, mask=mask, **fixed)
         return self.after(x, offset, out, arrays)
-
-
-def _wholes(parts: Mapping[int, Part]) -> list[Any]:
-    """The products that stand for several, each once."""
-    return [*{id(part.product): part.product for part in parts.values()}.values()]

@@ -30,7 +30,7 @@ from ..runtime.holders import model_classes
 from ..runtime.info import ModelInfo
 from ..runtime.patch import MethodPatch
 from .merge import Merged, alike, release
-from .split import PRODUCTS, Part, Split, Unsplittable, arrays_of, kernels_of, kind, look
+from .split import PRODUCTS, Part, Split, Unsplittable, held, kernels_of, kind, look, wholes
 from .structure import rows_of, structure
 
 __all__ = ["ALL", "COMPILED", "WAYS", "Steps", "stored"]
@@ -58,8 +58,7 @@ def stored(device: Device, registries: Sequence[Registry]) -> list[Verdict]:
 class Layer:
     """One layer of a model. rows: in which of WAYS it decodes so many sequences; shared: how often
     the model's layers hold an array, by its id; known: the halves of its layers so far, by kind,
-    added to; changed: called when it is no longer made of what
-    it was made of."""
+    added to; changed: called when it is no longer made of what it was made of."""
 
     def __init__(
         self,
@@ -71,8 +70,8 @@ class Layer:
         changed: Callable[[], None],
     ) -> None:
         self.rows, self.reason = rows, ""  # why it is left alone
-        # With what picks its arrays, and those of merged products.
-        self.splits: dict[Key, tuple[Split, Any, tuple[mx.array, ...]]] = {}
+        # With the arrays of merged products.
+        self.splits: dict[Key, tuple[Split, list[mx.array]]] = {}
         self.merged: list[Merged] = []
         self._parts: dict[int, Part] = {}
         self._layer, self._run = weakref.ref(layer), run
@@ -88,7 +87,8 @@ class Layer:
 
         modules = layer.modules()
         self._modules = [weakref.ref(module, died) for module in modules]
-        self._held = [*map(id, chain.from_iterable(map(dict.values, modules)))]
+        values = held(modules)
+        self._held = [*map(id, values)]
         self._plain: list[Any] = [vars(module) for module in modules]
         self._was = [dict(plain) for plain in self._plain]
         # For a moment other threads may see what a trace puts over the products of layers.
@@ -96,8 +96,7 @@ class Layer:
         self._calls = [cls.__call__ for cls in self._classes]
         self._alive = [
             weakref.ref(value, died) if isinstance(value, mx.array | Module) else value
-            for module in modules
-            for value in module.values()
+            for value in values
         ]
 
     def unchanged(self) -> list[Any] | None:
@@ -105,10 +104,10 @@ class Layer:
         methods still. Asked of every layer at every step."""
         modules: Any = [ref() for ref in self._modules]
         try:
-            held = [*chain.from_iterable(map(dict.values, modules))]
+            values = held(modules)
             calls = [cls.__call__ for cls in self._classes]
-            same = [*map(id, held)] == self._held and self._plain == self._was
-            return held if same and calls == self._calls else None
+            same = [*map(id, values)] == self._held and self._plain == self._was
+            return values if same and calls == self._calls else None
         except (TypeError, ValueError):  # one is dead; attributes that do not compare
             return None
 
@@ -141,16 +140,13 @@ class Layer:
             for merged in self.merged if joins else ():
                 merged.product(mx.zeros((*x.shape[:-1], merged.width), x.dtype))
             parts = self._parts if joins else {}
-            modules, kernels = layer.modules(), kernels_of(seen, parts)
-            values = [*chain.from_iterable(map(dict.values, modules))]
-            pick = arrays_of(values, modules, parts)
-            mine = self._run, key, x.dtype, *kind(modules, seen, parts, kernels)
+            kernels = kernels_of(seen, parts)
+            mine = self._run, key, x.dtype, *kind(layer.modules(), seen, parts, kernels)
             split = next((split for other, split in self._known if _equal(other, mine)), None)
             if split is None:
                 split = Split(layer, self._run, seen, parts, kernels, x, offset)
                 self._known.append((mine, split))
-            joined = (a for merged in self.merged if joins for a in merged.product.values())
-            self.splits[key] = split, pick, (*joined,)
+            self.splits[key] = split, held(wholes(parts))
         except Exception as error:  # stand-ins are no arrays: a layer may do anything to them
             known = isinstance(error, Unsplittable)
             self.undo()
@@ -330,14 +326,14 @@ class Steps:
                     with steps._lock:
                         layer.split(key, x, offset)
                 return out
-            held = layer.unchanged()
-            if held is None:
+            values = layer.unchanged()
+            if values is None:
                 layer.drop()
                 return original(self, *args, **named)
             # An update may change an array in place.
             array = steps._as_array(offset) if key[2] is int else copy.copy(offset)
-            split, pick, joined = known
-            return split(x, array, mask, cache, (*pick(held), *joined))
+            split, joined = known
+            return split(x, array, mask, cache, (*split.pick(values), *joined))
 
         return call
 

@@ -503,7 +503,9 @@ def ask(port: int, i: int) -> dict[str, Any]:
     return answer
 
 
-def test_the_server_answers_clients_that_come_together(server: tuple[int, Any, Path]) -> None:
+def asked_by_four(server: tuple[int, Any, Path]) -> tuple[list[Any], dict[str, Any], str]:
+    """What a server answered clients that came together, what it says of its session then, and
+    what it wrote."""
     port, process, err = server
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         answers = list(pool.map(lambda i: ask(port, i % 4), range(8)))
@@ -513,7 +515,11 @@ def test_the_server_answers_clients_that_come_together(server: tuple[int, Any, P
     assert process.returncode == -signal.SIGTERM
     text = err.read_text()
     assert "Traceback" not in text, text
-    found = json.loads(out.splitlines()[-1])
+    return answers, json.loads(out.splitlines()[-1]), text
+
+
+def test_the_server_answers_clients_that_come_together(server: tuple[int, Any, Path]) -> None:
+    _, found, _ = asked_by_four(server)
     batched = [s for s, r in found["workloads"].items() if "-b1-" not in s and r["hits"]]
     assert batched, "requests that come together are decoded together, on a kernel"
 
@@ -522,15 +528,8 @@ def test_the_server_answers_clients_that_come_together(server: tuple[int, Any, P
 def test_the_server_decodes_with_compiled_layers(
     compiling: Any, model: Path, server: tuple[int, Any, Path]
 ) -> None:
-    port, process, err = server
-    with concurrent.futures.ThreadPoolExecutor(4) as pool:
-        answers = list(pool.map(lambda i: ask(port, i % 4), range(8)))
-    assert [a["usage"]["completion_tokens"] for a in answers] == [5 + i % 4 for i in range(8)]
-    process.send_signal(signal.SIGTERM)
-    out, _ = process.communicate(timeout=30)
-    text = err.read_text()
-    assert "Traceback" not in text, text
-    found = json.loads(out.splitlines()[-1])["models"][structure(compiling)]
+    answers, session, text = asked_by_four(server)
+    found = session["models"][structure(compiling)]
     assert (found["compiled"], found["separate"]) == (len(compiling.layers), {})
     assert f"{found['compiled']} layers compiled" in text
     tokenizer = mlx_lm.load(str(model))[1]

@@ -19,7 +19,7 @@ from .workload import MODES, MOST_EXPERT_ROWS, MOST_ROWS, Workload
 
 __all__ = [
     *("MAX_SHAPES", "SORTED", "Weights", "arguments", "describe", "differentiable", "in_float32"),
-    *("new_route", "stock", "trial", "wrap"),
+    *("kernel_of", "new_route", "stock", "trial", "wrap"),
 ]
 
 MAX_SHAPES = 256  # of x, that a layer's routes are kept for
@@ -148,16 +148,22 @@ def wrap(original: Callable[..., Any], router: Router) -> Callable[..., Any]:
     def served(layer: Any, x: mx.array) -> Callable[..., mx.array] | None:
         """For a layer's call with this x that a kernel serves by now: the layer's product, of any
         layer whose weights are as these, traced or not. None where the original serves it."""
-        known = layers.get(id(layer))
-        if known is None or off or not known.of(layer):
-            return None
-        _, dtype, route = known.routes.get(x.shape, (0, None, None))
-        if route is None or route.call is None or dtype is None or dtype != x.dtype or on_cpu():
-            return None
-        return functools.partial(_product, route.call)
+        call = kernel_of(router, layers, x.shape, layer, x)
+        return None if call is None else functools.partial(_product, call)
 
     product.served = served  # type: ignore[attr-defined]
     return product
+
+
+def kernel_of(
+    router: Router, layers: Mapping[int, Weights], key: Any, layer: Any, x: mx.array
+) -> Call | None:
+    """What serves a layer's call under `key` by now; None where that is the original."""
+    known = layers.get(id(layer))
+    if known is None or router.off or not known.of(layer) or router.on_cpu():
+        return None
+    _, dtype, route = known.routes.get(key, (0, None, None))
+    return route.call if route is not None and dtype is not None and dtype == x.dtype else None
 
 
 def _product(call: Call, layer: Any, x: mx.array) -> mx.array:

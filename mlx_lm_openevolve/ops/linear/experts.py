@@ -14,7 +14,7 @@ import mlx.core as mx
 
 from ...errors import BackendError
 from ..base import ON_CPU, Call, Route, Router
-from .call import Weights, new_route
+from .call import Weights, kernel_of, new_route
 
 __all__ = ["wrap"]
 
@@ -73,13 +73,9 @@ def wrap(original: Callable[..., Any], router: Router) -> Callable[..., Any]:
 
     def served(layer: Any, x: mx.array, indices: mx.array) -> Callable[..., mx.array] | None:
         """As call.wrap's."""
-        known = layers.get(id(layer))
-        if known is None or off or not known.of(layer) or indices.dtype != _UINT32:
-            return None
-        _, dtype, route = known.routes.get((x.shape, indices.shape), (0, None, None))
-        if route is None or route.call is None or dtype is None or dtype != x.dtype or on_cpu():
-            return None
-        return functools.partial(_product, route.call)
+        key = (x.shape, indices.shape) if indices.dtype == _UINT32 else None
+        call = kernel_of(router, layers, key, layer, x)
+        return None if call is None else functools.partial(_product, call)
 
     product.served = served  # type: ignore[attr-defined]
     return product

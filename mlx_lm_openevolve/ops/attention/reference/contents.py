@@ -401,7 +401,8 @@ def _flat(draw: Draw) -> Content:
     sign = np.where(head % 2, 1.0, -1.0)
     # Numbers of 4 bits: logits that are rounded, as MLX's are, come out alike for all keys.
     drawn = 120 ** draw.rng.random((w.batch, w.q_heads, w.q_len))
-    size = np.ldexp(np.round(16 * np.frexp(drawn)[0]) / 16, np.frexp(drawn)[1])
+    part, power = np.frexp(drawn)
+    size = np.ldexp(np.round(16 * part) / 16, power)
     size[0, :2] = 120
     logits = size * sign[:, None]
     if w.latent:
