@@ -1,9 +1,10 @@
 """Backends: what turns a kernel and an exact workload into a callable.
 
-Each is a module with two functions:
+Each is a module with three functions:
 
     unavailable() -> str                      "" where it can run here, else the reason in one line
     build(kernel, params, workload) -> Call   raises BackendError where it cannot carry the kernel
+    single(launch, name, inputs) -> Run       one launch that belongs to no family's kernel
 
 What a Call takes and returns is the family's: see ops/<family>/signature.py.
 """

@@ -27,7 +27,7 @@ from ..ops.base import Call
 from . import Run, chain, cuda_modules, dtype_of
 from .metal_to_cuda import UnsupportedOnCuda, minify, translate
 
-__all__ = ["UnsupportedOnCuda", "build", "minify", "sources", "translate", "unavailable"]
+__all__ = ["UnsupportedOnCuda", "build", "minify", "single", "sources", "translate", "unavailable"]
 
 _HEADER_FILE = Path(__file__).with_name("metal_on_cuda.cuh")
 _MIN_ARCH = 80
@@ -112,6 +112,11 @@ def build(kernel: Kernel, params: Mapping[str, int], workload: Workload) -> Call
         broadcast=whole,
         held=on_device,
     )
+
+
+def single(launch: Launch, name: str, inputs: list[str]) -> Run:
+    """One launch of our own, of strided inputs by name, under a name for its kernel."""
+    return _make(launch, name, inputs, {}, False)
 
 
 def sources(launch: Launch, absent: Mapping[str, str]) -> tuple[str, str]:

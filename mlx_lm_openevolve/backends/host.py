@@ -20,7 +20,7 @@ from ..ops import Workload
 from ..ops.base import Call
 from . import Run, chain, dtype_of, template_of
 
-__all__ = ["build", "unavailable"]
+__all__ = ["build", "single", "unavailable"]
 
 
 def unavailable() -> str:
@@ -54,6 +54,11 @@ def build(
 
     call = chain(kernel, params, workload, ("metal",), make)
     return ops.of(workload).differentiable(workload, call)
+
+
+def single(launch: Launch, name: str, inputs: list[str]) -> Run:
+    """One launch of our own, of strided inputs by name, under a name for its kernel."""
+    return _make(launch, name, inputs, False, None, 0, True, False)
 
 
 @functools.lru_cache(maxsize=1024)

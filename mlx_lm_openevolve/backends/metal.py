@@ -16,7 +16,7 @@ from ..ops import Workload
 from ..ops.base import Call
 from . import Run, chain, dtype_of, template_of
 
-__all__ = ["build", "fitting", "those_that_fit", "unavailable"]
+__all__ = ["build", "fitting", "single", "those_that_fit", "unavailable"]
 
 X = TypeVar("X")
 
@@ -46,6 +46,11 @@ def build(kernel: Kernel, params: Mapping[str, int], workload: Workload) -> Call
         return _make(launch, name, inputs, contiguous)
 
     return chain(kernel, params, workload, ("metal",), make)
+
+
+def single(launch: Launch, name: str, inputs: list[str]) -> Run:
+    """One launch of our own, of strided inputs by name, under a name for its kernel."""
+    return _make(launch, name, inputs, False)
 
 
 def _make(launch: Launch, name: str, inputs: list[str], contiguous: bool) -> Run:

@@ -1,6 +1,7 @@
 """Whole decode steps: a model's layers, compiled where the gate proved them right and faster.
 
 split.py      a layer in two halves around its cache and attention, found by running it on stand-ins
+fused.py      sums with norms, norms with rotations: one launch each, found while a layer is traced
 merge.py      products of one input become one; the separate weights are views of it
 structure.py  what a verdict on a whole model is about
 steps.py      run time: a model with an accepted verdict decodes with compiled layers

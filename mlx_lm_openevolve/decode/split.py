@@ -30,6 +30,7 @@ from mlx_lm.models.switch_layers import QuantizedSwitchLinear
 
 from ..errors import BackendError
 from ..runtime.patch import swapping
+from .fused import Fusing
 
 __all__ = [
     *("ATTENTION", "PRODUCTS", "AttentionCall", "Part", "Seen", "Split", "Unsplittable"),
@@ -133,12 +134,15 @@ class Part(NamedTuple):
 
 # called(original, layer, *arguments) is what the product of a layer returns while it is traced.
 Called = Callable[..., Any]
+# What to put over what: a holder (a module's names, a class or a module), a name, and a function
+# that is called with the original before its arguments.
+Place = tuple[Any, str, Run]
 
 
 @contextlib.contextmanager
-def _in_place(spaces: list[dict[str, Any]], attend: Run, called: Called) -> Iterator[None]:
-    """With other attention in these modules, and other products, for this thread; other threads
-    pass through what stands there. One at a time, and while nothing is patched."""
+def _in_place(places: Sequence[Place]) -> Iterator[None]:
+    """With other functions there for this thread; other threads pass through what stands there. One
+    at a time, and while nothing is patched."""
     thread = threading.get_ident()
 
     def instead(original: Run, put: Run) -> Run:
@@ -149,20 +153,21 @@ def _in_place(spaces: list[dict[str, Any]], attend: Run, called: Called) -> Iter
 
         return function
 
+    def set_(holder: Any, name: str, function: Run) -> None:
+        if isinstance(holder, dict):
+            holder[name] = function
+        else:
+            setattr(holder, name, function)
+
     with swapping:
-        functions = [space[ATTENTION] for space in spaces]
-        methods = [vars(cls)["__call__"] for cls in PRODUCTS]
+        were = [(h if isinstance(h, dict) else vars(h))[name] for h, name, _ in places]
         try:
-            for space, function in zip(spaces, functions, strict=True):
-                space[ATTENTION] = instead(function, attend)
-            for cls, method in zip(PRODUCTS, methods, strict=True):
-                setattr(cls, "__call__", instead(method, called))  # noqa: B010
+            for (holder, name, put), original in zip(places, were, strict=True):
+                set_(holder, name, instead(original, put))
             yield
         finally:
-            for space, function in zip(spaces, functions, strict=True):
-                space[ATTENTION] = function
-            for cls, method in zip(PRODUCTS, methods, strict=True):
-                setattr(cls, "__call__", method)  # noqa: B010
+            for (holder, name, _), original in zip(places, were, strict=True):
+                set_(holder, name, original)
 
 
 def _spaces(layer: Any) -> list[dict[str, Any]]:
@@ -187,10 +192,12 @@ def _globals(cls: type) -> dict[str, Any]:
 
 
 class Trace:
-    """One run of a layer on stand-ins. called: what its products return."""
+    """One run of a layer on stand-ins. called: what its products return; others: what else is put
+    over something."""
 
-    def __init__(self, layer: Any, run: Run, called: Called) -> None:
-        self._layer, self._run, self._called = layer, run, called
+    def __init__(self, layer: Any, run: Run, called: Called, others: Sequence[Place] = ()) -> None:
+        self._layer, self._run = layer, run
+        self._places = [*((cls, "__call__", called) for cls in PRODUCTS), *others]
         self._spaces = _spaces(layer)
         self.attention: AttentionCall | None = None
 
@@ -242,7 +249,7 @@ class Trace:
             self.attention = AttentionCall(self._space(original), call, masked)
             return result(queries)
 
-        with _in_place(self._spaces, attend, self._called):
+        with _in_place([*((space, ATTENTION, attend) for space in self._spaces), *self._places]):
             return self._run(self._layer, x, mask, cache)
 
     def _space(self, original: Run) -> dict[str, Any]:
@@ -405,8 +412,8 @@ def _arrays_of(modules: Sequence[Any], parts: Mapping[int, Part]) -> Any:
 class Split:
     """The two halves of a layer, compiled for an x and an offset like these, and for all layers of
     its kind. parts: by the id of each layer whose product is made together with others, where it is
-    found; kernels: by the id of a layer, what makes its product. Raises what the layer raises where
-    it is traced: it may evaluate an array."""
+    found; kernels: by the id of a layer, what makes its product; fuses: with the kernels of
+    fused.py. Raises what the layer raises where it is traced: it may evaluate an array."""
 
     __slots__ = ("_fixed", "_own", "_space", "after", "before", "pick")
 
@@ -419,6 +426,7 @@ class Split:
         kernels: Mapping[int, Run],
         x: mx.array,
         offset: int | mx.array,
+        fuses: bool,
     ) -> None:
         self._space, self._fixed, masked = seen.attention
         modules = layer.modules()
@@ -473,7 +481,8 @@ class Split:
                 try:
                     for (module, key), array in filled:
                         dict.__setitem__(module, key, array)
-                    return run_half(Trace(twin, run, called()))
+                    others = Fusing().places if fuses else ()
+                    return run_half(Trace(twin, run, called(), others))
                 finally:
                     for (module, key), _ in filled:
                         dict.__setitem__(module, key, None)

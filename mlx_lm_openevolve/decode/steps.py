@@ -33,12 +33,13 @@ from .merge import Merged, alike, release
 from .split import PRODUCTS, Part, Split, Unsplittable, held, kernels_of, kind, look, wholes
 from .structure import rows_of, structure
 
-__all__ = ["ALL", "COMPILED", "WAYS", "Steps", "stored"]
+__all__ = ["ALL", "COMPILED", "MERGED", "WAYS", "Steps", "stored"]
 
-# The ways in which a step is judged, the first before the second: compiled layers whose products
-# of one input are one, or compiled layers alone.
-ALL, COMPILED = "compiled-merged", "compiled"
-WAYS = (ALL, COMPILED)
+# The ways in which a step is judged, the first before the next: compiled layers whose products of
+# one input are one and that call the kernels of fused.py, those without these kernels, and compiled
+# layers alone.
+ALL, MERGED, COMPILED = "compiled-merged-fused", "compiled-merged", "compiled"
+WAYS = (ALL, MERGED, COMPILED)
 MAX_DECIDED = 16  # times that one model is looked at: what changes ever again is left alone
 Run = Callable[..., Any]
 Key = tuple[int, type, type]  # rows, and what its mask and its cache's offset are
@@ -132,7 +133,8 @@ class Layer:
             return
         try:
             seen = look(layer, self._run, x, offset, masked)
-            joins = self.rows[key[0]] == ALL
+            way = self.rows[key[0]]
+            joins, fuses = way != COMPILED, way == ALL
             if joins and not self.merged:
                 # What a kernel serves stays separate: its verdict is about its own shape.
                 served = kernels_of(seen, {})
@@ -141,10 +143,10 @@ class Layer:
                 merged.product(mx.zeros((*x.shape[:-1], merged.width), x.dtype))
             parts = self._parts if joins else {}
             kernels = kernels_of(seen, parts)
-            mine = self._run, key, x.dtype, *kind(layer.modules(), seen, parts, kernels)
+            mine = self._run, key, way, x.dtype, *kind(layer.modules(), seen, parts, kernels)
             split = next((split for other, split in self._known if _equal(other, mine)), None)
             if split is None:
-                split = Split(layer, self._run, seen, parts, kernels, x, offset)
+                split = Split(layer, self._run, seen, parts, kernels, x, offset, fuses)
                 self._known.append((mine, split))
             self.splits[key] = split, held(wholes(parts))
         except Exception as error:  # stand-ins are no arrays: a layer may do anything to them

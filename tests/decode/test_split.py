@@ -124,7 +124,7 @@ def test_a_layer_is_cut_at_its_cache_and_its_attention(masked: bool, way: str) -
     out, info = compiled(model, 2, way)
     assert same(out, stock)
     assert (info["compiled"], info["separate"]) == (2, {})
-    assert info["merged"] == (2 if way == ALL else 0)
+    assert info["merged"] == (0 if way == COMPILED else 2)
 
 
 def test_what_one_run_shows() -> None:
