@@ -15,6 +15,7 @@ from mlx_lm_openevolve.ops.linear.workload import Workload as Product
 
 CUDA_TYPES = {
     "bool_": "bool",
+    "int32": "int32_t",
     "uint32": "uint32_t",
     "uint8": "uint8_t",
     "float32": "float",
@@ -47,8 +48,15 @@ def kernel_text(
     """CUDA source and arguments of a launch; `made` are the dtypes of all launches' outputs."""
     op = ops.of(w)
     absent = {name: CUDA_TYPES[x.dtype] for name, x in op.absent(w).items()}
-    header, source = cuda.sources(launch, absent)
     dtypes = dict.fromkeys(op.inputs(w.variant), w.dtype) | other_dtypes(w) | made
+    return text_of(launch, dtypes, absent)
+
+
+def text_of(
+    launch: Launch, dtypes: dict[str, str], absent: dict[str, str]
+) -> tuple[str, tuple[tuple[str, str], ...]]:
+    """kernel_text for arrays of these dtypes; `absent`: as cuda.sources takes it."""
+    header, source = cuda.sources(launch, absent)
     parameters, plan = [], []
     for name in launch.spec.inputs:
         if name in absent:

@@ -16,7 +16,9 @@ import pytest
 from native import CASES, NATIVE
 
 from mlx_lm_openevolve import ops
-from mlx_lm_openevolve.backends import cuda_modules
+from mlx_lm_openevolve.backends import cuda, cuda_modules
+from mlx_lm_openevolve.decode import fused
+from mlx_lm_openevolve.kernels.kernel import Launch
 
 # A100, RTX 30 and A10, RTX 40 and L40, H100, B200, RTX 50. MLX asks for what only that chip can do
 # (the "a") from 90 on.
@@ -67,6 +69,27 @@ def test_a_native_kernel_compiles(
                 cubin(text, architecture)
         else:
             assert cubin(text, architecture).startswith(b"\x7fELF")
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16])
+def test_the_kernels_of_whole_steps_compile(
+    dtype: mx.Dtype, architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launches: list[Launch] = []
+    monkeypatch.setattr(cuda, "single", lambda launch, *_: launches.append(launch))
+    plain = fused._add_norm.__wrapped__, fused._norm_rope.__wrapped__
+    plain[0]("cuda", (2, 1, 2050), dtype, 1e-6)
+    for eps, base, offsets in (((1e-6, 1e-5), 1e6, True), (None, None, False)):
+        rope = 64, offsets, base, 0.5
+        plain[1]("cuda", (2, 16, 80), 8, dtype, eps, rope, offsets, base is None)
+    assert len(launches) == 3
+    for launch in launches:
+        kind = launch.outputs[0][2]
+        dtypes = dict.fromkeys(launch.spec.inputs, kind) | {"offset": "int32"}
+        dtypes["freqs"] = "float32" if ("FREQS", True) in launch.template else "int32"
+        text, _ = cuda_texts.text_of(launch, dtypes, {})
+        assert cubin(text, architecture).startswith(b"\x7fELF")
 
 
 def test_every_native_kernel_is_compiled() -> None:
