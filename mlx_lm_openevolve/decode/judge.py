@@ -12,7 +12,6 @@ may be summed in another order.
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable
 from typing import Any
@@ -121,9 +120,7 @@ def _right(
         splits = layers[int(rng.integers(len(layers)))].splits
         right = dict(splits)
         for key, (split, joined) in right.items():
-            spoilt = copy.copy(split)
-            spoil(spoilt)
-            splits[key] = spoilt, joined
+            splits[key] = spoil(split), joined
         try:
             found = _errors(_decode(model, prompt, stock[2]), exact)
         finally:
@@ -179,28 +176,30 @@ def _errors(got: Outcome, exact: Outcome) -> dict[str, float]:
     return {"logits": distance(got[0], exact[0]), "caches": max(caches, default=0.0)}
 
 
-def _later(split: Split) -> None:
+def _later(split: Split) -> Split:
     before = split.before
-    split.before = lambda x, offset, arrays: before(x, offset + 1, arrays)
+    return split.changed(before=lambda x, offset, *rest: before(x, offset + 1, *rest))
 
 
-def _rolled(split: Split) -> None:
-    before = split.before
-
-    def rolled(x: mx.array, offset: mx.array, arrays: Any) -> Any:
-        queries, keys, values = before(x, offset, arrays)
+def _rolled(split: Split) -> Split:
+    def rolled(*given: Any) -> Any:
+        queries, keys, values = split.before(*given)
         return queries, mx.roll(keys, 1, -1), values
 
-    split.before = rolled
+    return split.changed(before=rolled)
 
 
-def _lost(split: Split) -> None:
+def _lost(split: Split) -> Split:
     after = split.after
-    split.after = lambda x, offset, out, arrays: after(x, offset, mx.zeros_like(out), arrays)
+
+    def lost(x: mx.array, offset: mx.array, out: mx.array, *rest: Any) -> Any:
+        return after(x, offset, mx.zeros_like(out), *rest)
+
+    return split.changed(after=lost)
 
 
 # What one layer does wrongly.
-MUTANTS: dict[str, Callable[[Split], None]] = {
+MUTANTS: dict[str, Callable[[Split], Split]] = {
     "offset-one-off": _later,
     "one-element-off": _rolled,
     "attention-lost": _lost,

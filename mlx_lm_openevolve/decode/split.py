@@ -410,12 +410,13 @@ def _arrays_of(modules: Sequence[Any], parts: Mapping[int, Part]) -> Any:
 
 
 class Split:
-    """The two halves of a layer, compiled for an x and an offset like these, and for all layers of
-    its kind. parts: by the id of each layer whose product is made together with others, where it is
-    found; kernels: by the id of a layer, what makes its product; fuses: with the kernels of
-    fused.py. Raises what the layer raises where it is traced: it may evaluate an array."""
+    """The two halves of a layer, `first` and `last`, compiled for an x and an offset like these,
+    and for all layers of its kind. parts: by the id of each layer whose product is made together
+    with others, where it is found; kernels: by the id of a layer, what makes its product; fuses:
+    with the kernels of fused.py. Raises what the layer raises where it is traced: it may evaluate
+    an array."""
 
-    __slots__ = ("_fixed", "_own", "_space", "after", "before", "pick")
+    __slots__ = ("_fixed", "_joints", "_own", "_space", "after", "before", "first", "last", "pick")
 
     def __init__(
         self,
@@ -475,40 +476,65 @@ class Split:
 
         parts_of = {key: (id(part.product), part.ends, part.place) for key, part in parts.items()}
 
-        def half(arrays: Any, run_half: Callable[[Trace], Any]) -> Any:
+        def half(arrays: Any, fusing: Fusing | None, run_half: Callable[[Trace], Any]) -> Any:
             filled = [*zip([*slots, *joined], arrays, strict=True)]
             with swapping:
                 try:
                     for (module, key), array in filled:
                         dict.__setitem__(module, key, array)
-                    others = Fusing().places if fuses else ()
+                    others = (fusing or Fusing()).places if fuses else ()
                     return run_half(Trace(twin, run, called(), others))
                 finally:
                     for (module, key), _ in filled:
                         dict.__setitem__(module, key, None)
 
-        def before(x: mx.array, offset: mx.array, arrays: Any) -> tuple[Any, Any, Any]:
-            made: tuple[Any, Any, Any] = half(arrays, lambda trace: trace.before(x, offset, masked))
-            return made
+        def before(x: mx.array, offset: mx.array, arrays: Any, fusing: Fusing | None = None) -> Any:
+            return half(arrays, fusing, lambda trace: trace.before(x, offset, masked))
 
-        def after(x: mx.array, offset: mx.array, out: mx.array, arrays: Any) -> mx.array:
-            made: mx.array = half(arrays, lambda trace: trace.after(x, offset, masked, out))
-            return made
+        def after(
+            x: mx.array, offset: mx.array, out: mx.array, arrays: Any, fusing: Fusing | None = None
+        ) -> Any:
+            return half(arrays, fusing, lambda trace: trace.after(x, offset, masked, out))
 
-        self.before = mx.compile(before)
-        self.after = mx.compile(after)
+        self._compile(before, after)
         x, offset = mx.zeros(x.shape, x.dtype), _as_array(offset)
         arrays = (*own, *held(wholes(parts)))
-        self.after(x, offset, _result(self.before(x, offset, arrays)), arrays)
+        self.last(x, offset, _result(self.first(x, offset, arrays)), arrays)
 
-    def __call__(self, x: mx.array, offset: mx.array, mask: Any, cache: Any, arrays: Any) -> Any:
-        """What a layer with these arrays returns. cache: updated as the layer itself would. offset:
-        no array of the cache's own, which an update may change in place."""
-        queries, keys, values = self.before(x, offset, arrays)
+    def _compile(self, before: Run, after: Run) -> None:
+        self.before, self.after = before, after  # as they are traced
+        self.first, self.last = mx.compile(before), mx.compile(after)
+        self._joints: dict[int, tuple[Split, Any]] = {}
+
+    def changed(self, before: Run | None = None, after: Run | None = None) -> Split:
+        """Another one like this with another half."""
+        split = copy.copy(self)
+        split._compile(before or self.before, after or self.after)
+        return split
+
+    def attend(self, parts: Any, mask: Any, cache: Any, arrays: Any) -> mx.array:
+        """What attention returns for queries, keys and values of a layer with these arrays. cache:
+        updated as the layer itself would."""
+        queries, keys, values = parts
         keys, values = cache.update_and_fetch(keys, values)
         fixed = self._fixed
         if self._own:
             fixed = fixed | {name: arrays[i] for name, i in self._own.items()}
         attend = self._space[ATTENTION]
-        out = attend(queries, keys, values, cache=cache, mask=mask, **fixed)
-        return self.after(x, offset, out, arrays)
+        out: mx.array = attend(queries, keys, values, cache=cache, mask=mask, **fixed)
+        return out
+
+    def joint(self, other: Split) -> Any:
+        """`last`, and with what it returns `first` of the layer that comes next, as one function of
+        both layers' offsets and arrays: a kernel may make what the one ends and the other begins
+        with. What is not asked for afterwards is never computed."""
+        known = self._joints.get(id(other))
+        if known is None:
+
+            def both(x: Any, offset: Any, out: Any, arrays: Any, next_: Any, others: Any) -> Any:
+                fusing = Fusing()
+                y = self.after(x, offset, out, arrays, fusing)
+                return y, other.before(y, next_, others, fusing)
+
+            known = self._joints[id(other)] = other, mx.compile(both)
+        return known[1]

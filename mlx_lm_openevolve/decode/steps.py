@@ -16,6 +16,7 @@ import threading
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from types import NoneType
 from typing import Any
@@ -43,6 +44,7 @@ WAYS = (ALL, MERGED, COMPILED)
 MAX_DECIDED = 16  # times that one model is looked at: what changes ever again is left alone
 Run = Callable[..., Any]
 Key = tuple[int, type, type]  # rows, and what its mask and its cache's offset are
+Next = tuple["Layer", Key, "weakref.ref[Any]"]  # a layer, how and with which cache it was called
 NAMED = "mask", "cache"
 _NAMED = {*NAMED}
 MASKS, OFFSETS = (NoneType, mx.array), (int, mx.array)
@@ -74,6 +76,7 @@ class Layer:
         # With the arrays of merged products.
         self.splits: dict[Key, tuple[Split, list[mx.array]]] = {}
         self.merged: list[Merged] = []
+        self.next: Next | None = None  # who took what it returned
         self._parts: dict[int, Part] = {}
         self._layer, self._run = weakref.ref(layer), run
         self._shared, self._known, self._changed = shared, known, changed
@@ -122,7 +125,7 @@ class Layer:
             self._changed()
 
     def _forget(self) -> None:
-        self._alive, self._parts = [], {}
+        self._alive, self._parts, self.next = [], {}, None
         self.splits.clear()
 
     def split(self, key: Key, x: mx.array, offset: int | mx.array) -> None:
@@ -178,6 +181,29 @@ class Layer:
         release()
 
 
+@dataclass(slots=True)
+class _Begun:
+    """A layer that is called with an x and a cache: its halves, the offset as an array, its arrays,
+    and its queries, keys and values (`parts`)."""
+
+    layer: Layer
+    x: Any
+    cache: Any
+    offset: Any
+    key: Key
+    split: Split
+    array: mx.array
+    arrays: Any
+    parts: Any = None
+
+    def fits(self, layer: Layer, x: Any, cache: Any, offset: Any, key: Key) -> bool:
+        """Whether this call would begin so."""
+        if self.layer is not layer or self.x is not x or self.cache is not cache:
+            return False
+        same = self.offset == offset if key[2] is int else self.offset is offset
+        return same and self.key == key
+
+
 class _Model:
     """One model that was called."""
 
@@ -205,6 +231,10 @@ class Steps:
         self._patches: dict[type, MethodPatch] = {}
         self._runs: dict[type, Any] = {}  # what stood there before
         self._offset: tuple[int, mx.array] = (0, mx.array(0))
+        # What was made last, by which layer, and what the next layer begins with. Of one thread at
+        # a time: who finds another's makes its own.
+        self._last: tuple[mx.array, Layer] | None = None
+        self._ahead: _Begun | None = None
         self._lock = threading.RLock()
         self._hook: Any = None
 
@@ -228,7 +258,7 @@ class Steps:
         with self._lock:
             if vars(Module).get("__init_subclass__") is self._hook is not None:
                 del Module.__init_subclass__
-            self._hook = None
+            self._hook = self._last = self._ahead = None
             for patch in self._patches.values():
                 patch.restore()
             self._patches.clear()
@@ -328,16 +358,59 @@ class Steps:
                     with steps._lock:
                         layer.split(key, x, offset)
                 return out
-            values = layer.unchanged()
-            if values is None:
-                layer.drop()
-                return original(self, *args, **named)
-            # An update may change an array in place.
-            array = steps._as_array(offset) if key[2] is int else copy.copy(offset)
-            split, joined = known
-            return split(x, array, mask, cache, (*split.pick(values), *joined))
+            now = steps._ahead
+            if now is None or not now.fits(layer, x, cache, offset, key):
+                now = steps._begin(layer, x, cache, offset, key)
+                if now is None:
+                    layer.drop()
+                    return original(self, *args, **named)
+                now.parts = now.split.first(x, now.array, now.arrays)
+                last = steps._last
+                if last is not None and last[0] is x:  # what one layer returned another takes
+                    with contextlib.suppress(TypeError):  # a cache without weak references
+                        last[1].next = layer, key, weakref.ref(cache)
+            return steps._go_on(now, mask)
 
         return call
+
+    def _begin(self, layer: Layer, x: Any, cache: Any, offset: Any, key: Key) -> _Begun | None:
+        """All but its parts; None where the layer was changed."""
+        known, values = layer.splits.get(key), layer.unchanged()
+        if known is None or values is None:
+            return None
+        split, joined = known
+        # An update may change an array in place.
+        array = self._as_array(offset) if key[2] is int else copy.copy(offset)
+        arrays = (*split.pick(values), *joined)
+        return _Begun(layer, x, cache, offset, key, split, array, arrays)
+
+    def _go_on(self, now: _Begun, mask: Any) -> mx.array:
+        """What the layer returns; where the next layer is known, that begins with it."""
+        split, array, arrays = now.split, now.array, now.arrays
+        out = split.attend(now.parts, mask, now.cache, arrays)
+        then = self._next(now)
+        made: mx.array
+        if then is None:
+            made = split.last(now.x, array, out, arrays)
+        else:
+            joint = split.joint(then.split)
+            made, then.parts = joint(now.x, array, out, arrays, then.array, then.arrays)
+            then.x = made
+        self._ahead, self._last = then, (made, now.layer)
+        return made
+
+    def _next(self, now: _Begun) -> _Begun | None:
+        """The layer that came next the last time, where its cache fits what comes now."""
+        if now.layer.next is None:
+            return None
+        layer, key, ref = now.layer.next
+        cache = ref()
+        offset: Any = getattr(cache, "offset", None)
+        if key[::2] != now.key[::2] or type(offset) is not key[2]:
+            return None
+        if getattr(offset, "shape", ()) != now.array.shape:  # of another batch
+            return None
+        return self._begin(layer, None, cache, offset, key)
 
     def _as_array(self, offset: int) -> mx.array:
         """One array for all layers of a step."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import architectures
@@ -170,26 +171,25 @@ def test_a_sum_that_was_read_before_its_norm_stays_right() -> None:
     assert watched(run) == ["add_norm"]
 
 
-@pytest.mark.parametrize(
-    ("name", "sums"), [("llama", 1), ("qwen3", 1), ("gemma3_text", 0)], ids=lambda x: str(x)
-)
+@pytest.mark.parametrize(("name", "sums"), [("llama", 2), ("qwen3", 2), ("gemma3_text", 0)])
 def test_what_is_fused_in_a_model(name: str, sums: int) -> None:
-    """Of each kind of layer: queries with keys, in both halves, for each runs the layer from its
-    beginning; the sum before the MLP's norm, but for Gemma's, which mlx-lm compiles by itself."""
+    """Queries with keys in every layer; the sums before both norms where one layer's end and the
+    next one's beginning are traced together, but for Gemma's, which mlx-lm compiles itself."""
     model = architectures.build(name)
     steps = Steps({slug(structure(model), 1): ALL})
-
-    def run() -> None:
+    steps.install()
+    try:
         cache = empty_cache(model, 1)
-        for _ in range(3):
+        for _ in range(2):  # each half is traced
             mx.eval(model(mx.array([[1]]), cache=cache))
-
-    with counted() as calls:
-        steps.install()
-        try:
-            run()
-        finally:
-            steps.restore()
-    kinds = calls.count("norm_rope") // 2
-    assert kinds == (2 if name == "gemma3_text" else 1)
-    assert calls == ["norm_rope", "norm_rope", *["add_norm"] * sums] * kinds
+        splits = [split for x in steps.layers.values() for split, _ in x.splits.values()]
+        assert len({*map(id, splits)}) == (2 if name == "gemma3_text" else 1)
+        with counted() as calls:
+            mx.eval(model(mx.array([[1]]), cache=cache))
+    finally:
+        steps.restore()
+    # In such a trace the first layer is run once more from its beginning; what of that nobody asks
+    # for is dropped.
+    pairs = len({(id(a), id(b)) for a, b in pairwise(splits)})
+    assert calls.count("norm_rope") == 2 * pairs
+    assert calls.count("add_norm") == sums * pairs

@@ -73,8 +73,8 @@ def test_float32_is_float32_throughout() -> None:
 
 
 def test_what_errs_more_than_stock_is_rejected(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    call = Split.__call__
-    monkeypatch.setattr(Split, "__call__", lambda self, *given: call(self, *given) + 0.01)
+    attend = Split.attend
+    monkeypatch.setattr(Split, "attend", lambda self, *given: attend(self, *given) + 0.1)
     monkeypatch.setattr(timing, "paired", wrong)
     verdict = judge(model, 1, GPU, 5, length=16)
     assert verdict is not None
@@ -144,13 +144,13 @@ def test_the_arms_are_stock_and_compiled_and_the_cache_stays(
         cache = make_prompt_cache(model)
         token = gate._prefilled(model, cache, mx.array([[1, 2, 3]]))
         seen: list[bool] = []
-        call = Split.__call__
+        attend = Split.attend
 
         def split(self: Split, *given: Any) -> Any:
             seen.append(True)
-            return call(self, *given)
+            return attend(self, *given)
 
-        monkeypatch.setattr(Split, "__call__", split)
+        monkeypatch.setattr(Split, "attend", split)
         for on in (True, False, True):
             arm = gate._Arm(model, cache, token, lambda on=on: steps.switched(on=on))
             arm.seconds(1)
