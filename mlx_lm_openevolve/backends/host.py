@@ -57,8 +57,8 @@ def build(
 
 
 def single(launch: Launch, name: str, inputs: list[str]) -> Run:
-    """One launch of our own, of strided inputs by name, under a name for its kernel."""
-    return _make(launch, name, inputs, False, None, 0, True, False)
+    """One launch of our own, of row-contiguous inputs by name, under a name for its kernel."""
+    return _make(launch, name, inputs, False, None, 0, True, True)
 
 
 @functools.lru_cache(maxsize=1024)

@@ -49,8 +49,8 @@ def build(kernel: Kernel, params: Mapping[str, int], workload: Workload) -> Call
 
 
 def single(launch: Launch, name: str, inputs: list[str]) -> Run:
-    """One launch of our own, of strided inputs by name, under a name for its kernel."""
-    return _make(launch, name, inputs, False)
+    """One launch of our own, of row-contiguous inputs by name, under a name for its kernel."""
+    return _make(launch, name, inputs, True)
 
 
 def _make(launch: Launch, name: str, inputs: list[str], contiguous: bool) -> Run:

@@ -1,21 +1,22 @@
 """Operations of a layer that one launch makes together, found while the layer is traced.
 
-    h = x + y;  rms_norm(h)                    -> add_norm.metal   h and its norm
-    rope(rms_norm(q)), rope(rms_norm(k))       -> norm_rope.metal  both, normed where they are
+    h = x + y;  rms_norm(h)               -> add_norm.metal   h and its norm
+    rope(rms_norm(q)), rope(rms_norm(k))  -> norm_rope.metal  both, normed where they are, from the
+                                             product that holds them: no views of it are made
 
-What a layer calls is watched, not what it is: sums, norms, transpositions and rotations, as they
-come. The first of two keeps its own result until the second shows that a kernel makes both, which
-then takes its place; who read it before that has read the same. On the CPU MLX's own operations
-stand for the kernels.
+What a layer calls is watched, not what it is: sums, norms, views and rotations, as they come. The
+first of two keeps its own result until the second shows that a kernel makes both, which then takes
+its place; who read it before that has read the same. On the CPU MLX's own operations stand for the
+kernels.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -25,24 +26,27 @@ from ..backends import Run
 from ..kernels.kernel import Launch
 from ..kernels.spec import LaunchSpec
 
-__all__ = ["Fusing", "Norm", "Rope", "add_norm", "norm_rope"]
+__all__ = ["Fusing", "Heads", "Rope", "add_norm", "norm_rope"]
 
 _TYPES = {mx.float32: "float32", mx.float16: "float16", mx.bfloat16: "bfloat16"}
 _WIDTH = 32
 _EACH = 4  # numbers of a row that a thread takes, at least
 _THREADS = 1024  # of a row at most
 _LEAST = 8  # numbers of an array: of fewer Metal makes another address space
-_SWAPPED = (0, 2, 1, 3)
+_SWAPPED = ((0, 2, 1, 3), ((0, 2, 1, 3),), ([0, 2, 1, 3],))  # axes, as transpose takes them
 # Below what is put over them during a trace.
 _STOCK: Any = SimpleNamespace(rms_norm=mx.fast.rms_norm, rope=mx.fast.rope)
 
 
-class Norm(NamedTuple):
-    """An RMS norm: of `x` over its last axis, times `weight` [D]."""
+class Heads(NamedTuple):
+    """Heads [B, H, 1, D] of a token: from number `first` on of a row of `whole` [B, 1, N]; normed
+    over D, times a weight [D] of one dtype with it, where `norm` is (weight, eps)."""
 
-    x: mx.array
-    weight: mx.array
-    eps: float
+    whole: mx.array
+    first: int
+    heads: int
+    size: int
+    norm: tuple[mx.array, float] | None = None
 
 
 class Rope(NamedTuple):
@@ -66,18 +70,24 @@ class Fusing:
     holder, a name and a function that is called with the original before its arguments."""
 
     def __init__(self) -> None:
-        # By the id of a result, which is held with them, so that no two have one id.
+        # By the id of a result, which is held with them, so that no two have one id: the operands
+        # of a sum; what heads are made of, first of all the place of a product's part in a whole.
         self._sums: dict[int, tuple[mx.array, mx.array, mx.array]] = {}
-        self._norms: dict[int, tuple[mx.array, Norm]] = {}
-        self._swapped: dict[int, tuple[mx.array, mx.array]] = {}
-        self._turned: tuple[mx.array, mx.array, Rope] | None = None
+        self._heads: dict[int, tuple[mx.array, Heads]] = {}
+        self._turned: tuple[mx.array, Heads, Rope] | None = None
         self.places: list[tuple[Any, str, Callable[..., Any]]] = [
             (mx.array, "__add__", self._add),
+            (mx.array, "reshape", self._reshape),
             (mx.array, "transpose", self._transpose),
             (mx.array, "swapaxes", self._swapaxes),
             (mx.fast, "rms_norm", self._norm),
             (mx.fast, "rope", self._rope),
         ]
+
+    def part(self, part: mx.array, whole: mx.array, first: int) -> None:
+        """Say that a product [B, 1, n] stands in the rows of a whole from a number on."""
+        if part.ndim == 3 and part.shape[1] == 1 and part.dtype in _TYPES:
+            self._heads[id(part)] = part, Heads(whole, first, 1, part.shape[2])
 
     def _add(self, original: Any, x: mx.array, y: Any) -> Any:
         out = original(x, y)
@@ -85,16 +95,27 @@ class Fusing:
             self._sums[id(out)] = out, x, y
         return out
 
-    def _transpose(self, original: Any, x: mx.array, *axes: Any) -> Any:
-        out = original(x, *axes)
-        if axes in (_SWAPPED, (_SWAPPED,), ([*_SWAPPED],)):
-            self._swapped[id(out)] = out, x
+    def _known(self, x: mx.array) -> Heads | None:
+        found = self._heads.get(id(x))
+        return found[1] if found else None
+
+    def _reshape(self, original: Any, x: mx.array, *shape: Any) -> Any:
+        out, heads = original(x, *shape), self._known(x)
+        if heads is not None and x.ndim == 3 and out.ndim == 4 and out.shape[:2] == x.shape[:2]:
+            self._heads[id(out)] = out, heads._replace(heads=out.shape[2], size=out.shape[3])
         return out
 
+    def _transpose(self, original: Any, x: mx.array, *axes: Any) -> Any:
+        return self._view(original(x, *axes), x, axes in _SWAPPED)
+
     def _swapaxes(self, original: Any, x: mx.array, *axes: Any) -> Any:
-        out = original(x, *axes)
-        if x.ndim == 4 and sorted(axes) == [1, 2]:
-            self._swapped[id(out)] = out, x
+        return self._view(original(x, *axes), x, sorted(axes) == [1, 2])
+
+    def _view(self, out: mx.array, x: mx.array, swapped: bool) -> mx.array:
+        """Axes 1 and 2 of heads, of which one is 1 long: their numbers stay in their order."""
+        heads = self._known(x)
+        if heads is not None and swapped and x.ndim == 4:
+            self._heads[id(out)] = out, heads
         return out
 
     def _norm(self, original: Any, *args: Any, **named: Any) -> Any:
@@ -107,45 +128,27 @@ class Fusing:
             both, normed = add_norm(known[1], known[2], weight, eps)
             x[...] = both
             return normed
-        out = original(x, weight, eps)
-        self._norms[id(out)] = out, Norm(x, weight, eps)
+        out, heads = original(x, weight, eps), self._known(x)
+        if heads is not None and heads.norm is None and x.ndim == 4:
+            self._heads[id(out)] = out, heads._replace(norm=(weight, eps))
         return out
 
     def _rope(self, original: Any, a: mx.array, dims: int, **named: Any) -> Any:
-        out = original(a, dims, **named)
+        out, heads = original(a, dims, **named), self._known(a)
         first, self._turned = self._turned, None
         offset = named.get("offset")
-        if named.keys() - {*Rope._fields} or not isinstance(offset, mx.array):
+        if named.keys() - {*Rope._fields} or not isinstance(offset, mx.array) or heads is None:
             return out
-        rope = Rope(
-            dims,
-            named["traditional"],
-            named.get("base"),
-            named["scale"],
-            offset,
-            named.get("freqs"),
-        )
+        base, freqs = named.get("base"), named.get("freqs")
+        rope = Rope(dims, named["traditional"], base, named["scale"], offset, freqs)
         if not _turns(a, rope):
             return out
-        if first is None or not (first[2].like(rope) and _beside(first[1], a)):
-            self._turned = out, a, rope
+        if first is None or not (first[2].like(rope) and _beside(first[1], heads)):
+            self._turned = out, heads, rope
             return out
-        of_q, of_k = self._normed(first[1]), self._normed(a)
-        if of_q is not None and of_k is not None:
-            made = norm_rope(of_q.x, of_k.x, (of_q, of_k), rope)
-        else:
-            made = norm_rope(first[1], a, None, rope)
-        first[0][...] = made[0]
-        return made[1]
-
-    def _normed(self, x: mx.array) -> Norm | None:
-        """The norm whose result this is, or is a transposition of."""
-        _, source = self._swapped.get(id(x), (x, x))
-        known = self._norms.get(id(source))
-        if known is None:
-            return None
-        norm = known[1]
-        return norm if source is x else norm._replace(x=norm.x.transpose(*_SWAPPED))
+        q, k = norm_rope(first[1], heads, rope)
+        first[0][...] = q
+        return k
 
 
 def _fits(x: Any, weight: Any, eps: Any) -> bool:
@@ -163,8 +166,9 @@ def _turns(x: mx.array, rope: Rope) -> bool:
     return numbers and offsets and freqs and rope.dims % 2 == 0 < rope.dims <= x.shape[3]
 
 
-def _beside(q: mx.array, k: mx.array) -> bool:
-    return q.dtype == k.dtype and q.shape[0] == k.shape[0] and q.shape[3] == k.shape[3]
+def _beside(q: Heads, k: Heads) -> bool:
+    alike = (q.norm is None) == (k.norm is None)
+    return alike and q.whole is k.whole and q.size == k.size
 
 
 def add_norm(x: mx.array, y: mx.array, weight: mx.array, eps: float) -> tuple[mx.array, mx.array]:
@@ -177,28 +181,31 @@ def add_norm(x: mx.array, y: mx.array, weight: mx.array, eps: float) -> tuple[mx
     return both, normed
 
 
-def norm_rope(
-    q: mx.array, k: mx.array, norms: tuple[Norm, Norm] | None, rope: Rope
-) -> tuple[mx.array, mx.array]:
-    """Queries [B, Hq, 1, D] and keys [B, Hkv, 1, D] of one dtype, turned; normed over D before
-    that, by the weights and eps of `norms`, where these are given."""
+def norm_rope(q: Heads, k: Heads, rope: Rope) -> tuple[mx.array, mx.array]:
+    """The queries [B, Hq, 1, D] and keys [B, Hkv, 1, D] of a token, both normed or neither, turned.
+    Of one `whole`."""
     backend = _backend()
     if not backend:
-        if norms is not None:
-            q, k = (_STOCK.rms_norm(x, n.weight, n.eps) for x, n in zip((q, k), norms, strict=True))
-        dims, named = (
-            rope.dims,
-            {key: value for key, value in rope._asdict().items() if key != "dims"},
-        )
-        return _STOCK.rope(q, dims, **named), _STOCK.rope(k, dims, **named)
-    eps = (norms[0].eps, norms[1].eps) if norms else None
-    shape, heads = (q.shape[0], q.shape[1], q.shape[3]), k.shape[1]
-    varied, given = rope.offset.ndim == 1, rope.freqs is not None
-    run = _norm_rope(backend, shape, heads, q.dtype, eps, rope[:4], varied, given)
-    weights = [norm.weight for norm in norms] if norms else [q, k]
-    offset = rope.offset.reshape(-1)
-    q, k = run([q, k, *weights, offset, offset if rope.freqs is None else rope.freqs])
-    return q, k
+        return _turned(q, rope), _turned(k, rope)
+    shape, dtype = q.whole.shape[::2], q.whole.dtype
+    places = (q.first, q.heads, k.first, k.heads, q.size)
+    weights = [heads.norm[0] for heads in (q, k) if heads.norm]
+    eps = tuple(heads.norm[1] for heads in (q, k) if heads.norm)
+    varied, freqs = rope.offset.ndim == 1, [rope.freqs] if rope.freqs is not None else []
+    run = _norm_rope(backend, shape, dtype, places, eps, rope[:4], varied, bool(freqs))
+    made_q, made_k = run([q.whole, *weights, rope.offset, *freqs])
+    return made_q, made_k
+
+
+def _turned(heads: Heads, rope: Rope) -> mx.array:
+    """In MLX's own operations."""
+    x = heads.whole[..., heads.first : heads.first + heads.heads * heads.size]
+    x = mx.reshape(x, (x.shape[0], heads.heads, 1, heads.size))
+    if heads.norm is not None:
+        x = _STOCK.rms_norm(x, *heads.norm)
+    dims, *others = rope
+    turned: mx.array = _STOCK.rope(x, dims, **dict(zip(Rope._fields[1:], others, strict=True)))
+    return turned
 
 
 def _backend() -> str:
@@ -220,33 +227,41 @@ def _add_norm(backend: str, shape: tuple[int, ...], dtype: mx.Dtype, eps: float)
 @functools.lru_cache(64)
 def _norm_rope(
     backend: str,
-    shape: tuple[int, int, int],
-    heads: int,
+    shape: tuple[int, int],
     dtype: mx.Dtype,
-    eps: tuple[float, float] | None,
+    places: tuple[int, int, int, int, int],
+    eps: tuple[float, ...],
     rope: tuple[int, bool, float | None, float],
     varied: bool,
     given: bool,
 ) -> Run:
-    """shape: batch, heads of queries, head size; heads: of keys; varied: an offset for each
-    sequence; given: frequencies are."""
-    (batch, of_q, size), (dims, pairs, base, scale) = shape, rope
+    """shape: batch, and width of the whole; places: first number and count of heads of queries,
+    those of keys, head size; varied: an offset for each sequence; given: frequencies are."""
+    (batch, width), (q_first, of_q, k_first, of_k, size) = shape, places
+    dims, pairs, base, scale = rope
+    weights = ("q_weight", "k_weight") if eps else ()
     kernel = _Kernel(
         "norm_rope",
-        ("q", "k", "q_weight", "k_weight", "offset", "freqs"),
-        {"q_out": (batch, of_q, 1, size), "k_out": (batch, heads, 1, size)},
+        ("whole", *weights, "offset", *(("freqs",) if given else ())),
+        {"q_out": (batch, of_q, 1, size), "k_out": (batch, of_k, 1, size)},
     )
     q_eps, k_eps = eps or (0.0, 0.0)
     turn = math.log2(base) if base else 0.0
     constants = {"Q_EPS": q_eps, "K_EPS": k_eps, "SCALE": scale, "LOG2_BASE": turn}
-    numbers = {"HQ": of_q, "HK": heads, "D": size, "DIMS": dims, "PAIRS": pairs}
-    numbers |= {"NORMS": eps is not None, "OFFSETS": varied, "FREQS": given}
-    grid = _WIDTH * (of_q + heads), batch
-    return kernel.on(backend, dtype, constants, numbers, grid, _WIDTH)
+    numbers = {"WIDTH": width, "HQ": of_q, "HK": of_k, "D": size, "DIMS": dims, "PAIRS": pairs}
+    numbers |= {"Q_FIRST": q_first, "K_FIRST": k_first, "NORMS": bool(eps), "FREQS": given}
+    lines = (
+        [] if weights else ["const device T* q_weight = whole;\nconst device T* k_weight = whole;"]
+    )
+    lines += [] if given else ["const float freqs[1] = {1.0f};"]
+    # Metal hands a scalar over as a reference.
+    place = "offset[batch]" if varied else "offset[0]" if backend == "cuda" else "offset"
+    grid = _WIDTH * (of_q + of_k), batch
+    return kernel.on(backend, dtype, constants, numbers, grid, _WIDTH, lines, {"OFFSET": place})
 
 
 class _Kernel(NamedTuple):
-    """NAME.metal beside this file: its inputs, which are strided views, and its outputs' shapes."""
+    """NAME.metal beside this file: its inputs, row-contiguous, and its outputs' shapes."""
 
     name: str
     inputs: tuple[str, ...]
@@ -260,13 +275,18 @@ class _Kernel(NamedTuple):
         numbers: Mapping[str, int],
         grid: tuple[int, int],
         threads: int,
+        before: Sequence[str] = (),
+        words: Mapping[str, str] = MappingProxyType({}),
     ) -> Run:
-        """It as a launch of a grid of threads, `threads` of them in a threadgroup."""
+        """It as a launch of a grid of threads, `threads` of them in a threadgroup. before: lines
+        that stand before its text; words: what stands for these."""
         text = Path(__file__).with_name(f"{self.name}.metal").read_text("ascii")
+        for word, meaning in words.items():
+            text = text.replace(word, meaning)
         lines = [f"constexpr float {key} = {float(value)!r}f;" for key, value in constants.items()]
         spec = LaunchSpec(
             file=f"{self.name}.metal",
-            source="\n".join([*lines, text]),
+            source="\n".join([*lines, *before, text]),
             header="",
             language="metal",
             inputs=self.inputs,

@@ -42,7 +42,10 @@ MULTIPLE = 1.5
 _ROUNDING = 1e-6
 _CHUNK = 2048  # of a prompt, as mlx-lm reads it
 _SHORT = 64  # tokens of the prompt after which logits and caches are compared
-_WARM, _SAME = 0.15, 0.25  # of the seconds: warming up, and stock against itself
+_WARM, _SAME = 0.1, 0.4  # of the seconds: warming up, and stock against itself
+# Steps last milliseconds: what a chain's ends cost is little, and of short ones more fit, between
+# which the clock has less time to drift.
+_SHORT_CHAINS = {"chain": 4, "most": 2000}
 
 Outcome = tuple[mx.array, list[mx.array], list[Any]]  # logits, caches, and the tokens fed
 
@@ -239,8 +242,9 @@ def _faster(
     stock = _Arm(model, cache, token, lambda: steps.switched(on=False))
     compiled = _Arm(model, cache, token, lambda: steps.switched(on=True))
     step = timing.warm_up((stock, compiled), _WARM * seconds)
-    same = timing.paired(stock, stock, step, _SAME * seconds, seed)
-    pair = timing.paired(stock, compiled, step, (1 - _WARM - _SAME) * seconds, seed)
+    same = timing.paired(stock, stock, step, _SAME * seconds, seed, **_SHORT_CHAINS)
+    left = (1 - _WARM - _SAME) * seconds
+    pair = timing.paired(stock, compiled, step, left, seed, **_SHORT_CHAINS)
     if same is None or pair is None:
         raise GateTimeout(f"{seconds:.3g} s hold too few steps of {1e3 * step:.3g} ms")
     evidence = {**pair.to_json(), "on": f"{prompt.shape[0]}x{prompt.shape[1]}"}

@@ -450,7 +450,7 @@ class Split:
             if isinstance(module[key], mx.array):
                 dict.__setitem__(module, key, None)
 
-        def called() -> Called:
+        def called(fusing: Fusing) -> Called:
             made: dict[int, tuple[Any, Any]] = {}
 
             def product(original: Run, module: Any, key: int, *given: Any, **named: Any) -> Any:
@@ -470,6 +470,8 @@ class Split:
                 if x is not given[0]:
                     outs = product(original, products[whole], whole, *given)
                     made[whole] = given[0], mx.split(outs, ends, axis=-1)
+                    for its, first in zip(made[whole][1], (0, *ends), strict=True):
+                        fusing.part(its, outs, first)
                 return made[whole][1][place]
 
             return call
@@ -482,8 +484,9 @@ class Split:
                 try:
                     for (module, key), array in filled:
                         dict.__setitem__(module, key, array)
-                    others = (fusing or Fusing()).places if fuses else ()
-                    return run_half(Trace(twin, run, called(), others))
+                    fusing = fusing or Fusing()
+                    others = fusing.places if fuses else ()
+                    return run_half(Trace(twin, run, called(fusing), others))
                 finally:
                     for (module, key), _ in filled:
                         dict.__setitem__(module, key, None)

@@ -156,11 +156,20 @@ def calls_for(seconds: float) -> int:
     return int(min(256, max(2, round(SAMPLE_SECONDS / max(seconds, 1e-7)))))
 
 
-def paired(a: Timed, b: Timed, call_seconds: float, budget: float, seed: int) -> Comparison | None:
-    """Compare two arms in as many blocks as `budget` seconds hold, in an order drawn with `seed`;
-    None where they hold fewer than MIN_BLOCKS. The number of blocks is fixed before the first
-    sample is seen."""
-    calls, blocks = size(call_seconds, budget)
+def paired(
+    a: Timed,
+    b: Timed,
+    call_seconds: float,
+    budget: float,
+    seed: int,
+    *,
+    chain: int = CHAIN,
+    most: int = MAX_BLOCKS,
+) -> Comparison | None:
+    """Compare two arms in as many blocks as `budget` seconds hold, at most `most`, of chains of at
+    most `chain` calls, in an order drawn with `seed`; None where they hold fewer than MIN_BLOCKS.
+    The number of blocks is fixed before the first sample is seen."""
+    calls, blocks = size(call_seconds, budget, chain, most)
     if blocks < MIN_BLOCKS:
         return None
     swapped, gaps = drawn(blocks, seed)
@@ -183,12 +192,14 @@ def paired(a: Timed, b: Timed, call_seconds: float, budget: float, seed: int) ->
 # What `paired` is made of: benchmarks/accept_rule.py runs it on thousands of invented clocks
 
 
-def size(call_seconds: float, budget: float) -> tuple[int, int]:
+def size(
+    call_seconds: float, budget: float, chain: int = CHAIN, most: int = MAX_BLOCKS
+) -> tuple[int, int]:
     """(calls in a chain, blocks) that `budget` seconds hold."""
     # Start and end of a chain do not overlap with the GPU's work: the longer, the truer.
     affordable = int(budget / (4 * _BLOCKS * max(call_seconds, 1e-9)))
-    calls = max(calls_for(call_seconds), min(CHAIN, affordable))
-    return calls, min(MAX_BLOCKS, int(budget / (4 * calls * call_seconds + GAP_SECONDS / 2)))
+    calls = max(calls_for(call_seconds), min(chain, affordable))
+    return calls, min(most, int(budget / (4 * calls * call_seconds + GAP_SECONDS / 2)))
 
 
 def least(call_seconds: float) -> float:

@@ -80,14 +80,15 @@ def test_the_kernels_of_whole_steps_compile(
     monkeypatch.setattr(cuda, "single", lambda launch, *_: launches.append(launch))
     plain = fused._add_norm.__wrapped__, fused._norm_rope.__wrapped__
     plain[0]("cuda", (2, 1, 2050), dtype, 1e-6)
-    for eps, base, offsets in (((1e-6, 1e-5), 1e6, True), (None, None, False)):
-        rope = 64, offsets, base, 0.5
-        plain[1]("cuda", (2, 16, 80), 8, dtype, eps, rope, offsets, base is None)
+    places = 0, 16, 1280, 8, 80
+    for eps, base, varied in (((1e-6, 1e-5), 1e6, True), ((), None, False)):
+        rope = 64, varied, base, 0.5
+        plain[1]("cuda", (2, 2560), dtype, places, eps, rope, varied, base is None)
     assert len(launches) == 3
     for launch in launches:
         kind = launch.outputs[0][2]
-        dtypes = dict.fromkeys(launch.spec.inputs, kind) | {"offset": "int32"}
-        dtypes["freqs"] = "float32" if ("FREQS", True) in launch.template else "int32"
+        dtypes = dict.fromkeys(launch.spec.inputs, kind)
+        dtypes |= {"offset": "int32", "freqs": "float32"}
         text, _ = cuda_texts.text_of(launch, dtypes, {})
         assert cubin(text, architecture).startswith(b"\x7fELF")
 

@@ -16,7 +16,7 @@ import pytest
 from mlx_lm_openevolve.backends import host
 from mlx_lm_openevolve.bench.worker import empty_cache
 from mlx_lm_openevolve.decode import fused
-from mlx_lm_openevolve.decode.fused import Fusing, Norm, Rope
+from mlx_lm_openevolve.decode.fused import Fusing, Heads, Rope
 from mlx_lm_openevolve.decode.split import _in_place
 from mlx_lm_openevolve.decode.steps import ALL, Steps
 from mlx_lm_openevolve.decode.structure import slug, structure
@@ -57,25 +57,32 @@ def test_a_sum_and_its_norm(batch: int, width: int, dtype: mx.Dtype) -> None:
 
 @needs_clang
 @pytest.mark.usefixtures("kernels")
-def test_views_and_numbers_at_the_ends_of_a_dtype() -> None:
-    whole = drawn(0, 2, 1, 3 * 128, dtype=mx.bfloat16)
-    x, y = whole[..., ::2][..., :128], whole[..., 256:]
-    weight = drawn(1, 256, dtype=mx.bfloat16)[::2]
-    both, normed = fused.add_norm(x, y, weight, 1e-6)
-    assert mx.array_equal(both, x + y)
-    assert close(normed, mx.fast.rms_norm(x + y, weight, 1e-6))
-    for number in (0.0, 1e-30, 3e38, float("inf"), float("nan")):
-        x = mx.full((1, 1, 64), number, mx.bfloat16)
-        both, normed = fused.add_norm(x, mx.zeros_like(x), weight[:64], 1e-6)
-        assert mx.array_equal(both, x, equal_nan=True)
-        want = mx.fast.rms_norm(x, weight[:64], 1e-6)
-        assert mx.array_equal(mx.isnan(normed), mx.isnan(want))
-        assert close(mx.nan_to_num(normed), mx.nan_to_num(want))
+@pytest.mark.parametrize("number", [0.0, 1e-30, 3e38, float("inf"), float("nan")])
+def test_numbers_at_the_ends_of_a_dtype(number: float) -> None:
+    x, weight = mx.full((1, 1, 64), number, mx.bfloat16), drawn(1, 64, dtype=mx.bfloat16)
+    both, normed = fused.add_norm(x, mx.zeros_like(x), weight, 1e-6)
+    assert mx.array_equal(both, x, equal_nan=True)
+    want = mx.fast.rms_norm(x, weight, 1e-6)
+    assert mx.array_equal(mx.isnan(normed), mx.isnan(want))
+    assert close(mx.nan_to_num(normed), mx.nan_to_num(want))
+
+
+def pair_of(whole: mx.array, size: int, norms: bool) -> tuple[Heads, Heads]:
+    """Four heads of queries and two of keys, with a head of something else before each."""
+    weights = [drawn(i, size, dtype=whole.dtype) for i in (5, 6)] if norms else [None, None]
+    q = Heads(whole, size, 4, size, (weights[0], 1e-5) if weights[0] is not None else None)
+    k = Heads(whole, 6 * size, 2, size, (weights[1], 1e-6) if weights[1] is not None else None)
+    return q, k
+
+
+def in_float32(heads: Heads) -> Heads:
+    norm = heads.norm and (heads.norm[0].astype(mx.float32), heads.norm[1])
+    return heads._replace(whole=heads.whole.astype(mx.float32), norm=norm)
 
 
 @needs_clang
 @pytest.mark.usefixtures("kernels")
-@pytest.mark.parametrize("normed", [False, True])
+@pytest.mark.parametrize("norms", [False, True])
 @pytest.mark.parametrize(
     ("size", "dims", "pairs", "freqs", "offsets", "dtype"),
     [
@@ -87,23 +94,30 @@ def test_views_and_numbers_at_the_ends_of_a_dtype() -> None:
     ],
 )
 def test_norms_and_rotations(
-    size: int, dims: int, pairs: bool, freqs: bool, offsets: bool, dtype: mx.Dtype, normed: bool
+    size: int, dims: int, pairs: bool, freqs: bool, offsets: bool, dtype: mx.Dtype, norms: bool
 ) -> None:
-    # As a merged product hands them over: parts of one row, turned so that heads come first.
-    whole = drawn(0, 2, 1, 6 * size, dtype=dtype)
-    q, k = whole[..., : 4 * size], whole[..., 4 * size :]
-    q, k = (x.reshape(2, 1, -1, size).transpose(0, 2, 1, 3) for x in (q, k))
+    heads = pair_of(drawn(0, 2, 1, 8 * size, dtype=dtype), size, norms)
     offset = mx.array([5, 3001]) if offsets else mx.array(777)
     given = mx.array(np.linspace(1, 900, dims // 2), mx.float32) if freqs else None
     rope = Rope(dims, pairs, None if freqs else 10_000.0, 0.5, offset, given)
-    norms = tuple(
-        Norm(x, drawn(i, size, dtype=dtype), 10.0 ** -(i + 4)) for i, x in enumerate((q, k))
-    )
-    made = fused.norm_rope(q, k, norms if normed else None, rope)  # type: ignore[arg-type]
-    for x, norm, got in zip((q, k), norms, made, strict=True):
-        want = mx.fast.rms_norm(x, norm.weight, norm.eps) if normed else x
-        keywords = {key: value for key, value in rope._asdict().items() if key != "dims"}
-        assert close(got, mx.fast.rope(want, dims, **keywords))
+    for made, of in zip(fused.norm_rope(*heads, rope), heads, strict=True):
+        # On the CPU MLX rounds sines to the dtype: against float32, each number to the roundings
+        # of the largest of its head.
+        want = np.array(fused._turned(in_float32(of), rope))
+        error = np.abs(np.array(made.astype(mx.float32)) - want)
+        assert made.dtype == dtype
+        assert made.shape == want.shape
+        assert np.all(error <= 2 * ULP[dtype] * np.abs(want).max(-1, keepdims=True))
+
+
+def test_heads_in_mlx_s_own_operations() -> None:
+    whole = drawn(0, 2, 1, 8 * 64)
+    rope = Rope(64, False, 1e4, 1.0, mx.array(9), None)
+    for of, first, last in zip(pair_of(whole, 64, norms=True), (64, 384), (320, 512), strict=True):
+        x = whole[..., first:last].reshape(2, 1, -1, 64).transpose(0, 2, 1, 3)
+        assert of.norm is not None
+        want = nn.RoPE(64)(mx.fast.rms_norm(x, *of.norm), offset=9)
+        assert mx.allclose(fused._turned(of, rope), want, atol=1e-6)
 
 
 @contextlib.contextmanager
@@ -121,40 +135,76 @@ def counted() -> Iterator[list[str]]:
         yield calls
 
 
-def watched(run: Any) -> list[str]:
+def watched(run: Any, fusing: Fusing | None = None) -> list[str]:
     """What is made by kernels while `run` is watched."""
-    with counted() as calls, _in_place(Fusing().places):
+    with counted() as calls, _in_place((fusing or Fusing()).places):
         run()
     return calls
 
 
-def test_only_what_is_the_very_operation_is_fused() -> None:
+def test_only_a_sum_s_norm_is_fused() -> None:
     norm, x = nn.RMSNorm(64), drawn(0, 1, 1, 64)
-    rope, heads = nn.RoPE(64), drawn(1, 1, 4, 1, 64)
-    at, other = mx.array(7), mx.array(8)
-    turned = [mx.fast.rope(heads, 64, traditional=False, base=1e4, scale=1.0, offset=7)]
-
-    def outs(*made: mx.array) -> None:
-        turned.extend(made)
-
     assert watched(lambda: norm(x + x)) == ["add_norm"]
-    assert watched(lambda: outs(rope(heads, offset=at), rope(heads, offset=at))) == ["norm_rope"]
-    assert all(mx.allclose(t, turned[0], atol=1e-6) for t in turned)
     for run in (
         lambda: norm(x),
         lambda: norm(x + 1),
         lambda: norm(x + x[..., :1]),
         lambda: norm((x + x) * 2),
-        lambda: nn.RMSNorm(64)((x + x).astype(mx.bfloat16)),
+        lambda: norm((x + x).astype(mx.bfloat16)),
         lambda: norm(drawn(0, 1, 2, 64) + drawn(1, 1, 2, 64)),  # two tokens
         lambda: mx.fast.rms_norm(x + x, None, 1e-5),
-        lambda: rope(heads, offset=at),
-        lambda: (rope(heads, offset=at), rope(heads, offset=other)),
-        lambda: (rope(heads, offset=at), nn.RoPE(64, base=5e5)(heads, offset=at)),
-        lambda: (rope(heads, offset=at), nn.RoPE(32)(heads, offset=at)),
-        lambda: (rope(heads, offset=3), rope(heads, offset=3)),
     ):
         assert watched(run) == []
+
+
+def test_only_heads_of_one_product_that_turn_alike_are_fused() -> None:
+    """Each way in which mlx-lm's layers come from a product to heads, with the numbers of MLX's own
+    operations; and none where something differs."""
+    whole, at, other = drawn(0, 1, 1, 128 * 64 * 2), mx.array(7), mx.array(8)
+    norm, rope = nn.RMSNorm(64), nn.RoPE(64)
+    norm.weight = drawn(3, 64)
+
+    def plain(x: mx.array) -> mx.array:
+        return x.reshape(1, 1, -1, 64).transpose(0, 2, 1, 3)
+
+    ways: list[Any] = [
+        plain,
+        lambda x: x.reshape(1, 1, 64, -1).swapaxes(1, 2),
+        lambda x: norm(x.reshape(1, 1, -1, 64)).transpose(0, 2, 1, 3),
+        lambda x: norm(plain(x)),
+        lambda x: norm(x.reshape((1, 1, 64, 64)).transpose([0, 2, 1, 3])),
+    ]
+    wrong: list[Any] = [
+        lambda x: x.reshape(1, 1, 64, 64).transpose(0, 3, 1, 2),  # other numbers, the same shape
+        lambda x: plain(x) * 2,
+        lambda x: norm(norm(plain(x))),
+        lambda x: x.reshape(1, 64, 1, 64),  # no such layer is known
+    ]
+
+    def heads(way: Any, offset: Any = at, turn: Any = rope, second: Any = None) -> Any:
+        """What a layer does, and what comes of it."""
+        fusing, out = Fusing(), []
+        q, k = whole[..., :4096], whole[..., 4096:8192]
+        fusing.part(q, whole, 0)
+        fusing.part(k, second if second is not None else whole, 4096)
+
+        def run() -> None:
+            out.append(rope(way(q), offset=at))
+            out.append(turn(way(k), offset=offset))
+
+        return watched(run, fusing), out
+
+    for way in ways:
+        made, out = heads(way)
+        assert made == ["norm_rope"]
+        for part, got in zip((whole[..., :4096], whole[..., 4096:8192]), out, strict=True):
+            assert mx.allclose(got, rope(way(part), offset=at), atol=1e-5)
+    assert [heads(way)[0] for way in wrong] == [[]] * len(wrong)
+    assert heads(plain, offset=other)[0] == []
+    assert heads(plain, offset=7)[0] == []
+    assert heads(plain, turn=nn.RoPE(64, base=5e5))[0] == []
+    assert heads(plain, turn=nn.RoPE(32))[0] == []
+    assert heads(plain, second=drawn(1, 1, 1, 8192))[0] == []
 
 
 def test_a_sum_that_was_read_before_its_norm_stays_right() -> None:

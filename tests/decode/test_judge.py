@@ -118,7 +118,7 @@ def test_what_the_clock_says_decides(
 ) -> None:
     arms: list[Any] = []
 
-    def paired(a: Any, b: Any, *_: Any) -> Any:
+    def paired(a: Any, b: Any, *_: Any, **__: Any) -> Any:
         arms.append((a, b))
         return same if a is b else found
 

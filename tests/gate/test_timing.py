@@ -211,3 +211,11 @@ def test_caches_grow_as_mlx_lms_do() -> None:
     from mlx_lm.models.cache import KVCache
 
     assert KVCache.step == STEP
+
+
+def test_short_chains_make_more_blocks_of_long_calls() -> None:
+    assert timing.size(5e-3, 20.0)[1] < 20
+    calls, blocks = timing.size(5e-3, 20.0, chain=4, most=2000)
+    assert calls == 4
+    assert 200 < blocks < 250
+    assert timing.size(5e-3, 20.0, chain=4, most=100) == (4, 100)
