@@ -6,7 +6,6 @@ model, batches -> stored? -> decode/judge.py -> your registry
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -16,7 +15,6 @@ from ..decode.steps import WAYS, stored
 from ..decode.structure import slug, structure
 from ..errors import GateTimeout, MachineError
 from ..kernels.verdict import Verdict
-from ..ops.base import next_pow2
 from ..runtime.planner import Planner
 
 __all__ = ["StepRow", "decide_steps"]
@@ -37,21 +35,20 @@ class StepRow(NamedTuple):
         return {"workload": self.slug, "reason": self.reason, "verdict": verdict}
 
 
-def decide_steps(
-    model: Any, batches: Sequence[int], planner: Planner, end: float
-) -> Iterator[StepRow]:
-    """Rows for each number of sequences, rounded up to a power of two: one for each of WAYS until
-    one serves, or `end` (time.monotonic). Every verdict is stored as soon as it is made. Raises
+def decide_steps(model: Any, batch: int, planner: Planner, end: float) -> list[StepRow]:
+    """What is known of decoding `batch` sequences, a power of two: a row for each of WAYS until one
+    serves, or `end` (time.monotonic). Every verdict is stored as soon as it is made. Raises
     RegistryError."""
-    found = stored(planner.device, planner.registries)
+    rows: list[StepRow] = []
+    found = stored(planner)
     known = {(verdict.workload, verdict.kernel): verdict for verdict in reversed(found)}
-    for batch in sorted({next_pow2(n) for n in batches}):
-        name = slug(structure(model), batch)
-        for what in WAYS:
-            row = _decide(model, batch, what, planner, end, known.get((name, what)))
-            yield StepRow(name, f"{what}: {row[0]}", row[1])
-            if row[1] is None or planner.serves(row[1]):
-                break
+    name = slug(structure(model), batch)
+    for what in WAYS:
+        reason, verdict = _decide(model, batch, what, planner, end, known.get((name, what)))
+        rows.append(StepRow(name, f"{what}: {reason}", verdict))
+        if verdict is None or planner.serves(verdict):
+            break
+    return rows
 
 
 def _decide(
