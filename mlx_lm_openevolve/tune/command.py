@@ -1,11 +1,12 @@
 """`mlx-lm-openevolve tune`: proven kernels for the models of this machine, on its chip.
 
-    model -> every workload it will meet -> the known kernels on each, most valuable first
+    model -> every workload it will meet -> the known kernels on each
           -> its decode steps with compiled layers
           -> params that nobody tried, where time is left -> your registry
 
-Families, and whole steps among them, take turns: each gets the same time of the budget while it
-has something to decide. Here is what is printed; the options are in options.py.
+Decoding one sequence comes first. Families, and whole steps, take turns: while each has something
+to decide, each gets the same time of the budget for what is most valuable of it. Here is what is
+printed; the options are in options.py.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import argparse
 import math
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from rich.console import Console
@@ -85,8 +86,11 @@ def run(options: argparse.Namespace, out: Console) -> tuple[int, dict[str, Any]]
     steps: list[StepRow] = []
     try:
         with Progress(console=out, transient=True) as bar:
-            timed = device.backend != "host" and STEP in on
-            whole = whole_steps(options, batches, planner, end) if timed else iter(())
+            timed = batches if device.backend != "host" and STEP in on else []
+
+            def whole(alone: bool) -> Iterator[list[StepRow]]:
+                return whole_steps(options, [n for n in timed if (n == 1) is alone], planner, end)
+
             for made in tuned(planner, todo, whole, end, bar):
                 if isinstance(made, Row):
                     rows[made.use] = made
@@ -140,8 +144,8 @@ def met(
 def whole_steps(
     options: argparse.Namespace, batches: Sequence[int], planner: Planner, end: float
 ) -> Iterator[list[StepRow]]:
-    """Decide whole steps, those of few sequences first. A model is loaded when its turn comes, and
-    let go before another family's: its weights are read."""
+    """Decide whole steps of so many sequences. A model, whose weights are read, is loaded when its
+    turn comes and let go before another family's."""
     names = dict.fromkeys(name for pair in models_of(options) for name in pair)
     for batch in sorted({next_pow2(n) for n in batches}):
         for name in names:
@@ -159,37 +163,38 @@ def load(name: str, bits: str = "") -> Any:
 def tuned(
     planner: Planner,
     todo: Sequence[Use],
-    whole: Iterator[list[StepRow]],
+    whole: Callable[[bool], Iterator[list[StepRow]]],
     end: float,
     bar: Progress,
 ) -> Iterator[Row | StepRow]:
-    """Decide what is not: of each family what one sequence meets with every token, then the rest,
-    the most valuable first; and whole steps. Then, where time is left, look for better params in
-    that order. Yields a row for each as soon as it is known, and again where it is better."""
-    task = bar.add_task("measuring what there is to win", total=2 * len(todo))
-    worth: dict[Use, float] = {}
-    for use in todo:
-        try:
-            # On the host nothing is timed: there calls count alone.
-            on_gpu = planner.device.backend != "host"
-            worth[use] = deciding.worth(use, planner.device) if on_gpu else use.calls
-        except MachineError as error:
-            yield Row(use, LEFT, str(error))
-        bar.update(task, advance=1)
-    order = sorted(worth, key=lambda use: (use.alone, worth[use]), reverse=True)
-    queues: dict[str, Iterator[Row | list[StepRow]]] = {
-        name: deciding.decide(planner, [use for use in order if use.bucket.op == name], end)
-        for name in dict.fromkeys(use.bucket.op for use in order)
-    }
+    """Decide what is not: what comes with every step of one sequence, then the rest; of both the
+    families in turns, of each the most valuable first. Then, where time is left, look for better
+    params in that order. whole: decides the whole steps of one sequence, or those of more. Yields a
+    row for each as soon as it is known, and again where it is better."""
+    task = bar.add_task("", total=2 * len(todo))
     decided: list[Row] = []
-    for made in in_turns({**queues, STEP: whole}):
-        if isinstance(made, Row):
-            decided.append(made)
-            yield made
-            bar.update(task, advance=1, description=f"{made.state} {made.bucket.slug}")
-        else:
-            yield from made
-            bar.update(task, description="whole steps")
+    for alone in (True, False):
+        worth: dict[Use, float] = {}
+        for use in [use for use in todo if use.alone is alone]:
+            bar.update(task, advance=1, description="measuring what there is to win")
+            try:
+                # On the host nothing is timed: there calls count alone.
+                timed = planner.device.backend != "host" and end - time.monotonic() > deciding.LEAST
+                worth[use] = deciding.worth(use, planner.device) if timed else use.calls
+            except MachineError as error:
+                yield Row(use, LEFT, str(error))
+        order = sorted(worth, key=worth.__getitem__, reverse=True)
+        queues: dict[str, Iterator[Row | list[StepRow]]] = {
+            name: deciding.decide(planner, [use for use in order if use.bucket.op == name], end)
+            for name in dict.fromkeys(use.bucket.op for use in order)
+        }
+        for made in in_turns({**queues, STEP: whole(alone)}):
+            if isinstance(made, Row):
+                decided.append(made)
+                yield made
+                bar.update(task, advance=1, description=f"{made.state} {made.bucket.slug}")
+            else:
+                yield from made
     if planner.device.backend == "host":
         return
     open_ = [row for row in decided if row.new and row.verdict and row.verdict.correct]

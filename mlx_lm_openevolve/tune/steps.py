@@ -9,17 +9,22 @@ import time
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from mlx.utils import tree_flatten
+
 from ..backends.trouble import machines
 from ..decode.judge import judge
 from ..decode.steps import WAYS, stored
 from ..decode.structure import slug, structure
 from ..errors import GateTimeout, MachineError
+from ..gate.limits import free_memory
 from ..kernels.verdict import Verdict
 from ..runtime.planner import Planner
 
 __all__ = ["StepRow", "decide_steps"]
 
 LEAST, _MOST = 5.0, 12.0  # seconds of steps that are timed for one verdict
+# Memory that the comparison takes, over that of the weights: caches, a layer's weights in float32.
+_ROOM = 1.25
 
 
 class StepRow(NamedTuple):
@@ -60,6 +65,10 @@ def _decide(
     left = end - time.monotonic()
     if left < LEAST:
         return "the budget was spent", old
+    leaves: Any = tree_flatten(model.parameters())
+    weights = sum(array.nbytes for _, array in leaves)
+    if planner.device.memory and _ROOM * weights > free_memory(planner.device):
+        return f"its weights, {weights / 1e9:.1f} GB, leave too little memory", old
     try:
         with machines():
             verdict = judge(model, batch, planner.device, min(left, _MOST), what)
