@@ -33,7 +33,7 @@ from ..kernels.shared import IMPORTED
 from ..kernels.verdict import STEP, TUNED_GATE, Verdict, describe, gate_version, gate_versions
 from ..ops import Bucket
 from ..runtime import families
-from ..runtime.planner import Planner
+from ..runtime.planner import STORED_ALONE, Planner
 from .architectures import Callers, callers
 from .result import Result
 
@@ -196,11 +196,16 @@ def _here(bucket: Bucket) -> dict[str, Any]:
     device = detect()
     # On the host this mode gates nothing; on a GPU it would.
     mode = "auto" if device.backend == "host" else "stored"
-    plan = Planner(device, registries(), mode=mode).plan(bucket)
+    planner = Planner(device, registries(), mode=mode)
+    choice = families.choose(families.named(), planner)
+    planner.ungated = choice.unnamed
+    plan = planner.plan(bucket)
     reason = plan.reason
-    if reason.startswith("no stored verdict"):
+    if reason == STORED_ALONE:
         reason = "no verdict on this device yet: the gate decides at first use"
     kernel = plan.kernel.id if plan.kernel else None
+    if bucket.op in choice.off:
+        kernel, reason = None, f"{bucket.op} is off: {choice.off[bucket.op]}"
     text = f"kernel {kernel}: {reason}" if kernel else f"{ops.of(bucket).stock}: {reason}"
     return {"device": device.slug, "kernel": kernel, "reason": reason, "text": text}
 

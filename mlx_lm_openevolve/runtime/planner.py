@@ -39,6 +39,7 @@ PENDING = "pending: the gate's time in this process is spent"
 DEFERRED = "pending: in the first process what comes with every token is gated alone"
 MAX_TIMEOUTS = 3
 UNDECIDED = "undecided: the gate's time at first use is too short for it; `tune` takes longer"
+STORED_ALONE = "no stored verdict, and gate='stored' makes none"
 UNNAMED = "no stored verdict, and a family that was not named makes none at first use"
 FAILED = "undecided: {} processes could not gate it ({}); `tune` tries again"
 NEVER_FASTER = "no GPU here: on the CPU no kernel is faster than {}"
@@ -190,7 +191,7 @@ class Planner:
         if self.mode == "auto" and self.device.backend == "host" and self.require_faster:
             return Plan(bucket, NEVER_FASTER.format(ops.of(bucket).stock))
         if self.mode != "auto" or self._judges is None:
-            return Plan(bucket, "no stored verdict, and gate='stored' makes none")
+            return Plan(bucket, STORED_ALONE)
         self._gated = True
         return self._gate(bucket)
 
