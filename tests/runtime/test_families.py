@@ -223,6 +223,9 @@ def test_a_family_that_came_on_by_itself_serves_what_is_stored_and_gates_nothing
     assert nn.QuantizedLinear.__call__ is original
     store_correct(home, named("quantized_rows"), [Bucket(1, 1, N, K, "float32")])
     for path in (None, home):  # the user's registry, and one that is named in its place
+        if path is not None:
+            monkeypatch.setenv("MLX_LM_OPENEVOLVE_HOME", str(home.parent / "empty"))
+            assert set(mlx_lm_openevolve.enable_optimizations(**HOST)["ops"]) == {"attention"}
         info = mlx_lm_openevolve.enable_optimizations(path, **HOST)
         assert set(info["ops"]) == {"attention", "linear"}
         for rows in (1, 2):
