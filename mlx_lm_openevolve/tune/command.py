@@ -175,12 +175,15 @@ def tuned(
     decided: list[Row] = []
     for alone in (True, False):
         worth: dict[Use, float] = {}
+        half = (time.monotonic() + end) / 2  # of what is left: the rest is for deciding
         for use in [use for use in todo if use.alone is alone]:
             bar.update(task, advance=1, description="measuring what there is to win")
             try:
-                # On the host nothing is timed: there calls count alone.
-                timed = planner.device.backend != "host" and end - time.monotonic() > deciding.LEAST
-                worth[use] = deciding.worth(use, planner.device) if timed else use.calls
+                if planner.device.backend == "host":  # nothing is timed: calls count alone
+                    worth[use] = use.calls
+                else:
+                    timed = time.monotonic() < half
+                    worth[use] = deciding.worth(use, planner.device) if timed else 0.0
             except MachineError as error:
                 yield Row(use, LEFT, str(error))
         order = sorted(worth, key=worth.__getitem__, reverse=True)

@@ -359,7 +359,8 @@ def test_queues_take_turns_by_the_time_that_they_took(monkeypatch: pytest.Monkey
 @pytest.fixture
 def chip(monkeypatch: pytest.MonkeyPatch, tiny_model: Any) -> tuple[Clock, list[str]]:
     """A GPU by name, a clock, and what it was asked: all is accepted there. A call of attention
-    takes 4 s, a product 10 s, a step 20 s; what stock loses grows with the rows."""
+    takes 4 s, a product 10 s, a step 20 s, to measure what stock loses 0.5 s; it grows with the
+    rows."""
     clock, asked = Clock(), []
     nn.quantize(tiny_model, group_size=64, bits=4)
     tiny_model.eval()
@@ -371,6 +372,10 @@ def chip(monkeypatch: pytest.MonkeyPatch, tiny_model: Any) -> tuple[Clock, list[
         return Verdict(
             kernel.id, params, bucket.slug, True, True, "faster", stamp, timing=timed(1.5)
         )
+
+    def worth(use: Use, device: Any) -> float:
+        clock.now += 0.5
+        return float(use.bucket.moved_bytes() * use.calls)
 
     def stepped(model: Any, batch: int, device: Any, seconds: float, what: str) -> Verdict:
         asked.append(f"step-b{batch}")
@@ -384,7 +389,7 @@ def chip(monkeypatch: pytest.MonkeyPatch, tiny_model: Any) -> tuple[Clock, list[
     monkeypatch.setattr(command, "judge", judged)
     monkeypatch.setattr(command, "judge_in_worker", judged)
     monkeypatch.setattr(steps, "judge", stepped)
-    monkeypatch.setattr(decide, "worth", lambda use, device: use.bucket.moved_bytes() * use.calls)
+    monkeypatch.setattr(decide, "worth", worth)
     monkeypatch.setattr(params, "better", lambda *_: None)
     return clock, asked
 
@@ -431,7 +436,7 @@ def test_a_small_budget_decides_one_sequence_first_and_starves_no_family(
     words = ["tune", "--shape", "qwen3-0.6b", "--context", "1k", "--batch", "1,4,8", "--json"]
     assert main([*words, "--budget", "2m"]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert clock.now < 130
+    assert clock.now < 130, "nor is time left for measuring alone"
     assert {slug.partition("-")[0] for slug in asked[:3]} == {"attention", "linear", "step"}
     one = [row["workload"] for row in result["workloads"] if "-lq1-" in row["workload"]]
     one = [slug for slug in one if "-b1-" in slug]
