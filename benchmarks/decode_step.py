@@ -34,8 +34,9 @@ from mlx_lm_openevolve.bench import command as bench
 from mlx_lm_openevolve.bench import model_configs as shapes
 from mlx_lm_openevolve.decode.steps import ALL, COMPILED, Steps
 from mlx_lm_openevolve.decode.structure import slug, structure
+from mlx_lm_openevolve.kernels.verdict import STEP
 from mlx_lm_openevolve.ops.base import next_pow2
-from mlx_lm_openevolve.runtime.api import families
+from mlx_lm_openevolve.runtime import families
 from mlx_lm_openevolve.runtime.patch import Patch
 
 ARMS = ("stock", "patched", "compiled", "merged", "both", "left out")
@@ -75,7 +76,8 @@ def arm(name: str, model: Any = None, batch: int = 1) -> Iterator[None]:
     if name in ("patched", "compiled", "merged", "both"):
         with contextlib.ExitStack() as stack:
             if name in ("patched", "both"):
-                stack.enter_context(optimizations(ops=families()))
+                ops = [name for name in families.named() or families.DEFAULT if name != STEP]
+                stack.enter_context(optimizations(ops=ops))
             if name != "patched":
                 way = COMPILED if name == "compiled" else ALL
                 stack.enter_context(compiled(model, batch, way))

@@ -136,7 +136,7 @@ def runs(found: Sequence[tuple[int, str, Mapping[str, int]]]) -> str:
 
 
 _INTRODUCTION = """\
-Products of quantised layers, with the family `linear` switched on: it is off unless it is named.
+Products of quantised layers (`linear`).
 Four bits in groups of 64, bfloat16, by rows of x (sequences times tokens of a step). The sizes of
 {models} models were read, {matrices} matrices in all; a tied embedding serves as the vocabulary's.
 More than 32 rows are left to MLX. Matrices for which a kernel applies:

@@ -10,7 +10,8 @@ methods, nothing else changes. A step ends when its
 token is there. Goes on until the 99% interval of the median ratio stock / patched is as narrow as
 asked, or the seconds are spent. Verdicts are those that are stored: where there are none
 (MLX_LM_OPENEVOLVE_HOME empty, tuned/ without this device) every call falls back. --way: in B
-layers are compiled as well, whatever verdicts say; with `--ops step` they alone.
+layers are compiled as well, whatever verdicts say; with `--ops step` they alone. Without --ops B is
+what enable_optimizations() gives.
 """
 
 from __future__ import annotations
@@ -57,9 +58,9 @@ def arms(
     mlx_lm_openevolve.enable_optimizations(backend=options.backend, gate="stored", ops=named)
     if steps is not None:
         steps.install()
-        cache, token = prefilled(model, batch, 8)
-        for _ in range(2):
-            model(token[:, None], cache=cache)
+    cache, token = prefilled(model, batch, 8)
+    for _ in range(2):  # layers are compiled at their first tokens
+        model(token[:, None], cache=cache)
     return {"A": stock, "B": [(holder, name, getattr(holder, name)) for holder, name in places]}
 
 

@@ -212,4 +212,4 @@ def _target(text: str) -> tuple[float, float]:
 
 def _op(kernels: Sequence[Path] | None) -> str:
     """The family of the named kernels, else the first."""
-    return Kernel.load(kernels[0]).op if kernels else ops.FAMILIES[0]
+    return Kernel.load(kernels[0]).op if kernels else next(iter(ops.FAMILIES))

@@ -10,16 +10,19 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from ..decode.structure import slug
 from ..errors import OpenEvolveError, RegistryError
 from ..intervals import median_interval
+from ..kernels.lookup import shipped
 from ..kernels.registry import Registry, user_root
-from ..kernels.verdict import Verdict
+from ..kernels.verdict import STEP, Verdict
+from ..ops.base import next_pow2
 from ..processes import Died, Worker, child_environment
 from ..runtime.session import VARIABLE
 
@@ -110,7 +113,9 @@ def concluded(
     case["problems"] = problems(case, faster)
     if faster and case["ratio"] < FLOOR and significant(case):
         registry, device = Registry(user_root()), info["device_info"]["slug"]
-        case["withdrawn"] = withdraw(name, case, registry, device)
+        compiled = (structure for structure, row in info["models"].items() if row["compiled"])
+        steps = {slug(structure, next_pow2(task["batch"])) for structure in compiled}
+        case["withdrawn"] = withdraw(name, case, registry, device, steps)
     return {**case, "ok": not case["problems"]}
 
 
@@ -172,22 +177,31 @@ def compared(rows: Rows) -> dict[str, Any]:
     }
 
 
-def withdraw(name: str, case: Mapping[str, Any], registry: Registry, device: str) -> list[str]:
-    """Take back the verdicts on all that served in a slower case; returns their workloads. Raises
-    OpenEvolveError where the registry cannot be written."""
+def withdraw(
+    name: str,
+    case: Mapping[str, Any],
+    registry: Registry,
+    device: str,
+    steps: Collection[str] = (),
+) -> list[str]:
+    """Take back the verdicts on all that served in a slower case, its whole steps by their slugs
+    too; returns their workloads. Raises OpenEvolveError where the registry cannot be written."""
     withdrawn = []
     reason = f"withdrawn: {name} ran at {case['ratio']:.3f}x of stock end to end"
     times = {"end_to_end": {k: case[k] for k in ("ratio", "low", "high", "averages")}}
-    for slug, row in case["routes"].items():
-        if not row["hits"] or not row["verdict"]:
-            continue
-        verdict = Verdict.from_json(row["verdict"])
+    rows = (row for row in case["routes"].values() if row["hits"] and row["verdict"])
+    served = [Verdict.from_json(row["verdict"]) for row in rows]
+    whole = [v for stored in (registry, shipped()) for v in stored.about(device, STEP)]
+    served += [v for v in whole if v.accepted and v.workload in steps]
+    for verdict in served:
+        workload = verdict.workload
         evidence = {**verdict.evidence, **times}
         try:
             registry.publish(
                 device, replace(verdict, faster=False, reason=reason, evidence=evidence)
             )
         except RegistryError as error:
-            raise OpenEvolveError(f"{slug} is slower, and cannot be withdrawn: {error}") from None
-        withdrawn.append(slug)
+            text = f"{workload} is slower, and cannot be withdrawn: {error}"
+            raise OpenEvolveError(text) from None
+        withdrawn.append(workload)
     return withdrawn

@@ -26,7 +26,7 @@ from ..errors import BackendError, UsageError
 from ..files import write_atomic
 from ..hub import check_model
 from ..kernels.verdict import gate_versions
-from ..runtime.api import families
+from ..runtime import families
 from ..runtime.session import summary, totals
 from . import cases
 
@@ -56,7 +56,7 @@ BITS = ("4", "8", "mxfp4")
 def add_families(parser: argparse.ArgumentParser) -> None:
     """What `bench` and `tune` ask of weights, and of families of operations."""
     parser.add_argument("--bits", choices=BITS, help="of a shape's weights; default: bfloat16")
-    parser.add_argument("--ops", metavar="NAME,...", help="families to switch on: attention,linear")
+    parser.add_argument("--ops", metavar="NAME,...", help="these families alone: attention,linear")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -99,7 +99,7 @@ def run(
     if options.output and (options.output.is_dir() or not options.output.parent.is_dir()):
         raise UsageError(f"--output {options.output}: no file can be written there")
     device = detect(options.backend)
-    families(wanted(options))
+    families.named(wanted(options))
     result: dict[str, Any] = {
         "machine": fingerprint(device, gate_versions()),
         "date": time.strftime("%Y-%m-%d"),

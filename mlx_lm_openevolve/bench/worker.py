@@ -29,7 +29,6 @@ from mlx_lm.models.cache import make_prompt_cache
 from .. import enable_optimizations, get_optimization_info, ops, optimizations
 from ..ops.attention.exact import dequantised
 from ..processes import serve
-from ..runtime.api import families
 from ..runtime.patch import MethodPatch, Replacement, Wrap, installed, patches_of
 from . import model_configs as shapes
 
@@ -178,8 +177,8 @@ def logits(model: Any, prompts: list[list[int]], task: dict[str, Any]) -> dict[s
         info = get_optimization_info()
     hits = sum(row["hits"] for row in info["workloads"].values())
     compiled = any(row["compiled"] for row in info["models"].values())
-    wanted = {*families(task["settings"].get("ops"))} - ({"linear"} if compiled else set())
-    exact = under({name: ops.get(name).exact for name in wanted}, in_float32() if compiled else ())
+    on = info["ops"].keys() - ({"linear"} if compiled else set())
+    exact = under({name: ops.get(name).exact for name in on}, in_float32() if compiled else ())
     return {
         "hits": hits,
         "compiled": compiled,

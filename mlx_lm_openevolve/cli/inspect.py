@@ -32,8 +32,8 @@ from ..kernels.registry import VERSION, Registry, tuned_root, user_root
 from ..kernels.shared import IMPORTED
 from ..kernels.verdict import STEP, TUNED_GATE, Verdict, describe, gate_version, gate_versions
 from ..ops import Bucket
-from ..runtime.api import switched_on
-from ..runtime.planner import Planner
+from ..runtime import families
+from ..runtime.planner import STORED_ALONE, Planner
 from .architectures import Callers, callers
 from .result import Result
 
@@ -196,11 +196,16 @@ def _here(bucket: Bucket) -> dict[str, Any]:
     device = detect()
     # On the host this mode gates nothing; on a GPU it would.
     mode = "auto" if device.backend == "host" else "stored"
-    plan = Planner(device, registries(), mode=mode).plan(bucket)
+    planner = Planner(device, registries(), mode=mode)
+    choice = families.choose(families.named(), planner)
+    planner.ungated = choice.unnamed
+    plan = planner.plan(bucket)
     reason = plan.reason
-    if reason.startswith("no stored verdict"):
+    if reason == STORED_ALONE:
         reason = "no verdict on this device yet: the gate decides at first use"
     kernel = plan.kernel.id if plan.kernel else None
+    if bucket.op in choice.off:
+        kernel, reason = None, f"{bucket.op} is off: {choice.off[bucket.op]}"
     text = f"kernel {kernel}: {reason}" if kernel else f"{ops.of(bucket).stock}: {reason}"
     return {"device": device.slug, "kernel": kernel, "reason": reason, "text": text}
 
@@ -247,7 +252,9 @@ def status(options: argparse.Namespace, out: Console) -> Result:
     """What runs here, as one block that can be pasted into a bug report."""
     from .. import backends
 
-    device, calls, on = detect(), callers(), switched_on()
+    device, calls = detect(), callers()
+    planner = Planner(device, registries())
+    off = families.choose(families.named(), planner).off
     facts: dict[str, Any] = {
         "version": __version__,
         "python": sys.version.split()[0],
@@ -265,17 +272,17 @@ def status(options: argparse.Namespace, out: Console) -> Result:
         "backends": {name: backends.get(name).unavailable() or "available" for name in BACKENDS},
         "ops": {
             name: {
-                "on": name in on,
+                "on": name not in off,
+                "reason": off.get(name, ""),
                 "stock": ops.get(name).stock,
                 "replaces": [f"{p.module}.{p.name}" for p in ops.get(name).patch_points],
             }
             for name in ops.FAMILIES
         },
         "step": {
-            "on": STEP in on,
-            "accepted_here": sorted(
-                {v.workload for v in stored(device, registries()) if v.accepted}
-            ),
+            "on": STEP not in off,
+            "reason": off.get(STEP, ""),
+            "accepted_here": sorted({v.workload for v in stored(planner) if v.accepted}),
         },
         "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
         "architectures": {
@@ -320,12 +327,13 @@ def block(facts: dict[str, Any], calls: Callers) -> list[str]:
     rows.append(("device", name))
     rows += [(name, reason) for name, reason in facts["backends"].items()]
     for name, row in facts["ops"].items():
-        state = f"on kernels where one is proven, else on {row['stock']}" if row["on"] else "off"
+        state = f"on kernels where one is proven, else on {row['stock']}"
+        state = state if row["on"] else f"off: {row['reason']}"
         rows.append((name, f"{state}; replaces {', '.join(row['replaces'])}"))
     step = facts["step"]
     count = len(step["accepted_here"])
     text = f"layers compiled in {count} kinds of steps that are proven here"
-    rows.append(("step", text if step["on"] else "off"))
+    rows.append(("step", text if step["on"] else f"off: {step['reason']}"))
     rows += [("set", f"{name}={value}") for name, value in facts["variables"].items()]
     rows += _architectures(calls)
     for row in facts["registries"]:

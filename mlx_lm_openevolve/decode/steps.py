@@ -24,12 +24,11 @@ from typing import Any
 import mlx.core as mx
 from mlx.nn.layers.base import Module
 
-from ..device import Device, fingerprint
-from ..kernels.registry import Registry
-from ..kernels.verdict import STEP, Verdict, gate_version
+from ..kernels.verdict import STEP, Verdict
 from ..runtime.holders import model_classes
 from ..runtime.info import ModelInfo
 from ..runtime.patch import MethodPatch
+from ..runtime.planner import Planner
 from .merge import Merged, alike, release
 from .split import PRODUCTS, Part, Split, Unsplittable, held, kernels_of, kind, look, wholes
 from .structure import rows_of, structure
@@ -51,11 +50,9 @@ MASKS, OFFSETS = (NoneType, mx.array), (int, mx.array)
 NO_VERDICT = "no verdict of this chip accepts it: `tune` makes one"
 
 
-def stored(device: Device, registries: Sequence[Registry]) -> list[Verdict]:
+def stored(planner: Planner) -> list[Verdict]:
     """The verdicts on steps that count on this device, of each registry the best first."""
-    here = fingerprint(device, gate_version(STEP), evidence=False)
-    found = (verdict for registry in registries for verdict in registry.about(device.slug, STEP))
-    return [v for v in found if v.kernel in WAYS and v.counts_for(here)]
+    return [verdict for verdict in planner.counting(STEP) if verdict.kernel in WAYS]
 
 
 class Layer:

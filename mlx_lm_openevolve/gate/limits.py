@@ -12,7 +12,7 @@ import mlx.core as mx
 from ..device import Device, working_set
 from ..errors import GateTimeout
 
-__all__ = ["Clock", "memory_for", "undisturbed"]
+__all__ = ["Clock", "free_memory", "memory_for", "undisturbed"]
 
 
 _HOST_MEMORY = 2 << 30
@@ -48,17 +48,18 @@ class Clock:
             raise GateTimeout(f"{step or 'the gate'}: {self.seconds:.3g} s do not suffice")
 
 
+def free_memory(device: Device) -> int:
+    """Bytes of a device's memory that this process does not hold. Where memory is shared with the
+    rest of the machine (Metal) only the driver's recommended working set counts."""
+    return min(device.memory, working_set() or device.memory) - mx.get_active_memory()
+
+
 def memory_for(device: Device, elsewhere: int = 0) -> int:
     """Bytes that the gate may take on a device: an eighth of its memory, and half of what is free.
-
-    Where memory is shared with the rest of the machine (Metal) only the driver's recommended
-    working set counts. elsewhere: bytes in use by the process that asked this one.
-    """
+    elsewhere: bytes in use by the process that asked this one."""
     if not device.memory:
         return _HOST_MEMORY
-    usable = min(device.memory, working_set() or device.memory)
-    free = usable - mx.get_active_memory() - elsewhere
-    return max(0, min(device.memory // 8, free // 2))
+    return max(0, min(device.memory // 8, (free_memory(device) - elsewhere) // 2))
 
 
 @contextlib.contextmanager

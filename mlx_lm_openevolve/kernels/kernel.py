@@ -126,7 +126,7 @@ class Kernel:
             raise KernelError(f"{where}: sources: expected an object")
         read.known(meta, "", _KEYS)
         name = read.name(meta.get("name"), "name")
-        op = ops.get(read.choice(meta.get("op"), "op", ops.FAMILIES))
+        op = ops.get(read.choice(meta.get("op"), "op", tuple(ops.FAMILIES)))
         variants = meta.get("variants")
         if not isinstance(variants, list) or not variants:
             raise KernelError(f"{where}: variants: expected a list of {', '.join(op.variants)}")

@@ -116,11 +116,12 @@ class Registry:
 
     # Kernels
 
-    def kernel(self, id: str) -> Kernel | None:
-        """The kernel of that id, None where there is none that is whole."""
+    def kernel(self, id: str, family: str = "") -> Kernel | None:
+        """The kernel of that id, None where there is none that is whole, or it is not of the family
+        that is named, whose code alone is loaded."""
         known = self._kernels.get(id)
         if known is not None:
-            return known
+            return known if family in ("", known.op) else None
         folder = self._base / "kernels" / id
         if not KERNEL_ID.fullmatch(id) or not folder.is_dir():
             return None
@@ -133,6 +134,8 @@ class Registry:
             return None
         except KernelError as error:
             self._quarantine(folder, str(error))
+            return None
+        if family not in ("", meta.get("op")):
             return None
         kernel = None
         try:
@@ -148,10 +151,10 @@ class Registry:
             self._kernels[id] = kernel
         return kernel
 
-    def kernels(self) -> list[Kernel]:
-        """All kernels that are whole, by id."""
+    def kernels(self, family: str = "") -> list[Kernel]:
+        """All kernels that are whole, or those of a family, by id."""
         names = filter(KERNEL_ID.fullmatch, self._names("kernels"))
-        kernels = map(self.kernel, names)
+        kernels = (self.kernel(name, family) for name in names)
         return [kernel for kernel in kernels if kernel is not None]
 
     def add(self, kernel: Kernel) -> None:
@@ -185,6 +188,22 @@ class Registry:
         """The stored verdicts of another kind (see KINDS), best first."""
         verdicts = [v for v, _ in self._records(device, kind)]
         return sorted(verdicts, key=lambda v: v.rank, reverse=True)
+
+    def of(self, device: str, family: str) -> Iterator[Verdict]:
+        """The stored verdicts on a family's workloads, or of another kind (see KINDS), of a
+        workload the best first. Each file is read when it is reached; nothing of the family is
+        loaded."""
+        for name in self._names("devices", device):
+            layout, _, ending = name.partition(".")
+            if layout.partition("-")[0] == family and ending == "json":
+                record = self._read(self._base / "devices" / device / name) or {}
+                items = record.get("verdicts")
+                for item in items if isinstance(items, list) else ():
+                    try:
+                        verdict = Verdict.from_json(item, load=False)
+                    except (KeyError, TypeError, ValueError, AttributeError):  # see _parsed
+                        continue
+                    yield verdict
 
     def publish(self, device: str, verdict: Verdict) -> None:
         """Store a verdict; one for the same kernel, params and versions replaces the old."""

@@ -18,7 +18,7 @@ __all__ = [
 ]
 
 # Raised with any change of the gate after which an old verdict should not count; what changes for
-# one family alone raises Op.version.
+# one family alone raises its version in ops.FAMILIES.
 GATE_VERSION = 3
 
 # The one exception: what ships in tuned/ was judged by this version of the gate, and serves until
@@ -34,13 +34,13 @@ MAX_ASKED = 3
 # whole decode step, or settings of MLX.
 STEP = "step"
 KINDS = ("kernel", "rewriting", STEP, "settings")
-# Raised when old verdicts on steps should not count, as Op.version is for a family's.
+# Raised when old verdicts on steps should not count, as a family's version is for its own.
 STEP_VERSION = 1
 
 
 def gate_version(op: str) -> str:
     """The version of the gate for a family, or for STEP, as verdicts carry it."""
-    return f"{GATE_VERSION}.{STEP_VERSION if op == STEP else ops.get(op).version}"
+    return f"{GATE_VERSION}.{STEP_VERSION if op == STEP else ops.FAMILIES[op]}"
 
 
 def gate_versions() -> dict[str, str]:
@@ -130,9 +130,10 @@ class Verdict:
         return {**cast(dict[str, Any], records.plain(record)), "status": self.status}
 
     @classmethod
-    def from_json(cls, record: Any) -> Verdict:
+    def from_json(cls, record: Any, *, load: bool = True) -> Verdict:
         """Read a record; fields of a newer release are ignored. ValueError where anything else
-        about it is not as the gate writes it."""
+        about it is not as the gate writes it. load: False loads no family, and so does not ask
+        whether the workload is one."""
         if not isinstance(record, dict):
             raise ValueError("a verdict is no object")
         known = {f.name: f for f in fields(cls)}
@@ -151,7 +152,7 @@ class Verdict:
             raise ValueError("an unknown kind")
         if verdict.kind == "kernel" and not KERNEL_ID.fullmatch(verdict.kernel):
             raise ValueError("kernel is malformed")
-        if verdict.kind in ("kernel", "rewriting"):
+        if load and verdict.kind in ("kernel", "rewriting"):
             ops.parse(verdict.workload)
         if not all(type(v) is int for v in verdict.params.values()):
             raise ValueError("params are not integers")

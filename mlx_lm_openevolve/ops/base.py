@@ -209,10 +209,6 @@ class Op(ABC, Generic[B, W]):
     """A family of operations, by the classes of its buckets and workloads. Stateless."""
 
     name: ClassVar[str]
-    # Raised when old verdicts of this family should not count; see kernels/verdict.py.
-    version: ClassVar[int] = 1
-    # Whether it is switched on where no family is named.
-    default: ClassVar[bool] = True
     # What serves a call without a kernel, for people.
     stock: ClassVar[str]
     variants: ClassVar[tuple[str, ...]]

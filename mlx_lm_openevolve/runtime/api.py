@@ -9,7 +9,7 @@ import contextlib
 import logging
 import os
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -39,15 +39,13 @@ SUPPORTED = {"mlx": (0, 32), "mlx-lm": (0, 31)}
 log = logging.getLogger("mlx_lm_openevolve")
 
 
-OPS = "MLX_LM_OPENEVOLVE_OPS"
-
-
 class _Session(NamedTuple):
-    """What is enabled: the patches by family, and what they lead to."""
+    """What is enabled: the patches by family, what they lead to, and why other families are off."""
 
     patches: dict[str, list[Replacement]]
     dispatcher: Dispatcher
     steps: Steps | None
+    off: dict[str, str]
 
 
 _lock = threading.RLock()
@@ -79,8 +77,10 @@ def enable_optimizations(
         require_faster: False accepts a kernel that is correct but not faster, for checking; on the
             host backend nothing is ever faster.
         ops: The families of operations to switch on, such as ("attention",), and "step" for whole
-            decode steps; None for those that are on by default. Of these the variable
-            MLX_LM_OPENEVOLVE_OPS, names with commas between, keeps those it names.
+            decode steps. None for attention, and for each other of which a stored verdict accepts
+            something on this chip: that one is used from stored verdicts alone, whatever `gate`
+            says. The variable MLX_LM_OPENEVOLVE_OPS, names with commas between, names families
+            where `ops` does not, and keeps of `ops` those that it names.
 
     Returns:
         What get_optimization_info() returns.
@@ -199,6 +199,7 @@ def get_optimization_info() -> OptimizationInfo:
         "require_faster": None,
         "registry": [],
         "ops": {},
+        "off": {},
         "workloads": {},
         "fallbacks": {},
         "models": {},
@@ -219,6 +220,7 @@ def get_optimization_info() -> OptimizationInfo:
                 "fallbacks": router.fallbacks(),
                 "unreached": unreached,
             }
+        info["off"] = dict(active.off)
         info["workloads"] = dispatcher.info()
         info["fallbacks"] = dispatcher.fallbacks()
         info["models"] = active.steps.info() if active.steps else {}
@@ -259,43 +261,6 @@ def _install(session: _Session) -> None:
         raise
 
 
-def families(wanted: Sequence[str] | None = None) -> list[str]:
-    """The families that are switched on: those `wanted`, else those that are by default and those
-    that the variable names; of all these the variable keeps those that it names. Raises UsageError.
-    """
-    from .. import ops
-
-    return [name for name in switched_on(wanted) if name in ops.FAMILIES]
-
-
-def switched_on(wanted: Sequence[str] | None = None) -> list[str]:
-    """`families`, and STEP where that is on: whole decode steps, see decode/."""
-    from .. import ops
-    from ..errors import UsageError
-    from ..kernels.verdict import STEP
-
-    if isinstance(wanted, str) or not isinstance(wanted, Iterable | None):
-        raise UsageError(f'ops is a tuple of names such as ("{ops.FAMILIES[0]}",), not {wanted!r}')
-    wanted = None if wanted is None else tuple(wanted)
-    variable = os.environ.get(OPS, "")
-    named = [name.strip() for name in variable.split(",") if name.strip()]
-    names = (*ops.FAMILIES, STEP)
-    for source, given in (("ops", wanted or ()), (OPS, named)):
-        for name in given:
-            if name not in names:
-                raise UsageError(f"{source}: {name!r} is none of {', '.join(names)}")
-
-    def by_default(name: str) -> bool:
-        return name in named or (name != STEP and ops.get(name).default)
-
-    return [
-        name
-        for name in names
-        if (name in wanted if wanted is not None else by_default(name))
-        and (not named or name in named)
-    ]
-
-
 def _prepare(
     path: str | Path | None,
     backend: str | None,
@@ -314,10 +279,10 @@ def _prepare(
     from ..kernels import lookup, registry
     from ..kernels.kernel import Kernel
     from ..kernels.verdict import STEP
-    from . import dispatch, planner
+    from . import dispatch, families, planner
     from .patch import patches_of
 
-    on = switched_on(ops)
+    named = families.named(ops)
     if gate not in planner.GATE_MODES:
         raise errors.UsageError(f"gate {gate!r} is none of {', '.join(planner.GATE_MODES)}")
     _check_versions()
@@ -351,16 +316,18 @@ def _prepare(
         require_faster=require_faster,
         only=only,
     )
-    dispatcher = dispatch.Dispatcher(plans, [name for name in on if name != STEP])
+    choice = families.choose(named, plans)
+    plans.ungated = choice.unnamed
+    dispatcher = dispatch.Dispatcher(plans, [name for name in choice.on if name != STEP])
     patches = {r.op.name: patches_of(r.op, r.wrap) for r in dispatcher.routers}
     steps = None
-    if only is None and STEP in on:
+    if STEP in choice.on:
         from ..decode.steps import Steps, stored
 
-        found = filter(plans.serves, stored(plans.device, plans.registries))
+        found = filter(plans.serves, stored(plans))
         steps = Steps({verdict.workload: verdict.kernel for verdict in reversed([*found])})
         patches[STEP] = [steps]
-    return _Session(patches, dispatcher, steps)
+    return _Session(patches, dispatcher, steps, choice.off)
 
 
 def _judges() -> Judges:

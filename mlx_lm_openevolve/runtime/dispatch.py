@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -136,7 +136,7 @@ class Router:
 class Dispatcher:
     """The routers of one enabled session, one for each family that is switched on."""
 
-    def __init__(self, planner: Planner, families: Sequence[str] = ops.FAMILIES) -> None:
+    def __init__(self, planner: Planner, families: Iterable[str] = ops.FAMILIES) -> None:
         self.planner = planner
         self.routers = [Router(ops.get(name), planner) for name in families]
 

@@ -45,9 +45,10 @@ class ModelInfo(TypedDict):
 
 class OptimizationInfo(TypedDict):
     """Everything that was decided so far. device_info: facts of the chip; registry: roots in the
-    order they are asked; ops: the families that are switched on; workloads: slug of a bucket ->
-    what it runs on; fallbacks: those of all families; models: name of a structure -> what its
-    decode steps run on. While nothing is enabled the fields are None or empty."""
+    order they are asked; ops: the families that are switched on; off: why each of the others, and
+    "step" (whole decode steps), is not; workloads: slug of a bucket -> what it runs on; fallbacks:
+    those of all families; models: name of a structure -> what its decode steps run on. While
+    nothing is enabled the fields are None or empty."""
 
     enabled: bool
     version: str
@@ -57,6 +58,7 @@ class OptimizationInfo(TypedDict):
     require_faster: bool | None
     registry: list[str]
     ops: dict[str, OpInfo]
+    off: dict[str, str]
     workloads: dict[str, WorkloadInfo]
     fallbacks: dict[str, int]
     models: dict[str, ModelInfo]

@@ -17,7 +17,7 @@ import shlex
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -26,7 +26,7 @@ from ..device import Device, fingerprint
 from ..errors import GateMemory, GateTimeout, KernelError, RegistryError, interrupted
 from ..kernels.kernel import Kernel
 from ..kernels.registry import Registry
-from ..kernels.verdict import Poisoned, Verdict, gate_version
+from ..kernels.verdict import STEP, Poisoned, Verdict, gate_version
 from ..ops import Bucket
 
 __all__ = ["BUDGETS", "GATE_MODES", "Contender", "GateBudget", "Judges", "Plan", "Planner"]
@@ -39,6 +39,8 @@ PENDING = "pending: the gate's time in this process is spent"
 DEFERRED = "pending: in the first process what comes with every token is gated alone"
 MAX_TIMEOUTS = 3
 UNDECIDED = "undecided: the gate's time at first use is too short for it; `tune` takes longer"
+STORED_ALONE = "no stored verdict, and gate='stored' makes none"
+UNNAMED = "no stored verdict, and a family that was not named makes none at first use"
 FAILED = "undecided: {} processes could not gate it ({}); `tune` tries again"
 NEVER_FASTER = "no GPU here: on the CPU no kernel is faster than {}"
 
@@ -123,19 +125,35 @@ class Planner:
         # Not empty while every call goes to the original: switched off, or a gate at work, whose
         # baseline may be the very function that is replaced.
         self.off: list[str] = []
+        # Families of which nothing is gated: those that came on by themselves, see families.py.
+        self.ungated: Collection[str] = ()
         self._judges = judges
         self._stamps: dict[str, dict[str, Any]] = {}  # by family
         self._lock = threading.RLock()
         self._spent = 0.0
         self._gated = self._warned = False
 
-    def stamp(self, bucket: Bucket) -> dict[str, Any]:
-        """What a verdict on a bucket must share with this process to count."""
-        known = self._stamps.get(bucket.op)
+    def stamp(self, family: str) -> dict[str, Any]:
+        """What a verdict of a family, or on whole steps (STEP), must share with this process to
+        count."""
+        known = self._stamps.get(family)
         if known is None:
-            version = gate_version(bucket.op)
-            known = self._stamps[bucket.op] = fingerprint(self.device, version, evidence=False)
+            version = gate_version(family)
+            known = self._stamps[family] = fingerprint(self.device, version, evidence=False)
         return known
+
+    def counting(self, family: str) -> Iterator[Verdict]:
+        """The verdicts on kernels of a family, or on whole steps (STEP), that count here: one for
+        each (workload, kernel, params), the user's first. Files are read as they are reached, and
+        nothing of the family is loaded."""
+        kind, seen = STEP if family == STEP else "kernel", set[Any]()
+        for registry in self.registries:
+            for verdict in registry.of(self.device.slug, family):
+                about = verdict.workload, verdict.kernel, tuple(sorted(verdict.params.items()))
+                counts = verdict.counts_for(self.stamp(family), shipped=not registry.writable)
+                if verdict.kind == kind and counts and about not in seen:
+                    seen.add(about)
+                    yield verdict
 
     def plan(self, bucket: Bucket) -> Plan:
         """The plan for a bucket: stored verdicts first, then the gate where it may run."""
@@ -164,15 +182,16 @@ class Planner:
         best = self._best(bucket, verdicts)
         if best is not None:
             return best
-        candidates = self.candidates(bucket)
+        ungated = bucket.op in self.ungated
+        candidates = [] if ungated else self.candidates(bucket)
         if not candidates:
             if verdicts:
                 return Plan(bucket, f"rejected: {verdicts[0].reason}", verdict=verdicts[0])
-            return Plan(bucket, "no kernel applies")
+            return Plan(bucket, UNNAMED if ungated else "no kernel applies")
         if self.mode == "auto" and self.device.backend == "host" and self.require_faster:
             return Plan(bucket, NEVER_FASTER.format(ops.of(bucket).stock))
         if self.mode != "auto" or self._judges is None:
-            return Plan(bucket, "no stored verdict, and gate='stored' makes none")
+            return Plan(bucket, STORED_ALONE)
         self._gated = True
         return self._gate(bucket)
 
@@ -183,7 +202,7 @@ class Planner:
     def verdicts(self, bucket: Bucket) -> list[Verdict]:
         """Verdicts that count here, one for each (kernel, params), the user's own first."""
         verdicts: dict[Any, Verdict] = {}
-        stamp = self.stamp(bucket)
+        stamp = self.stamp(bucket.op)
         for registry in self.registries:
             for verdict in registry.verdicts(self.device.slug, bucket):
                 key = (verdict.kernel, tuple(sorted(verdict.params.items())))
@@ -234,8 +253,9 @@ class Planner:
         ) -> Contender:
             return Contender(kernels[id], params, id in shipped or id in here, asked, proven)
 
-        shipped = {k.id: k for r in self.registries if not r.writable for k in r.kernels()}
-        own = {k.id: k for r in self.registries if r.writable for k in r.kernels()}
+        op = bucket.op
+        shipped = {k.id: k for r in self.registries if not r.writable for k in r.kernels(op)}
+        own = {k.id: k for r in self.registries if r.writable for k in r.kernels(op)}
         kernels = {**own, **shipped} if self.only is None else {self.only.id: self.only}
         poisoned = set().union(*(r.poisoned(self.device.slug) for r in self.registries))
         kernels = {
@@ -284,7 +304,7 @@ class Planner:
         if seconds <= 0:
             return Plan(bucket, PENDING)
         # What was tried again and again would cost its time in every process to come.
-        about = self.device.slug, bucket, self.stamp(bucket)
+        about = self.device.slug, bucket, self.stamp(bucket.op)
         if self.user.timeouts(*about) >= MAX_TIMEOUTS:
             said = self.user.trouble(*about)
             return Plan(bucket, FAILED.format(MAX_TIMEOUTS, said) if said else UNDECIDED)

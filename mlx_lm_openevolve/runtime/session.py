@@ -91,11 +91,13 @@ def _finish(settings: Mapping[str, Any], info: dict[str, Any]) -> None:
 def totals(reports: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """What get_optimization_info() of several processes says together: `processes`, `hits`,
     `kernels` (name and id -> calls), `fallbacks` (reason -> calls), `workloads`, `problems`; and
-    `ops`, where each family has its own `hits`, `kernels` and `fallbacks`, and `unreached`; and
-    `models` as the last process that had called one says of it."""
+    `ops`, where each family has its own `hits`, `kernels` and `fallbacks`, and `unreached`; `off`,
+    the families that were on in none of them, each with the reason; and `models` as the last
+    process that had called one says of it."""
     families: dict[str, _Family] = {}
     workloads: dict[str, dict[str, Any]] = {}
     models: dict[str, Any] = {}
+    off: dict[str, str] = {}
     problems: list[str] = []
     processes = 0
     for report in reports:
@@ -103,6 +105,7 @@ def totals(reports: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         if report["problem"] and report["problem"] not in problems:
             problems.append(report["problem"])
         models.update(report.get("models", {}))
+        off.update(report.get("off", {}))
         for name, said in report["ops"].items():
             family = families.setdefault(name, _Family())
             family.fallbacks.update(said["fallbacks"])
@@ -128,6 +131,7 @@ def totals(reports: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         "kernels": dict(kernels.most_common()),
         "fallbacks": dict(fallbacks.most_common()),
         "ops": {name: family.to_json() for name, family in families.items()},
+        "off": {name: reason for name, reason in off.items() if name not in families},
         "workloads": workloads,
         "models": models,
         "problems": problems,
@@ -152,12 +156,25 @@ class _Family:
 
 
 def summary(report: Mapping[str, Any]) -> str:
-    """`totals` in one line for a person, family by family."""
-    from .. import ops
+    """`totals` in one line for a person, family by family; at its end those that are off although
+    nobody said so."""
+    from .families import NOT_NAMED
 
     if report["problems"]:
         return "mlx-lm stays as it is: " + "; ".join(report["problems"])
-    layers = sum(row["compiled"] for row in report.get("models", {}).values())
+    reasons: dict[str, list[str]] = {}
+    for name, reason in report["off"].items():
+        if reason != NOT_NAMED:
+            reasons.setdefault(reason, []).append(name)
+    off = [f"{' and '.join(names)} off ({reason})" for reason, names in reasons.items()]
+    return ", ".join([_served(report), *off])
+
+
+def _served(report: Mapping[str, Any]) -> str:
+    from .. import ops
+
+    models = report["models"].values()
+    layers = sum(row["compiled"] for row in models)
     compiled = [f"{layers} layers compiled"] if layers else []
     if not report["ops"] and not compiled:
         return "mlx-lm stays as it is: no family of operations is switched on"
@@ -172,7 +189,7 @@ def summary(report: Mapping[str, Any]) -> str:
         ):
             detail = "; ".join(f"{name}: {count}" for name, count in names.items())
             parts.append(f"{calls} {name} calls on {where}" + (f" ({detail})" if detail else ""))
-    parts += compiled
+    parts += compiled or {f"no layer compiled ({r['reason']})": 0 for r in models if r["reason"]}
     if report["processes"] > 1:
         parts.append(f"{report['processes']} processes")
     return ", ".join(parts)

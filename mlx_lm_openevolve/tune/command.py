@@ -1,10 +1,12 @@
 """`mlx-lm-openevolve tune`: proven kernels for the models of this machine, on its chip.
 
-    model -> its decode steps with compiled layers
-          -> every workload it will meet -> the known kernels on each, most valuable first
+    model -> every workload it will meet -> the known kernels on each
+          -> its decode steps with compiled layers
           -> params that nobody tried, where time is left -> your registry
 
-Here is what is printed; the options are in options.py.
+Decoding one sequence comes first. Families, and whole steps, take turns: while each has something
+to decide, each gets the same time of the budget for what is most valuable of it. Here is what is
+printed; the options are in options.py.
 """
 
 from __future__ import annotations
@@ -13,8 +15,8 @@ import argparse
 import math
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import Progress
@@ -31,7 +33,8 @@ from ..gate.worker import judge_in_worker
 from ..hub import check_model
 from ..kernels.lookup import registries
 from ..kernels.verdict import STEP
-from ..runtime.api import switched_on
+from ..ops.base import next_pow2
+from ..runtime.families import NAMES, named
 from ..runtime.planner import Judges, Planner
 from ..units import seconds_of, tokens_of
 from . import decide as deciding
@@ -41,7 +44,9 @@ from .options import batches_of
 from .steps import StepRow, decide_steps
 from .workloads import Use, workloads
 
-__all__ = ["run"]
+__all__ = ["in_turns", "run"]
+
+T = TypeVar("T")
 
 # Without --model: the layouts that most downloads of mlx-lm's models have.
 USUAL = ("qwen3-0.6b", "qwen3-4b", "llama-3.2-1b")
@@ -58,7 +63,9 @@ def run(options: argparse.Namespace, out: Console) -> tuple[int, dict[str, Any]]
             " --backend host"
         )
     end = time.monotonic() + budget
-    uses = met(options, context, batches)
+    asked_for = named(wanted(options))
+    on = NAMES if asked_for is None else asked_for
+    uses = met(options, context, batches, [name for name in on if name != STEP])
     judges = Judges(judge, judge_in_worker)
     planner = Planner(
         device, registries(), judges=lambda: judges, require_faster=device.backend != "host"
@@ -79,13 +86,16 @@ def run(options: argparse.Namespace, out: Console) -> tuple[int, dict[str, Any]]
     steps: list[StepRow] = []
     try:
         with Progress(console=out, transient=True) as bar:
-            if device.backend != "host" and STEP in switched_on(wanted(options)):
-                task = bar.add_task("whole steps", total=None)
-                for name in dict.fromkeys(name for pair in models_of(options) for name in pair):
-                    steps += decide_steps(load(name, options.bits or ""), batches, planner, end)
-                bar.remove_task(task)
-            for row in tuned(planner, todo, end, bar):
-                rows[row.use] = row
+            timed = batches if device.backend != "host" and STEP in on else []
+
+            def whole(alone: bool) -> Iterator[list[StepRow]]:
+                return whole_steps(options, [n for n in timed if (n == 1) is alone], planner, end)
+
+            for made in tuned(planner, todo, whole, end, bar):
+                if isinstance(made, Row):
+                    rows[made.use] = made
+                else:
+                    steps.append(made)
             if options.report:
                 measured = _bench(options, device, bar)
     finally:  # whoever stops keeps what there is
@@ -117,14 +127,29 @@ def models_of(options: argparse.Namespace) -> list[list[str]]:
     return names
 
 
-def met(options: argparse.Namespace, context: int, batches: Sequence[int]) -> list[Use]:
-    """What these models will ask."""
-    found: dict[Any, float] = {}
+def met(
+    options: argparse.Namespace, context: int, batches: Sequence[int], on: Sequence[str]
+) -> list[Use]:
+    """What these models will ask of the families that are on."""
+    found: dict[Any, Use] = {}
     for pair in models_of(options):
         models = [load(name, options.bits or "") for name in pair]
-        for use in workloads(models, context, batches, options.kv_bits or 0, wanted(options)):
-            found[use.bucket] = found.get(use.bucket, 0.0) + use.calls
-    return [Use(bucket, calls) for bucket, calls in found.items()]
+        for use in workloads(models, context, batches, options.kv_bits or 0, on):
+            known = found.get(use.bucket, Use(use.bucket, 0.0))
+            calls, alone = known.calls + use.calls, known.alone or use.alone
+            found[use.bucket] = Use(use.bucket, calls, alone)
+    return list(found.values())
+
+
+def whole_steps(
+    options: argparse.Namespace, batches: Sequence[int], planner: Planner, end: float
+) -> Iterator[list[StepRow]]:
+    """Decide whole steps of so many sequences. A model, whose weights are read, is loaded when its
+    turn comes and let go before another family's."""
+    names = dict.fromkeys(name for pair in models_of(options) for name in pair)
+    for batch in sorted({next_pow2(n) for n in batches}):
+        for name in names:
+            yield decide_steps(load(name, options.bits or ""), batch, planner, end)
 
 
 def load(name: str, bits: str = "") -> Any:
@@ -135,26 +160,44 @@ def load(name: str, bits: str = "") -> Any:
         raise UsageError(f"{name}: {type(error).__name__}: {error}") from None
 
 
-def tuned(planner: Planner, todo: Sequence[Use], end: float, bar: Progress) -> Iterator[Row]:
-    """Decide what is not, the most valuable first; then, where time is left, look for better
-    params in that order. Yields a row for each as soon as it is known, and again where it is
-    better."""
-    task = bar.add_task("measuring what there is to win", total=2 * len(todo))
-    worth: dict[Use, float] = {}
-    for use in todo:
-        try:
-            # On the host nothing is timed: there calls count alone.
-            on_gpu = planner.device.backend != "host"
-            worth[use] = deciding.worth(use, planner.device) if on_gpu else use.calls
-        except MachineError as error:
-            yield Row(use, LEFT, str(error))
-        bar.update(task, advance=1)
-    order = sorted(worth, key=worth.__getitem__, reverse=True)
+def tuned(
+    planner: Planner,
+    todo: Sequence[Use],
+    whole: Callable[[bool], Iterator[list[StepRow]]],
+    end: float,
+    bar: Progress,
+) -> Iterator[Row | StepRow]:
+    """Decide what is not: what comes with every step of one sequence, then the rest; of both the
+    families in turns, of each the most valuable first. Then, where time is left, look for better
+    params in that order. whole: decides the whole steps of one sequence, or those of more. Yields a
+    row for each as soon as it is known, and again where it is better."""
+    task = bar.add_task("", total=2 * len(todo))
     decided: list[Row] = []
-    for row in deciding.decide(planner, order, end):
-        decided.append(row)
-        yield row
-        bar.update(task, advance=1, description=f"{row.state} {row.bucket.slug}")
+    for alone in (True, False):
+        worth: dict[Use, float] = {}
+        half = (time.monotonic() + end) / 2  # of what is left: the rest is for deciding
+        for use in [use for use in todo if use.alone is alone]:
+            bar.update(task, advance=1, description="measuring what there is to win")
+            try:
+                if planner.device.backend == "host":  # nothing is timed: calls count alone
+                    worth[use] = use.calls
+                else:
+                    timed = time.monotonic() < half
+                    worth[use] = deciding.worth(use, planner.device) if timed else 0.0
+            except MachineError as error:
+                yield Row(use, LEFT, str(error))
+        order = sorted(worth, key=worth.__getitem__, reverse=True)
+        queues: dict[str, Iterator[Row | list[StepRow]]] = {
+            name: deciding.decide(planner, [use for use in order if use.bucket.op == name], end)
+            for name in dict.fromkeys(use.bucket.op for use in order)
+        }
+        for made in in_turns({**queues, STEP: whole(alone)}):
+            if isinstance(made, Row):
+                decided.append(made)
+                yield made
+                bar.update(task, advance=1, description=f"{made.state} {made.bucket.slug}")
+            else:
+                yield from made
     if planner.device.backend == "host":
         return
     open_ = [row for row in decided if row.new and row.verdict and row.verdict.correct]
@@ -166,6 +209,22 @@ def tuned(planner: Planner, todo: Sequence[Use], end: float, bar: Progress) -> I
         better = params.better(planner, row, time.monotonic() + left / (len(open_) - at))
         if better is not None:
             yield better
+
+
+def in_turns(queues: Mapping[str, Iterator[T]]) -> Iterator[T]:
+    """All that the queues give, the next from the one that took the least time so far, the first of
+    those alike: none starves another."""
+    spent = dict.fromkeys(queues, 0.0)
+    while spent:
+        name = min(spent, key=spent.__getitem__)
+        start = time.monotonic()
+        try:
+            made = next(queues[name])
+        except StopIteration:
+            del spent[name]
+            continue
+        spent[name] += time.monotonic() - start
+        yield made
 
 
 def table(rows: Sequence[Row], planner: Planner) -> Table:

@@ -6,22 +6,25 @@ model, batches -> stored? -> decode/judge.py -> your registry
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
+
+from mlx.utils import tree_flatten
 
 from ..backends.trouble import machines
 from ..decode.judge import judge
 from ..decode.steps import WAYS, stored
 from ..decode.structure import slug, structure
 from ..errors import GateTimeout, MachineError
+from ..gate.limits import free_memory
 from ..kernels.verdict import Verdict
-from ..ops.base import next_pow2
 from ..runtime.planner import Planner
 
 __all__ = ["StepRow", "decide_steps"]
 
 LEAST, _MOST = 5.0, 12.0  # seconds of steps that are timed for one verdict
+# Memory that the comparison takes, over that of the weights: caches, a layer's weights in float32.
+_ROOM = 1.25
 
 
 class StepRow(NamedTuple):
@@ -37,21 +40,20 @@ class StepRow(NamedTuple):
         return {"workload": self.slug, "reason": self.reason, "verdict": verdict}
 
 
-def decide_steps(
-    model: Any, batches: Sequence[int], planner: Planner, end: float
-) -> Iterator[StepRow]:
-    """Rows for each number of sequences, rounded up to a power of two: one for each of WAYS until
-    one serves, or `end` (time.monotonic). Every verdict is stored as soon as it is made. Raises
+def decide_steps(model: Any, batch: int, planner: Planner, end: float) -> list[StepRow]:
+    """What is known of decoding `batch` sequences, a power of two: a row for each of WAYS until one
+    serves, or `end` (time.monotonic). Every verdict is stored as soon as it is made. Raises
     RegistryError."""
-    found = stored(planner.device, planner.registries)
+    rows: list[StepRow] = []
+    found = stored(planner)
     known = {(verdict.workload, verdict.kernel): verdict for verdict in reversed(found)}
-    for batch in sorted({next_pow2(n) for n in batches}):
-        name = slug(structure(model), batch)
-        for what in WAYS:
-            row = _decide(model, batch, what, planner, end, known.get((name, what)))
-            yield StepRow(name, f"{what}: {row[0]}", row[1])
-            if row[1] is None or planner.serves(row[1]):
-                break
+    name = slug(structure(model), batch)
+    for what in WAYS:
+        reason, verdict = _decide(model, batch, what, planner, end, known.get((name, what)))
+        rows.append(StepRow(name, f"{what}: {reason}", verdict))
+        if verdict is None or planner.serves(verdict):
+            break
+    return rows
 
 
 def _decide(
@@ -63,6 +65,10 @@ def _decide(
     left = end - time.monotonic()
     if left < LEAST:
         return "the budget was spent", old
+    leaves: Any = tree_flatten(model.parameters())
+    weights = sum(array.nbytes for _, array in leaves)
+    if planner.device.memory and _ROOM * weights > free_memory(planner.device):
+        return f"its weights, {weights / 1e9:.1f} GB, leave too little memory", old
     try:
         with machines():
             verdict = judge(model, batch, planner.device, min(left, _MOST), what)

@@ -7,7 +7,7 @@ time, whatever the length. So the code that will generate says itself which shap
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,6 @@ from ..bench.worker import KV_GROUP, PREFILL, empty_cache
 from ..errors import UsageError, interrupted
 from ..ops import Bucket, Op, Workload
 from ..ops.base import Call
-from ..runtime.api import families
 from ..runtime.dispatch import Route
 from ..runtime.patch import installed, patches_of
 
@@ -37,27 +36,33 @@ ONE = 2  # the steps of one token that are traced at each length
 
 @dataclass(frozen=True)
 class Use:
-    """A bucket that a model meets: its calls for a token that is read or made there."""
+    """A bucket that a model meets: its calls for a token that is read or made there; alone: whether
+    they come with every step of one sequence."""
 
     bucket: Bucket
     calls: float
+    alone: bool = False
 
 
 class _Recorder:
     """Where a dispatcher stands at run time: it counts every call and serves none."""
 
-    def __init__(self, op: Op[Any, Any], calls: dict[Bucket, float]) -> None:
+    def __init__(self, op: Op[Any, Any], calls: dict[Bucket, float], alone: set[Bucket]) -> None:
         self.op = op
         self.routes: dict[Any, Any] = {}  # stays empty: every call is new
         self.off: list[str] = []
         self.on_cpu = lambda: False
         self.computes = False
         self.tokens = 1
-        self._calls = calls
+        self.step = False  # whether what is counted is a step of one sequence
+        self._calls, self._alone = calls, alone
 
     def route(self, key: Any, described: Workload | str, arrays: Sequence[Any]) -> Route:
         if not isinstance(described, str):
-            self._calls[described.bucket()] += 1 / self.tokens
+            bucket = described.bucket()
+            self._calls[bucket] += 1 / self.tokens
+            if self.step:
+                self._alone.add(bucket)
         return Route(None, "")
 
     def keep(self, key: Any, route: Any) -> None:
@@ -75,18 +80,17 @@ def workloads(
     context: int,
     batches: Sequence[int] = (1,),
     kv_bits: int = 0,
-    wanted: Sequence[str] | None = None,
+    wanted: Iterable[str] = ops.FAMILIES,
 ) -> list[Use]:
     """The buckets that generation with a model meets, every length from SHORTEST to `context`:
     decode steps, the chunks of a prompt, and with a second model, the draft, steps of verifying.
 
     models: of mlx-lm, the draft second; they may be lazy. batches: numbers of sequences. kv_bits:
     of a quantised cache (in groups of 64), beside the plain one that mlx-lm begins with; 0 for
-    none. wanted: families of operations, None for those that are switched on. Raises UsageError
-    where a model cannot be called so.
+    none. wanted: families of operations. Raises UsageError where a model cannot be called so.
     """
     calls: dict[Bucket, float] = defaultdict(float)
-    on = families(wanted)
+    stepped: set[Bucket] = set()
     speculating = len(models) > 1
     for batch in batches:
         alone = batch == 1
@@ -94,8 +98,9 @@ def workloads(
             for i, model in enumerate(models if alone else models[:1]):
                 verified = VERIFY if speculating and alone and i == 0 else 0
                 chunk = PREFILL_SPECULATING if speculating and alone else PREFILL
-                _trace(model, context, batch, bits, verified, chunk, on, calls)
-    return [Use(bucket, count) for bucket, count in calls.items()]
+                recorders = [_Recorder(ops.get(name), calls, stepped) for name in wanted]
+                _trace(model, context, batch, bits, verified, chunk, recorders)
+    return [Use(bucket, count, bucket in stepped) for bucket, count in calls.items()]
 
 
 def _trace(
@@ -105,10 +110,8 @@ def _trace(
     bits: int,
     verified: int,
     chunk: int,
-    on: Sequence[str],
-    calls: dict[Bucket, float],
+    recorders: Sequence[_Recorder],
 ) -> None:
-    recorders = [_Recorder(ops.get(name), calls) for name in on]
     patches = [patch for recorder in recorders for patch in patches_of(recorder.op, recorder.wrap)]
     try:
         with installed(patches):
@@ -117,6 +120,7 @@ def _trace(
                 for n in prompt:
                     for recorder in recorders:
                         recorder.tokens = ONE if n == 1 else n if n == verified else max(n, TURN)
+                        recorder.step = batch == 1 and n in (1, verified)
                     model(mx.zeros((batch, n), mx.int32), cache=cache)
                     maybe_quantize_kv_cache(cache, 0, KV_GROUP, bits or None)
     except Exception as error:

@@ -12,7 +12,7 @@ from samples import shipped_in_metal, timed
 from mlx_lm_openevolve.bench import cases
 from mlx_lm_openevolve.device import detect, fingerprint
 from mlx_lm_openevolve.kernels.registry import Registry, tuned_root
-from mlx_lm_openevolve.kernels.verdict import Verdict, gate_version
+from mlx_lm_openevolve.kernels.verdict import STEP, Verdict, gate_version
 from mlx_lm_openevolve.ops.attention.workload import Workload
 from mlx_lm_openevolve.runtime.planner import Planner
 
@@ -117,3 +117,17 @@ def test_a_withdrawn_verdict_serves_no_longer_and_is_not_gated_again(home: Path)
     assert kept.correct
     assert kept.evidence["end_to_end"]["ratio"] == 0.9
     assert kept.timing == timed(1.3)
+
+
+def test_a_whole_step_is_withdrawn_as_a_kernel_is(home: Path) -> None:
+    user, stamp = Registry(home), fingerprint(detect("host"), gate_version(STEP))
+    slugs = [f"step-b{batch}-llama-2layers-float32-0123456789ab" for batch in (1, 4)]
+    for slug in slugs:
+        took = {"ratio": 1.3, "low": 1.1, "high": 1.4}
+        made = Verdict("compiled", {}, slug, True, True, "faster", stamp, timing=took, kind=STEP)
+        user.publish("host", made)
+    slower = case(ratio=0.9, averages={}, routes={})
+    assert cases.withdraw("code_generation", slower, user, "host", {slugs[1]}) == [slugs[1]]
+    found = {v.workload: v for v in Registry(home).about("host", STEP)}
+    assert [found[slug].accepted for slug in slugs] == [True, False]
+    assert not found[slugs[1]].ask_again, "`tune` judges it no more"

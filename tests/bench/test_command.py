@@ -138,6 +138,7 @@ def test_a_slower_preset_fails_names_its_workloads_and_withdraws_them(
     row |= {"reason": "accepted", "hits": 6, "fallbacks": 0}
     said = {"attention": {"fallbacks": {}, "unreached": []}}
     info = {"workloads": {BUCKET.slug: row}, "ops": said, "device_info": {"slug": "host"}}
+    info["models"] = {}
 
     def answered(task: dict[str, Any], which: str) -> dict[str, Any]:
         if which == "logits":

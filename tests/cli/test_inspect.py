@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from odd import ODD, changed
 from rich.console import Console
-from samples import shipped_in_metal, store_correct
+from samples import shipped_in_metal, store_correct, timed
 
 from mlx_lm_openevolve.cli import inspect as inspection
 from mlx_lm_openevolve.cli.main import main
@@ -22,7 +22,9 @@ from mlx_lm_openevolve.kernels.kernel import Kernel
 from mlx_lm_openevolve.kernels.registry import Registry
 from mlx_lm_openevolve.kernels.verdict import Verdict, gate_version
 from mlx_lm_openevolve.ops.attention.workload import Bucket
-from mlx_lm_openevolve.runtime.planner import Planner
+from mlx_lm_openevolve.ops.linear.workload import Bucket as Product
+from mlx_lm_openevolve.runtime.families import NO_VERDICT, NOT_NAMED
+from mlx_lm_openevolve.runtime.planner import UNNAMED, Planner
 
 DECODE = Bucket(1, 8, 2, 1, 128, 64, 64, "bfloat16")
 
@@ -255,3 +257,35 @@ def test_no_record_ends_a_command(
             assert main(command) == 0, (strange, capsys.readouterr().err)
         capsys.readouterr()
         Planner(detect("host"), [Registry(home)], mode="stored").plan(DECODE.bucket())
+
+
+def test_status_and_show_say_which_families_are_on_and_why_others_are_not(
+    capsys: pytest.CaptureFixture[str], home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chip = Device("metal", "apple-m9", "Apple M9", "applegpu_g19")
+    monkeypatch.setattr(inspection, "detect", lambda backend=None: chip)
+    product = Product(1, 1, 4096, 4096, "bfloat16")
+
+    def state(name: str) -> tuple[bool, str, str]:
+        facts = found(capsys, "status")
+        row = facts["step"] if name == "step" else facts["ops"][name]
+        lines = {line[:10].strip(): line[11:] for line in told(capsys, "status").splitlines()}
+        return row["on"], row["reason"], lines[name].partition(";")[0]
+
+    off = False, NO_VERDICT, f"off: {NO_VERDICT}".partition(";")[0]
+    assert state("attention")[:2] == (True, "")
+    assert state("linear") == state("step") == off
+    assert f"linear is off: {NO_VERDICT}" in told(capsys, "show", product.slug)
+    stamp = fingerprint(chip, gate_version("linear"))
+    about = {"kernel": "0123456789ab", "params": {}, "correct": True, "faster": True}
+    Registry(home).publish(
+        chip.slug,
+        Verdict(**about, workload=product.slug, reason="x", fingerprint=stamp, timing=timed(1.5)),
+    )
+    assert state("linear")[:2] == (True, "")
+    assert "on kernels where one is proven" in state("linear")[2]
+    other = replace(product, batch=2)
+    assert UNNAMED in told(capsys, "show", other.slug)
+    monkeypatch.setenv("MLX_LM_OPENEVOLVE_OPS", "linear")
+    assert "the gate decides at first use" in told(capsys, "show", other.slug)
+    assert state("attention")[:2] == (False, NOT_NAMED)

@@ -29,7 +29,7 @@ from mlx_lm_openevolve.device import detect, fingerprint
 from mlx_lm_openevolve.kernels.registry import Registry
 from mlx_lm_openevolve.kernels.verdict import STEP, Verdict, gate_version
 from mlx_lm_openevolve.ops.attention.workload import Workload
-from mlx_lm_openevolve.runtime import session
+from mlx_lm_openevolve.runtime import families, session
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN = [sys.executable, "-m", "mlx_lm_openevolve", "run"]
@@ -436,6 +436,28 @@ def test_the_line_speaks_by_family(monkeypatch: pytest.MonkeyPatch) -> None:
     one = session.totals([report({"linear-v": row(4, 0)}, attention={}, linear={})])
     assert session.summary(one).startswith("4 linear calls on kernels")
     assert "attention" not in session.summary(one)
+
+
+def test_the_line_says_which_families_are_off_and_why() -> None:
+    none = {"linear": families.NO_VERDICT, "step": families.NO_VERDICT}
+    a = {**report({}, attention={}), "off": none}
+    found = session.totals([a])
+    assert found["off"] == none
+    assert session.summary(found) == (
+        "no attention call was seen, linear and step off"
+        " (no accepted verdict on this chip; `tune` makes one)"
+    )
+    # On in another process, and named by a person: no more to be said.
+    b = {**report({}, attention={}, linear={}), "off": {"step": families.NOT_NAMED}}
+    found = session.totals([a, b])
+    assert found["off"] == {"step": families.NOT_NAMED}
+    assert session.summary(found) == "no attention or linear call was seen"
+    # Steps are on, and this model's are not among those accepted.
+    model = {"compiled": 0, "reason": "no verdict", "model": "Model"}
+    found = session.totals(
+        [{**report({"attention-w": row(5, 0)}, attention={}), "models": {"": model}}]
+    )
+    assert session.summary(found).endswith("on SDPA, no layer compiled (no verdict)")
 
 
 @pytest.mark.parametrize(

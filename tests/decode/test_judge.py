@@ -165,20 +165,20 @@ def test_every_verdict_is_stored_and_noise_is_asked_again(
 ) -> None:
     planner = Planner(HOST, registries())
     end = time.monotonic() + 1e3
-    rows = list(decide_steps(model, [1, 1], planner, end))
+    rows = decide_steps(model, 1, planner, end)
     assert [row.slug for row in rows] == [slug(structure(model), 1)] * len(WAYS)
     assert [row.verdict and row.verdict.kernel for row in rows] == [*WAYS]
     assert all(row.verdict and row.verdict.correct for row in rows)
-    assert {v.kernel for v in stored(HOST, [Registry(home)])} == {*WAYS}
+    assert {v.kernel for v in stored(Planner(HOST, [Registry(home)]))} == {*WAYS}
     monkeypatch.setattr("mlx_lm_openevolve.tune.steps.judge", wrong)
-    assert list(decide_steps(model, [1], planner, end)) == rows
-    spent = list(decide_steps(model, [2], planner, time.monotonic()))
+    assert decide_steps(model, 1, planner, end) == rows
+    spent = decide_steps(model, 2, planner, time.monotonic())
     assert [row.reason for row in spent] == [f"{ALL}: the budget was spent"]
 
     timed = {**pair(1.03, 1.0, 1.1).to_json()}
     noisy = replace(rows[0].verdict, faster=False, timing=timed)  # type: ignore[type-var]
     planner.user.publish(HOST.slug, noisy)
     monkeypatch.setattr("mlx_lm_openevolve.tune.steps.judge", lambda *_: noisy)
-    again = next(decide_steps(model, [1], planner, end))
+    again = decide_steps(model, 1, planner, end)[0]
     assert again.verdict is not None
     assert again.verdict.asked == 2

@@ -110,7 +110,7 @@ def test_steps_are_switched_as_a_family_is(
 ) -> None:
     accept(home, model, 1)
     for ops, variable, on in (
-        (None, "", False),
+        (None, "", True),  # a verdict accepts something
         (("attention",), "", False),
         (None, "attention", False),
         (None, "attention,step", True),

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import products
 import pytest
 from samples import COPY_FIRST, FINGERPRINT, accepted, kernel_meta, timed
 
@@ -59,6 +60,34 @@ def test_kernels_are_stored_by_content(tmp_path: Path, copy_first: Kernel) -> No
     registry.add(copy_first)
     registry.add(copy_first)
     assert Registry(tmp_path).kernels() == [copy_first]
+
+
+def test_kernels_of_one_family_are_read_alone(tmp_path: Path, copy_first: Kernel) -> None:
+    product = products.product_kernel()
+    for kernel in (copy_first, product):
+        Registry(tmp_path).add(kernel)
+    for registry in (Registry(tmp_path), warm := Registry(tmp_path)):
+        assert registry.kernels("attention") == [copy_first]
+        assert registry.kernels("linear") == [product]
+        assert registry.kernel(product.id, "attention") is None
+    assert {k.id for k in warm.kernels()} == {copy_first.id, product.id}
+
+
+def test_verdicts_of_one_family_are_read_without_it(tmp_path: Path) -> None:
+    registry = Registry(tmp_path)
+    step = replace(verdict("compiled"), workload="step-b1-llama", kind="step")
+    for made in (verdict(), verdict(params={"threads": 16}), step):
+        registry.publish("host", made)
+    registry.poison("host", "0123456789ab", "ended its worker process")
+    assert [v.params for v in registry.of("host", "attention")] == [
+        {"threads": 32},
+        {"threads": 16},
+    ]
+    assert [*registry.of("host", "step")] == [step]
+    assert not [*registry.of("host", "linear"), *registry.of("apple", "attention")]
+    (file,) = tmp_path.glob("v2/devices/host/attention-*.json")
+    file.write_text(file.read_text().replace("1.5", "1.6"))
+    assert not [*Registry(tmp_path).of("host", "attention")], "its checksum does not hold"
 
 
 def test_a_changed_source_is_quarantined_and_named_once(

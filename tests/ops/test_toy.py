@@ -70,9 +70,9 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(TOY, root / "mlx_lm_openevolve" / "ops" / "toy")
     families = root / "mlx_lm_openevolve" / "ops" / "__init__.py"
     text = families.read_text()
-    line = 'FAMILIES = ("attention", "linear")'
+    line = 'FAMILIES = {"attention": 1, "linear": 1}'
     assert text.count(line) == 1
-    families.write_text(text.replace(line, 'FAMILIES = ("attention", "linear", "toy")'))
+    families.write_text(text.replace(line, 'FAMILIES = {"attention": 1, "linear": 1, "toy": 1}'))
     return root
 
 

@@ -48,5 +48,6 @@ def test_calls_without_a_cache_are_counted_and_told() -> None:
     assert info["fallbacks"] == {"no cache, as in training": 3}
     line = session.summary(session.totals([{"problem": "", **info}]))
     assert line == (
-        "0 attention calls on kernels, 3 attention calls on SDPA (no cache, as in training: 3)"
+        "0 attention calls on kernels, 3 attention calls on SDPA (no cache, as in training: 3),"
+        " linear and step off (no GPU here, and on the CPU nothing is faster)"
     )

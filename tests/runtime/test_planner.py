@@ -420,7 +420,7 @@ def test_time_that_is_too_short_is_not_spent_in_every_process(
     # Another workload, or a new version of MLX, is another matter.
     assert Planner(CHIP, [user, tuned]).plan(replace(BUCKET, kv_len=4096)).reason == PENDING
     planner = Planner(CHIP, [user, tuned])
-    planner.stamp(BUCKET)["mlx"] = "9.9"
+    planner.stamp(BUCKET.op)["mlx"] = "9.9"
     assert planner.plan(BUCKET).reason == PENDING
     # A verdict from elsewhere decides.
     user.publish(CHIP.slug, make_verdict(make_kernel()))
@@ -439,7 +439,7 @@ def test_what_is_left_of_a_spent_budget_counts_for_nothing(
     planner = Planner(CHIP, [user, tuned])
     longer = replace(BUCKET, kv_len=4096)
     assert [planner.plan(w).reason for w in (BUCKET, longer)] == [PENDING, PENDING]
-    stamp = planner.stamp(BUCKET)
+    stamp = planner.stamp(BUCKET.op)
     assert [user.timeouts(CHIP.slug, w, stamp) for w in (BUCKET, longer)] == [1, 0]
 
 
@@ -454,7 +454,7 @@ def test_what_was_spent_on_waiting_for_another_process_counts_for_nothing(
     Judge(timeout).install(monkeypatch)
     monkeypatch.setitem(BUDGETS, "metal", GateBudget(1.0, 3.0))
     planner = Planner(CHIP, [user, tuned])
-    about = CHIP.slug, BUCKET, planner.stamp(BUCKET)
+    about = CHIP.slug, BUCKET, planner.stamp(BUCKET.op)
     held, free = threading.Event(), threading.Event()
 
     def other() -> None:
@@ -490,7 +490,7 @@ def test_what_was_accepted_before_the_machine_failed_serves(
     tuned = Registry(tmp_path / "tuned", writable=False)
     planner = Planner(CHIP, [user, tuned])
     assert planner.plan(BUCKET).kernel == judged[0]
-    assert user.timeouts(CHIP.slug, BUCKET, planner.stamp(BUCKET)) == 0
+    assert user.timeouts(CHIP.slug, BUCKET, planner.stamp(BUCKET.op)) == 0
 
 
 def test_memory_that_does_not_suffice_is_what_is_said(

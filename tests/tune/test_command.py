@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import mlx.nn as nn
 import pytest
+from mlx.utils import tree_flatten
 from mlx_messages import MACHINES
 from probe import on_host
-from samples import shipped_in_metal, store_correct
+from samples import shipped_in_metal, store_correct, timed
 
 import mlx_lm_openevolve
 from mlx_lm_openevolve.backends.metal import fitting
@@ -26,8 +29,9 @@ from mlx_lm_openevolve.gate.judge import judge
 from mlx_lm_openevolve.kernels.lookup import registries
 from mlx_lm_openevolve.kernels.verdict import STEP, Verdict, gate_version
 from mlx_lm_openevolve.ops.attention.workload import Bucket
+from mlx_lm_openevolve.runtime import families
 from mlx_lm_openevolve.runtime.planner import Contender, Judges, Planner
-from mlx_lm_openevolve.tune import command, decide, params, report
+from mlx_lm_openevolve.tune import command, decide, params, report, steps
 from mlx_lm_openevolve.tune.workloads import Use
 
 BUCKET = Bucket(1, 4, 2, 1, 32, 64, 64, "bfloat16")
@@ -280,20 +284,26 @@ def test_a_report_holds_chip_verdicts_and_tokens_a_second(
     assert any(row["verdict"] and row["verdict"]["correct"] for row in written["workloads"])
 
 
+GPU = replace(detect("host"), backend="cuda")  # by name alone
+
+
+def step_accepted(model: Any, batch: int, what: str) -> Verdict:
+    stamp, took = fingerprint(GPU, gate_version(STEP)), {"ratio": 1.2, "low": 1.1, "high": 1.3}
+    name = slug(structure(model), batch)
+    return Verdict(what, {}, name, True, True, "faster", stamp, timing=took, kind=STEP)
+
+
 def test_whole_steps_are_judged_once(
     tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """On a GPU, and where steps are switched on; here it is one by name alone."""
-    gpu, asked = replace(detect("host"), backend="cuda"), []
+    asked = []
 
     def judged(model: Any, batch: int, device: Any, seconds: float, what: str) -> Verdict:
         asked.append((batch, what, seconds <= 12))
-        name = slug(structure(model), batch)
-        stamp = fingerprint(device, gate_version(STEP))
-        timed = {"ratio": 1.2, "low": 1.1, "high": 1.3}
-        return Verdict(what, {}, name, True, True, "faster", stamp, timing=timed, kind=STEP)
+        return step_accepted(model, batch, what)
 
-    monkeypatch.setattr(command, "detect", lambda backend=None: gpu)
+    monkeypatch.setattr(command, "detect", lambda backend=None: GPU)
     monkeypatch.setattr("mlx_lm_openevolve.tune.steps.judge", judged)
     words = ["tune", "--model", str(tiny_folder), "--ops", "step", "--batch", "1,3", "--json"]
     for _ in range(2):
@@ -306,3 +316,134 @@ def test_whole_steps_are_judged_once(
         main([*words[:3], "--ops", "attention", "--context", "8", "--budget", "1s", "--json"]) == 0
     )
     assert len(asked) == 2
+
+
+def test_a_model_that_leaves_no_memory_is_not_compared(
+    tiny_model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = planner()
+    monkeypatch.setattr("mlx_lm_openevolve.tune.steps.judge", lambda *_: 1 / 0)
+    weights = sum(a.nbytes for _, a in tree_flatten(tiny_model.parameters()))
+    monkeypatch.setattr("mlx_lm_openevolve.tune.steps.free_memory", lambda _: int(1.2 * weights))
+    asked.device = replace(GPU, memory=1 << 33)
+    (row,) = steps.decide_steps(tiny_model, 1, asked, time.monotonic() + 60)
+    assert (row.verdict, "leave too little memory" in row.reason) == (None, True)
+    monkeypatch.setattr("mlx_lm_openevolve.tune.steps.free_memory", lambda _: 2 * weights)
+    with pytest.raises(ZeroDivisionError):
+        steps.decide_steps(tiny_model, 1, asked, time.monotonic() + 60)
+
+
+class Clock:
+    """Stands in for `time`: what is judged takes as long as a test says."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+def test_queues_take_turns_by_the_time_that_they_took(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(command, "time", clock)
+
+    def queue(name: str, *seconds: float) -> Iterator[str]:
+        for took in seconds:
+            clock.now += took
+            yield name
+
+    queues = {"a": queue("a", 1, 1, 1, 1), "b": queue("b", 3, 1), "c": queue("c")}
+    assert "".join(command.in_turns(queues)) == "abaaab"
+
+
+@pytest.fixture
+def chip(monkeypatch: pytest.MonkeyPatch, tiny_model: Any) -> tuple[Clock, list[str]]:
+    """A GPU by name, a clock, and what it was asked: all is accepted there. A call of attention
+    takes 4 s, a product 10 s, a step 20 s, to measure what stock loses 0.5 s; it grows with the
+    rows."""
+    clock, asked = Clock(), []
+    nn.quantize(tiny_model, group_size=64, bits=4)
+    tiny_model.eval()
+
+    def judged(kernel: Any, params: Any, bucket: Any, backend: str, **_: Any) -> Verdict:
+        asked.append(bucket.slug)
+        clock.now += 4.0 if bucket.op == "attention" else 10.0
+        stamp = fingerprint(GPU, gate_version(bucket.op))
+        return Verdict(
+            kernel.id, params, bucket.slug, True, True, "faster", stamp, timing=timed(1.5)
+        )
+
+    def worth(use: Use, device: Any) -> float:
+        clock.now += 0.5
+        return float(use.bucket.moved_bytes() * use.calls)
+
+    def stepped(model: Any, batch: int, device: Any, seconds: float, what: str) -> Verdict:
+        asked.append(f"step-b{batch}")
+        clock.now += 20.0
+        return step_accepted(model, batch, what)
+
+    for module in (command, decide, steps):
+        monkeypatch.setattr(module, "time", clock)
+    monkeypatch.setattr(command, "detect", lambda backend=None: GPU)
+    monkeypatch.setattr(command, "load", lambda name, bits="": tiny_model)
+    monkeypatch.setattr(command, "judge", judged)
+    monkeypatch.setattr(command, "judge_in_worker", judged)
+    monkeypatch.setattr(steps, "judge", stepped)
+    monkeypatch.setattr(decide, "worth", worth)
+    monkeypatch.setattr(params, "better", lambda *_: None)
+    return clock, asked
+
+
+def test_a_plain_run_decides_what_a_plain_enable_uses(
+    chip: tuple[Clock, list[str]], home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, asked = chip
+    words = ["tune", "--shape", "qwen3-0.6b", "--context", "64", "--json", "--budget"]
+    assert main([*words, "1h"]) == 0
+    assert {slug.partition("-")[0] for slug in asked} == {"attention", "linear", "step"}
+    chosen = families.choose(families.named(), Planner(GPU, registries()))
+    assert chosen == (["attention", "linear", "step"], ["linear", "step"], {})
+    capsys.readouterr()
+    done = len(asked)
+    assert main([*words, "1h"]) == 0
+    assert len(asked) == done, "what is decided is not judged again"
+
+
+@pytest.mark.parametrize(
+    ("how", "only"),
+    [("--ops", "linear"), ("--ops", "step"), ("variable", "attention"), ("variable", "linear")],
+)
+def test_families_narrow_what_is_decided(
+    chip: tuple[Clock, list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    how: str,
+    only: str,
+) -> None:
+    words = ["tune", "--shape", "qwen3-0.6b", "--context", "32", "--json"]
+    if how == "--ops":
+        words += [how, only]
+    else:
+        monkeypatch.setenv(families.OPS, only)
+    assert main(words) == 0
+    assert {slug.partition("-")[0] for slug in chip[1]} == {only}
+
+
+def test_a_small_budget_decides_one_sequence_first_and_starves_no_family(
+    chip: tuple[Clock, list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock, asked = chip
+    words = ["tune", "--shape", "qwen3-0.6b", "--context", "1k", "--batch", "1,4,8", "--json"]
+    assert main([*words, "--budget", "2m"]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert clock.now < 130, "nor is time left for measuring alone"
+    assert {slug.partition("-")[0] for slug in asked[:3]} == {"attention", "linear", "step"}
+    one = [row["workload"] for row in result["workloads"] if "-lq1-" in row["workload"]]
+    one = [slug for slug in one if "-b1-" in slug]
+    one += [row["workload"] for row in result["workloads"] if "linear-m1-" in row["workload"]]
+    assert len(one) > 8
+    first = asked[: len(one) + 1]
+    assert {*first} == {*one, "step-b1"}, "all that one sequence meets with every token"
+    left = {row["workload"] for row in result["workloads"] if row["state"] == "left"}
+    assert left, "or the budget was no bound"
+    assert not left & {*one}

@@ -156,3 +156,20 @@ def test_what_mlx_lm_cannot_run_is_said_in_one_line() -> None:
     model = model_configs.build("gemma-3-4b", lazy=True)
     with pytest.raises(UsageError, match="--kv-bits 4: NotImplementedError: Rotating"):
         workloads([model], 64, kv_bits=4)
+
+
+def test_what_comes_with_every_step_of_one_sequence_is_told_apart(tiny_model: Any) -> None:
+    nn.quantize(tiny_model, group_size=64, bits=4)
+    tiny_model.eval()
+    alone = {u.bucket.slug for u in workloads([tiny_model], 64, batches=(1, 4)) if u.alone}
+    assert {slug for slug in alone if slug.startswith("attention")} == {
+        f"attention-b1-hq4-hkv2-lq1-lk{end}-d64-v64-bfloat16-none" for end in (32, 64)
+    }
+    products = alone - {slug for slug in alone if slug.startswith("attention")}
+    assert products
+    assert all(slug.startswith("linear-m1-") for slug in products)
+    # With a draft model a step verifies several tokens.
+    speculating = workloads([tiny_model, tiny_model], 64, batches=(1, 16))
+    rows = {u.bucket.rows for u in speculating if u.alone and u.bucket.op == "linear"}
+    assert rows == {1, 4}
+    assert not workloads([tiny_model], 64, batches=(4,))[0].alone

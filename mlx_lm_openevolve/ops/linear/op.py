@@ -22,8 +22,6 @@ class LinearOp(Op[Bucket, Workload]):
     mlx-lm's QuantizedSwitchLinear."""
 
     name = "linear"
-    version = 1
-    default = False  # until its kernels were judged on a GPU
     stock = "MLX's own product"
     # Weights may become a view at any time: `layer.scales[:] = 1` makes them one in place.
     row_contiguous = True

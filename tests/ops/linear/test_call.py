@@ -446,7 +446,9 @@ def test_derivatives_are_the_originals() -> None:
     assert all(map(np.array_equal, ours, theirs))
 
 
-def test_the_family_is_off_unless_it_is_named(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_family_is_off_without_a_verdict_unless_it_is_named(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     original = nn.QuantizedLinear.__call__
     enable(ops=None)
     assert nn.QuantizedLinear.__call__ is original

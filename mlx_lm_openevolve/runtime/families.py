@@ -1,0 +1,75 @@
+"""Which families of operations are on in a process, and why the others are not.
+
+    named: by ops=, by the variable, by a kernel that is the only one considered
+           -> on; what has no verdict is gated at first use
+    else:  attention -> on alike
+           linear, step -> on where a verdict of this chip accepts something of them; never gated
+
+Asking loads nothing of a family.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from .. import ops
+from ..errors import UsageError
+from ..kernels.verdict import STEP
+from .planner import Planner
+
+__all__ = ["NAMES", "NO_VERDICT", "Choice", "choose", "named"]
+
+OPS = "MLX_LM_OPENEVOLVE_OPS"
+NAMES = (*ops.FAMILIES, STEP)  # STEP: whole decode steps, see decode/
+DEFAULT = ("attention",)
+NOT_NAMED = "not among those that were named"
+ONE_KERNEL = "one kernel alone is considered"
+NO_VERDICT = "no accepted verdict on this chip; `tune` makes one"
+NO_GPU = "no GPU here, and on the CPU nothing is faster"
+
+
+class Choice(NamedTuple):
+    """on: the families that are on, in the order of NAMES; unnamed: those of them that are on for
+    their verdicts alone; off: the others, each with the reason."""
+
+    on: list[str]
+    unnamed: list[str]
+    off: dict[str, str]
+
+
+def named(wanted: Sequence[str] | None = None) -> list[str] | None:
+    """The families that a person named: `wanted`, of which the variable keeps those that it names;
+    without `wanted` those of the variable; None where neither names any. Raises UsageError."""
+    if isinstance(wanted, str) or not isinstance(wanted, Iterable | None):
+        raise UsageError(f'ops is a tuple of names such as ("{NAMES[0]}",), not {wanted!r}')
+    wanted = None if wanted is None else tuple(wanted)
+    given = [name.strip() for name in os.environ.get(OPS, "").split(",") if name.strip()]
+    for source, some in (("ops", wanted or ()), (OPS, given)):
+        for name in some:
+            if name not in NAMES:
+                raise UsageError(f"{source}: {name!r} is none of {', '.join(NAMES)}")
+    asked = given if wanted is None else [n for n in wanted if not given or n in given]
+    return [n for n in NAMES if n in asked] if given or wanted is not None else None
+
+
+def choose(named: Sequence[str] | None, planner: Planner) -> Choice:
+    """What is on where a person named these, or none (None)."""
+    only = planner.only
+    asked = named if named is not None else (*DEFAULT, *([only.op] if only else []))
+    found = Choice([], [], {})
+    for name in NAMES:
+        if name in asked and not (only and name == STEP):
+            found.on.append(name)
+        elif named is not None and name not in named:
+            found.off[name] = NOT_NAMED
+        elif only is not None:
+            found.off[name] = ONE_KERNEL
+        elif any(map(planner.serves, planner.counting(name))):
+            found.on.append(name)
+            found.unnamed.append(name)
+        else:
+            idle = planner.device.backend == "host" and planner.require_faster
+            found.off[name] = NO_GPU if idle else NO_VERDICT
+    return found
