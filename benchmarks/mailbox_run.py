@@ -118,8 +118,8 @@ def prepare(folder: Path, name: str, ahead: int) -> None:
     archive.close()
 
 
-def search(run: Path, seconds: float, ahead: int, gate: bool) -> None:
-    """One run's part of a visit."""
+def search(run: Path, seconds: float, ahead: int, gate: bool, turns: bool) -> None:
+    """One run's part of a visit; without `turns` no knobs are turned."""
     for path in (run / "answers").rglob("*"):
         os.utime(path, (1, 1))  # another machine's clock says nothing about what has settled
     archive = Archive.open(run)
@@ -131,6 +131,9 @@ def search(run: Path, seconds: float, ahead: int, gate: bool) -> None:
         archive.add(events.MeasuredOn(device))
     budget = Budget(seconds=archive.elapsed + max(1.0, seconds - _LAST))
     archive.config = replace(archive.config, budget=budget)
+    if not turns:
+        none = replace(archive.config.search, tune_after=0)
+        archive.config = replace(archive.config, search=none)
     seeds = [archive.load(id) for id in archive.config.seeds]
     profiler = Profiler(print)
     with LocalEvaluator(archive) as evaluator:
@@ -315,6 +318,7 @@ def main() -> None:
         "--ahead", type=int, default=12, help="prompts open at a time, for each run"
     )
     parser.add_argument("--gate", action="store_true", help="the last visit: judge the winners")
+    parser.add_argument("--no-turns", action="store_true", help="measure answers, turn no knobs")
     options = parser.parse_args()
     folder = options.runs
     if folder.is_file():
@@ -326,10 +330,11 @@ def main() -> None:
         for name in RUNS:
             prepare(folder, name, options.ahead)
     elif options.what == "search":
-        search(folder, options.seconds, options.ahead, options.gate)
+        search(folder, options.seconds, options.ahead, options.gate, not options.no_turns)
         return
     elif options.what == "visit":
-        rest = ["--ahead", str(options.ahead), *(["--gate"] if options.gate else [])]
+        flags = {"--gate": options.gate, "--no-turns": options.no_turns}
+        rest = ["--ahead", str(options.ahead), *(name for name, on in flags.items() if on)]
         code = 0 if visit(folder, options.seconds, rest) else 2
     for row in summary(folder):
         print(json.dumps(row))
