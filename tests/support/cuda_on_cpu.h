@@ -20,6 +20,8 @@ using std::min;
 
 #define __device__
 #define __global__
+#define __noinline__
+#define __forceinline__ inline
 #define __shared__ static __attribute__((section("block_shared")))
 #define __align__(n) __attribute__((aligned(n)))
 
@@ -286,6 +288,16 @@ void multiply(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, T
     }
   });
   memcpy(c, out.c, sizeof(out));
+}
+
+// The same of an A whose rows 8 to 15 are zero: the upper half of the result.
+inline void att_mma8(
+    float& c0, float& c1, uint32_t a0, uint32_t a2, uint32_t b0, uint32_t b1, LINE) {
+  float c[4] = {c0, c1, 0, 0};
+  const uint32_t a[4] = {a0, 0, a2, 0};
+  multiply(c, a, b0, b1, __nv_bfloat16(), line);
+  c0 = c[0];
+  c1 = c[1];
 }
 
 // movmatrix.m8n8.trans

@@ -43,10 +43,11 @@ TYPES = {
 ASSEMBLY = (
     *("power2", "multiply", "turn", "load_matrices", "load_turned", "copy_async"),
     *("commit_copies", "wait_copies", "describe", "hold", "begin_products", "end_products"),
-    *("publish", "look", "processors", "and_or"),
+    *("publish", "look", "processors", "and_or", "att_mma8"),
 )
 _FUNCTION = re.compile(
-    rf"(template\s*<[^<>]*>\s*)?__device__\s+inline\s+[\w ]+?\s+({'|'.join(ASSEMBLY)})\s*\("
+    r"(template\s*<[^<>]*>\s*)?__device__\s+(?:inline|__forceinline__)\s+[\w ]+?\s+"
+    rf"({'|'.join(ASSEMBLY)})\s*\("
 )
 _MACRO = re.compile(r"#define (\w+)\((?:[^\n]*\\\n)+[^\n]*\basm\b.*?#undef \1", re.DOTALL)
 _WORD = re.compile(r'asm volatile\("\{\.reg \.b16.*?\);', re.DOTALL)

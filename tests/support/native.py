@@ -72,6 +72,13 @@ CASES = (
         "attention-b1-hq7-hkv1-lq8-lk128-d64-v64-bfloat16-causal-kv4g64",
         {"splits": 2, "warps": 2},
     ),
+    # Found by a search: each head size, with a mask and without, heads beyond a tile's rows.
+    ("attention_mma_registers", "attention-b2-hq4-hkv2-lq1-lk128-d128-v128-bfloat16-bool", {}),
+    (
+        "attention_mma_registers",
+        "attention-b1-hq14-hkv2-lq1-lk64-d64-v64-bfloat16-none",
+        {"splits": 3, "warps": 2},
+    ),
     # Products: groups of every size, rows in one, two and four tiles, outputs beyond the last.
     ("quantized_rows_mma", "linear-m1-n70-k320-bfloat16-q4g64", {"warps": 2}),
     ("quantized_rows_mma", "linear-m8-n40-k256-bfloat16-q8g64", {"tiles": 2, "warps": 4}),
