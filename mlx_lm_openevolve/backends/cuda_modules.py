@@ -56,6 +56,9 @@ PRELUDE = """
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda/std/cstdint>
+#ifndef INFINITY
+#define INFINITY __int_as_float(0x7f800000)
+#endif
 namespace cooperative_groups {}
 namespace mlx::core::cu {
 template <typename T> struct Axes {
