@@ -197,7 +197,9 @@ def likeness(run: Path) -> dict[int, dict[str, Any]]:
     """For each structural candidate, and the seeds: the share of its runs of eight tokens that
     stand in a shipped kernel too, and the one that holds most of them."""
     archive = Archive.open(run, write=False)
-    known = {kernel.name: _shingles(kernel) for kernel in shipped().kernels()}
+    # What a search found is no likeness to what its writers were not to see.
+    others = (kernel for kernel in shipped().kernels() if not kernel.origin.startswith("run "))
+    known = {kernel.name: _shingles(kernel) for kernel in others}
     found = {}
     for number, candidate in archive.candidates.items():
         kernel = archive.registry.kernel(candidate.kernel)
@@ -240,7 +242,7 @@ def summary(folder: Path) -> Iterator[dict[str, Any]]:
             "candidates": len(archive.done),
             "a_minute": round(sum(r["done"] for r in records) / minutes, 1) if minutes else None,
             "best": {s: (b.kernel, b.number, str(b.result)) for s, b in archive.best.items()},
-            "beside": records[-1]["beside"] if records else {},
+            "beside": [record["beside"] for record in records],
             "failures": archive.failures(),
             "most_alike": max((alike[n]["share"] for n in written if n in alike), default=None),
             "profiles": sum(
