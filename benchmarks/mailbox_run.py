@@ -118,7 +118,7 @@ def prepare(folder: Path, name: str, ahead: int) -> None:
     archive.close()
 
 
-def search(run: Path, seconds: float, ahead: int, gate: bool, turns: bool) -> None:
+def search(run: Path, seconds: float, ahead: int, gate: bool, turns: bool = True) -> None:
     """One run's part of a visit; without `turns` no knobs are turned."""
     for path in (run / "answers").rglob("*"):
         os.utime(path, (1, 1))  # another machine's clock says nothing about what has settled
