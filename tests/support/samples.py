@@ -136,20 +136,20 @@ def named(name: str) -> Kernel:
 
 def store_correct(home: Path, kernel: Kernel, buckets: Sequence[Any]) -> None:
     """Verdicts "correct, not faster" for this machine's host, as the gate would store them."""
-    registry = Registry(home)
-    for bucket in buckets:
-        registry.publish(
-            "host",
-            Verdict(
-                kernel=kernel.id,
-                params=kernel.default_params(bucket),
-                workload=bucket.slug,
-                correct=True,
-                faster=False,
-                reason="stored by a test",
-                fingerprint=fingerprint(detect("host"), gate_version(kernel.op)),
-            ),
+    stamp = fingerprint(detect("host"), gate_version(kernel.op))
+    verdicts = [
+        Verdict(
+            kernel=kernel.id,
+            params=kernel.default_params(bucket),
+            workload=bucket.slug,
+            correct=True,
+            faster=False,
+            reason="stored by a test",
+            fingerprint=stamp,
         )
+        for bucket in buckets
+    ]
+    Registry(home).publish_all("host", verdicts)
 
 
 # One thread a result: slow, short, right, and strided as a cache is.
