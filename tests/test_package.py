@@ -212,6 +212,7 @@ def tool(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
     extra = "" if sys.platform == "darwin" else "[cpu]"
     pip = [folder / "bin" / "python", "-m", "pip", "install", "-q", "--disable-pip-version-check"]
+    pip += ["--no-compile"]  # bytecode of what is imported alone
     subprocess.run([*pip, f"{wheel}{extra}"], check=True, capture_output=True)
     return folder / "bin" / "mlx-lm-openevolve"
 
