@@ -30,12 +30,15 @@ lint: $(VENV)/installed
 types: $(VENV)/installed
 	$(BIN)/mypy
 
+# Two processes; all of a file in one of them, where what its tests share is made once.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+
 tests: $(VENV)/installed
-	$(BIN)/python -m pytest -n 2
+	$(PYTEST)
 
 slow: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[nvrtc]'
-	$(BIN)/python -m pytest -n 2 -m "slow or not slow"
+	$(PYTEST) -m "slow or not slow"
 
 # Every architecture of mlx-lm, patched against unpatched.
 parity: $(VENV)/installed

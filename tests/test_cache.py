@@ -179,9 +179,9 @@ CASES = [
 
 
 @pytest.fixture(scope="module")
-def compiler(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def compiler(filled: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A clang of the user's own, here the same one behind a script, which does beforehand what the
-    file `broken` beside it says."""
+    file `broken` beside it says. The shim and the runtime are there that it has built."""
     tools = toolchain()
     tool = tools.clang[0]
     if not tool.endswith("zig"):
@@ -196,6 +196,10 @@ def compiler(tmp_path_factory: pytest.TempPathFactory) -> Path:
         f'exec "{tool}" c++ "$@"\n'
     )
     script.chmod(0o755)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLX_LM_OPENEVOLVE_HOME", str(filled))
+        patch.setenv("MLX_LM_OPENEVOLVE_CXX", str(script))
+        assert probe(7) == [7.0] * 32
     return script
 
 
@@ -206,7 +210,7 @@ def test_a_compiler_that_fails_by_itself_rejects_no_kernel(
 ) -> None:
     monkeypatch.setenv("MLX_LM_OPENEVOLVE_CXX", str(compiler))
     body = f"y[thread_position_in_grid.x] = 6; // {os.urandom(4).hex()}"
-    assert probe(7) == [7.0] * 32  # shim and runtime are built
+    assert probe(7) == [7.0] * 32
     broken = compiler.parent / "broken"
     broken.write_text(f'case " $* " in *" {step} "*) {script};; esac\n')
     try:
@@ -242,7 +246,7 @@ def test_a_compiler_that_fails_on_one_source_rejects_it(
     body = f"const float {mark} = 6; y[thread_position_in_grid.x] = {mark};"
     try:
         with monkeypatch.context() as patch:
-            patch.setattr("mlx_lm_openevolve.metalhost.toolchain.TIMEOUT", 4.0)
+            patch.setattr("mlx_lm_openevolve.metalhost.toolchain.TIMEOUT", 2.0)
             patch.setattr("mlx_lm_openevolve.metalhost.build._compile", noted)
             done = launch(body)
     finally:

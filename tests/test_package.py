@@ -212,6 +212,7 @@ def tool(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
     extra = "" if sys.platform == "darwin" else "[cpu]"
     pip = [folder / "bin" / "python", "-m", "pip", "install", "-q", "--disable-pip-version-check"]
+    pip += ["--no-compile"]  # bytecode of what is imported alone
     subprocess.run([*pip, f"{wheel}{extra}"], check=True, capture_output=True)
     return folder / "bin" / "mlx-lm-openevolve"
 
@@ -305,9 +306,16 @@ def archive(folder: Path) -> str:
     return str(folder / "begun")
 
 
-def test_importing_the_package_is_light() -> None:
-    heavy = ("mlx_lm", "transformers", "openai", "rich", "numpy")
-    code = f"import sys, mlx_lm_openevolve; print([m for m in {heavy} if m in sys.modules])"
+@pytest.mark.parametrize(
+    ("module", "heavy"),
+    [
+        ("mlx_lm_openevolve", ["mlx_lm", "transformers", "openai", "rich", "numpy"]),
+        ("mlx_lm_openevolve.cli.main", ["mlx_lm", "transformers", "openai", "distributed"]),
+        ("mlx_lm_openevolve.evolve.worker", ["mlx_lm", "transformers", "openai", "rich"]),
+    ],
+)
+def test_importing_the_package_is_light(module: str, heavy: list[str]) -> None:
+    code = f"import sys, {module}; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -8,6 +8,7 @@ mlx-lm; nothing of it is imported.
 from __future__ import annotations
 
 import ast
+import functools
 import importlib.util
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,24 +54,32 @@ def callers(folder: Path | None = None) -> Callers:
             continue  # the function itself
         try:
             source = path.read_bytes()
-            tree = ast.parse(source) if NAME.encode() in source else ast.Module([], [])
+            uses = _uses(source, ("mlx_lm", "models", *parts)) if NAME.encode() in source else {}
         except (OSError, SyntaxError, ValueError):
             continue
-        names = _imported(tree, ("mlx_lm", "models", *parts))
-        uses: dict[str | None, set[int]] = {PATCHED: set(), DIRECT: set(), ALIASED: set()}
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Attribute | ast.Name):
-                found = _path(node, names)
-                alias = found == PATCHED and isinstance(node, ast.Name) and node.id != NAME
-                uses.get(ALIASED if alias else found, set()).add(node.lineno)
         for table, which in (
             (scanned.patched, PATCHED),
             (scanned.direct, DIRECT),
             (scanned.aliased, ALIASED),
         ):
-            if uses[which]:
-                table[".".join(parts)] = tuple(sorted(uses[which]))
+            if uses.get(which):
+                table[".".join(parts)] = uses[which]
     return scanned
+
+
+@functools.lru_cache(maxsize=256)  # parsing a hundred models takes half a second
+def _uses(source: bytes, module: tuple[str, ...]) -> dict[str | None, tuple[int, ...]]:
+    """The lines of a module that use the attention function, by which way. Raises SyntaxError,
+    ValueError."""
+    tree = ast.parse(source)
+    names = _imported(tree, module)
+    uses: dict[str | None, set[int]] = {PATCHED: set(), DIRECT: set(), ALIASED: set()}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute | ast.Name):
+            found = _path(node, names)
+            alias = found == PATCHED and isinstance(node, ast.Name) and node.id != NAME
+            uses.get(ALIASED if alias else found, set()).add(node.lineno)
+    return {way: tuple(sorted(lines)) for way, lines in uses.items()}
 
 
 def _imported(tree: ast.Module, module: tuple[str, ...]) -> dict[str, str]:

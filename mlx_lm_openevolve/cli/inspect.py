@@ -22,7 +22,6 @@ from rich.table import Table
 
 from .. import ops
 from .._version import __version__
-from ..decode.steps import stored
 from ..device import BACKENDS, detect, fingerprint, version_of
 from ..errors import RegistryError, UsageError, WorkloadError
 from ..files import printable
@@ -251,6 +250,7 @@ def _show_kernel(kernel: Kernel, out: Console) -> Result:
 def status(options: argparse.Namespace, out: Console) -> Result:
     """What runs here, as one block that can be pasted into a bug report."""
     from .. import backends
+    from ..decode.steps import stored  # mlx-lm, a second that no other command waits for
 
     device, calls = detect(), callers()
     planner = Planner(device, registries())

@@ -31,7 +31,8 @@ def by_length() -> Kernel:
 
 @pytest.mark.parametrize("mask", MASKS)
 def test_a_length_that_is_not_given_is_that_of_the_keys(mask: str) -> None:
-    kernel, bucket = by_length(), replace(BUCKET, mask=mask)
+    kernel = by_length()
+    bucket = replace(BUCKET, batch=1, q_heads=2, kv_heads=1, q_len=4, mask=mask)
     assert static_rules(kernel, {}, bucket) == ""
     build = lambda exact: HOST.build(kernel, {}, exact, sanitize=True)  # noqa: E731
     assert passes(build, questions(bucket, brief=True)).reason == ""

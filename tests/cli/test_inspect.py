@@ -253,7 +253,7 @@ def test_no_record_ends_a_command(
         except ValueError:  # JSON has no such number
             continue
         path.write_text(text)
-        for command in (["list"], ["show", kernel.id], ["show", DECODE.slug]):
+        for command in (["list", "--device", "host"], ["show", kernel.id], ["show", DECODE.slug]):
             assert main(command) == 0, (strange, capsys.readouterr().err)
         capsys.readouterr()
         Planner(detect("host"), [Registry(home)], mode="stored").plan(DECODE.bucket())

@@ -108,7 +108,7 @@ def test_params_above_metals_threadgroup_memory_are_refused() -> None:
 
 def test_a_shipped_kernels_params_are_refused_at_the_head_dim_that_makes_them_too_large() -> None:
     tiles = next(k for k in shipped_in_metal() if k.meta["name"] == "tiles")
-    wide = Bucket(1, 16, 8, 32, 1024, 256, 256, "float32", "causal")
+    wide = Bucket(1, 2, 1, 32, 64, 256, 256, "float32", "causal")
     params = {"tiles": 1, "row_groups": 4, "keys": 32, "key_groups": 1, "splits": 1}
     found = check.check(tiles, params, wide, seed=0)
     assert found.cause == "threadgroup-memory", found.finding

@@ -159,6 +159,18 @@ def test_the_store_builds_once_and_stays_small(tmp_path: Path) -> None:
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(("new-", "old-"))]
 
 
+def test_a_large_cache_is_looked_through_now_and_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not after every build, which took longer than the build; it stays near its limit."""
+    store, looks, prune = Store(tmp_path, limit=10_000), [], Store._prune
+    monkeypatch.setattr(Store, "_prune", lambda self, keep: (looks.append(keep), prune(self, keep)))
+    for k in range(400):
+        store.get(f"{k % 100:02d}key{k}", lambda work: (work / "data").write_bytes(b"x" * 100))
+        assert len(list(tmp_path.glob("*/*/data"))) < 200
+    assert 16 < len(looks) < 160  # of a hundred that fill it sixteen, more or less
+
+
 @on_host
 @pytest.mark.parametrize("target", [MAC, "x86_64-macos", "aarch64-linux-gnu.2.28"])
 def test_the_runtime_builds_for_other_machines(target: str, tmp_path: Path) -> None:

@@ -205,17 +205,26 @@ def _without_assembly(text: str) -> str:
 
 @functools.cache
 def _folder() -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory(prefix="cuda-on-cpu-")
+    """Where stages are compiled, beside the fibers, compiled once, and the header, precompiled (g++
+    looks for that there first)."""
+    folder = tempfile.TemporaryDirectory(prefix="cuda-on-cpu-")
+    _compile("-c", HERE / "cuda_on_cpu.cpp", "-o", f"{folder.name}/fibers.o")
+    header = f"{folder.name}/cuda_on_cpu.h.gch"
+    _compile("-x", "c++-header", HERE / "cuda_on_cpu.h", "-o", header)
+    return folder
 
 
 @functools.cache
 def _library(text: str) -> ctypes.CDLL:
     path = Path(_folder().name) / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.cpp"
     path.write_text(text, "ascii")
-    command = [compiler(), "-std=c++20", "-O1", "-w", "-mf16c", "-mfma", "-shared", "-fPIC"]
+    _compile("-shared", path, f"{_folder().name}/fibers.o", "-o", f"{path}.so")
+    return ctypes.CDLL(f"{path}.so")
+
+
+def _compile(*words: str | Path) -> None:
+    command = [compiler(), "-std=c++20", "-O1", "-w", "-mf16c", "-mfma", "-fPIC", f"-I{HERE}"]
     command += ["-fsanitize=alignment,bounds", "-fsanitize-undefined-trap-on-error"]
-    command += [f"-I{HERE}", str(path), str(HERE / "cuda_on_cpu.cpp"), "-o"]
-    done = subprocess.run([*command, f"{path}.so"], capture_output=True, text=True)
+    done = subprocess.run([*command, *map(str, words)], capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError("\n".join(x for x in done.stderr.splitlines() if "error" in x)[:2000])
-    return ctypes.CDLL(f"{path}.so")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -109,11 +110,16 @@ def questions(bucket: Any, seed: int = 0, brief: bool = False) -> list[Any]:
     return [case() for case in OP.questions.cases(bucket, seed, brief)]
 
 
+@functools.cache
+def shipped() -> tuple[Kernel, ...]:
+    """The kernels that ship with the package."""
+    return tuple(Registry(tuned_root(), writable=False).kernels())
+
+
 def shipped_in_metal() -> list[Kernel]:
     """The shipped kernels that the host can run: those without a stage native to another
     backend."""
-    shipped = Registry(tuned_root(), writable=False).kernels()
-    return [k for k in shipped if all(stage.language == "metal" for stage in k.specs)]
+    return [k for k in shipped() if all(stage.language == "metal" for stage in k.specs)]
 
 
 def launched_in_metal() -> list[tuple[Kernel, dict[str, int], str]]:
@@ -131,25 +137,25 @@ def launched_in_metal() -> list[tuple[Kernel, dict[str, int], str]]:
 
 def named(name: str) -> Kernel:
     """The shipped kernel of that name."""
-    return next(k for k in Registry(tuned_root(), writable=False).kernels() if k.name == name)
+    return next(k for k in shipped() if k.name == name)
 
 
 def store_correct(home: Path, kernel: Kernel, buckets: Sequence[Any]) -> None:
     """Verdicts "correct, not faster" for this machine's host, as the gate would store them."""
-    registry = Registry(home)
-    for bucket in buckets:
-        registry.publish(
-            "host",
-            Verdict(
-                kernel=kernel.id,
-                params=kernel.default_params(bucket),
-                workload=bucket.slug,
-                correct=True,
-                faster=False,
-                reason="stored by a test",
-                fingerprint=fingerprint(detect("host"), gate_version(kernel.op)),
-            ),
+    stamp = fingerprint(detect("host"), gate_version(kernel.op))
+    verdicts = [
+        Verdict(
+            kernel=kernel.id,
+            params=kernel.default_params(bucket),
+            workload=bucket.slug,
+            correct=True,
+            faster=False,
+            reason="stored by a test",
+            fingerprint=stamp,
         )
+        for bucket in buckets
+    ]
+    Registry(home).publish_all("host", verdicts)
 
 
 # One thread a result: slow, short, right, and strided as a cache is.

@@ -29,7 +29,18 @@ def test_there_are_enough_and_their_names_differ():
     assert all(mutant.breaks for mutant in MUTANTS)
 
 
-@pytest.mark.parametrize(("dtype", "mask"), list(itertools.product(DTYPES, MASKS)))
+# Of every kind of mask one dtype, of every dtype a mask; the other settings are slow.
+IN_CI = {("float32", "none"), ("float16", "bool"), ("bfloat16", "additive"), ("float32", "causal")}
+each_setting = pytest.mark.parametrize(
+    ("dtype", "mask"),
+    [
+        pytest.param(*setting, marks=[] if setting in IN_CI else pytest.mark.slow)
+        for setting in itertools.product(DTYPES, MASKS)
+    ],
+)
+
+
+@each_setting
 def test_every_mutant_is_killed(dtype, mask):
     small = OP.questions.proxy(workload(dtype, mask))
     result = try_mutants(small, questions(small, 0))
@@ -154,8 +165,14 @@ def test_questions_that_fail_a_correct_implementation_prove_nothing():
     assert "not even a correct implementation" in try_mutants(small, [question]).reason
 
 
-@pytest.mark.parametrize("mask", MASKS)
-@pytest.mark.parametrize(("bits", "group", "dtype"), [(4, 64, "bfloat16"), (8, 32, "float16")])
+@pytest.mark.parametrize(
+    ("bits", "group", "dtype", "mask"),
+    [  # two masks of each packing in CI
+        pytest.param(*packing, mask, marks=[] if (j < 2) == (i == 0) else pytest.mark.slow)
+        for i, packing in enumerate([(4, 64, "bfloat16"), (8, 32, "float16")])
+        for j, mask in enumerate(MASKS)
+    ],
+)
 def test_every_mutant_of_a_quantised_cache_is_killed(bits, group, dtype, mask):
     packed = {"kv_bits": bits, "kv_group": group, "sinks": False}
     small = OP.questions.proxy(workload(dtype, mask, **packed))
@@ -167,14 +184,14 @@ def test_every_mutant_of_a_quantised_cache_is_killed(bits, group, dtype, mask):
 
 @pytest.mark.parametrize("mask", ["none", "additive"])
 def test_every_mutant_of_latent_attention_is_killed(mask):
-    shape = {"kv_heads": 1, "head_dim": 512, "v_head_dim": 512, "sinks": False}
+    shape = {"q_heads": 4, "kv_heads": 1, "head_dim": 512, "v_head_dim": 512, "sinks": False}
     small = OP.questions.proxy(workload("bfloat16", mask, latent=True, **shape))
     result = try_mutants(small, questions(small, 0))
     assert result.survivors == ()
     assert result.killed >= 40
 
 
-@pytest.mark.parametrize(("dtype", "mask"), list(itertools.product(DTYPES, MASKS)))
+@each_setting
 def test_right_implementations_pass(dtype, mask):
     small = OP.questions.proxy(workload(dtype, mask))
     asked = questions(small, 1)
