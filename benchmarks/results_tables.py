@@ -44,6 +44,10 @@ class Source:
     def data(self) -> Any:
         return json.loads(self.text)
 
+    @property
+    def device(self) -> str:
+        return _machine(self.data).partition(",")[0]
+
     def caption(self) -> str:
         """Machine, versions and date, then file and command. Raises where the file lacks one."""
         if self.name.endswith(".log"):
@@ -200,19 +204,27 @@ def prompts() -> Table:
     return Table(header, rows, [source.caption() for source in (*PROCESSES, PROMPTS, RATE)])
 
 
-FIRST = Source("h100-first-token.json", "python benchmarks/first_token.py")
+# With how many processes of each arm at its beginning only read files into the machine's memory.
+FIRST = {
+    Source(name, "python benchmarks/first_token.py"): skipped
+    for name, skipped in (
+        *(("h100-first-token.json", 1), ("h200-first-token-llama-3.2-3b.json", 0)),
+        ("h200-first-token-qwen2.5-7b.json", 0),
+    )
+}
 
 
 def first() -> Table:
-    # The first process of an arm reads files that no one had read on that machine.
-    times = {arm: sorted(r["first"] for r in FIRST.data[arm][1:]) for arm in ("stock", "patched")}
-    rows = [
-        (arm, f"{statistics.median(found):.2f}", f"{found[0]:.2f} to {found[-1]:.2f}")
-        for arm, found in times.items()
-    ]
-    asked = FIRST.data["asked"]
-    header = (f"{asked['shape']}, a prompt of {asked['prompt']}", "first token, s", "of processes")
-    return Table(header, rows, [FIRST.caption()])
+    rows = []
+    for source, skipped in FIRST.items():
+        for arm in ("stock", "patched"):
+            found = sorted(row["first"] for row in source.data[arm][skipped:])
+            rows.append(
+                (source.data["asked"]["shape"], source.device, arm,
+                 f"{statistics.median(found):.2f}", f"{found[0]:.2f} to {found[-1]:.2f}")
+            )  # fmt: skip
+    header = ("model's shape", "card", "arm", "first token, s", "of processes")
+    return Table(header, rows, [source.caption() for source in FIRST])
 
 
 KV_BITS = Source("h100-kv-bits.json", "mlx-lm-openevolve bench --shape qwen3-0.6b -p 8192 -g 64 "
@@ -438,7 +450,8 @@ def experts() -> Table:
 
 STEP = Source("h100-decode-step.log", "python benchmarks/decode_step.py")
 STEP_OF = "qwen3-0.6b 8x2048"
-COMPILED = Source("h100-compiled-steps.json")
+COMPILED = [Source("h100-compiled-steps.json"), Source("h200-compiled-steps.json")]
+SETTINGS = Source("h200-settings.json", "MLX_USE_CUDA_GRAPHS=0 python benchmarks/decode_step.py")
 
 
 @dataclass(frozen=True)
@@ -479,16 +492,30 @@ def step() -> Table:
 
 
 def compiled() -> Table:
+    found = [(row, source.device) for source in COMPILED for row in source.data["rows"]]
     rows = [
         (
-            row["shape"], _weights(row["bits"]), f"{row['batch']} x {row['length']}",
-            f"{row['stock_ms']:.2f}", interval(row), "{A}, {B}".format_map(row["launches"]),
+            row["shape"], _weights(row["bits"]), f"{row['batch']} x {row['length']}", device,
+            row["way"], f"{row['stock_ms']:.2f}", interval(row),
+            "{A}, {B}".format_map(row["launches"]),
         )
-        for row in sorted(COMPILED.data["rows"], key=lambda row: row["low"])
+        for row, device in sorted(found, key=lambda item: item[0]["low"])
     ]  # fmt: skip
-    header = ("model's shape", "weights", "sequences x keys", "stock, ms a step", "ratio [99%]",
-              "launches before, after")  # fmt: skip
-    return Table(header, rows, [COMPILED.caption()])
+    header = ("model's shape", "weights", "sequences x keys", "card", "way", "stock, ms a step",
+              "ratio [99%]", "launches before, after")  # fmt: skip
+    return Table(header, rows, [source.caption() for source in COMPILED])
+
+
+def settings() -> Table:
+    rows = [
+        (
+            row["setting"], row["arm"], f"{row['step_ms']:.2f}", f"{row['build_ms']:.2f}",
+            f"{row['encode_ms']:.2f}",
+        )
+        for row in SETTINGS.data["rows"]
+    ]  # fmt: skip
+    header = ("setting", "arm", "ms a step", "host builds", "hands over")
+    return Table(header, rows, [SETTINGS.caption()])
 
 
 OVERHEAD = Source("cpu-overhead.json")
@@ -644,6 +671,7 @@ TABLES: dict[str, Callable[[], Table]] = {
     "tokens": tokens, "prompts": prompts, "first-token": first, "kv-bits": kv_bits,
     "calls": calls, "verdicts": verdicts, "gate-3": gate_3, "tuned": tuned, "gpu-time": gpu_time,
     "products": products, "experts": experts, "step": step, "compiled": compiled,
+    "settings": settings,
     "overhead": overhead, "overhead-gpu": overhead_gpu, "sanitizer": sanitizer,
     "runs": runs,
     "visits": visits,
