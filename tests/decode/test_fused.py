@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import architectures
@@ -20,6 +22,7 @@ from mlx_lm_openevolve.decode.fused import Fusing, Heads, Rope
 from mlx_lm_openevolve.decode.split import _in_place
 from mlx_lm_openevolve.decode.steps import ALL, Steps
 from mlx_lm_openevolve.decode.structure import slug, structure
+from mlx_lm_openevolve.kernels.verdict import STEP_VERSION
 
 needs_clang = pytest.mark.skipif(bool(host.unavailable()), reason=host.unavailable() or "available")
 DTYPES = (mx.float32, mx.float16, mx.bfloat16)
@@ -243,3 +246,10 @@ def test_what_is_fused_in_a_model(name: str, sums: int) -> None:
     pairs = len({(id(a), id(b)) for a, b in pairwise(splits)})
     assert calls.count("norm_rope") == 2 * pairs
     assert calls.count("add_norm") == sums * pairs
+
+
+def test_verdicts_on_steps_are_about_these_kernels() -> None:
+    """Whoever changes one raises STEP_VERSION: what was accepted with the old text is void."""
+    folder = Path(fused.__file__).parent
+    texts = [(folder / f"{name}.metal").read_bytes() for name in ("add_norm", "norm_rope")]
+    assert (STEP_VERSION, hashlib.sha256(b"".join(texts)).hexdigest()[:12]) == (1, "7da5857136dc")
