@@ -73,6 +73,7 @@ class Router:
     def route(self, key: Any, described: Workload | str, arrays: Sequence[Any]) -> Route:
         """The route of a call whose exact shapes are new: every token of a growing cache. `arrays`
         are evaluated before anything is decided, so that none of the caller's work is timed."""
+        self.planner.seen()
         with self._lock:
             if isinstance(described, str):
                 route = self.refused.setdefault(described, Route(None, described))

@@ -36,6 +36,7 @@ log = logging.getLogger("mlx_lm_openevolve")
 GATE_MODES = ("auto", "stored")
 MAX_CANDIDATES = 4
 PENDING = "pending: the gate's time in this process is spent"
+BUSY = "pending: another thread is at work with the patch"
 DEFERRED = "pending: in the first process what comes with every token is gated alone"
 MAX_TIMEOUTS = 3
 UNDECIDED = "undecided: the gate's time at first use is too short for it; `tune` takes longer"
@@ -63,6 +64,9 @@ def tune_command(argv: Sequence[str]) -> str:
     given = [word.partition("=")[2] for word in argv if word.startswith("--model=")]
     given += [after for word, after in itertools.pairwise(argv) if word == "--model"]
     return f"mlx-lm-openevolve tune --model {shlex.quote(given[0]) if given else 'MODEL'}"
+
+
+_AT_WORK = 1.0  # seconds for which a thread counts as being at work
 
 
 @dataclass(frozen=True)
@@ -130,6 +134,7 @@ class Planner:
         self._judges = judges
         self._stamps: dict[str, dict[str, Any]] = {}  # by family
         self._lock = threading.RLock()
+        self._threads: dict[int, float] = {}  # when each last met a call of a new shape
         self._spent = 0.0
         self._gated = self._warned = False
 
@@ -154,6 +159,15 @@ class Planner:
                 if verdict.kind == kind and counts and about not in seen:
                     seen.add(about)
                     yield verdict
+
+    def seen(self) -> None:
+        """Take note that this thread is at work: it met a call of a new shape."""
+        self._threads[threading.get_ident()] = time.monotonic()
+
+    def _others(self) -> bool:
+        """Whether another thread is at work, which would wait for the gate, and disturb it."""
+        mine, since = threading.get_ident(), time.monotonic() - _AT_WORK
+        return any(at > since and thread != mine for thread, at in [*self._threads.items()])
 
     def plan(self, bucket: Bucket) -> Plan:
         """The plan for a bucket: stored verdicts first, then the gate where it may run."""
@@ -303,6 +317,8 @@ class Planner:
         seconds = min(self.budget.workload, self.budget.process - self._spent)
         if seconds <= 0:
             return Plan(bucket, PENDING)
+        if self._others():
+            return Plan(bucket, BUSY)
         # What was tried again and again would cost its time in every process to come.
         about = self.device.slug, bucket, self.stamp(bucket.op)
         if self.user.timeouts(*about) >= MAX_TIMEOUTS:

@@ -24,6 +24,7 @@ from mlx_lm_openevolve.kernels.verdict import TUNED_GATE, Poisoned, Verdict, gat
 from mlx_lm_openevolve.ops.attention import Bucket
 from mlx_lm_openevolve.runtime.planner import (
     BUDGETS,
+    BUSY,
     DEFERRED,
     FAILED,
     MAX_TIMEOUTS,
@@ -528,6 +529,23 @@ def test_threads_that_ask_at_once_gate_once(
     for thread in threads:
         thread.join()
     assert len(judge.asked) == 1
+
+
+def test_nothing_is_gated_while_another_thread_is_at_work(
+    user: Registry, tuned: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge = Judge(make_verdict).install(monkeypatch)
+    planner, other = Planner(CHIP, [user, tuned]), replace(BUCKET, kv_len=2048)
+    planner.seen()
+    thread = threading.Thread(target=planner.seen)
+    thread.start()
+    thread.join()
+    assert planner.plan(BUCKET).reason == BUSY
+    assert not judge.asked
+    assert not user.verdicts(CHIP.slug, BUCKET)
+    monkeypatch.setattr("mlx_lm_openevolve.runtime.planner._AT_WORK", 0.0)
+    assert planner.plan(other).kernel == make_kernel()
+    assert Planner(CHIP, [user, tuned]).plan(BUCKET).kernel == make_kernel(), "the next process"
 
 
 def _plan_in_a_process(root: Path, log: Path) -> None:
