@@ -190,6 +190,9 @@ class Router(Protocol):
     off: list[str]
     on_cpu: Callable[[], bool]  # whether kernels run on a GPU and the next call would not
     computes: bool  # False where calls are counted alone: then nothing may be evaluated
+    # Where it is to be told of layers that are new, or new in a shape: the layer's id, its layout
+    # ("" for none), and whether the layer is known.
+    met: Callable[[int, str, bool], None] | None
 
     def route(self, key: Any, described: Workload | str, arrays: Sequence[Any]) -> Route:
         """The route of a call that is new under `key`; `arrays` are evaluated before anything is

@@ -6,6 +6,7 @@ Importing this changes nothing and imports neither mlx_lm nor what serves calls.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import threading
@@ -327,6 +328,16 @@ def _prepare(
         found = filter(plans.serves, stored(plans))
         steps = Steps({verdict.workload: verdict.kernel for verdict in reversed([*found])})
         patches[STEP] = [steps]
+
+    def left(name: str) -> None:
+        for patch in patches[name]:
+            patch.restore()
+        choice.off[name] = families.UNMET
+
+    for router in dispatcher.routers:
+        name = router.op.name
+        if name in choice.unnamed:
+            router.met = families.Watch(name, plans, functools.partial(left, name))
     return _Session(patches, dispatcher, steps, choice.off)
 
 

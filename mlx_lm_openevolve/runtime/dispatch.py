@@ -55,6 +55,7 @@ class Router:
         self.refused: dict[str, Route] = {}  # by the reason why no workload describes the call
         self.off = planner.off
         self.computes = True
+        self.met: Callable[[int, str, bool], None] | None = None
         on_gpu = planner.device.backend != "host"
         self.on_cpu: Callable[[], bool] = device.on_cpu if on_gpu else lambda: False
         self._lock = threading.RLock()

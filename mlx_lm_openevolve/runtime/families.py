@@ -11,7 +11,7 @@ Asking loads nothing of a family.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from .. import ops
@@ -19,7 +19,7 @@ from ..errors import UsageError
 from ..kernels.verdict import STEP
 from .planner import Planner
 
-__all__ = ["NAMES", "NO_VERDICT", "Choice", "choose", "named"]
+__all__ = ["NAMES", "NO_VERDICT", "UNMET", "Choice", "Watch", "choose", "named"]
 
 OPS = "MLX_LM_OPENEVOLVE_OPS"
 NAMES = (*ops.FAMILIES, STEP)  # STEP: whole decode steps, see decode/
@@ -27,6 +27,7 @@ DEFAULT = ("attention",)
 NOT_NAMED = "not among those that were named"
 ONE_KERNEL = "one kernel alone is considered"
 NO_VERDICT = "no accepted verdict on this chip; `tune` makes one"
+UNMET = "no accepted verdict on any layer that was met; `tune` makes some"
 NO_GPU = "no GPU here, and on the CPU nothing is faster"
 
 
@@ -73,3 +74,25 @@ def choose(named: Sequence[str] | None, planner: Planner) -> Choice:
             idle = planner.device.backend == "host" and planner.require_faster
             found.off[name] = NO_GPU if idle else NO_VERDICT
     return found
+
+
+class Watch:
+    """Leaves a family that is on for its verdicts alone where these are about none of the layers
+    that are met: a call that falls back costs little, but a model makes hundreds a token.
+
+    Told of each layer and shape that is new. Once the first layer is met again, all were."""
+
+    def __init__(self, name: str, planner: Planner, leave: Callable[[], None]) -> None:
+        served = filter(planner.serves, planner.counting(name))
+        self._layouts = {ops.parse(verdict.workload).bucket().layout for verdict in served}
+        self._leave, self._first, self._over = leave, 0, False
+
+    def __call__(self, layer: int, layout: str, again: bool) -> None:
+        """layer: its id; layout: of its workloads, "" where it has none; again: it is known."""
+        if self._over:
+            return
+        self._first = self._first or layer
+        found = layout in self._layouts
+        self._over = found or (again and layer == self._first)
+        if self._over and not found:
+            self._leave()

@@ -7,7 +7,7 @@ time, whatever the length. So the code that will generate says itself which shap
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +53,7 @@ class _Recorder:
         self.off: list[str] = []
         self.on_cpu = lambda: False
         self.computes = False
+        self.met: Callable[[int, str, bool], None] | None = None
         self.tokens = 1
         self.step = False  # whether what is counted is a step of one sequence
         self._calls, self._alone = calls, alone

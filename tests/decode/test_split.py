@@ -164,6 +164,7 @@ class Routes:
 
     def __init__(self, call: Any) -> None:
         self.routes, self.off, self.computes, self.call = dict[Any, Any](), [], True, call
+        self.met = None
 
     def on_cpu(self) -> bool:
         return False

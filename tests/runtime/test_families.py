@@ -244,6 +244,42 @@ def test_a_family_that_came_on_by_itself_serves_what_is_stored_and_gates_nothing
     assert "gated at first use" in row["reason"]
 
 
+@needs_clang
+def test_a_family_whose_verdicts_are_about_no_layer_that_is_met_leaves(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once the first layer is met again: after a prompt, which no kernel serves, in a step."""
+    store_correct(home, named("quantized_rows"), [Bucket(1, 1, N, K, "float32")])
+    original = nn.QuantizedLinear.__call__
+
+    def model(*widths: int) -> list[nn.QuantizedLinear]:
+        made = [nn.QuantizedLinear.from_linear(nn.Linear(K, n, bias=False)) for n in widths]
+        return [m.eval() for m in made]
+
+    def run(layers: list[nn.QuantizedLinear], rows: int) -> None:
+        x = mx.random.normal((1, rows, K))
+        for m in layers:
+            assert mx.array_equal(m(x), original(m, x))
+
+    other, mixed = model(64, 96), model(64, N)
+    for layers, ops, on in ((other, None, False), (mixed, None, True), (other, ("linear",), True)):
+        mlx_lm_openevolve.enable_optimizations(**HOST, gate="stored", ops=ops)
+        run(layers, 40)
+        assert nn.QuantizedLinear.__call__ is not original
+        run(layers, 2)
+        assert (nn.QuantizedLinear.__call__ is not original) == on
+        assert (mlx_lm_openevolve.get_optimization_info()["off"].get("linear") is None) == on
+        run(layers, 2)
+        mlx_lm_openevolve.disable_optimizations()
+        assert nn.QuantizedLinear.__call__ is original
+    info = mlx_lm_openevolve.enable_optimizations(**HOST)
+    run(other, 40), run(other, 1)
+    assert mlx_lm_openevolve.get_optimization_info()["off"]["linear"] == families.UNMET
+    with mlx_lm_openevolve.optimizations(**HOST):
+        assert nn.QuantizedLinear.__call__ is not original, "asked anew"
+    assert info["off"].get("linear") is None
+
+
 def test_attention_alone_is_named_by_the_variable(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

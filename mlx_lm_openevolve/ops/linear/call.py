@@ -181,8 +181,11 @@ def new_route(
     described = _described(layer, x, *routing)
     try:
         known = layers.get(id(layer))
-        if known is None or not known.of(layer):
+        again = known is not None and known.of(layer)
+        if known is None or not again:
             known = _remember(layers, layer)
+        if router.met is not None:
+            router.met(id(layer), _layout(described, layer, x, *routing), again)
     except (AttributeError, KeyError, TypeError):  # none of mlx.nn's
         return None, router.route("no quantised layer", "no quantised layer", ())
     if router.computes and not isinstance(described, str) and not known.contiguous():
@@ -221,6 +224,15 @@ def _described(*call: Any) -> Workload | str:
         return describe(*call)
     except Exception as error:  # arguments may be of any kind: the original is called with them
         return f"{type(error).__name__} where the call is read"
+
+
+def _layout(described: Workload | str, layer: Any, x: mx.array, *routing: Any) -> str:
+    """What a layer's workloads have in common, "" where it has none."""
+    if isinstance(described, str):  # too many rows: of one
+        axes = (1, 1, 1, x.shape[-1]) if routing else (1, 1, x.shape[-1])
+        indices = (mx.zeros((1, 1), mx.uint32),) if routing else ()
+        described = _described(layer, mx.zeros(axes, x.dtype), *indices)
+    return "" if isinstance(described, str) else described.bucket().layout
 
 
 def arguments(
