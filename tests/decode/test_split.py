@@ -47,6 +47,7 @@ class Layer(nn.Module):
 
     def __call__(self, x: mx.array, mask: Any = None, cache: Any = None) -> Any:
         step = SimpleNamespace(layer=self, x=x, mask=mask, cache=cache, scale=self.scale)
+        step.offset = cache.offset
         self.early(step)
         step.attend = scaled_dot_product_attention
         q, k, v = (
@@ -54,6 +55,7 @@ class Layer(nn.Module):
             for layer in (self.q, self.k, self.v)
         )
         step.q, k = (self.rope(a, offset=cache.offset) for a in (q, k))
+        step.k = k
         step.keys, step.values = cache.update_and_fetch(k, v)
         self.middle(step)
         out = step.attend(
@@ -125,6 +127,14 @@ def test_a_layer_is_cut_at_its_cache_and_its_attention(masked: bool, way: str) -
     assert same(out, stock)
     assert (info["compiled"], info["separate"]) == (2, {})
     assert info["merged"] == (0 if way == COMPILED else 2)
+
+
+def test_keys_are_stored_as_they_are_at_the_update() -> None:
+    model = Model(Layer(middle=lambda s: s.k.__imul__(2)), Layer())
+    stock = decode(model)
+    out, info = compiled(model, way=ALL)
+    assert same(out, stock)
+    assert info["compiled"] == 2
 
 
 def test_what_one_run_shows() -> None:
@@ -255,6 +265,7 @@ def attend_again(step: Any) -> None:
     step.attend(step.q, step.keys, step.values, cache=step.cache, scale=1.0, mask=step.mask)
 
 
+CHANGED = "it changes in place what it was given or holds"
 # What a layer may do, and why it is left alone then.
 ALONE: dict[str, tuple[dict[str, Any], bool, str]] = {
     "cache's bits": ({"early": lambda s: hasattr(s.cache, "bits")}, False, "its cache for bits"),
@@ -296,6 +307,15 @@ ALONE: dict[str, tuple[dict[str, Any], bool, str]] = {
     "an array listed": ({"early": listed, "all": []}, False, "it changes what it holds"),
     "a number changed": ({"early": counted, "count": 0}, False, "it changes what it holds"),
     "random numbers": ({"early": noisy}, False, "draws random numbers"),
+    "its input changed": ({"early": lambda s: s.x.__imul__(2)}, False, CHANGED),
+    "its input changed afterwards": (
+        {"late": lambda s: s.x.__setitem__(..., s.out)}, False, CHANGED,
+    ),
+    "an offset changed": ({"late": lambda s: s.offset.__iadd__(1)}, True, CHANGED),
+    "a weight changed": (
+        {"late": lambda s: s.layer.last.__iadd__(s.out), "last": mx.zeros((1, 1, WIDTH))},
+        False, CHANGED,
+    ),
     "a list of layers": ({"more": [nn.Linear(2, 2)]}, False, "it holds layers in a list"),
     "another dtype": (
         {"early": factor, "late": rounded}, False, "that is an array gives it other dtypes",
