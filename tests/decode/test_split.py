@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import gc
 import threading
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
@@ -67,11 +68,15 @@ class Layer(nn.Module):
 
 
 class Model(nn.Module):
-    """Layers after an embedding, under a mask where one is asked for."""
+    """Layers after an embedding, under a mask where one is asked for. between: called after each
+    layer with it and its cache."""
 
-    def __init__(self, *layers: Any, masked: bool = False) -> None:
+    def __init__(
+        self, *layers: Any, masked: bool = False, between: Callable[[Any, Any], None] | None = None
+    ) -> None:
         super().__init__()
         self.embed, self.layers, self.masked = nn.Embedding(16, WIDTH), [*layers], masked
+        self.between = between
         self.eval()
         mx.eval(self.parameters())
 
@@ -80,6 +85,8 @@ class Model(nn.Module):
         for layer, one in zip(self.layers, cache, strict=True):
             mask = mx.zeros((tokens.shape[0], 1, 1, one._idx + 1)) if self.masked else None
             x = layer(x, mask, cache=one)
+            if self.between is not None:
+                self.between(layer, one)
         return mx.concatenate(x) if isinstance(x, tuple) else x
 
 
@@ -127,6 +134,58 @@ def test_a_layer_is_cut_at_its_cache_and_its_attention(masked: bool, way: str) -
     assert same(out, stock)
     assert (info["compiled"], info["separate"]) == (2, {})
     assert info["merged"] == (0 if way == COMPILED else 2)
+
+
+def a_weight(layer: Any) -> None:
+    layer.k.weight = layer.k.weight * 2
+
+
+def a_number(layer: Any) -> None:
+    layer.rope.base = 9.0
+
+
+def a_layer(layer: Any) -> None:
+    layer.v = nn.Linear(WIDTH, WIDTH)
+
+
+@pytest.mark.parametrize("change", [a_weight, a_number, a_layer])
+@pytest.mark.parametrize("way", [COMPILED, ALL])
+def test_what_changes_between_two_layers_is_seen_by_the_second(change: Any, way: str) -> None:
+    """Whose beginning was made with the end of the first."""
+
+    def made() -> Model:
+        mx.random.seed(1)
+        layers = [Layer(), Layer()]
+
+        def between(layer: Any, cache: Any) -> None:
+            if layer is layers[0] and cache.offset == 4:
+                change(layers[1])
+
+        return Model(*layers, between=between)
+
+    assert same(compiled(made(), way=way)[0], decode(made()))
+
+
+def test_a_step_that_ends_early_holds_no_weights() -> None:
+    def between(layer: Any, cache: Any) -> None:
+        if cache.offset == 6:
+            raise KeyboardInterrupt
+
+    gc.collect()
+    before = mx.get_active_memory()
+    model = Model(Layer(), Layer(), between=between)
+    steps = Steps({slug(structure(model), 1): ALL})
+    steps.install()
+    try:
+        with contextlib.suppress(KeyboardInterrupt):
+            decode(model)
+        assert len(steps.layers) == 2
+        del model
+        gc.collect()
+        assert not steps.layers
+        assert mx.get_active_memory() - before < WIDTH * WIDTH
+    finally:
+        steps.restore()
 
 
 def test_keys_are_stored_as_they_are_at_the_update() -> None:
