@@ -199,11 +199,7 @@ class Trace:
 
     def __init__(self, layer: Any, run: Run, called: Called, others: Sequence[Place] = ()) -> None:
         self._layer, self._run = layer, run
-        self._places: list[Place] = [
-            *((cls, "__call__", called) for cls in PRODUCTS),
-            *others,
-            *((mx.array, name, self._changed) for name in CHANGES),
-        ]
+        self._places = [*((cls, "__call__", called) for cls in PRODUCTS), *others]
         self._spaces = _spaces(layer)
         self.attention: AttentionCall | None = None
 
@@ -237,7 +233,11 @@ class Trace:
         cache, mask = _Cache(offset), _Stand() if masked else None
         self.given: tuple[Any, Any] | None = None
         own = held(self._layer.modules())
-        self._not_made = [x, offset, *own]
+
+        def changed(original: Run, array: mx.array, *given: Any) -> Any:
+            if any(array is a for a in (x, offset, *own)):
+                raise Unsplittable("it changes in place what it was given or holds")
+            return original(array, *given)
 
         def attend(original: Run, *args: Any, **named: Any) -> Any:
             if self.given is not None:
@@ -256,13 +256,10 @@ class Trace:
             self.attention = AttentionCall(self._space(original), call, masked)
             return result(queries)
 
-        with _in_place([*((space, ATTENTION, attend) for space in self._spaces), *self._places]):
+        ours: list[Place] = [(space, ATTENTION, attend) for space in self._spaces]
+        ours += [(mx.array, name, changed) for name in CHANGES]
+        with _in_place([*ours, *self._places]):
             return self._run(self._layer, x, mask, cache)
-
-    def _changed(self, original: Run, array: mx.array, *given: Any) -> Any:
-        if any(array is a for a in self._not_made):
-            raise Unsplittable("it changes in place what it was given or holds")
-        return original(array, *given)
 
     def _space(self, original: Run) -> dict[str, Any]:
         # While it is replaced: by what stands for it. They differ where modules hold others.
