@@ -181,12 +181,11 @@ class Layer:
 
 @dataclass(slots=True)
 class _Begun:
-    """A layer that is called with an x and a cache: its halves, the offset as an array, its arrays,
-    and its queries, keys and values (`parts`)."""
+    """A layer that is called with an x at an offset: its halves, the offset as an array, its
+    arrays, and its queries, keys and values (`parts`). Of the cache they ask no more."""
 
     layer: Layer
     x: Any
-    cache: Any
     offset: Any
     key: Key
     split: Split
@@ -194,9 +193,9 @@ class _Begun:
     arrays: Any
     parts: Any = None
 
-    def fits(self, layer: Layer, x: Any, cache: Any, offset: Any, key: Key) -> bool:
+    def fits(self, layer: Layer, x: Any, offset: Any, key: Key) -> bool:
         """Whether this call would begin so."""
-        if self.layer is not layer or self.x is not x or self.cache is not cache:
+        if self.layer is not layer or self.x is not x:
             return False
         same = self.offset == offset if key[2] is int else self.offset is offset
         return same and self.key == key and layer.unchanged() is not None
@@ -360,8 +359,8 @@ class Steps:
                         layer.split(key, x, offset)
                 return out
             now = steps._ahead
-            if now is None or not now.fits(layer, x, cache, offset, key):
-                now = steps._begin(layer, x, cache, offset, key)
+            if now is None or not now.fits(layer, x, offset, key):
+                now = steps._begin(layer, x, offset, key)
                 if now is None:
                     layer.drop()
                     return original(self, *args, **named)
@@ -370,12 +369,12 @@ class Steps:
                 if last is not None and last[0] is x:  # what one layer returned another takes
                     with contextlib.suppress(TypeError):  # a cache without weak references
                         last[1].next = layer, key, weakref.ref(cache)
-            return steps._go_on(now, mask)
+            return steps._go_on(now, mask, cache)
 
         return call
 
     def _begin(
-        self, layer: Layer, x: Any, cache: Any, offset: Any, key: Key, ahead: bool = False
+        self, layer: Layer, x: Any, offset: Any, key: Key, ahead: bool = False
     ) -> _Begun | None:
         """All but its parts; None where the layer was changed, which is asked at its call where
         this is ahead of that."""
@@ -390,12 +389,12 @@ class Steps:
         # An update may change an array in place.
         array = self._as_array(offset) if key[2] is int else copy.copy(offset)
         arrays = (*own, *joined)
-        return _Begun(layer, x, cache, offset, key, split, array, arrays)
+        return _Begun(layer, x, offset, key, split, array, arrays)
 
-    def _go_on(self, now: _Begun, mask: Any) -> mx.array:
+    def _go_on(self, now: _Begun, mask: Any, cache: Any) -> mx.array:
         """What the layer returns; where the next layer is known, that begins with it."""
         split, array, arrays = now.split, now.array, now.arrays
-        out = split.attend(now.parts, mask, now.cache, arrays)
+        out = split.attend(now.parts, mask, cache, arrays)
         then = self._next(now)
         made: mx.array
         if then is None:
@@ -408,17 +407,17 @@ class Steps:
         return made
 
     def _next(self, now: _Begun) -> _Begun | None:
-        """The layer that came next the last time, where its cache fits what comes now."""
+        """The layer that came next the last time, where its offset fits what comes now."""
         if now.layer.next is None:
             return None
         layer, key, ref = now.layer.next
-        cache = ref()
-        offset: Any = getattr(cache, "offset", None)
+        # Numbers are the same for all layers of a step; an array is a cache's own.
+        offset: Any = now.offset if key[2] is int else getattr(ref(), "offset", None)
         if key[::2] != now.key[::2] or type(offset) is not key[2]:
             return None
         if getattr(offset, "shape", ()) != now.array.shape:  # of another batch
             return None
-        return self._begin(layer, None, cache, offset, key, ahead=True)
+        return self._begin(layer, None, offset, key, ahead=True)
 
     def _as_array(self, offset: int) -> mx.array:
         """One array for all layers of a step."""

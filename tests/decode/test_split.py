@@ -166,6 +166,34 @@ def test_what_changes_between_two_layers_is_seen_by_the_second(change: Any, way:
     assert same(compiled(made(), way=way)[0], decode(made()))
 
 
+def test_conversations_in_turns_begin_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers that are called with another cache than the last time; one that is called twice."""
+    layer, ahead = Layer(), list[bool]()
+    model = Model(Layer(), layer, layer)
+    begin = Steps._begin
+
+    def counted(*args: Any, **named: Any) -> Any:
+        ahead.append(bool(named))
+        return begin(*args, **named)
+
+    def in_turns() -> list[mx.array]:
+        both = [[KVCache() for _ in model.layers] for _ in "ab"]
+        out = [model(mx.array([[i]]), cache=both[i % 2]) for i in range(8)]
+        mx.eval(out)
+        ahead.clear()
+        return [*out, model(mx.array([[8]]), cache=both[0])]
+
+    stock = in_turns()
+    steps = Steps({slug(structure(model), 1): ALL})
+    steps.install()
+    try:
+        monkeypatch.setattr(Steps, "_begin", counted)
+        assert same(in_turns(), stock)
+        assert ahead == [False, True, True, True], "the last one for nothing: it guesses a fourth"
+    finally:
+        steps.restore()
+
+
 def test_a_step_that_ends_early_holds_no_weights() -> None:
     def between(layer: Any, cache: Any) -> None:
         if cache.offset == 6:
