@@ -460,7 +460,7 @@ class Steps:
             return
 
         def changed() -> None:
-            seen.decided = False
+            seen.decided, self._last, self._ahead = False, None, None
 
         layers = list(model.layers)
         distinct = {id(layer): layer for layer in layers if isinstance(layer, Module)}.values()

@@ -194,20 +194,27 @@ def test_conversations_in_turns_begin_ahead(monkeypatch: pytest.MonkeyPatch) -> 
         steps.restore()
 
 
-def test_a_step_that_ends_early_holds_no_weights() -> None:
+@pytest.mark.parametrize("through", ["model", "layers"])
+def test_a_step_that_ends_early_holds_no_weights(through: str) -> None:
     def between(layer: Any, cache: Any) -> None:
         if cache.offset == 6:
             raise KeyboardInterrupt
 
     gc.collect()
     before = mx.get_active_memory()
-    model = Model(Layer(), Layer(), between=between)
+    model = Model(Layer(), Layer(), between=between if through == "model" else None)
     steps = Steps({slug(structure(model), 1): ALL})
     steps.install()
     try:
         with contextlib.suppress(KeyboardInterrupt):
             decode(model)
-        assert len(steps.layers) == 2
+        if through == "layers":
+            x, caches = model.embed(mx.array([[1]])), [KVCache(), KVCache()]
+            for _ in range(3):
+                mx.eval(model.layers[1](model.layers[0](x, None, caches[0]), None, caches[1]))
+            model.layers[0](x, None, caches[0])
+            assert steps._ahead is not None
+            del x, caches
         del model
         gc.collect()
         assert not steps.layers
