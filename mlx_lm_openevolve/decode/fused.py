@@ -26,7 +26,7 @@ from ..backends import Run
 from ..kernels.kernel import Launch
 from ..kernels.spec import LaunchSpec
 
-__all__ = ["Fusing", "Heads", "Rope", "add_norm", "norm_rope"]
+__all__ = ["CHANGES", "Fusing", "Heads", "Rope", "add_norm", "norm_rope"]
 
 _TYPES = {mx.float32: "float32", mx.float16: "float16", mx.bfloat16: "bfloat16"}
 _WIDTH = 32
@@ -34,8 +34,16 @@ _EACH = 4  # numbers of a row that a thread takes, at least
 _THREADS = 1024  # of a row at most
 _LEAST = 8  # numbers of an array: of fewer Metal makes another address space
 _SWAPPED = ((0, 2, 1, 3), ((0, 2, 1, 3),), ([0, 2, 1, 3],))  # axes, as transpose takes them
+# What changes an array in place.
+CHANGES = (
+    "__setitem__", "__iadd__", "__isub__", "__imul__", "__imatmul__", "__itruediv__",
+    "__ifloordiv__", "__imod__", "__ipow__", "__ilshift__", "__irshift__", "__iand__", "__ior__",
+    "__ixor__",
+)  # fmt: skip
 # Below what is put over them during a trace.
-_STOCK: Any = SimpleNamespace(rms_norm=mx.fast.rms_norm, rope=mx.fast.rope)
+_STOCK: Any = SimpleNamespace(
+    rms_norm=mx.fast.rms_norm, rope=mx.fast.rope, put=mx.array.__setitem__
+)
 
 
 class Heads(NamedTuple):
@@ -82,12 +90,20 @@ class Fusing:
             (mx.array, "swapaxes", self._swapaxes),
             (mx.fast, "rms_norm", self._norm),
             (mx.fast, "rope", self._rope),
+            *((mx.array, name, self._changed) for name in CHANGES),
         ]
 
     def part(self, part: mx.array, whole: mx.array, first: int) -> None:
         """Say that a product [B, 1, n] stands in the rows of a whole from a number on."""
         if part.ndim == 3 and part.shape[1] == 1 and part.dtype in _TYPES:
             self._heads[id(part)] = part, Heads(whole, first, 1, part.shape[2])
+
+    def _changed(self, original: Any, x: mx.array, *given: Any) -> Any:
+        """What was seen so far may have been made of it, or be it."""
+        self._sums.clear()
+        self._heads.clear()
+        self._turned = None
+        return original(x, *given)
 
     def _add(self, original: Any, x: mx.array, y: Any) -> Any:
         out = original(x, y)
@@ -99,17 +115,17 @@ class Fusing:
         found = self._heads.get(id(x))
         return found[1] if found else None
 
-    def _reshape(self, original: Any, x: mx.array, *shape: Any) -> Any:
-        out, heads = original(x, *shape), self._known(x)
+    def _reshape(self, original: Any, x: mx.array, *shape: Any, **named: Any) -> Any:
+        out, heads = original(x, *shape, **named), self._known(x)
         if heads is not None and x.ndim == 3 and out.ndim == 4 and out.shape[:2] == x.shape[:2]:
             self._heads[id(out)] = out, heads._replace(heads=out.shape[2], size=out.shape[3])
         return out
 
-    def _transpose(self, original: Any, x: mx.array, *axes: Any) -> Any:
-        return self._view(original(x, *axes), x, axes in _SWAPPED)
+    def _transpose(self, original: Any, x: mx.array, *axes: Any, **named: Any) -> Any:
+        return self._view(original(x, *axes, **named), x, axes in _SWAPPED and not named)
 
-    def _swapaxes(self, original: Any, x: mx.array, *axes: Any) -> Any:
-        return self._view(original(x, *axes), x, sorted(axes) == [1, 2])
+    def _swapaxes(self, original: Any, x: mx.array, *axes: Any, **named: Any) -> Any:
+        return self._view(original(x, *axes, **named), x, sorted(axes) == [1, 2] and not named)
 
     def _view(self, out: mx.array, x: mx.array, swapped: bool) -> mx.array:
         """Axes 1 and 2 of heads, of which one is 1 long: their numbers stay in their order."""
@@ -126,7 +142,7 @@ class Fusing:
         if known is not None and x.ndim == 3 and x.shape[1] == 1:
             del self._sums[id(x)]
             both, normed = add_norm(known[1], known[2], weight, eps)
-            x[...] = both
+            _STOCK.put(x, ..., both)
             return normed
         out, heads = original(x, weight, eps), self._known(x)
         if heads is not None and heads.norm is None and x.ndim == 4:
@@ -147,7 +163,7 @@ class Fusing:
             self._turned = out, heads, rope
             return out
         q, k = norm_rope(first[1], heads, rope)
-        first[0][...] = q
+        _STOCK.put(first[0], ..., q)
         return k
 
 

@@ -30,7 +30,7 @@ from mlx_lm.models.switch_layers import QuantizedSwitchLinear
 
 from ..errors import BackendError
 from ..runtime.patch import swapping
-from .fused import Fusing
+from .fused import CHANGES, Fusing
 
 __all__ = [
     *("ATTENTION", "PRODUCTS", "AttentionCall", "Part", "Seen", "Split", "Unsplittable"),
@@ -86,7 +86,7 @@ class _Cache:
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> Any:
         if self.given is not None:
             raise Unsplittable("it updates its cache twice")
-        self.given = keys, values
+        self.given = copy.copy(keys), copy.copy(values)  # they may change in place afterwards
         return self.fetched
 
     def __getattr__(self, name: str) -> Any:
@@ -141,8 +141,8 @@ Place = tuple[Any, str, Run]
 
 @contextlib.contextmanager
 def _in_place(places: Sequence[Place]) -> Iterator[None]:
-    """With other functions there for this thread; other threads pass through what stands there. One
-    at a time, and while nothing is patched."""
+    """With other functions there for this thread, each over those before it; other threads pass
+    through what stands there. One at a time, and while nothing is patched."""
     thread = threading.get_ident()
 
     def instead(original: Run, put: Run) -> Run:
@@ -160,14 +160,16 @@ def _in_place(places: Sequence[Place]) -> Iterator[None]:
             setattr(holder, name, function)
 
     with swapping:
-        were = [(h if isinstance(h, dict) else vars(h))[name] for h, name, _ in places]
+        were: list[tuple[Any, str, Run]] = []
         try:
-            for (holder, name, put), original in zip(places, were, strict=True):
+            for holder, name, put in places:
+                original = (holder if isinstance(holder, dict) else vars(holder))[name]
+                were.append((holder, name, original))
                 set_(holder, name, instead(original, put))
             yield
         finally:
-            for (holder, name, _), original in zip(places, were, strict=True):
-                set_(holder, name, original)
+            for was in reversed(were):
+                set_(*was)
 
 
 def _spaces(layer: Any) -> list[dict[str, Any]]:
@@ -230,6 +232,12 @@ class Trace:
     ) -> Any:
         cache, mask = _Cache(offset), _Stand() if masked else None
         self.given: tuple[Any, Any] | None = None
+        own = held(self._layer.modules())
+
+        def changed(original: Run, array: mx.array, *given: Any) -> Any:
+            if any(array is a for a in (x, offset, *own)):
+                raise Unsplittable("it changes in place what it was given or holds")
+            return original(array, *given)
 
         def attend(original: Run, *args: Any, **named: Any) -> Any:
             if self.given is not None:
@@ -241,7 +249,6 @@ class Trace:
             if not same or of_mask is not mask or cache.given is None:
                 raise Unsplittable("attention gets other keys, values, cache or mask")
             call = {name: value for name, value in call.items() if value is not None}
-            own = [a for m in self._layer.modules() for a in m.values()]
             for value in call.values():
                 if type(value) not in (int, float, bool) and not any(value is a for a in own):
                     raise Unsplittable("attention gets what the layer has computed")
@@ -249,7 +256,9 @@ class Trace:
             self.attention = AttentionCall(self._space(original), call, masked)
             return result(queries)
 
-        with _in_place([*((space, ATTENTION, attend) for space in self._spaces), *self._places]):
+        ours: list[Place] = [(space, ATTENTION, attend) for space in self._spaces]
+        ours += [(mx.array, name, changed) for name in CHANGES]
+        with _in_place([*ours, *self._places]):
             return self._run(self._layer, x, mask, cache)
 
     def _space(self, original: Run) -> dict[str, Any]:

@@ -95,14 +95,15 @@ class Layer:
         # For a moment other threads may see what a trace puts over the products of layers.
         self._classes = list({*map(type, modules)} - {*PRODUCTS, type(layer)})
         self._calls = [cls.__call__ for cls in self._classes]
-        self._alive = [
+        self.alive = [
             weakref.ref(value, died) if isinstance(value, mx.array | Module) else value
             for value in values
         ]
 
     def unchanged(self) -> list[Any] | None:
         """All that its modules hold, where it is made of the same modules, arrays, attributes and
-        methods still. Asked of every layer at every step."""
+        methods still. Asked of every layer at every step, at its call: a model may change one
+        while another runs."""
         modules: Any = [ref() for ref in self._modules]
         try:
             values = held(modules)
@@ -114,7 +115,7 @@ class Layer:
 
     def drop(self) -> None:
         """Forget what was seen, and say so."""
-        if self._alive:
+        if self.alive:
             self._forget()
             self.reason = "it was changed"
             for merged in self.merged:
@@ -122,8 +123,8 @@ class Layer:
             self._changed()
 
     def _forget(self) -> None:
-        self._alive, self._parts, self.next = [], {}, None
         self.splits.clear()
+        self.alive, self._parts, self.next = [], {}, None
 
     def split(self, key: Key, x: mx.array, offset: int | mx.array) -> None:
         """Find its halves for such calls as this one, unless it is left alone."""
@@ -180,12 +181,11 @@ class Layer:
 
 @dataclass(slots=True)
 class _Begun:
-    """A layer that is called with an x and a cache: its halves, the offset as an array, its arrays,
-    and its queries, keys and values (`parts`)."""
+    """A layer that is called with an x at an offset: its halves, the offset as an array, its
+    arrays, and its queries, keys and values (`parts`). Of the cache they ask no more."""
 
     layer: Layer
     x: Any
-    cache: Any
     offset: Any
     key: Key
     split: Split
@@ -193,12 +193,12 @@ class _Begun:
     arrays: Any
     parts: Any = None
 
-    def fits(self, layer: Layer, x: Any, cache: Any, offset: Any, key: Key) -> bool:
+    def fits(self, layer: Layer, x: Any, offset: Any, key: Key) -> bool:
         """Whether this call would begin so."""
-        if self.layer is not layer or self.x is not x or self.cache is not cache:
+        if self.layer is not layer or self.x is not x:
             return False
         same = self.offset == offset if key[2] is int else self.offset is offset
-        return same and self.key == key
+        return same and self.key == key and layer.unchanged() is not None
 
 
 class _Model:
@@ -319,7 +319,7 @@ class Steps:
                 self._patches[cls].install()
 
     def _of_model(self, original: Run) -> Run:
-        models = self._models
+        models, steps = self._models, self
 
         def call(self_: Any, *args: Any, **kwargs: Any) -> Any:
             seen = models.get(id(self_))
@@ -327,8 +327,11 @@ class Steps:
                 # Without a cache it is trained or evaluated; its weights may be traced.
                 cache = args[1] if len(args) > 1 else kwargs.get("cache")
                 if cache is not None:
-                    self._decide(self_)
-            return original(self_, *args, **kwargs)
+                    steps._decide(self_)
+            try:
+                return original(self_, *args, **kwargs)
+            finally:  # it may have ended in the midst of its layers
+                steps._last = steps._ahead = None
 
         return call
 
@@ -356,8 +359,8 @@ class Steps:
                         layer.split(key, x, offset)
                 return out
             now = steps._ahead
-            if now is None or not now.fits(layer, x, cache, offset, key):
-                now = steps._begin(layer, x, cache, offset, key)
+            if now is None or not now.fits(layer, x, offset, key):
+                now = steps._begin(layer, x, offset, key)
                 if now is None:
                     layer.drop()
                     return original(self, *args, **named)
@@ -366,25 +369,32 @@ class Steps:
                 if last is not None and last[0] is x:  # what one layer returned another takes
                     with contextlib.suppress(TypeError):  # a cache without weak references
                         last[1].next = layer, key, weakref.ref(cache)
-            return steps._go_on(now, mask)
+            return steps._go_on(now, mask, cache)
 
         return call
 
-    def _begin(self, layer: Layer, x: Any, cache: Any, offset: Any, key: Key) -> _Begun | None:
-        """All but its parts; None where the layer was changed."""
-        known, values = layer.splits.get(key), layer.unchanged()
-        if known is None or values is None:
+    def _begin(
+        self, layer: Layer, x: Any, offset: Any, key: Key, ahead: bool = False
+    ) -> _Begun | None:
+        """All but its parts; None where the layer was changed, which is asked at its call where
+        this is ahead of that."""
+        values = layer.alive if ahead else layer.unchanged()
+        known = layer.splits.get(key)
+        if known is None or not values:
             return None
         split, joined = known
+        own = [ref() for ref in split.pick(values)] if ahead else split.pick(values)
+        if any(a is None for a in own):
+            return None
         # An update may change an array in place.
         array = self._as_array(offset) if key[2] is int else copy.copy(offset)
-        arrays = (*split.pick(values), *joined)
-        return _Begun(layer, x, cache, offset, key, split, array, arrays)
+        arrays = (*own, *joined)
+        return _Begun(layer, x, offset, key, split, array, arrays)
 
-    def _go_on(self, now: _Begun, mask: Any) -> mx.array:
+    def _go_on(self, now: _Begun, mask: Any, cache: Any) -> mx.array:
         """What the layer returns; where the next layer is known, that begins with it."""
         split, array, arrays = now.split, now.array, now.arrays
-        out = split.attend(now.parts, mask, now.cache, arrays)
+        out = split.attend(now.parts, mask, cache, arrays)
         then = self._next(now)
         made: mx.array
         if then is None:
@@ -397,17 +407,17 @@ class Steps:
         return made
 
     def _next(self, now: _Begun) -> _Begun | None:
-        """The layer that came next the last time, where its cache fits what comes now."""
+        """The layer that came next the last time, where its offset fits what comes now."""
         if now.layer.next is None:
             return None
         layer, key, ref = now.layer.next
-        cache = ref()
-        offset: Any = getattr(cache, "offset", None)
+        # Numbers are the same for all layers of a step; an array is a cache's own.
+        offset: Any = now.offset if key[2] is int else getattr(ref(), "offset", None)
         if key[::2] != now.key[::2] or type(offset) is not key[2]:
             return None
         if getattr(offset, "shape", ()) != now.array.shape:  # of another batch
             return None
-        return self._begin(layer, None, cache, offset, key)
+        return self._begin(layer, None, offset, key, ahead=True)
 
     def _as_array(self, offset: int) -> mx.array:
         """One array for all layers of a step."""
@@ -450,7 +460,7 @@ class Steps:
             return
 
         def changed() -> None:
-            seen.decided = False
+            seen.decided, self._last, self._ahead = False, None, None
 
         layers = list(model.layers)
         distinct = {id(layer): layer for layer in layers if isinstance(layer, Module)}.values()

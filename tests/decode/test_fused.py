@@ -173,6 +173,7 @@ def test_only_heads_of_one_product_that_turn_alike_are_fused() -> None:
     ways: list[Any] = [
         plain,
         lambda x: x.reshape(1, 1, 64, -1).swapaxes(1, 2),
+        lambda x: x.reshape(1, 1, 64, 64, stream=mx.cpu).swapaxes(1, 2),
         lambda x: norm(x.reshape(1, 1, -1, 64)).transpose(0, 2, 1, 3),
         lambda x: norm(plain(x)),
         lambda x: norm(x.reshape((1, 1, 64, 64)).transpose([0, 2, 1, 3])),
@@ -182,6 +183,8 @@ def test_only_heads_of_one_product_that_turn_alike_are_fused() -> None:
         lambda x: plain(x) * 2,
         lambda x: norm(norm(plain(x))),
         lambda x: x.reshape(1, 64, 1, 64),  # no such layer is known
+        lambda x: x.reshape(1, 1, 64, 64).swapaxes(axis1=1, axis2=2),
+        lambda x: x.reshape(1, 1, 64, 64).transpose(0, 2, 1, 3, stream=mx.cpu),
     ]
 
     def heads(way: Any, offset: Any = at, turn: Any = rope, second: Any = None) -> Any:
@@ -222,6 +225,39 @@ def test_a_sum_that_was_read_before_its_norm_stays_right() -> None:
         assert mx.array_equal(early, mx.add(x, y) * 2)
 
     assert watched(run) == ["add_norm"]
+
+
+@pytest.mark.parametrize("which", ["none", "sum", "operand", "part", "normed", "turned"])
+def test_what_is_changed_in_place_counts_as_it_is_then(which: str) -> None:
+    norm, rope = nn.RMSNorm(64), nn.RoPE(64)
+
+    def run(fusing: Fusing) -> list[mx.array]:
+        def change(name: str, a: mx.array) -> mx.array:
+            if name == which:
+                a *= 2.0
+                a[..., 0] = 1.0
+            return a
+
+        x, y, whole, at = *(drawn(i, 1, 1, 64 * (1 + i)) for i in range(3)), mx.array(7)
+        y = y[..., :64] + 0
+        h = x + y
+        change("operand", y)
+        change("sum", h)
+        made = [norm(h), h]
+        for name, first in (("q", 0), ("k", 64)):
+            part = whole[..., first : first + 64]
+            fusing.part(part, whole, first)
+            only = change if name == "q" else lambda _, a: a
+            part = norm(only("part", part).reshape(1, 1, 1, 64))
+            part = rope(only("normed", part).swapaxes(1, 2), offset=at)
+            made.append(only("turned", part))
+        return made
+
+    fusing, found = Fusing(), list[mx.array]()
+    calls = watched(lambda: found.extend(run(fusing)), fusing)
+    assert (calls == ["add_norm", "norm_rope"]) is (which == "none")
+    for got, want in zip(found, run(Fusing()), strict=True):
+        assert mx.allclose(got, want, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(("name", "sums"), [("llama", 2), ("qwen3", 2), ("gemma3_text", 0)])

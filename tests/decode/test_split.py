@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import gc
 import threading
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
@@ -47,6 +48,7 @@ class Layer(nn.Module):
 
     def __call__(self, x: mx.array, mask: Any = None, cache: Any = None) -> Any:
         step = SimpleNamespace(layer=self, x=x, mask=mask, cache=cache, scale=self.scale)
+        step.offset = cache.offset
         self.early(step)
         step.attend = scaled_dot_product_attention
         q, k, v = (
@@ -54,6 +56,7 @@ class Layer(nn.Module):
             for layer in (self.q, self.k, self.v)
         )
         step.q, k = (self.rope(a, offset=cache.offset) for a in (q, k))
+        step.k = k
         step.keys, step.values = cache.update_and_fetch(k, v)
         self.middle(step)
         out = step.attend(
@@ -65,11 +68,15 @@ class Layer(nn.Module):
 
 
 class Model(nn.Module):
-    """Layers after an embedding, under a mask where one is asked for."""
+    """Layers after an embedding, under a mask where one is asked for. between: called after each
+    layer with it and its cache."""
 
-    def __init__(self, *layers: Any, masked: bool = False) -> None:
+    def __init__(
+        self, *layers: Any, masked: bool = False, between: Callable[[Any, Any], None] | None = None
+    ) -> None:
         super().__init__()
         self.embed, self.layers, self.masked = nn.Embedding(16, WIDTH), [*layers], masked
+        self.between = between
         self.eval()
         mx.eval(self.parameters())
 
@@ -78,6 +85,8 @@ class Model(nn.Module):
         for layer, one in zip(self.layers, cache, strict=True):
             mask = mx.zeros((tokens.shape[0], 1, 1, one._idx + 1)) if self.masked else None
             x = layer(x, mask, cache=one)
+            if self.between is not None:
+                self.between(layer, one)
         return mx.concatenate(x) if isinstance(x, tuple) else x
 
 
@@ -125,6 +134,101 @@ def test_a_layer_is_cut_at_its_cache_and_its_attention(masked: bool, way: str) -
     assert same(out, stock)
     assert (info["compiled"], info["separate"]) == (2, {})
     assert info["merged"] == (0 if way == COMPILED else 2)
+
+
+def a_weight(layer: Any) -> None:
+    layer.k.weight = layer.k.weight * 2
+
+
+def a_number(layer: Any) -> None:
+    layer.rope.base = 9.0
+
+
+def a_layer(layer: Any) -> None:
+    layer.v = nn.Linear(WIDTH, WIDTH)
+
+
+@pytest.mark.parametrize("change", [a_weight, a_number, a_layer])
+@pytest.mark.parametrize("way", [COMPILED, ALL])
+def test_what_changes_between_two_layers_is_seen_by_the_second(change: Any, way: str) -> None:
+    """Whose beginning was made with the end of the first."""
+
+    def made() -> Model:
+        mx.random.seed(1)
+        layers = [Layer(), Layer()]
+
+        def between(layer: Any, cache: Any) -> None:
+            if layer is layers[0] and cache.offset == 4:
+                change(layers[1])
+
+        return Model(*layers, between=between)
+
+    assert same(compiled(made(), way=way)[0], decode(made()))
+
+
+def test_conversations_in_turns_begin_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers that are called with another cache than the last time; one that is called twice."""
+    layer, ahead = Layer(), list[bool]()
+    model = Model(Layer(), layer, layer)
+    begin = Steps._begin
+
+    def counted(*args: Any, **named: Any) -> Any:
+        ahead.append(bool(named))
+        return begin(*args, **named)
+
+    def in_turns() -> list[mx.array]:
+        both = [[KVCache() for _ in model.layers] for _ in "ab"]
+        out = [model(mx.array([[i]]), cache=both[i % 2]) for i in range(8)]
+        mx.eval(out)
+        ahead.clear()
+        return [*out, model(mx.array([[8]]), cache=both[0])]
+
+    stock = in_turns()
+    steps = Steps({slug(structure(model), 1): ALL})
+    steps.install()
+    try:
+        monkeypatch.setattr(Steps, "_begin", counted)
+        assert same(in_turns(), stock)
+        assert ahead == [False, True, True, True], "the last one for nothing: it guesses a fourth"
+    finally:
+        steps.restore()
+
+
+@pytest.mark.parametrize("through", ["model", "layers"])
+def test_a_step_that_ends_early_holds_no_weights(through: str) -> None:
+    def between(layer: Any, cache: Any) -> None:
+        if cache.offset == 6:
+            raise KeyboardInterrupt
+
+    gc.collect()
+    before = mx.get_active_memory()
+    model = Model(Layer(), Layer(), between=between if through == "model" else None)
+    steps = Steps({slug(structure(model), 1): ALL})
+    steps.install()
+    try:
+        with contextlib.suppress(KeyboardInterrupt):
+            decode(model)
+        if through == "layers":
+            x, caches = model.embed(mx.array([[1]])), [KVCache(), KVCache()]
+            for _ in range(3):
+                mx.eval(model.layers[1](model.layers[0](x, None, caches[0]), None, caches[1]))
+            model.layers[0](x, None, caches[0])
+            assert steps._ahead is not None
+            del x, caches
+        del model
+        gc.collect()
+        assert not steps.layers
+        assert mx.get_active_memory() - before < WIDTH * WIDTH
+    finally:
+        steps.restore()
+
+
+def test_keys_are_stored_as_they_are_at_the_update() -> None:
+    model = Model(Layer(middle=lambda s: s.k.__imul__(2)), Layer())
+    stock = decode(model)
+    out, info = compiled(model, way=ALL)
+    assert same(out, stock)
+    assert info["compiled"] == 2
 
 
 def test_what_one_run_shows() -> None:
@@ -256,6 +360,7 @@ def attend_again(step: Any) -> None:
     step.attend(step.q, step.keys, step.values, cache=step.cache, scale=1.0, mask=step.mask)
 
 
+CHANGED = "it changes in place what it was given or holds"
 # What a layer may do, and why it is left alone then.
 ALONE: dict[str, tuple[dict[str, Any], bool, str]] = {
     "cache's bits": ({"early": lambda s: hasattr(s.cache, "bits")}, False, "its cache for bits"),
@@ -297,6 +402,15 @@ ALONE: dict[str, tuple[dict[str, Any], bool, str]] = {
     "an array listed": ({"early": listed, "all": []}, False, "it changes what it holds"),
     "a number changed": ({"early": counted, "count": 0}, False, "it changes what it holds"),
     "random numbers": ({"early": noisy}, False, "draws random numbers"),
+    "its input changed": ({"early": lambda s: s.x.__imul__(2)}, False, CHANGED),
+    "its input changed afterwards": (
+        {"late": lambda s: s.x.__setitem__(..., s.out)}, False, CHANGED,
+    ),
+    "an offset changed": ({"late": lambda s: s.offset.__iadd__(1)}, True, CHANGED),
+    "a weight changed": (
+        {"late": lambda s: s.layer.last.__iadd__(s.out), "last": mx.zeros((1, 1, WIDTH))},
+        False, CHANGED,
+    ),
     "a list of layers": ({"more": [nn.Linear(2, 2)]}, False, "it holds layers in a list"),
     "another dtype": (
         {"early": factor, "late": rounded}, False, "that is an array gives it other dtypes",
