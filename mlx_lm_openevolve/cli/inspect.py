@@ -22,7 +22,6 @@ from rich.table import Table
 
 from .. import ops
 from .._version import __version__
-from ..decode.steps import stored
 from ..device import BACKENDS, detect, fingerprint, version_of
 from ..errors import RegistryError, UsageError, WorkloadError
 from ..files import printable
@@ -282,7 +281,7 @@ def status(options: argparse.Namespace, out: Console) -> Result:
         "step": {
             "on": STEP not in off,
             "reason": off.get(STEP, ""),
-            "accepted_here": sorted({v.workload for v in stored(planner) if v.accepted}),
+            "accepted_here": sorted({v.workload for v in planner.counting(STEP) if v.accepted}),
         },
         "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
         "architectures": {

@@ -24,22 +24,16 @@ from typing import Any
 import mlx.core as mx
 from mlx.nn.layers.base import Module
 
-from ..kernels.verdict import STEP, Verdict
+from ..kernels.verdict import ALL, COMPILED
 from ..runtime.holders import model_classes
 from ..runtime.info import ModelInfo
 from ..runtime.patch import MethodPatch
-from ..runtime.planner import Planner
 from .merge import Merged, alike, release
 from .split import PRODUCTS, Part, Split, Unsplittable, held, kernels_of, kind, look, wholes
 from .structure import rows_of, structure
 
-__all__ = ["ALL", "COMPILED", "MERGED", "WAYS", "Steps", "stored"]
+__all__ = ["Steps"]
 
-# The ways in which a step is judged, the first before the next: compiled layers whose products of
-# one input are one and that call the kernels of fused.py, those without these kernels, and compiled
-# layers alone.
-ALL, MERGED, COMPILED = "compiled-merged-fused", "compiled-merged", "compiled"
-WAYS = (ALL, MERGED, COMPILED)
 MAX_DECIDED = 16  # times that one model is looked at: what changes ever again is left alone
 Run = Callable[..., Any]
 Key = tuple[int, type, type]  # rows, and what its mask and its cache's offset are
@@ -48,11 +42,6 @@ NAMED = "mask", "cache"
 _NAMED = {*NAMED}
 MASKS, OFFSETS = (NoneType, mx.array), (int, mx.array)
 NO_VERDICT = "no verdict of this chip accepts it: `tune` makes one"
-
-
-def stored(planner: Planner) -> list[Verdict]:
-    """The verdicts on steps that count on this device, of each registry the best first."""
-    return [verdict for verdict in planner.counting(STEP) if verdict.kernel in WAYS]
 
 
 class Layer:

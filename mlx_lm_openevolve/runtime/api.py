@@ -322,9 +322,9 @@ def _prepare(
     patches = {r.op.name: patches_of(r.op, r.wrap) for r in dispatcher.routers}
     steps = None
     if STEP in choice.on:
-        from ..decode.steps import Steps, stored
+        from ..decode.steps import Steps
 
-        found = filter(plans.serves, stored(plans))
+        found = filter(plans.serves, plans.counting(STEP))
         steps = Steps({verdict.workload: verdict.kernel for verdict in reversed([*found])})
         patches[STEP] = [steps]
     return _Session(patches, dispatcher, steps, choice.off)

@@ -13,11 +13,10 @@ from mlx.utils import tree_flatten
 
 from ..backends.trouble import machines
 from ..decode.judge import judge
-from ..decode.steps import WAYS, stored
 from ..decode.structure import slug, structure
 from ..errors import GateTimeout, MachineError
 from ..gate.limits import free_memory
-from ..kernels.verdict import Verdict
+from ..kernels.verdict import STEP, WAYS, Verdict
 from ..runtime.planner import Planner
 
 __all__ = ["StepRow", "decide_steps"]
@@ -45,8 +44,7 @@ def decide_steps(model: Any, batch: int, planner: Planner, end: float) -> list[S
     serves, or `end` (time.monotonic). Every verdict is stored as soon as it is made. Raises
     RegistryError."""
     rows: list[StepRow] = []
-    found = stored(planner)
-    known = {(verdict.workload, verdict.kernel): verdict for verdict in reversed(found)}
+    known = {(v.workload, v.kernel): v for v in reversed([*planner.counting(STEP)])}
     name = slug(structure(model), batch)
     for what in WAYS:
         reason, verdict = _decide(model, batch, what, planner, end, known.get((name, what)))

@@ -25,11 +25,11 @@ from serving import close
 
 import mlx_lm_openevolve as package
 from mlx_lm_openevolve.bench import worker
-from mlx_lm_openevolve.decode.steps import ALL, COMPILED, Steps
+from mlx_lm_openevolve.decode.steps import Steps
 from mlx_lm_openevolve.decode.structure import rows_of, slug, structure
 from mlx_lm_openevolve.device import detect, fingerprint
 from mlx_lm_openevolve.kernels.registry import Registry
-from mlx_lm_openevolve.kernels.verdict import STEP, Verdict, gate_version
+from mlx_lm_openevolve.kernels.verdict import ALL, COMPILED, STEP, Verdict, gate_version
 from mlx_lm_openevolve.runtime import session
 
 PROMPT = mx.arange(1, 20)

@@ -126,6 +126,15 @@ def test_what_does_not_count_or_is_not_accepted_switches_nothing_on(
     assert choose().on == ["attention"]
 
 
+def test_a_way_of_steps_that_a_newer_release_made_switches_nothing_on(
+    home: Path, choose: Callable[..., families.Choice]
+) -> None:
+    Registry(home).publish(CHIP.slug, verdict(STEP, kernel="compiled-otherwise"))
+    assert choose().off[STEP] == families.NO_VERDICT
+    Registry(home).publish(CHIP.slug, verdict(STEP))
+    assert STEP in choose().on
+
+
 def test_what_a_user_withdrew_is_accepted_no_more_although_it_ships(
     home: Path, shipped: Path, choose: Callable[..., families.Choice]
 ) -> None:

@@ -20,14 +20,13 @@ from samples import shipped_in_metal, store_correct, timed
 import mlx_lm_openevolve
 from mlx_lm_openevolve.backends.metal import fitting
 from mlx_lm_openevolve.cli.main import main
-from mlx_lm_openevolve.decode.steps import ALL
 from mlx_lm_openevolve.decode.structure import slug, structure
 from mlx_lm_openevolve.device import detect, fingerprint
 from mlx_lm_openevolve.errors import GateTimeout, MachineError
 from mlx_lm_openevolve.gate import timing
 from mlx_lm_openevolve.gate.judge import judge
 from mlx_lm_openevolve.kernels.lookup import registries
-from mlx_lm_openevolve.kernels.verdict import STEP, Verdict, gate_version
+from mlx_lm_openevolve.kernels.verdict import ALL, STEP, Verdict, gate_version
 from mlx_lm_openevolve.ops.attention.workload import Bucket
 from mlx_lm_openevolve.runtime import families
 from mlx_lm_openevolve.runtime.planner import Contender, Judges, Planner
