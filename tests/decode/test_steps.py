@@ -467,6 +467,10 @@ def test_bench_and_run_tell_of_compiled_layers(home: Path) -> None:
     told = session.totals([{"problem": "", **info}])
     assert told["models"] == info["models"]
     assert session.summary(told) == "2 layers compiled"
+    # A command's model is gone when its process tells of it.
+    del model
+    gc.collect()
+    assert package.get_optimization_info()["models"] == info["models"]
 
 
 def test_what_goes_wrong_is_no_concern_of_the_call(
