@@ -27,6 +27,7 @@ DEFAULT = ("attention",)
 NOT_NAMED = "not among those that were named"
 ONE_KERNEL = "one kernel alone is considered"
 NO_VERDICT = "no accepted verdict on this chip; `tune` makes one"
+SWITCHED_OFF = "MLX_LM_OPENEVOLVE=0"
 NO_GPU = "no GPU here, and on the CPU nothing is faster"
 
 
@@ -55,7 +56,9 @@ def named(wanted: Sequence[str] | None = None) -> list[str] | None:
 
 
 def choose(named: Sequence[str] | None, planner: Planner) -> Choice:
-    """What is on where a person named these, or none (None)."""
+    """What is on where a person named these, or none (None); nothing where all is switched off."""
+    if os.environ.get("MLX_LM_OPENEVOLVE") == "0":
+        return Choice([], [], dict.fromkeys(NAMES, SWITCHED_OFF))
     only = planner.only
     asked = named if named is not None else (*DEFAULT, *([only.op] if only else []))
     found = Choice([], [], {})
