@@ -293,6 +293,8 @@ def _prepare(
 
     root, only = registry.user_root(), None
     if path is not None:
+        if not isinstance(path, str | os.PathLike):
+            raise errors.UsageError(f"path is the path of a folder, not {path!r}")
         path = Path(path)
         if path.suffix == ".py":
             raise errors.UsageError(
