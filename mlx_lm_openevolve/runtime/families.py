@@ -5,7 +5,7 @@
     else:  attention -> on alike
            linear, step -> on where a verdict of this chip accepts something of them; never gated
 
-Asking loads nothing of a family.
+Asking loads nothing of a family of which nothing is accepted.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def choose(named: Sequence[str] | None, planner: Planner) -> Choice:
             found.off[name] = NOT_NAMED
         elif only is not None:
             found.off[name] = ONE_KERNEL
-        elif any(map(planner.serves, planner.counting(name))):
+        elif any(map(planner.runs, planner.counting(name))):
             found.on.append(name)
             found.unnamed.append(name)
         else:

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from .. import ops
 from ..device import Device, fingerprint
-from ..errors import GateMemory, GateTimeout, KernelError, RegistryError, interrupted
+from ..errors import GateMemory, GateTimeout, KernelError, RegistryError, WorkloadError, interrupted
 from ..kernels.kernel import Kernel
 from ..kernels.registry import Registry
 from ..kernels.verdict import STEP, WAYS, Poisoned, Verdict, gate_version
@@ -215,6 +215,16 @@ class Planner:
     def serves(self, verdict: Verdict) -> bool:
         """Whether a verdict lets its kernel serve."""
         return verdict.accepted or (verdict.correct and not self.require_faster)
+
+    def runs(self, verdict: Verdict) -> bool:
+        """Whether a verdict that counts here lets something run: its kernel is there and whole. Of
+        a family nothing is loaded but for a verdict that serves."""
+        if verdict.kind == STEP or not self.serves(verdict):
+            return self.serves(verdict)
+        try:
+            return self.stored(ops.parse(verdict.workload).bucket()) is not None
+        except WorkloadError:  # of a newer release
+            return False
 
     def _best(self, bucket: Bucket, verdicts: Sequence[Verdict]) -> Plan | None:
         for verdict in verdicts:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from odd import ODD, changed
 from rich.console import Console
-from samples import shipped_in_metal, store_correct, timed
+from samples import named, shipped_in_metal, store_correct, timed
 
 from mlx_lm_openevolve.cli import inspect as inspection
 from mlx_lm_openevolve.cli.main import main
@@ -277,7 +277,7 @@ def test_status_and_show_say_which_families_are_on_and_why_others_are_not(
     assert state("linear") == state("step") == off
     assert f"linear is off: {NO_VERDICT}" in told(capsys, "show", product.slug)
     stamp = fingerprint(chip, gate_version("linear"))
-    about = {"kernel": "0123456789ab", "params": {}, "correct": True, "faster": True}
+    about = {"kernel": named("quantized_rows").id, "params": {}, "correct": True, "faster": True}
     Registry(home).publish(
         chip.slug,
         Verdict(**about, workload=product.slug, reason="x", fingerprint=stamp, timing=timed(1.5)),
