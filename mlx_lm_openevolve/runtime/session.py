@@ -167,14 +167,16 @@ def summary(report: Mapping[str, Any]) -> str:
     nobody said so."""
     from .families import NOT_NAMED
 
-    if report["problems"]:
-        return "mlx-lm stays as it is: " + "; ".join(report["problems"])
+    stays = "mlx-lm stays as it is: " + "; ".join(report["problems"])
+    if report["problems"] and not report["ops"] and not report["models"]:
+        return stays
     reasons: dict[str, list[str]] = {}
     for name, reason in report["off"].items():
         if reason != NOT_NAMED:
             reasons.setdefault(reason, []).append(name)
     off = [f"{' and '.join(names)} off ({reason})" for reason, names in reasons.items()]
-    return ", ".join([_served(report), *off])
+    others = [f"in other processes {stays}"] if report["problems"] else []
+    return ", ".join([_served(report), *off, *others])
 
 
 def _served(report: Mapping[str, Any]) -> str:

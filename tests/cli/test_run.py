@@ -431,6 +431,17 @@ def test_reports_add_up() -> None:
     )
 
 
+def test_what_one_process_could_not_hides_nothing_of_another() -> None:
+    served = report({"attention-w": row(5, 0)}, attention={})
+    failed = {**report({}), "problem": "odd"}
+    assert session.summary(session.totals([failed])) == "mlx-lm stays as it is: odd"
+    line = session.summary(session.totals([served, failed]))
+    assert line == (
+        "5 attention calls on kernels (k 0123456789ab: 5), 0 attention calls on SDPA, 2 processes,"
+        " in other processes mlx-lm stays as it is: odd"
+    )
+
+
 def test_the_line_speaks_by_family(monkeypatch: pytest.MonkeyPatch) -> None:
     from mlx_lm_openevolve import ops
     from mlx_lm_openevolve.ops.attention import OP
