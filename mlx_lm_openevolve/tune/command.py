@@ -25,7 +25,7 @@ from rich.text import Text
 
 from .. import ops
 from ..bench import worker
-from ..bench.command import SHAPES, wanted, write
+from ..bench.command import SHAPES, check_measured, wanted, write
 from ..device import Device, detect
 from ..errors import BackendError, MachineError, UsageError
 from ..gate.judge import judge
@@ -62,6 +62,8 @@ def run(options: argparse.Namespace, out: Console) -> tuple[int, dict[str, Any]]
             "MLX has no GPU here, and on the CPU no kernel is faster; to see which are right:"
             " --backend host"
         )
+    if options.report:
+        check_measured("--report", options.report)
     end = time.monotonic() + budget
     asked_for = named(wanted(options))
     on = NAMES if asked_for is None else asked_for

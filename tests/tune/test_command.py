@@ -120,6 +120,7 @@ def test_a_budget_that_is_spent_says_how_to_go_on(
         (["--batch", "1,"], "write numbers of sequences"),
         (["--model", "/nowhere"], "no such folder"),
         (["--draft", "qwen3-0.6b"], "speculates for a --model"),
+        (["--report", "/nowhere/chip.json"], "no file can be written there"),
     ],
 )
 def test_a_wrong_option_is_one_line(
@@ -130,6 +131,14 @@ def test_a_wrong_option_is_one_line(
     assert says in told.err
     assert told.err.count("\n") == 1
     assert not told.out
+
+
+def test_no_report_is_made_where_all_is_switched_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLX_LM_OPENEVOLVE", "0")
+    assert main(["tune", "--backend", "host", "--report", str(tmp_path / "chip.json")]) == 2
+    assert "MLX_LM_OPENEVOLVE=0 switches off" in capsys.readouterr().err
 
 
 def test_a_home_that_takes_no_verdict_is_told_before_any_is_made(
