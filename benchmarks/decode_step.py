@@ -32,9 +32,9 @@ from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm_openevolve import get_optimization_info, optimizations
 from mlx_lm_openevolve.bench import command as bench
 from mlx_lm_openevolve.bench import model_configs as shapes
-from mlx_lm_openevolve.decode.steps import ALL, COMPILED, Steps
+from mlx_lm_openevolve.decode.steps import Steps
 from mlx_lm_openevolve.decode.structure import slug, structure
-from mlx_lm_openevolve.kernels.verdict import STEP
+from mlx_lm_openevolve.kernels.verdict import ALL, COMPILED, STEP
 from mlx_lm_openevolve.ops.base import next_pow2
 from mlx_lm_openevolve.runtime import families
 from mlx_lm_openevolve.runtime.patch import Patch

@@ -31,11 +31,11 @@ from mlx.nn.layers import quantized
 import mlx_lm_openevolve
 from mlx_lm_openevolve import ops
 from mlx_lm_openevolve.bench import model_configs
-from mlx_lm_openevolve.decode.steps import WAYS, Steps
+from mlx_lm_openevolve.decode.steps import Steps
 from mlx_lm_openevolve.decode.structure import slug, structure
 from mlx_lm_openevolve.device import detect, fingerprint
 from mlx_lm_openevolve.intervals import median_interval
-from mlx_lm_openevolve.kernels.verdict import gate_version
+from mlx_lm_openevolve.kernels.verdict import WAYS, gate_version
 from mlx_lm_openevolve.ops.base import next_pow2
 
 CONFIDENCE = 0.99

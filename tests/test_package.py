@@ -320,6 +320,14 @@ def test_importing_the_package_is_light(module: str, heavy: list[str]) -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_the_command_line_begins_without_mlx_lm() -> None:
+    """transformers comes with it, seconds that `run` would add to every command."""
+    asks = "print([m for m in ('mlx_lm', 'transformers', 'openai') if m in sys.modules])"
+    code = f"import sys, mlx_lm_openevolve.cli.main; {asks}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 @pytest.mark.parametrize("backend", ["cuda", "metal"])
 def test_serving_on_a_gpu_needs_no_executor_on_the_cpu(backend: str) -> None:
     code = (

@@ -16,12 +16,13 @@ from typing import Any
 
 import numpy as np
 
+from .. import ops
 from ..decode.structure import slug
 from ..errors import OpenEvolveError, RegistryError
 from ..intervals import median_interval
 from ..kernels.lookup import shipped
 from ..kernels.registry import Registry, user_root
-from ..kernels.verdict import STEP, Verdict
+from ..kernels.verdict import STEP, Verdict, gate_version
 from ..ops.base import next_pow2
 from ..processes import Died, Worker, child_environment
 from ..runtime.session import VARIABLE
@@ -190,7 +191,7 @@ def withdraw(
     reason = f"withdrawn: {name} ran at {case['ratio']:.3f}x of stock end to end"
     times = {"end_to_end": {k: case[k] for k in ("ratio", "low", "high", "averages")}}
     rows = (row for row in case["routes"].values() if row["hits"] and row["verdict"])
-    served = [Verdict.from_json(row["verdict"]) for row in rows]
+    served = [_of_this_gate(Verdict.from_json(row["verdict"])) for row in rows]
     whole = [v for stored in (registry, shipped()) for v in stored.about(device, STEP)]
     served += [v for v in whole if v.accepted and v.workload in steps]
     for verdict in served:
@@ -205,3 +206,10 @@ def withdraw(
             raise OpenEvolveError(text) from None
         withdrawn.append(workload)
     return withdrawn
+
+
+def _of_this_gate(verdict: Verdict) -> Verdict:
+    """A verdict that served, for the user's registry: there one that ships from the gate before
+    (TUNED_GATE) would not count."""
+    gate = gate_version(ops.of_slug(verdict.workload).name)
+    return replace(verdict, fingerprint={**verdict.fingerprint, "gate": gate})

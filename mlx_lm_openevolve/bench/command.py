@@ -94,10 +94,7 @@ def run(
     than the floor, every case was served by kernels, and the results agree; else 1. With --output
     the file holds all that is known after each process, the samples of a case that is not through
     under `unfinished`."""
-    if os.environ.get("MLX_LM_OPENEVOLVE") == "0":
-        raise UsageError("MLX_LM_OPENEVOLVE=0 switches off what is to be measured")
-    if options.output and (options.output.is_dir() or not options.output.parent.is_dir()):
-        raise UsageError(f"--output {options.output}: no file can be written there")
+    check_measured("--output", options.output)
     device = detect(options.backend)
     families.named(wanted(options))
     result: dict[str, Any] = {
@@ -127,6 +124,14 @@ def run(
         run_cases(asked, options, out, result, keep)
         keep(ok=all(case["ok"] for case in result["cases"]))
     return (0 if result["ok"] else 1), result
+
+
+def check_measured(option: str, path: Path | None) -> None:
+    """Raise UsageError where what is measured would be lost, or is switched off."""
+    if os.environ.get("MLX_LM_OPENEVOLVE") == "0":
+        raise UsageError("MLX_LM_OPENEVOLVE=0 switches off what is to be measured")
+    if path and (path.is_dir() or not path.parent.is_dir()):
+        raise UsageError(f"{option} {path}: no file can be written there")
 
 
 def write(path: Path, result: Mapping[str, Any]) -> None:

@@ -30,7 +30,6 @@ from ..kernels.lookup import named, registries
 from ..kernels.registry import VERSION, Registry, tuned_root, user_root
 from ..kernels.shared import IMPORTED
 from ..kernels.verdict import STEP, TUNED_GATE, Verdict, describe, gate_version, gate_versions
-from ..ops import Bucket
 from ..runtime import families
 from ..runtime.planner import STORED_ALONE, Planner
 from .architectures import Callers, callers
@@ -108,7 +107,7 @@ def list_verdicts(options: argparse.Namespace, out: Console) -> Result:
             device, verdict.workload, verdict.kernel, ratio, escape(why), str(row["from"])
         )
     used = {"registry": usage(user_root() / VERSION), "tuned": usage(tuned_root() / VERSION)}
-    out.print(table if rows else "no verdict is stored yet: a workload is gated at first use")
+    out.print(table if rows else "no verdict is stored yet: `tune` makes them")
     kernels = sum(len(registry.kernels()) for registry in registries())
     out.print(
         f"{len(rows)} verdicts, {kernels} kernels;"
@@ -164,9 +163,11 @@ def _stale(verdict: Verdict, device: str, *, shipped: bool) -> str:
 
 
 def show(options: argparse.Namespace, out: Console) -> Result:
-    """A kernel by id or name, or a workload."""
+    """A kernel by id or name, or a workload, also a whole step's."""
+    if any(verdict.workload == options.what for _, _, verdict in _stored()):
+        return _show_workload(options.what, out)
     try:
-        bucket = ops.parse(options.what).bucket()
+        return _show_workload(ops.parse(options.what).bucket().slug, out)
     except WorkloadError as wrong:
         try:
             return _show_kernel(named(options.what), out)
@@ -174,39 +175,52 @@ def show(options: argparse.Namespace, out: Console) -> Result:
             if options.what.partition("-")[0].lower() in ops.FAMILIES:  # it was meant for a slug
                 raise wrong from None
             raise
-    here = _here(bucket)
-    out.print(bucket.slug, style="bold", markup=False)
+
+
+def _show_workload(slug: str, out: Console) -> Result:
+    here, gated = _here(slug)
+    out.print(slug, style="bold", markup=False)
     out.print(f"  here     {here['text']}", markup=False)
     verdicts = []
     for registry, device, verdict in _stored():
-        if verdict.workload == bucket.slug:
+        if verdict.workload == slug:
             verdicts.append({"device": device, **verdict.to_json()})
             out.print(f"\n{device}", style="dim", markup=False)
             for line in describe(verdict):
                 out.print(line, markup=False, style=None if verdict.correct else "red")
             stale = _stale(verdict, device, shipped=not registry.writable)
             if stale:
-                out.print(f"  stale    {stale}: it is gated again at first use", markup=False)
-    return 0, {"workload": bucket.slug, "here": here, "verdicts": verdicts}
+                again = "it is gated again at first use" if gated else "`tune` judges it again"
+                out.print(f"  stale    {stale}: {again}", markup=False)
+    return 0, {"workload": slug, "here": here, "verdicts": verdicts}
 
 
-def _here(bucket: Bucket) -> dict[str, Any]:
-    """What the workload runs on on this machine as things stand, and why."""
+def _here(slug: str) -> tuple[dict[str, Any], bool]:
+    """What a workload runs on on this machine as things stand, and why; whether it may be gated at
+    first use."""
     device = detect()
     # On the host this mode gates nothing; on a GPU it would.
     mode = "auto" if device.backend == "host" else "stored"
     planner = Planner(device, registries(), mode=mode)
     choice = families.choose(families.named(), planner)
     planner.ungated = choice.unnamed
-    plan = planner.plan(bucket)
-    reason = plan.reason
+    family = slug.partition("-")[0]
+    if family == STEP:
+        about = (v for v in planner.counting(STEP) if v.workload == slug)
+        serving = next(filter(planner.serves, about), None)
+        kernel, stock = serving.kernel if serving else None, "layers as they are"
+        reason = "accepted" if serving else families.NO_VERDICT
+    else:
+        plan = planner.plan(ops.parse(slug).bucket())
+        kernel, stock = plan.kernel.id if plan.kernel else None, ops.get(family).stock
+        reason = plan.reason
     if reason == STORED_ALONE:
         reason = "no verdict on this device yet: the gate decides at first use"
-    kernel = plan.kernel.id if plan.kernel else None
-    if bucket.op in choice.off:
-        kernel, reason = None, f"{bucket.op} is off: {choice.off[bucket.op]}"
-    text = f"kernel {kernel}: {reason}" if kernel else f"{ops.of(bucket).stock}: {reason}"
-    return {"device": device.slug, "kernel": kernel, "reason": reason, "text": text}
+    if family in choice.off:
+        kernel, reason = None, f"{family} is off: {choice.off[family]}"
+    text = f"kernel {kernel}: {reason}" if kernel else f"{stock}: {reason}"
+    here = {"device": device.slug, "kernel": kernel, "reason": reason, "text": text}
+    return here, family not in (STEP, *choice.off, *choice.unnamed)
 
 
 def _show_kernel(kernel: Kernel, out: Console) -> Result:
@@ -282,7 +296,7 @@ def status(options: argparse.Namespace, out: Console) -> Result:
         "step": {
             "on": STEP not in off,
             "reason": off.get(STEP, ""),
-            "accepted_here": sorted({v.workload for v in stored(planner) if v.accepted}),
+            "accepted_here": sorted({v.workload for v in planner.counting(STEP) if v.accepted}),
         },
         "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
         "architectures": {
@@ -298,8 +312,8 @@ def status(options: argparse.Namespace, out: Console) -> Result:
         "runs": {"root": str(user_root() / "runs"), "bytes": usage(user_root() / "runs")},
     }
     for registry in registries():
-        here = registry.workloads(device.slug)
-        verdicts = [v for w in here for v in registry.verdicts(device.slug, w)]
+        here, counting = registry.workloads(device.slug), Planner(device, [registry]).counting
+        verdicts = [v for family in ops.FAMILIES for v in counting(family)]
         facts["registries"].append(
             {
                 "root": str(registry.root),

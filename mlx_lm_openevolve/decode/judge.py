@@ -26,10 +26,10 @@ from ..device import Device, fingerprint
 from ..errors import GateTimeout
 from ..gate import timing
 from ..gate.speed import even
-from ..kernels.verdict import FASTER, STEP, Verdict, gate_version
+from ..kernels.verdict import ALL, FASTER, STEP, Verdict, gate_version
 from ..runtime.patch import installed
 from .split import Split
-from .steps import ALL, Steps
+from .steps import Steps
 from .structure import slug, structure
 
 __all__ = ["MULTIPLE", "judge"]

@@ -24,22 +24,16 @@ from typing import Any
 import mlx.core as mx
 from mlx.nn.layers.base import Module
 
-from ..kernels.verdict import STEP, Verdict
+from ..kernels.verdict import ALL, COMPILED
 from ..runtime.holders import model_classes
 from ..runtime.info import ModelInfo
 from ..runtime.patch import MethodPatch
-from ..runtime.planner import Planner
 from .merge import Merged, alike, release
 from .split import PRODUCTS, Part, Split, Unsplittable, held, kernels_of, kind, look, wholes
 from .structure import rows_of, structure
 
-__all__ = ["ALL", "COMPILED", "MERGED", "WAYS", "Steps", "stored"]
+__all__ = ["Steps"]
 
-# The ways in which a step is judged, the first before the next: compiled layers whose products of
-# one input are one and that call the kernels of fused.py, those without these kernels, and compiled
-# layers alone.
-ALL, MERGED, COMPILED = "compiled-merged-fused", "compiled-merged", "compiled"
-WAYS = (ALL, MERGED, COMPILED)
 MAX_DECIDED = 16  # times that one model is looked at: what changes ever again is left alone
 Run = Callable[..., Any]
 Key = tuple[int, type, type]  # rows, and what its mask and its cache's offset are
@@ -48,11 +42,6 @@ NAMED = "mask", "cache"
 _NAMED = {*NAMED}
 MASKS, OFFSETS = (NoneType, mx.array), (int, mx.array)
 NO_VERDICT = "no verdict of this chip accepts it: `tune` makes one"
-
-
-def stored(planner: Planner) -> list[Verdict]:
-    """The verdicts on steps that count on this device, of each registry the best first."""
-    return [verdict for verdict in planner.counting(STEP) if verdict.kernel in WAYS]
 
 
 class Layer:
@@ -206,12 +195,29 @@ class _Model:
 
     def __init__(self, model: Any) -> None:
         self.model = weakref.ref(model)
+        self.name = f"{type(model).__module__}.{type(model).__qualname__}"
         self.decided, self.times = False, 0
         self.structure = ""
         self.rows: dict[int, str] = {}
         self.reason = NO_VERDICT
         self.layers: dict[int, Layer] = {}  # by its number
         self.others: dict[int, str] = {}  # why a layer is none that can be compiled
+
+    def info(self) -> ModelInfo:
+        """What became of it."""
+        return {
+            "model": self.name,
+            "compiled": sum(bool(x.splits) for x in self.layers.values()),
+            "merged": sum(len(x.merged) for x in self.layers.values()),
+            "separate": {
+                str(i): x.reason or "no step that could be compiled was seen"
+                for i, x in sorted(self.layers.items())
+                if not x.splits
+            }
+            | {str(i): reason for i, reason in self.others.items()},
+            "rows": sorted(self.rows),
+            "reason": self.reason,
+        }
 
 
 class Steps:
@@ -225,6 +231,7 @@ class Steps:
         self.accepted = dict(accepted)
         self.layers: dict[int, Layer] = {}  # by the layer's id, while it lives
         self._models: dict[int, _Model] = {}  # by the model's id, likewise
+        self._gone: dict[str, ModelInfo] = {}  # by structure, what became of models that died
         self._patches: dict[type, MethodPatch] = {}
         self._runs: dict[type, Any] = {}  # what stood there before
         self._offset: tuple[int, mx.array] = (0, mx.array(0))
@@ -264,6 +271,7 @@ class Steps:
                 layer.undo()
             self.layers.clear()
             self._models.clear()
+            self._gone.clear()
 
     def unreached(self) -> list[str]:
         return [name for patch in self._patches.values() for name in patch.unreached()]
@@ -284,24 +292,9 @@ class Steps:
     def info(self) -> dict[str, ModelInfo]:
         """The models that were called so far, by structure."""
         with self._lock:
-            known = [(seen, seen.model()) for seen in self._models.values()]
-            return {
-                seen.structure or structure(model): {
-                    "model": f"{type(model).__module__}.{type(model).__qualname__}",
-                    "compiled": sum(bool(x.splits) for x in seen.layers.values()),
-                    "merged": sum(len(x.merged) for x in seen.layers.values()),
-                    "separate": {
-                        str(i): x.reason or "no step that could be compiled was seen"
-                        for i, x in sorted(seen.layers.items())
-                        if not x.splits
-                    }
-                    | {str(i): reason for i, reason in seen.others.items()},
-                    "rows": sorted(seen.rows),
-                    "reason": seen.reason,
-                }
-                for seen, model in known
-                if model is not None
-            }
+            known = [(x, x.model()) for x in self._models.values()]
+            alive = ((x, model) for x, model in known if model is not None)
+            return self._gone | {x.structure or structure(m): x.info() for x, m in alive}
 
     def _defined(self, cls: type, **named: Any) -> None:
         super(Module, cls).__init_subclass__(**named)  # type: ignore[misc]
@@ -432,16 +425,20 @@ class Steps:
             seen = self._models.get(id(model))
             if seen is None:
                 seen = self._models[id(model)] = _Model(model)
-                weakref.finalize(model, self._models.pop, id(model), None)
+                weakref.finalize(model, self._died, id(model)).atexit = False
             if model.training:
                 return  # the next call asks again
             seen.decided, seen.times = True, seen.times + 1
-            if not self.accepted:
-                return
             try:
                 self._apply(model, seen)
             except Exception as error:  # a model of another make: it runs as ever
                 seen.reason = f"{type(error).__name__} where it is looked at: {error}"
+
+    def _died(self, model: int) -> None:
+        """Before its layers do: a command's model is gone when its process tells of it."""
+        seen = self._models.pop(model, None)
+        if seen is not None and seen.structure:
+            self._gone[seen.structure] = seen.info()
 
     def _apply(self, model: Any, seen: _Model) -> None:
         mine = {*map(id, seen.layers.values())}
@@ -474,7 +471,7 @@ class Steps:
                 continue
             if key not in self.layers:  # else a model within this one, or around it, has it
                 self.layers[key] = Layer(module, run, seen.rows, shared, halves, changed)
-                weakref.finalize(module, self.layers.pop, key, None)
+                weakref.finalize(module, self.layers.pop, key, None).atexit = False
                 self._replace(cls, self._of_layer)
             seen.layers[i] = self.layers[key]
 

@@ -13,7 +13,8 @@ from . import records
 from .kernel import KERNEL_ID
 
 __all__ = [
-    *("FASTER", "GATE_VERSION", "KINDS", "MAX_ASKED", "STEP", "TUNED_GATE", "Poisoned", "Verdict"),
+    *("ALL", "COMPILED", "FASTER", "GATE_VERSION", "KINDS", "MAX_ASKED", "MERGED", "STEP"),
+    *("TUNED_GATE", "WAYS", "Poisoned", "Verdict"),
     *("binding", "describe", "gate_version", "gate_versions"),
 ]
 
@@ -34,6 +35,11 @@ MAX_ASKED = 3
 # whole decode step, or settings of MLX.
 STEP = "step"
 KINDS = ("kernel", "rewriting", STEP, "settings")
+# The ways in which a step is judged, the first before the next: compiled layers whose products of
+# one input are one and that call the kernels of decode/fused.py, those without these kernels, and
+# compiled layers alone. A verdict on a step has one in place of a kernel.
+ALL, MERGED, COMPILED = "compiled-merged-fused", "compiled-merged", "compiled"
+WAYS = (ALL, MERGED, COMPILED)
 # Raised when old verdicts on steps should not count, as a family's version is for its own.
 STEP_VERSION = 1
 

@@ -294,6 +294,8 @@ def _prepare(
 
     root, only = registry.user_root(), None
     if path is not None:
+        if not isinstance(path, str | os.PathLike):
+            raise errors.UsageError(f"path is the path of a folder, not {path!r}")
         path = Path(path)
         if path.suffix == ".py":
             raise errors.UsageError(
@@ -323,9 +325,9 @@ def _prepare(
     patches = {r.op.name: patches_of(r.op, r.wrap) for r in dispatcher.routers}
     steps = None
     if STEP in choice.on:
-        from ..decode.steps import Steps, stored
+        from ..decode.steps import Steps
 
-        found = filter(plans.serves, stored(plans))
+        found = filter(plans.serves, plans.counting(STEP))
         steps = Steps({verdict.workload: verdict.kernel for verdict in reversed([*found])})
         patches[STEP] = [steps]
 

@@ -5,7 +5,7 @@
     else:  attention -> on alike
            linear, step -> on where a verdict of this chip accepts something of them; never gated
 
-Asking loads nothing of a family.
+Asking loads nothing of a family of which nothing is accepted.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ NOT_NAMED = "not among those that were named"
 ONE_KERNEL = "one kernel alone is considered"
 NO_VERDICT = "no accepted verdict on this chip; `tune` makes one"
 UNMET = "no accepted verdict on any layer that was met; `tune` makes some"
+SWITCHED_OFF = "MLX_LM_OPENEVOLVE=0"
 NO_GPU = "no GPU here, and on the CPU nothing is faster"
 
 
@@ -56,7 +57,9 @@ def named(wanted: Sequence[str] | None = None) -> list[str] | None:
 
 
 def choose(named: Sequence[str] | None, planner: Planner) -> Choice:
-    """What is on where a person named these, or none (None)."""
+    """What is on where a person named these, or none (None); nothing where all is switched off."""
+    if os.environ.get("MLX_LM_OPENEVOLVE") == "0":
+        return Choice([], [], dict.fromkeys(NAMES, SWITCHED_OFF))
     only = planner.only
     asked = named if named is not None else (*DEFAULT, *([only.op] if only else []))
     found = Choice([], [], {})
@@ -67,7 +70,7 @@ def choose(named: Sequence[str] | None, planner: Planner) -> Choice:
             found.off[name] = NOT_NAMED
         elif only is not None:
             found.off[name] = ONE_KERNEL
-        elif any(map(planner.serves, planner.counting(name))):
+        elif any(map(planner.runs, planner.counting(name))):
             found.on.append(name)
             found.unnamed.append(name)
         else:

@@ -23,10 +23,10 @@ from typing import Any, NamedTuple
 
 from .. import ops
 from ..device import Device, fingerprint
-from ..errors import GateMemory, GateTimeout, KernelError, RegistryError, interrupted
+from ..errors import GateMemory, GateTimeout, KernelError, RegistryError, WorkloadError, interrupted
 from ..kernels.kernel import Kernel
 from ..kernels.registry import Registry
-from ..kernels.verdict import STEP, Poisoned, Verdict, gate_version
+from ..kernels.verdict import STEP, WAYS, Poisoned, Verdict, gate_version
 from ..ops import Bucket
 
 __all__ = ["BUDGETS", "GATE_MODES", "Contender", "GateBudget", "Judges", "Plan", "Planner"]
@@ -149,14 +149,15 @@ class Planner:
 
     def counting(self, family: str) -> Iterator[Verdict]:
         """The verdicts on kernels of a family, or on whole steps (STEP), that count here: one for
-        each (workload, kernel, params), the user's first. Files are read as they are reached, and
-        nothing of the family is loaded."""
+        each (workload, kernel, params), the user's first, of a workload the best first. Files are
+        read as they are reached, and nothing of the family is loaded."""
         kind, seen = STEP if family == STEP else "kernel", set[Any]()
         for registry in self.registries:
             for verdict in registry.of(self.device.slug, family):
                 about = verdict.workload, verdict.kernel, tuple(sorted(verdict.params.items()))
                 counts = verdict.counts_for(self.stamp(family), shipped=not registry.writable)
-                if verdict.kind == kind and counts and about not in seen:
+                known = family != STEP or verdict.kernel in WAYS  # a newer release may know more
+                if verdict.kind == kind and known and counts and about not in seen:
                     seen.add(about)
                     yield verdict
 
@@ -228,6 +229,16 @@ class Planner:
     def serves(self, verdict: Verdict) -> bool:
         """Whether a verdict lets its kernel serve."""
         return verdict.accepted or (verdict.correct and not self.require_faster)
+
+    def runs(self, verdict: Verdict) -> bool:
+        """Whether a verdict that counts here lets something run: its kernel is there and whole. Of
+        a family nothing is loaded but for a verdict that serves."""
+        if verdict.kind == STEP or not self.serves(verdict):
+            return self.serves(verdict)
+        try:
+            return self.stored(ops.parse(verdict.workload).bucket()) is not None
+        except WorkloadError:  # of a newer release
+            return False
 
     def _best(self, bucket: Bucket, verdicts: Sequence[Verdict]) -> Plan | None:
         for verdict in verdicts:

@@ -94,10 +94,13 @@ def totals(reports: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     `ops`, where each family has its own `hits`, `kernels` and `fallbacks`, and `unreached`; `off`,
     the families that were on in none of them, each with the reason; and `models` as the last
     process that had called one says of it."""
+    from .families import NAMES
+
     families: dict[str, _Family] = {}
     workloads: dict[str, dict[str, Any]] = {}
     models: dict[str, Any] = {}
     off: dict[str, str] = {}
+    on = set[str]()
     problems: list[str] = []
     processes = 0
     for report in reports:
@@ -105,7 +108,11 @@ def totals(reports: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         if report["problem"] and report["problem"] not in problems:
             problems.append(report["problem"])
         models.update(report.get("models", {}))
-        off.update(report.get("off", {}))
+        said_off = report.get("off", {})
+        off.update(said_off)
+        # What is enabled and not off is on; of whole steps nothing else says so.
+        on.update(n for n in NAMES if report.get("enabled") and n not in said_off)
+        on.update(report["ops"])
         for name, said in report["ops"].items():
             family = families.setdefault(name, _Family())
             family.fallbacks.update(said["fallbacks"])
@@ -131,7 +138,7 @@ def totals(reports: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         "kernels": dict(kernels.most_common()),
         "fallbacks": dict(fallbacks.most_common()),
         "ops": {name: family.to_json() for name, family in families.items()},
-        "off": {name: reason for name, reason in off.items() if name not in families},
+        "off": {name: reason for name, reason in off.items() if name not in on},
         "workloads": workloads,
         "models": models,
         "problems": problems,
@@ -160,27 +167,31 @@ def summary(report: Mapping[str, Any]) -> str:
     nobody said so."""
     from .families import NOT_NAMED
 
-    if report["problems"]:
-        return "mlx-lm stays as it is: " + "; ".join(report["problems"])
+    stays = "mlx-lm stays as it is: " + "; ".join(report["problems"])
+    if report["problems"] and not report["ops"] and not report["models"]:
+        return stays
     reasons: dict[str, list[str]] = {}
     for name, reason in report["off"].items():
         if reason != NOT_NAMED:
             reasons.setdefault(reason, []).append(name)
     off = [f"{' and '.join(names)} off ({reason})" for reason, names in reasons.items()]
-    return ", ".join([_served(report), *off])
+    others = [f"in other processes {stays}"] if report["problems"] else []
+    return ", ".join([_served(report), *off, *others])
 
 
 def _served(report: Mapping[str, Any]) -> str:
     from .. import ops
+    from .families import NAMES
 
     models = report["models"].values()
     layers = sum(row["compiled"] for row in models)
     compiled = [f"{layers} layers compiled"] if layers else []
-    if not report["ops"] and not compiled:
-        return "mlx-lm stays as it is: no family of operations is switched on"
     seen = {name: row for name, row in report["ops"].items() if row["kernels"] or row["fallbacks"]}
-    if not seen and not compiled:
-        return f"no {' or '.join(report['ops'])} call was seen"
+    on = [name for name in NAMES if name in report["ops"] or name not in (report["off"] or NAMES)]
+    if not on and not models:
+        return "mlx-lm stays as it is: no family of operations is switched on"
+    if not seen and not models:
+        return f"no {' or '.join(on)} call was seen"
     parts = []
     for name, row in seen.items():
         for calls, where, names in (

@@ -25,7 +25,7 @@ from rich.text import Text
 
 from .. import ops
 from ..bench import worker
-from ..bench.command import SHAPES, wanted, write
+from ..bench.command import SHAPES, check_measured, wanted, write
 from ..device import Device, detect
 from ..errors import BackendError, MachineError, UsageError
 from ..gate.judge import judge
@@ -34,7 +34,7 @@ from ..hub import check_model
 from ..kernels.lookup import registries
 from ..kernels.verdict import STEP
 from ..ops.base import next_pow2
-from ..runtime.families import NAMES, named
+from ..runtime.families import NAMES, OPS, named
 from ..runtime.planner import Judges, Planner
 from ..units import seconds_of, tokens_of
 from . import decide as deciding
@@ -62,14 +62,19 @@ def run(options: argparse.Namespace, out: Console) -> tuple[int, dict[str, Any]]
             "MLX has no GPU here, and on the CPU no kernel is faster; to see which are right:"
             " --backend host"
         )
+    if options.report:
+        check_measured("--report", options.report)
     end = time.monotonic() + budget
     asked_for = named(wanted(options))
     on = NAMES if asked_for is None else asked_for
+    if not on:
+        raise UsageError(f"no family is named by --ops {options.ops} and {OPS} alike")
     uses = met(options, context, batches, [name for name in on if name != STEP])
     judges = Judges(judge, judge_in_worker)
     planner = Planner(
         device, registries(), judges=lambda: judges, require_faster=device.backend != "host"
     )
+    planner.user.publish_all(device.slug, [])  # raises where no verdict could be stored
     rows: dict[Use, Row] = {}
     for use in uses:
         if row := deciding.stored(planner, use):
@@ -80,6 +85,11 @@ def run(options: argparse.Namespace, out: Console) -> tuple[int, dict[str, Any]]
         f" {len(todo)} of them to decide",
         markup=False,
     )
+    for name in on:
+        if name == STEP and device.backend == "host":
+            out.print("step: whole steps are judged on a GPU alone")
+        elif name != STEP and not any(use.bucket.op == name for use in uses):
+            out.print(f"{name}: no call that it could serve is made here")
     for line in report.conditions(device):
         out.print(line, markup=False)
     measured = None
@@ -103,7 +113,7 @@ def run(options: argparse.Namespace, out: Console) -> tuple[int, dict[str, Any]]
         for step in steps:
             out.print(f"{step.slug}: {step.reason}", markup=False)
         out.print(table(known, planner))
-        out.print(summary(known, planner), markup=False)
+        out.print(summary(known, planner, steps), markup=False)
         asked = {"context": context, "batches": batches, "budget": budget, "shape": options.shape}
         asked |= {"bits": options.bits, "steps": [step.to_json() for step in steps]}
         result = report.record(device, known, asked, measured)
@@ -244,11 +254,11 @@ def table(rows: Sequence[Row], planner: Planner) -> Table:
     return made
 
 
-def summary(rows: Sequence[Row], planner: Planner) -> str:
+def summary(rows: Sequence[Row], planner: Planner, steps: Sequence[StepRow] = ()) -> str:
     """Counts, and how to go on where something is left."""
     counts = Counter(row.state for row in rows)
     text = ", ".join(f"{counts[state]} {state}" for state in (SERVED, REJECTED, UNSERVED, LEFT))
-    if counts[LEFT]:
+    if counts[LEFT] or any(step.left for step in steps):
         text += "; the same command goes on with what is left"
     if not planner.require_faster:
         text += "; on the CPU that means right, and run serves it with --backend host --any-correct"

@@ -13,11 +13,10 @@ from mlx.utils import tree_flatten
 
 from ..backends.trouble import machines
 from ..decode.judge import judge
-from ..decode.steps import WAYS, stored
 from ..decode.structure import slug, structure
 from ..errors import GateTimeout, MachineError
 from ..gate.limits import free_memory
-from ..kernels.verdict import Verdict
+from ..kernels.verdict import STEP, WAYS, Verdict
 from ..runtime.planner import Planner
 
 __all__ = ["StepRow", "decide_steps"]
@@ -28,11 +27,13 @@ _ROOM = 1.25
 
 
 class StepRow(NamedTuple):
-    """What is known of decoding so many sequences with one structure; without a verdict, why."""
+    """What is known of decoding so many sequences with one structure; without a verdict, why;
+    left: whether the next run tries it."""
 
     slug: str
     reason: str
     verdict: Verdict | None = None
+    left: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """As `tune` reports it."""
@@ -45,12 +46,12 @@ def decide_steps(model: Any, batch: int, planner: Planner, end: float) -> list[S
     serves, or `end` (time.monotonic). Every verdict is stored as soon as it is made. Raises
     RegistryError."""
     rows: list[StepRow] = []
-    found = stored(planner)
-    known = {(verdict.workload, verdict.kernel): verdict for verdict in reversed(found)}
+    known = {(v.workload, v.kernel): v for v in reversed([*planner.counting(STEP)])}
     name = slug(structure(model), batch)
     for what in WAYS:
-        reason, verdict = _decide(model, batch, what, planner, end, known.get((name, what)))
-        rows.append(StepRow(name, f"{what}: {reason}", verdict))
+        old = known.get((name, what))
+        reason, verdict, left = _decide(model, batch, what, planner, end, old)
+        rows.append(StepRow(name, f"{what}: {reason}", verdict, left))
         if verdict is None or planner.serves(verdict):
             break
     return rows
@@ -58,24 +59,24 @@ def decide_steps(model: Any, batch: int, planner: Planner, end: float) -> list[S
 
 def _decide(
     model: Any, batch: int, what: str, planner: Planner, end: float, old: Verdict | None
-) -> tuple[str, Verdict | None]:
-    """(reason, verdict) on one of WAYS."""
+) -> tuple[str, Verdict | None, bool]:
+    """(reason, verdict, whether it is left for the next run) on one of WAYS."""
     if old is not None and not old.ask_again:
-        return old.reason, old
+        return old.reason, old, False
     left = end - time.monotonic()
     if left < LEAST:
-        return "the budget was spent", old
+        return "the budget was spent", old, True
     leaves: Any = tree_flatten(model.parameters())
     weights = sum(array.nbytes for _, array in leaves)
     if planner.device.memory and _ROOM * weights > free_memory(planner.device):
-        return f"its weights, {weights / 1e9:.1f} GB, leave too little memory", old
+        return f"its weights, {weights / 1e9:.1f} GB, leave too little memory", old, True
     try:
         with machines():
             verdict = judge(model, batch, planner.device, min(left, _MOST), what)
     except (GateTimeout, MachineError) as error:
-        return str(error), old
+        return str(error), old, True
     if verdict is None:
-        return "no layer can be compiled", None
+        return "no layer can be compiled", None, False
     verdict = replace(verdict, asked=1 + (old.asked if old else 0))
     planner.user.publish(planner.device.slug, verdict)
-    return verdict.reason, verdict
+    return verdict.reason, verdict, False

@@ -12,7 +12,7 @@ from samples import shipped_in_metal, timed
 from mlx_lm_openevolve.bench import cases
 from mlx_lm_openevolve.device import detect, fingerprint
 from mlx_lm_openevolve.kernels.registry import Registry, tuned_root
-from mlx_lm_openevolve.kernels.verdict import STEP, Verdict, gate_version
+from mlx_lm_openevolve.kernels.verdict import STEP, TUNED_GATE, Verdict, gate_version
 from mlx_lm_openevolve.ops.attention.workload import Workload
 from mlx_lm_openevolve.runtime.planner import Planner
 
@@ -80,7 +80,10 @@ def test_what_is_wrong_with_a_case_is_said(
     assert says in " ".join(found)
 
 
-def test_a_withdrawn_verdict_serves_no_longer_and_is_not_gated_again(home: Path) -> None:
+@pytest.mark.parametrize("ships", [False, True], ids=["user's", "shipped by the gate before"])
+def test_a_withdrawn_verdict_serves_no_longer_and_is_not_gated_again(
+    home: Path, tmp_path: Path, ships: bool
+) -> None:
     kernel = next(k for k in shipped_in_metal() if k.applies_to(BUCKET))
     verdict = Verdict(
         kernel=kernel.id,
@@ -89,14 +92,14 @@ def test_a_withdrawn_verdict_serves_no_longer_and_is_not_gated_again(home: Path)
         correct=True,
         faster=True,
         reason="accepted",
-        fingerprint=fingerprint(detect("host"), gate_version("attention")),
+        fingerprint=fingerprint(detect("host"), TUNED_GATE if ships else gate_version("attention")),
         timing=timed(1.3),
     )
     user = Registry(home)
-    user.publish("host", verdict)
+    Registry(tmp_path / "tuned" if ships else home).publish("host", verdict)
 
     def planner() -> Planner:
-        tuned = Registry(tuned_root(), writable=False)
+        tuned = Registry(tmp_path / "tuned" if ships else tuned_root(), writable=False)
         return Planner(detect("host"), [Registry(home), tuned], only=kernel)
 
     assert planner().plan(BUCKET.bucket()).kernel == kernel

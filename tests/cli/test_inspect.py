@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from odd import ODD, changed
 from rich.console import Console
-from samples import shipped_in_metal, store_correct, timed
+from samples import named, shipped_in_metal, store_correct, timed
 
 from mlx_lm_openevolve.cli import inspect as inspection
 from mlx_lm_openevolve.cli.main import main
@@ -20,7 +20,7 @@ from mlx_lm_openevolve.device import Device, detect, fingerprint
 from mlx_lm_openevolve.kernels import records
 from mlx_lm_openevolve.kernels.kernel import Kernel
 from mlx_lm_openevolve.kernels.registry import Registry
-from mlx_lm_openevolve.kernels.verdict import Verdict, gate_version
+from mlx_lm_openevolve.kernels.verdict import STEP, Verdict, gate_version
 from mlx_lm_openevolve.ops.attention.workload import Bucket
 from mlx_lm_openevolve.ops.linear.workload import Bucket as Product
 from mlx_lm_openevolve.runtime.families import NO_VERDICT, NOT_NAMED
@@ -277,7 +277,7 @@ def test_status_and_show_say_which_families_are_on_and_why_others_are_not(
     assert state("linear") == state("step") == off
     assert f"linear is off: {NO_VERDICT}" in told(capsys, "show", product.slug)
     stamp = fingerprint(chip, gate_version("linear"))
-    about = {"kernel": "0123456789ab", "params": {}, "correct": True, "faster": True}
+    about = {"kernel": named("quantized_rows").id, "params": {}, "correct": True, "faster": True}
     Registry(home).publish(
         chip.slug,
         Verdict(**about, workload=product.slug, reason="x", fingerprint=stamp, timing=timed(1.5)),
@@ -289,3 +289,47 @@ def test_status_and_show_say_which_families_are_on_and_why_others_are_not(
     monkeypatch.setenv("MLX_LM_OPENEVOLVE_OPS", "linear")
     assert "the gate decides at first use" in told(capsys, "show", other.slug)
     assert state("attention")[:2] == (False, NOT_NAMED)
+
+
+def test_switched_off_is_told_as_such(
+    capsys: pytest.CaptureFixture[str], home: Path, monkeypatch: pytest.MonkeyPatch, kernel: Kernel
+) -> None:
+    Registry(home).publish("host", verdict(kernel))
+    monkeypatch.setenv("MLX_LM_OPENEVOLVE", "0")
+    facts = found(capsys, "status")
+    rows = [*facts["ops"].values(), facts["step"]]
+    assert {(row["on"], row["reason"]) for row in rows} == {(False, "MLX_LM_OPENEVOLVE=0")}
+    assert "attention is off: MLX_LM_OPENEVOLVE=0" in told(capsys, "show", DECODE.slug)
+
+
+def test_show_takes_a_whole_step_that_list_names(
+    capsys: pytest.CaptureFixture[str], home: Path
+) -> None:
+    stamp = fingerprint(detect("host"), gate_version(STEP))
+    slug = "step-b1-llama-2layers-float32-0123456789ab"
+    made = Verdict("compiled", {}, slug, True, True, "faster", stamp, timing=timed(1.3), kind=STEP)
+    Registry(home).publish("host", made)
+    shown = found(capsys, "show", slug)
+    assert (shown["workload"], shown["here"]["kernel"]) == (slug, "compiled")
+    assert [v["kernel"] for v in shown["verdicts"]] == ["compiled"]
+    assert "accepted: faster" in told(capsys, "show", slug)
+    old = replace(made, fingerprint={**stamp, "mlx": "0.1"})
+    Registry(home).clear()
+    Registry(home).publish("host", old)
+    assert found(capsys, "show", slug)["here"]["kernel"] is None
+    assert f"now {stamp['mlx']}: `tune` judges it again" in told(capsys, "show", slug)
+
+
+def test_status_counts_what_counts(
+    capsys: pytest.CaptureFixture[str], home: Path, kernel: Kernel
+) -> None:
+    def user() -> tuple[int, int]:
+        (row,) = (r for r in found(capsys, "status")["registries"] if r["writable"])
+        return row["workloads_here"], row["accepted_here"]
+
+    made = verdict(kernel)
+    Registry(home).publish("host", made)
+    assert user() == (1, 1)
+    Registry(home).clear()
+    Registry(home).publish("host", replace(made, fingerprint={**made.fingerprint, "mlx": "0.1"}))
+    assert user() == (1, 0)

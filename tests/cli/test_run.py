@@ -23,11 +23,10 @@ from samples import shipped_in_metal, store_correct
 from mlx_lm_openevolve import errors
 from mlx_lm_openevolve.cli import run
 from mlx_lm_openevolve.cli.main import main
-from mlx_lm_openevolve.decode.steps import ALL
 from mlx_lm_openevolve.decode.structure import slug, structure
 from mlx_lm_openevolve.device import detect, fingerprint
 from mlx_lm_openevolve.kernels.registry import Registry
-from mlx_lm_openevolve.kernels.verdict import STEP, Verdict, gate_version
+from mlx_lm_openevolve.kernels.verdict import ALL, STEP, Verdict, gate_version
 from mlx_lm_openevolve.ops.attention.workload import Workload
 from mlx_lm_openevolve.runtime import families, session
 
@@ -83,6 +82,19 @@ def test_generate_prints_what_it_always_prints_and_one_line_more(model: Path, pr
     assert hits % 2 == 0, "two layers"
     assert "gqa_decode" in line
     assert "on SDPA (no stored verdict" in line, "the prompt's chunk has none here"
+
+
+def test_the_line_tells_of_compiled_layers_when_the_model_is_gone(
+    model: Path, proven: None, home: Path
+) -> None:
+    name = slug(structure(mlx_lm.load(str(model))[0]), 1)
+    stamp = fingerprint(detect("host"), gate_version(STEP))
+    verdict = Verdict("compiled", {}, name, True, None, "correct", stamp, kind=STEP)
+    Registry(home).publish("host", verdict)
+    words = ["mlx_lm.generate", "--model", str(model), "--prompt", "def", "--max-tokens", "4"]
+    done = start(*HOST, *words)
+    assert done.returncode == 0, done.stderr
+    assert ", 2 layers compiled, linear off (" in done.stderr.splitlines()[-1]
 
 
 def test_json_is_the_last_line_of_standard_output(model: Path, proven: None) -> None:
@@ -419,6 +431,17 @@ def test_reports_add_up() -> None:
     )
 
 
+def test_what_one_process_could_not_hides_nothing_of_another() -> None:
+    served = report({"attention-w": row(5, 0)}, attention={})
+    failed = {**report({}), "problem": "odd"}
+    assert session.summary(session.totals([failed])) == "mlx-lm stays as it is: odd"
+    line = session.summary(session.totals([served, failed]))
+    assert line == (
+        "5 attention calls on kernels (k 0123456789ab: 5), 0 attention calls on SDPA, 2 processes,"
+        " in other processes mlx-lm stays as it is: odd"
+    )
+
+
 def test_the_line_speaks_by_family(monkeypatch: pytest.MonkeyPatch) -> None:
     from mlx_lm_openevolve import ops
     from mlx_lm_openevolve.ops.attention import OP
@@ -452,12 +475,20 @@ def test_the_line_says_which_families_are_off_and_why() -> None:
     found = session.totals([a, b])
     assert found["off"] == {"step": families.NOT_NAMED}
     assert session.summary(found) == "no attention or linear call was seen"
+    # In some process steps were on.
+    c = {**report({}), "off": {"attention": families.NOT_NAMED}, "enabled": True}
+    assert "step" not in session.totals([c, a])["off"]
+    assert session.totals([a, {**report({}), "off": {}}])["off"] == none, "one was not patched"
     # Steps are on, and this model's are not among those accepted.
     model = {"compiled": 0, "reason": "no verdict", "model": "Model"}
     found = session.totals(
         [{**report({"attention-w": row(5, 0)}, attention={}), "models": {"": model}}]
     )
     assert session.summary(found).endswith("on SDPA, no layer compiled (no verdict)")
+    alone = {**report({}), "off": dict.fromkeys(("attention", "linear"), families.NOT_NAMED)}
+    assert session.summary(session.totals([alone])) == "no step call was seen"
+    found = session.totals([{**alone, "models": {"": model}}])
+    assert session.summary(found) == "no layer compiled (no verdict)"
 
 
 @pytest.mark.parametrize(

@@ -20,9 +20,9 @@ from mlx_lm_openevolve.bench.worker import empty_cache
 from mlx_lm_openevolve.decode import fused
 from mlx_lm_openevolve.decode.fused import Fusing, Heads, Rope
 from mlx_lm_openevolve.decode.split import _in_place
-from mlx_lm_openevolve.decode.steps import ALL, Steps
+from mlx_lm_openevolve.decode.steps import Steps
 from mlx_lm_openevolve.decode.structure import slug, structure
-from mlx_lm_openevolve.kernels.verdict import STEP_VERSION
+from mlx_lm_openevolve.kernels.verdict import ALL, STEP_VERSION
 
 needs_clang = pytest.mark.skipif(bool(host.unavailable()), reason=host.unavailable() or "available")
 DTYPES = (mx.float32, mx.float16, mx.bfloat16)

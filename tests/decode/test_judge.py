@@ -16,14 +16,14 @@ from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm_openevolve.decode import judge as gate
 from mlx_lm_openevolve.decode.judge import MUTANTS, judge
 from mlx_lm_openevolve.decode.split import Split
-from mlx_lm_openevolve.decode.steps import ALL, COMPILED, WAYS, Steps, stored
+from mlx_lm_openevolve.decode.steps import Steps
 from mlx_lm_openevolve.decode.structure import slug, structure
 from mlx_lm_openevolve.device import detect
 from mlx_lm_openevolve.errors import GateTimeout
 from mlx_lm_openevolve.gate import timing
 from mlx_lm_openevolve.kernels.lookup import registries
 from mlx_lm_openevolve.kernels.registry import Registry
-from mlx_lm_openevolve.kernels.verdict import Verdict
+from mlx_lm_openevolve.kernels.verdict import ALL, COMPILED, STEP, WAYS, Verdict
 from mlx_lm_openevolve.runtime.planner import Planner
 from mlx_lm_openevolve.tune.steps import decide_steps
 
@@ -169,7 +169,7 @@ def test_every_verdict_is_stored_and_noise_is_asked_again(
     assert [row.slug for row in rows] == [slug(structure(model), 1)] * len(WAYS)
     assert [row.verdict and row.verdict.kernel for row in rows] == [*WAYS]
     assert all(row.verdict and row.verdict.correct for row in rows)
-    assert {v.kernel for v in stored(Planner(HOST, [Registry(home)]))} == {*WAYS}
+    assert {v.kernel for v in Planner(HOST, [Registry(home)]).counting(STEP)} == {*WAYS}
     monkeypatch.setattr("mlx_lm_openevolve.tune.steps.judge", wrong)
     assert decide_steps(model, 1, planner, end) == rows
     spent = decide_steps(model, 2, planner, time.monotonic())

@@ -20,8 +20,9 @@ from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.tuner.utils import linear_to_lora_layers, load_adapters
 
 from mlx_lm_openevolve.decode.merge import Merged, alike
-from mlx_lm_openevolve.decode.steps import ALL, COMPILED, Steps
+from mlx_lm_openevolve.decode.steps import Steps
 from mlx_lm_openevolve.decode.structure import slug, structure
+from mlx_lm_openevolve.kernels.verdict import ALL, COMPILED
 
 QKV = ("q_proj", "k_proj", "v_proj")
 MIB = 1 << 20

@@ -29,8 +29,9 @@ from mlx_lm.models.cache import (
 
 from mlx_lm_openevolve.bench.worker import empty_cache
 from mlx_lm_openevolve.cli.architectures import callers
-from mlx_lm_openevolve.decode.steps import ALL, COMPILED, Steps
+from mlx_lm_openevolve.decode.steps import Steps
 from mlx_lm_openevolve.decode.structure import slug, structure
+from mlx_lm_openevolve.kernels.verdict import ALL, COMPILED
 
 # Plain; experts; sliding windows and norms; sinks; scaled; attention and MLP side by side.
 SAMPLE = {"cohere2", "gemma3_text", "gpt_oss", "granite", "llama", "qwen3_moe"}

@@ -19,8 +19,9 @@ from mlx_lm.models.base import scaled_dot_product_attention
 from mlx_lm.models.cache import BatchKVCache, KVCache
 
 from mlx_lm_openevolve.decode import split
-from mlx_lm_openevolve.decode.steps import ALL, COMPILED, Steps
+from mlx_lm_openevolve.decode.steps import Steps
 from mlx_lm_openevolve.decode.structure import slug, structure
+from mlx_lm_openevolve.kernels.verdict import ALL, COMPILED
 from mlx_lm_openevolve.ops.linear import call as linear
 from mlx_lm_openevolve.runtime.patch import MethodPatch, Patch
 

@@ -25,11 +25,11 @@ from serving import close
 
 import mlx_lm_openevolve as package
 from mlx_lm_openevolve.bench import worker
-from mlx_lm_openevolve.decode.steps import ALL, COMPILED, Steps
+from mlx_lm_openevolve.decode.steps import Steps
 from mlx_lm_openevolve.decode.structure import rows_of, slug, structure
 from mlx_lm_openevolve.device import detect, fingerprint
 from mlx_lm_openevolve.kernels.registry import Registry
-from mlx_lm_openevolve.kernels.verdict import STEP, Verdict, gate_version
+from mlx_lm_openevolve.kernels.verdict import ALL, COMPILED, STEP, Verdict, gate_version
 from mlx_lm_openevolve.runtime import session
 
 PROMPT = mx.arange(1, 20)
@@ -467,6 +467,10 @@ def test_bench_and_run_tell_of_compiled_layers(home: Path) -> None:
     told = session.totals([{"problem": "", **info}])
     assert told["models"] == info["models"]
     assert session.summary(told) == "2 layers compiled"
+    # A command's model is gone when its process tells of it.
+    del model
+    gc.collect()
+    assert package.get_optimization_info()["models"] == info["models"]
 
 
 def test_what_goes_wrong_is_no_concern_of_the_call(

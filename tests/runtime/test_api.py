@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import mlx.core as mx
 import pytest
 from mlx_lm.models import base
 
 import mlx_lm_openevolve
+from mlx_lm_openevolve import errors
 from mlx_lm_openevolve.runtime import api, session
 
 LOG = "mlx_lm_openevolve"
@@ -51,3 +53,9 @@ def test_calls_without_a_cache_are_counted_and_told() -> None:
         "0 attention calls on kernels, 3 attention calls on SDPA (no cache, as in training: 3),"
         " linear and step off (no GPU here, and on the CPU nothing is faster)"
     )
+
+
+@pytest.mark.parametrize("path", [3, b"/nowhere", ["/nowhere"]])
+def test_a_path_of_another_type_is_a_wrong_argument(path: Any) -> None:
+    with pytest.raises(errors.UsageError, match="path is the path of a folder"):
+        mlx_lm_openevolve.enable_optimizations(path)

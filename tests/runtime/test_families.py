@@ -18,6 +18,7 @@ from samples import FINGERPRINT, named, store_correct, timed
 import mlx_lm_openevolve
 from mlx_lm_openevolve import errors, metalhost
 from mlx_lm_openevolve.device import Device, detect, fingerprint
+from mlx_lm_openevolve.kernels import lookup, records
 from mlx_lm_openevolve.kernels.registry import Registry
 from mlx_lm_openevolve.kernels.verdict import STEP, TUNED_GATE, Verdict, gate_version
 from mlx_lm_openevolve.ops.linear import Bucket
@@ -35,7 +36,7 @@ def verdict(family: str, device: Device = CHIP, **changes: Any) -> Verdict:
     """An accepted one, on a kernel of linear or on a whole step."""
     step = family == STEP
     made = Verdict(
-        kernel="compiled" if step else "0123456789ab",
+        kernel="compiled" if step else named("quantized_rows").id,
         params={},
         workload="step-b1-llama" if step else SLUG,
         correct=True,
@@ -56,7 +57,7 @@ def shipped(tmp_path: Path) -> Path:
 @pytest.fixture
 def choose(home: Path, shipped: Path) -> Callable[..., families.Choice]:
     def of(named: Any = None, **options: Any) -> families.Choice:
-        registries = [Registry(home), Registry(shipped, writable=False)]
+        registries = [Registry(home), Registry(shipped, writable=False), lookup.shipped()]
         return families.choose(named, Planner(options.pop("device", CHIP), registries, **options))
 
     return of
@@ -124,6 +125,31 @@ def test_what_does_not_count_or_is_not_accepted_switches_nothing_on(
 ) -> None:
     Registry(home).publish(CHIP.slug, verdict("linear", **changes))
     assert choose().on == ["attention"]
+
+
+@pytest.mark.parametrize(
+    "changes", [{"kernel": "0123456789ab"}, {"workload": "linear-m1-n48-k128-float32-q4g64-later"}]
+)
+def test_a_verdict_that_nothing_can_run_by_switches_nothing_on(
+    home: Path, choose: Callable[..., families.Choice], changes: dict[str, Any]
+) -> None:
+    """Its kernel is not there, or it is about a workload of a newer release."""
+    Registry(home).publish(CHIP.slug, verdict("linear"))
+    assert "linear" in choose().on
+    (file,) = home.glob("v2/devices/*/linear-*.json")
+    record = records.read(file)
+    record["verdicts"][0].update(changes)
+    records.write(file, record)
+    assert choose().off["linear"] == families.NO_VERDICT
+
+
+def test_a_way_of_steps_that_a_newer_release_made_switches_nothing_on(
+    home: Path, choose: Callable[..., families.Choice]
+) -> None:
+    Registry(home).publish(CHIP.slug, verdict(STEP, kernel="compiled-otherwise"))
+    assert choose().off[STEP] == families.NO_VERDICT
+    Registry(home).publish(CHIP.slug, verdict(STEP))
+    assert STEP in choose().on
 
 
 def test_what_a_user_withdrew_is_accepted_no_more_although_it_ships(

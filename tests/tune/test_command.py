@@ -20,14 +20,13 @@ from samples import shipped_in_metal, store_correct, timed
 import mlx_lm_openevolve
 from mlx_lm_openevolve.backends.metal import fitting
 from mlx_lm_openevolve.cli.main import main
-from mlx_lm_openevolve.decode.steps import ALL
 from mlx_lm_openevolve.decode.structure import slug, structure
 from mlx_lm_openevolve.device import detect, fingerprint
 from mlx_lm_openevolve.errors import GateTimeout, MachineError
 from mlx_lm_openevolve.gate import timing
 from mlx_lm_openevolve.gate.judge import judge
 from mlx_lm_openevolve.kernels.lookup import registries
-from mlx_lm_openevolve.kernels.verdict import STEP, Verdict, gate_version
+from mlx_lm_openevolve.kernels.verdict import ALL, STEP, Verdict, gate_version
 from mlx_lm_openevolve.ops.attention.workload import Bucket
 from mlx_lm_openevolve.runtime import families
 from mlx_lm_openevolve.runtime.planner import Contender, Judges, Planner
@@ -121,6 +120,7 @@ def test_a_budget_that_is_spent_says_how_to_go_on(
         (["--batch", "1,"], "write numbers of sequences"),
         (["--model", "/nowhere"], "no such folder"),
         (["--draft", "qwen3-0.6b"], "speculates for a --model"),
+        (["--report", "/nowhere/chip.json"], "no file can be written there"),
     ],
 )
 def test_a_wrong_option_is_one_line(
@@ -131,6 +131,30 @@ def test_a_wrong_option_is_one_line(
     assert says in told.err
     assert told.err.count("\n") == 1
     assert not told.out
+
+
+def test_no_report_is_made_where_all_is_switched_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLX_LM_OPENEVOLVE", "0")
+    assert main(["tune", "--backend", "host", "--report", str(tmp_path / "chip.json")]) == 2
+    assert "MLX_LM_OPENEVOLVE=0 switches off" in capsys.readouterr().err
+
+
+def test_a_home_that_takes_no_verdict_is_told_before_any_is_made(
+    tiny_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("MLX_LM_OPENEVOLVE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr(command, "tuned", lambda *_: 1 / 0)
+    words = ["--model", str(tiny_folder), "--context", "8", "--ops", "attention"]
+    assert main(["tune", "--backend", "host", *words]) == 2
+    told = capsys.readouterr()
+    assert f"{tmp_path / 'file'}/v2/devices/host: " in told.err
+    assert told.err.count("\n") == 1
 
 
 def test_without_a_gpu_it_says_what_it_can_do(capsys: pytest.CaptureFixture[str]) -> None:
@@ -316,6 +340,34 @@ def test_whole_steps_are_judged_once(
         main([*words[:3], "--ops", "attention", "--context", "8", "--budget", "1s", "--json"]) == 0
     )
     assert len(asked) == 2
+    capsys.readouterr()
+    assert main([*words[:5], "--batch", "8", "--budget", "1s"]) == 0
+    assert "the same command goes on with what is left" in capsys.readouterr().out
+    assert len(asked) == 2
+
+
+@pytest.mark.parametrize(
+    ("ops", "variable", "says"),
+    [
+        ("step", "", "step: whole steps are judged on a GPU alone"),
+        ("linear", "", "linear: no call that it could serve is made here"),
+        ("attention", "linear", "no family is named by --ops attention"),
+    ],
+)
+def test_why_nothing_is_to_be_decided_is_said(
+    tiny_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    ops: str,
+    variable: str,
+    says: str,
+) -> None:
+    monkeypatch.setenv(families.OPS, variable)
+    words = ["--model", str(tiny_folder), "--context", "8", "--ops", ops]
+    code = main(["tune", "--backend", "host", *words])
+    told = capsys.readouterr()
+    assert says in told.out + told.err
+    assert code == (2 if variable else 0)
 
 
 def test_a_model_that_leaves_no_memory_is_not_compared(
