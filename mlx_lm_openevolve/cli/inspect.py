@@ -264,7 +264,6 @@ def _show_kernel(kernel: Kernel, out: Console) -> Result:
 def status(options: argparse.Namespace, out: Console) -> Result:
     """What runs here, as one block that can be pasted into a bug report."""
     from .. import backends
-    from ..decode.steps import stored  # mlx-lm, a second that no other command waits for
 
     device, calls = detect(), callers()
     planner = Planner(device, registries())
