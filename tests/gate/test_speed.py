@@ -90,7 +90,7 @@ def contender(monkeypatch: pytest.MonkeyPatch) -> Contender:
     monkeypatch.setattr(timing, "Arm", Timed)
     monkeypatch.setattr(timing, "bandwidth", lambda cache: 1e15)
     monkeypatch.setattr(timing, "MIN_BLOCKS", 4)
-    monkeypatch.setattr(timing, "size", lambda seconds, budget: (4, 4))
+    monkeypatch.setattr(timing, "size", lambda *_: (4, 4))
     monkeypatch.setattr(timing.time, "sleep", lambda seconds: None)
     state = {"timed": False}
     real = speed.compare
