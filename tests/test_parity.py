@@ -12,12 +12,10 @@ import architectures
 import mlx.core as mx
 import parity
 import pytest
-from samples import of_mlx_lm_032
+from samples import judged, of_mlx_lm_032
 
 from mlx_lm_openevolve.cli.architectures import callers
-from mlx_lm_openevolve.device import detect, fingerprint
 from mlx_lm_openevolve.kernels.registry import Registry
-from mlx_lm_openevolve.kernels.verdict import Verdict, gate_version
 from mlx_lm_openevolve.ops.attention.workload import Workload
 
 # Few KV heads, as many as query heads; sinks, sliding windows, chunks; MLA; hybrids; caches that
@@ -185,15 +183,7 @@ def test_a_kernel_that_does_not_serve_would_be_seen(tmp_path: Path) -> None:
     for kernel in parity.shipped():
         if not kernel.applies_to(bucket):
             continue
-        verdict = Verdict(
-            kernel=kernel.id,
-            params=kernel.default_params(bucket),
-            workload=bucket.slug,
-            correct=False,
-            faster=False,
-            reason="rejected by a test",
-            fingerprint=fingerprint(detect("host"), gate_version("attention")),
-        )
+        verdict = judged(kernel, bucket, correct=False, reason="rejected by a test")
         Registry(tmp_path).publish("host", verdict)
     with pytest.raises(parity.Disparity, match=f"{bucket.slug} ran on SDPA: .*by a test"):
         parity.check("qwen3", tmp_path)

@@ -16,7 +16,7 @@ import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -266,14 +266,16 @@ def _norm_rope(
     constants = {"Q_EPS": q_eps, "K_EPS": k_eps, "SCALE": scale, "LOG2_BASE": turn}
     numbers = {"WIDTH": width, "HQ": of_q, "HK": of_k, "D": size, "DIMS": dims, "PAIRS": pairs}
     numbers |= {"Q_FIRST": q_first, "K_FIRST": k_first, "NORMS": bool(eps), "FREQS": given}
-    lines = (
-        [] if weights else ["const device T* q_weight = whole;\nconst device T* k_weight = whole;"]
-    )
-    lines += [] if given else ["const float freqs[1] = {1.0f};"]
     # Metal hands a scalar over as a reference.
-    place = "offset[batch]" if varied else "offset[0]" if backend == "cuda" else "offset"
+    of_batch = "offset[threadgroup_position_in_grid.y]"
+    place = of_batch if varied else "offset[0]" if backend == "cuda" else "offset"
+    lines = [f"const float OFFSET = float({place});"]
+    if not weights:
+        lines += ["const device T* q_weight = whole;", "const device T* k_weight = whole;"]
+    if not given:
+        lines += ["const float freqs[1] = {1.0f};"]
     grid = _WIDTH * (of_q + of_k), batch
-    return kernel.on(backend, dtype, constants, numbers, grid, _WIDTH, lines, {"OFFSET": place})
+    return kernel.on(backend, dtype, constants, numbers, grid, _WIDTH, lines)
 
 
 class _Kernel(NamedTuple):
@@ -292,13 +294,10 @@ class _Kernel(NamedTuple):
         grid: tuple[int, int],
         threads: int,
         before: Sequence[str] = (),
-        words: Mapping[str, str] = MappingProxyType({}),
     ) -> Run:
         """It as a launch of a grid of threads, `threads` of them in a threadgroup. before: lines
-        that stand before its text; words: what stands for these."""
+        that stand before its text."""
         text = Path(__file__).with_name(f"{self.name}.metal").read_text("ascii")
-        for word, meaning in words.items():
-            text = text.replace(word, meaning)
         lines = [f"constexpr float {key} = {float(value)!r}f;" for key, value in constants.items()]
         spec = LaunchSpec(
             file=f"{self.name}.metal",

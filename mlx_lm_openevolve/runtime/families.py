@@ -10,6 +10,7 @@ Asking loads nothing of a family of which nothing is accepted.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
@@ -86,9 +87,14 @@ class Watch:
     Told of each layer and shape that is new. Once the first layer is met again, all were."""
 
     def __init__(self, name: str, planner: Planner, leave: Callable[[], None]) -> None:
-        served = filter(planner.serves, planner.counting(name))
-        self._layouts = {ops.parse(verdict.workload).bucket().layout for verdict in served}
-        self._leave, self._first, self._over = leave, 0, False
+        self._name, self._planner, self._leave = name, planner, leave
+        self._first, self._over = 0, False
+
+    @functools.cached_property
+    def _layouts(self) -> set[str]:
+        """Those that a verdict accepts something of; not asked before a layer is met."""
+        served = filter(self._planner.serves, self._planner.counting(self._name))
+        return {ops.parse(verdict.workload).bucket().layout for verdict in served}
 
     def __call__(self, layer: int, layout: str, again: bool) -> None:
         """layer: its id; layout: of its workloads, "" where it has none; again: it is known."""

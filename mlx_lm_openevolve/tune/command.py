@@ -79,10 +79,10 @@ def run(options: argparse.Namespace, out: Console) -> tuple[int, dict[str, Any]]
     for use in uses:
         if row := deciding.stored(planner, use):
             rows[use] = row
-    todo = [use for use in uses if use not in rows]
+    undecided = [use for use in uses if use not in rows]
     out.print(
         f"{device.name} ({device.backend}): {len(uses)} workloads up to {context} tokens,"
-        f" {len(todo)} of them to decide",
+        f" {len(undecided)} of them to decide",
         markup=False,
     )
     for name in on:
@@ -101,7 +101,7 @@ def run(options: argparse.Namespace, out: Console) -> tuple[int, dict[str, Any]]
             def whole(alone: bool) -> Iterator[list[StepRow]]:
                 return whole_steps(options, [n for n in timed if (n == 1) is alone], planner, end)
 
-            for made in tuned(planner, todo, whole, end, bar):
+            for made in tuned(planner, undecided, whole, end, bar):
                 if isinstance(made, Row):
                     rows[made.use] = made
                 else:
@@ -172,7 +172,7 @@ def load(name: str, bits: str = "") -> Any:
 
 def tuned(
     planner: Planner,
-    todo: Sequence[Use],
+    undecided: Sequence[Use],
     whole: Callable[[bool], Iterator[list[StepRow]]],
     end: float,
     bar: Progress,
@@ -181,12 +181,12 @@ def tuned(
     families in turns, of each the most valuable first. Then, where time is left, look for better
     params in that order. whole: decides the whole steps of one sequence, or those of more. Yields a
     row for each as soon as it is known, and again where it is better."""
-    task = bar.add_task("", total=2 * len(todo))
+    task = bar.add_task("", total=2 * len(undecided))
     decided: list[Row] = []
     for alone in (True, False):
         worth: dict[Use, float] = {}
         half = (time.monotonic() + end) / 2  # of what is left: the rest is for deciding
-        for use in [use for use in todo if use.alone is alone]:
+        for use in filter(lambda use: use.alone is alone, undecided):
             bar.update(task, advance=1, description="measuring what there is to win")
             try:
                 if planner.device.backend == "host":  # nothing is timed: calls count alone

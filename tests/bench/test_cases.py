@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from samples import shipped_in_metal, timed
+from samples import judged, shipped_in_metal, timed
 
 from mlx_lm_openevolve.bench import cases
 from mlx_lm_openevolve.device import detect, fingerprint
@@ -85,16 +85,9 @@ def test_a_withdrawn_verdict_serves_no_longer_and_is_not_gated_again(
     home: Path, tmp_path: Path, ships: bool
 ) -> None:
     kernel = next(k for k in shipped_in_metal() if k.applies_to(BUCKET))
-    verdict = Verdict(
-        kernel=kernel.id,
-        params=kernel.default_params(BUCKET),
-        workload=BUCKET.slug,
-        correct=True,
-        faster=True,
-        reason="accepted",
-        fingerprint=fingerprint(detect("host"), TUNED_GATE if ships else gate_version("attention")),
-        timing=timed(1.3),
-    )
+    stamp = fingerprint(detect("host"), TUNED_GATE if ships else gate_version("attention"))
+    accepted = {"faster": True, "reason": "accepted", "timing": timed(1.3)}
+    verdict = judged(kernel, BUCKET, fingerprint=stamp, **accepted)
     user = Registry(home)
     Registry(tmp_path / "tuned" if ships else home).publish("host", verdict)
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from odd import ODD, changed
 from rich.console import Console
-from samples import named, shipped_in_metal, store_correct, timed
+from samples import judged, named, shipped_in_metal, store_correct, timed
 
 from mlx_lm_openevolve.cli import inspect as inspection
 from mlx_lm_openevolve.cli.main import main
@@ -45,25 +45,17 @@ def kernel() -> Kernel:
 
 
 def verdict(kernel: Kernel, **changes: Any) -> Verdict:
-    made = Verdict(
-        kernel=kernel.id,
-        params=kernel.default_params(DECODE),
-        workload=DECODE.slug,
-        correct=True,
-        faster=True,
-        reason="accepted",
-        fingerprint=fingerprint(detect("host"), gate_version("attention")),
-        timing={
-            "ratio": 1.31,
-            "low": 1.25,
-            "high": 1.4,
-            "on": DECODE.slug,
-            "baseline": {"mean": 2e-5},
-            "candidate": {"mean": 1.5e-5, "trials": 20},
-            "sealed": {"ratio": 1.2, "low": 1.15},
-        },
-    )
-    return replace(made, **changes)
+    timing = {
+        "ratio": 1.31,
+        "low": 1.25,
+        "high": 1.4,
+        "on": DECODE.slug,
+        "baseline": {"mean": 2e-5},
+        "candidate": {"mean": 1.5e-5, "trials": 20},
+        "sealed": {"ratio": 1.2, "low": 1.15},
+    }
+    accepted = {"faster": True, "reason": "accepted", "timing": timing}
+    return judged(kernel, DECODE, **{**accepted, **changes})
 
 
 def test_list_tells_device_kernel_ratio_reason_and_disk(

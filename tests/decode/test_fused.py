@@ -14,8 +14,8 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
+from samples import needs_clang
 
-from mlx_lm_openevolve.backends import host
 from mlx_lm_openevolve.bench.worker import empty_cache
 from mlx_lm_openevolve.decode import fused
 from mlx_lm_openevolve.decode.fused import Fusing, Heads, Rope
@@ -24,7 +24,6 @@ from mlx_lm_openevolve.decode.steps import Steps
 from mlx_lm_openevolve.decode.structure import slug, structure
 from mlx_lm_openevolve.kernels.verdict import ALL, STEP_VERSION
 
-needs_clang = pytest.mark.skipif(bool(host.unavailable()), reason=host.unavailable() or "available")
 DTYPES = (mx.float32, mx.float16, mx.bfloat16)
 # Units in the last place by which two roundings of nearly one number may differ.
 ULP = {mx.float32: 2.0**-20, mx.float16: 2.0**-10, mx.bfloat16: 2.0**-7}

@@ -9,9 +9,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from evolve_kernels import CAUSAL, CHEATS, DECODE, MASKED, THREADGROUP_MEMORY
-from samples import shipped_in_metal
+from samples import needs_clang, shipped_in_metal
 
-from mlx_lm_openevolve import metalhost
 from mlx_lm_openevolve.evolve import check
 from mlx_lm_openevolve.evolve.evaluation import WorkloadResult
 from mlx_lm_openevolve.metalhost import Counters
@@ -19,9 +18,7 @@ from mlx_lm_openevolve.ops.attention.reference.inputs import case
 from mlx_lm_openevolve.ops.attention.reference.question import AttentionQuestion
 from mlx_lm_openevolve.ops.attention.workload import Bucket
 
-pytestmark = pytest.mark.skipif(
-    not metalhost.compiler_available()[0], reason="no clang for the host backend"
-)
+pytestmark = needs_clang
 
 
 @pytest.mark.parametrize("workload", [CAUSAL, DECODE, MASKED])

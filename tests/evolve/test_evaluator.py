@@ -10,8 +10,8 @@ from typing import Any
 
 import evolve_kernels
 import pytest
+from samples import needs_clang
 
-from mlx_lm_openevolve import metalhost
 from mlx_lm_openevolve.errors import MachineError, OpenEvolveError
 from mlx_lm_openevolve.evolve.archive import Archive
 from mlx_lm_openevolve.evolve.candidate import Candidate
@@ -77,7 +77,7 @@ def test_one_failed_check_is_the_end_and_none_at_all_is_one_too(archive: Archive
     assert nothing.cause == "static"
 
 
-@pytest.mark.skipif(not metalhost.compiler_available()[0], reason="no clang for the host backend")
+@needs_clang
 @pytest.mark.parametrize("backend", ["metal", "host"])
 def test_params_above_metals_threadgroup_memory_are_never_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str

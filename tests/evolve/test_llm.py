@@ -19,8 +19,8 @@ from typing import Any
 
 import evolve_kernels
 import pytest
+from samples import needs_clang
 
-from mlx_lm_openevolve import metalhost
 from mlx_lm_openevolve.cli.main import main
 from mlx_lm_openevolve.errors import UsageError
 from mlx_lm_openevolve.evolve import events, loop
@@ -388,11 +388,6 @@ def test_the_repair_turn_hands_the_exact_finding_back_once(
     assert "neither a FILE with a code block nor an EDIT" in endpoint.prompts[1]
     assert "Repair this" in endpoint.prompts[1]
     assert "Repair this" not in endpoint.prompts[2]
-
-
-needs_clang = pytest.mark.skipif(
-    not metalhost.compiler_available()[0], reason="no clang for the host backend"
-)
 
 
 @needs_clang

@@ -17,8 +17,8 @@ import evolve_kernels
 import filelock
 import pytest
 from rich.console import Console
+from samples import needs_clang
 
-from mlx_lm_openevolve import metalhost
 from mlx_lm_openevolve.errors import KernelError, UsageError
 from mlx_lm_openevolve.evolve import commands, options, progress
 from mlx_lm_openevolve.evolve.archive import Archive
@@ -27,9 +27,7 @@ from mlx_lm_openevolve.evolve.events import Evaluated
 from mlx_lm_openevolve.evolve.report import pass_at
 from mlx_lm_openevolve.kernels.registry import Registry
 
-pytestmark = pytest.mark.skipif(
-    not metalhost.compiler_available()[0], reason="no clang for the host backend"
-)
+pytestmark = needs_clang
 SLUG = evolve_kernels.DECODE.slug
 
 

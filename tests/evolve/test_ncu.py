@@ -17,8 +17,8 @@ from typing import Any
 import evolve_kernels
 import pytest
 from rich.console import Console
+from samples import needs_clang
 
-from mlx_lm_openevolve import metalhost
 from mlx_lm_openevolve.errors import UsageError
 from mlx_lm_openevolve.evolve import (
     commands,
@@ -194,7 +194,7 @@ def test_ncu_is_asked_for_our_kernels_alone_and_told_what_to_run(
     assert not Path(argv[-3]).exists()  # the kernel's folder was for the child
 
 
-@pytest.mark.skipif(not metalhost.compiler_available()[0], reason="no clang for the host backend")
+@needs_clang
 def test_the_child_launches_the_kernel_and_its_words_are_not_ncus(
     ncu: Callable[[str], Path],
 ) -> None:
@@ -397,7 +397,7 @@ def test_the_mailbox_looks_at_the_parent_before_it_writes_a_prompt(
     assert "GPU profile: 9.0 us" in asked.read_text()
 
 
-@pytest.mark.skipif(not metalhost.compiler_available()[0], reason="no clang for the host backend")
+@needs_clang
 def test_a_run_ends_with_profiles_of_its_winners(
     tmp_path: Path, ncu: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

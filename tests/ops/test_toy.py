@@ -14,15 +14,12 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from mlx_lm_openevolve import metalhost
+from samples import needs_clang
 
 ROOT = Path(__file__).resolve().parents[2]
 TOY = ROOT / "tests" / "support" / "toy"
 
-pytestmark = pytest.mark.skipif(
-    not metalhost.compiler_available()[0], reason="no clang for the host backend"
-)
+pytestmark = needs_clang
 
 SERVED = """
 import json

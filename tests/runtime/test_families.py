@@ -13,10 +13,10 @@ import mlx.core as mx
 import mlx.nn as nn
 import pytest
 from mlx_lm.models import base
-from samples import FINGERPRINT, named, store_correct, timed
+from samples import FINGERPRINT, named, needs_clang, store_correct, timed
 
 import mlx_lm_openevolve
-from mlx_lm_openevolve import errors, metalhost
+from mlx_lm_openevolve import errors
 from mlx_lm_openevolve.device import Device, detect, fingerprint
 from mlx_lm_openevolve.kernels import lookup, records
 from mlx_lm_openevolve.kernels.registry import Registry
@@ -222,11 +222,6 @@ def test_nothing_of_a_family_without_an_accepted_verdict_is_loaded(home: Path) -
     done = subprocess.run([sys.executable, "-c", LOADED], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "[]\n"
-
-
-needs_clang = pytest.mark.skipif(
-    not metalhost.compiler_available()[0], reason="no clang for the host backend"
-)
 
 
 def layer(rows: int) -> tuple[nn.QuantizedLinear, mx.array]:

@@ -10,12 +10,17 @@ from typing import Any
 
 import pytest
 
+from mlx_lm_openevolve import metalhost
 from mlx_lm_openevolve.device import detect, fingerprint, release, version_of
 from mlx_lm_openevolve.kernels.kernel import Kernel
 from mlx_lm_openevolve.kernels.registry import Registry, tuned_root
 from mlx_lm_openevolve.kernels.verdict import Verdict, gate_version
 from mlx_lm_openevolve.ops.attention import OP
 from mlx_lm_openevolve.ops.attention.workload import Workload
+
+needs_clang = pytest.mark.skipif(
+    not metalhost.compiler_available()[0], reason="no clang for the host backend"
+)
 
 
 def kernel_meta(**changes: Any) -> dict[str, Any]:
@@ -140,22 +145,23 @@ def named(name: str) -> Kernel:
     return next(k for k in shipped() if k.name == name)
 
 
+def judged(kernel: Kernel, bucket: Any, **changes: Any) -> Verdict:
+    """A verdict "correct, not faster" of this machine's host, with its default params."""
+    made = Verdict(
+        kernel=kernel.id,
+        params=kernel.default_params(bucket),
+        workload=bucket.slug,
+        correct=True,
+        faster=False,
+        reason="stored by a test",
+        fingerprint=fingerprint(detect("host"), gate_version(kernel.op)),
+    )
+    return replace(made, **changes)
+
+
 def store_correct(home: Path, kernel: Kernel, buckets: Sequence[Any]) -> None:
     """Verdicts "correct, not faster" for this machine's host, as the gate would store them."""
-    stamp = fingerprint(detect("host"), gate_version(kernel.op))
-    verdicts = [
-        Verdict(
-            kernel=kernel.id,
-            params=kernel.default_params(bucket),
-            workload=bucket.slug,
-            correct=True,
-            faster=False,
-            reason="stored by a test",
-            fingerprint=stamp,
-        )
-        for bucket in buckets
-    ]
-    Registry(home).publish_all("host", verdicts)
+    Registry(home).publish_all("host", [judged(kernel, bucket) for bucket in buckets])
 
 
 # One thread a result: slow, short, right, and strided as a cache is.

@@ -18,18 +18,15 @@ import serving
 from mlx.utils import tree_map
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.tuner.lora import LoRALinear
-from samples import TINY, named, store_correct
+from samples import TINY, named, needs_clang, store_correct
 from serving import close, hits
 
 import mlx_lm_openevolve
-from mlx_lm_openevolve import metalhost
 from mlx_lm_openevolve.ops.linear import OP, Bucket
 from mlx_lm_openevolve.ops.linear import call as call_module
 from mlx_lm_openevolve.ops.linear.call import differentiable, stock
 
-pytestmark = pytest.mark.skipif(
-    not metalhost.compiler_available()[0], reason="no clang for the host backend"
-)
+pytestmark = needs_clang
 N, K = 48, 128
 
 

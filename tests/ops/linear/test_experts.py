@@ -15,17 +15,14 @@ from mlx.utils import tree_map
 from mlx_lm.models import qwen3_moe
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
-from samples import named, store_correct
+from samples import named, needs_clang, store_correct
 from serving import close, hits
 
 import mlx_lm_openevolve
-from mlx_lm_openevolve import metalhost
 from mlx_lm_openevolve.ops.linear import OP, Bucket
 from mlx_lm_openevolve.ops.linear.call import differentiable, stock
 
-pytestmark = pytest.mark.skipif(
-    not metalhost.compiler_available()[0], reason="no clang for the host backend"
-)
+pytestmark = needs_clang
 N, K, EXPERTS, TOP = 48, 128, 6, 3
 PACKINGS = [{}, {"bits": 8, "group_size": 32}, {"mode": "mxfp4", "group_size": 32}]
 
