@@ -18,14 +18,10 @@ grows, or where no kernel served it.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import http.client
 import json
-import os
 import random
 import re
-import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -33,7 +29,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,20 +37,14 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
 
 import tiny_model
+from mlx_server import ARMS, ROOT, chunks, healthy, own_home, post, server, store_verdicts
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from mlx_lm_openevolve.cache import store
-from mlx_lm_openevolve.cli.run import command_line
-from mlx_lm_openevolve.device import BACKENDS, detect, fingerprint
+from mlx_lm_openevolve.device import BACKENDS, detect
 from mlx_lm_openevolve.errors import UsageError
-from mlx_lm_openevolve.kernels.registry import Registry, tuned_root
-from mlx_lm_openevolve.kernels.verdict import Verdict, gate_version
-from mlx_lm_openevolve.ops.attention.workload import Bucket
 
-ROOT = Path(__file__).resolve().parent.parent
-ARMS = ("stock", "patched")
 LEAVE = 0.2  # share of the streams whose client goes away
 WARM_UP = 0.4  # share of the time that is left out of the trend
 GROWTH = 0.03
@@ -110,13 +100,7 @@ def ask(port: int, rng: random.Random, tally: Tally, longest: int) -> None:
     else:
         body["prompt"] = words
     leaves = stream and rng.random() < LEAVE
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
-    try:
-        path = "/v1/chat/completions" if chat else "/v1/completions"
-        connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
-        answer = connection.getresponse()
-        if answer.status != 200:
-            raise ValueError(f"status {answer.status}: {answer.read(80)!r}")
+    with post(port, "/v1/chat/completions" if chat else "/v1/completions", body) as answer:
         if not stream:
             found = json.loads(answer.read())
             used, reason = found["usage"]["completion_tokens"], found["choices"][0]["finish_reason"]
@@ -124,63 +108,19 @@ def ask(port: int, rng: random.Random, tally: Tally, longest: int) -> None:
                 raise ValueError(f"asked for {tokens} tokens, got {used} ({reason})")
             tally.add(answered=1, tokens=used)
             return
-        reason, chunks = None, 0
-        for line in answer:
-            if not line.startswith(b"data: "):
-                continue
-            if line.startswith(b"data: [DONE]"):
-                break
-            reason = json.loads(line[6:])["choices"][0]["finish_reason"]
-            chunks += 1
-            if leaves and chunks >= 2:
-                tally.add(left=1, tokens=chunks)
+        reason, count = None, 0
+        for chunk in chunks(answer):
+            reason = chunk["choices"][0]["finish_reason"]
+            count += 1
+            if leaves and count >= 2:
+                tally.add(left=1, tokens=count)
                 return
-        else:
-            raise ValueError("a stream ended without [DONE]")
         if reason is None:
             raise ValueError("a stream ended without a reason")
-        tally.add(answered=1, tokens=chunks)
-    finally:
-        connection.close()
+        tally.add(answered=1, tokens=count)
 
 
-# ---- the server --------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def server(command: Sequence[str], port: int, env: dict[str, str], folder: Path) -> Iterator[Any]:
-    """A server that answers, as a process whose output lies in folder/out and folder/err."""
-    with (folder / "out").open("w") as out, (folder / "err").open("w") as err:
-        process = subprocess.Popen(command, stdout=out, stderr=err, env=env, cwd=ROOT)
-    try:
-        end = time.monotonic() + 120
-        while not healthy(port):
-            if process.poll() is not None or time.monotonic() > end:
-                tail = (folder / "err").read_text()[-2000:]
-                raise SystemExit(f"the server did not start:\n{tail}")
-            time.sleep(0.1)
-        yield process
-    finally:
-        process.kill()
-        process.wait()
-
-
-def healthy(port: int) -> bool:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-    try:
-        connection.request("GET", "/health")
-        return connection.getresponse().status == 200
-    except OSError:
-        return False
-    finally:
-        connection.close()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
+# ---- the server's process -----------------------------------------------------------------------
 
 
 def memory(pid: int) -> float:
@@ -211,25 +151,16 @@ def exceptions(log: str) -> Counter[str]:
 
 
 def soak(
-    arm: str, model: Path, options: argparse.Namespace, home: Path, progress: Any
+    arm: str, model: Path, options: argparse.Namespace, env: dict[str, str], progress: Any
 ) -> dict[str, Any]:
     """One server under its clients for options.minutes; what was seen, as plain data."""
-    port = free_port()
-    words = ["--model", str(model), "--host", "127.0.0.1", "--port", str(port)]
-    env = {**os.environ, "MLX_LM_OPENEVOLVE_HOME": str(home)}
-    if arm == "stock":
-        command = command_line("mlx_lm.server", words)
-    else:
-        ours = ["--backend", options.backend]
-        if options.backend == "host":
-            store_verdicts(home)
-            ours += ["--any-correct", "--gate", "stored"]
-        command = [sys.executable, "-m", "mlx_lm_openevolve", "run", "--json", *ours]
-        command += ["mlx_lm.server", *words]
     tally, stop = Tally(), threading.Event()
     samples: list[tuple[float, float, int]] = []
+    served: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
-        with server(command, port, env, Path(folder)) as process:
+        gate = "stored" if options.backend == "host" else "auto"
+        with server(arm, model, Path(folder), options.backend, gate, env) as running:
+            process, port = running.process, running.port
             threads = [
                 threading.Thread(target=client, args=(port, seed, stop, tally, options.longest))
                 for seed in range(options.clients)
@@ -252,10 +183,8 @@ def soak(
                 samples.append((elapsed, memory(process.pid), files(process.pid)))
                 if not healthy(port):
                     tally.wrong("the server is not healthy in the end")
-                process.send_signal(signal.SIGTERM)
-                process.wait(60)
-        log, said = ((Path(folder) / name).read_text() for name in ("err", "out"))
-    served = json.loads(said.splitlines()[-1]) if arm == "patched" and said else {}
+                served = running.stop()
+        log = running.log
     return {
         "arm": arm,
         "minutes": options.minutes,
@@ -272,28 +201,6 @@ def soak(
         "workloads": sum(bool(row["hits"]) for row in served.get("workloads", {}).values()),
         "problems": served.get("problems", []),
     }
-
-
-def store_verdicts(home: Path) -> None:
-    """Verdicts "correct" on the host for all that the model decodes, so that nothing is gated on
-    the way: on the CPU that takes minutes a workload."""
-    stamp = fingerprint(detect("host"), gate_version(Bucket.op))
-    heads = tiny_model.CONFIG["num_attention_heads"], tiny_model.CONFIG["num_key_value_heads"]
-    dim = tiny_model.CONFIG["head_dim"]
-    buckets = [
-        Bucket(1 << b, *heads, 1, 1 << n, dim, dim, "bfloat16", mask)
-        for b in range(6)
-        for n in range(12)
-        for mask in ("none", "bool")
-    ]
-    for kernel in Registry(tuned_root(), writable=False).kernels():
-        if kernel.native:
-            continue
-        for bucket in buckets:
-            if kernel.applies_to(bucket):
-                params, reason = kernel.default_params(bucket), "stored by the soak, not judged"
-                verdict = Verdict(kernel.id, params, bucket.slug, True, False, reason, stamp)
-                Registry(home).publish("host", verdict)
 
 
 def trend(samples: Sequence[tuple[float, float, int]]) -> dict[str, float]:
@@ -387,15 +294,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder, Progress(console=out, transient=True) as bar:
         model = Path(folder) / "model"
         tiny_model.make(model, tiny_model.corpus(ROOT), steps=0)
-        home = Path(folder) / "home"  # a registry of its own; what is compiled is shared
+        home = Path(folder) / "home"
         home.mkdir()
-        (home / "cache").symlink_to(store().root.parent)
+        env = own_home(home)
+        if options.backend == "host":
+            store_verdicts(home, tiny_model.CONFIG)
         for arm in ARMS:
             if options.only in (None, arm):
                 task = bar.add_task(arm, total=1.0)
                 try:
                     found[arm] = soak(
-                        arm, model, options, home, lambda x, t=task: bar.update(t, completed=x)
+                        arm, model, options, env, lambda x, t=task: bar.update(t, completed=x)
                     )
                 except UsageError as error:
                     out.print(str(error))
