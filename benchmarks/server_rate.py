@@ -204,6 +204,10 @@ def run(
     if arm == "patched":
         for name in ("hits", "kernels", "fallbacks", "problems"):
             row[name] = served.get(name)
+        row["workloads"] = {
+            slug: [found["hits"], found["fallbacks"], found["reason"]]
+            for slug, found in served.get("workloads", {}).items()
+        }
     return row
 
 
@@ -263,14 +267,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("-o", "--output", type=Path, metavar="FILE")
     options = parser.parse_args(arguments)
 
-    words = sys.argv[1:] if arguments is None else arguments
+    asked = {name: value for name, value in vars(options).items() if name != "output"}
+    words = [
+        f"--{name.replace('_', '-')} {value}"
+        for name, value in asked.items()
+        if value != parser.get_default(name)
+    ]
     record: dict[str, Any] = {
         "machine": fingerprint(
             detect(options.backend), {name: gate_version(name) for name in ops.FAMILIES}
         ),
         "date": time.strftime("%Y-%m-%d"),
         "command": " ".join(["python benchmarks/server_rate.py", *words]),
-        "asked": {name: value for name, value in vars(options).items() if name != "output"},
+        "asked": asked,
         "rows": [],
     }
     rows = record["rows"]
