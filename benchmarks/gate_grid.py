@@ -141,9 +141,9 @@ def main() -> int:
         print(f"backend {device.backend}: {missing}", file=sys.stderr)
         return 2
     registry, shipped = Registry(options.output), Registry(tuned_root(), writable=False)
-    # Launches written for this backend first: they suit it best.
+    # In the order in which the planner tries them.
     served = [k for k in shipped.kernels() if k.native <= {device.backend}]
-    kernels = sorted(served, key=lambda k: not k.native)
+    kernels = sorted(served, key=lambda k: (not k.native, k.origin != "handwritten"))
     if options.kernel:
         kernels = [k for k in kernels if k.name in options.kernel]
     pairs = (pair.split("=") for pair in options.params.split(",") if pair)

@@ -168,7 +168,7 @@ def buckets(layout: Layout, kind: str) -> list[Bucket]:
 def served(bucket: Bucket | Product, backend: str, kernels: Sequence[Kernel]) -> Served:
     """The kernel that the planner tries first where no verdict is stored."""
     failed: list[str] = []
-    for kernel in sorted(kernels, key=lambda k: not k.native):
+    for kernel in sorted(kernels, key=lambda k: (not k.native, k.origin != "handwritten")):
         if kernel.native <= {backend} and kernel.applies_to(bucket):
             try:
                 params = kernel.default_params(bucket)

@@ -25,7 +25,9 @@ from mlx_lm_openevolve.ops import Bucket, parse
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 CHIP = "nvidia-h100-80gb-hbm3"
-VERDICTS_OF = "2026-11-21 to 2026-11-28"  # a verdict has no date of its own
+H200 = "nvidia-h200"
+# A verdict has no date of its own.
+VERDICTS_OF = {CHIP: "2026-11-21 to 2026-11-28", H200: "2026-11-29"}
 TUNED = Registry(tuned_root(), writable=False)
 
 
@@ -290,11 +292,11 @@ CALLS = {
 }
 
 
-def accepted() -> list[tuple[Bucket, Verdict]]:
-    """What tuned/ accepts on the chip, the best verdict of each workload."""
+def accepted(chip: str = CHIP) -> list[tuple[Bucket, Verdict]]:
+    """What tuned/ accepts on a chip, the best verdict of each workload."""
     best: dict[str, tuple[Bucket, Verdict]] = {}
-    for workload in TUNED.workloads(CHIP):
-        for verdict in TUNED.verdicts(CHIP, workload):
+    for workload in TUNED.workloads(chip):
+        for verdict in TUNED.verdicts(chip, workload):
             known = best.get(workload.slug)
             if verdict.accepted and (known is None or verdict.ratio > known[1].ratio):
                 best[workload.slug] = workload, verdict
@@ -316,27 +318,29 @@ def calls() -> Table:
     return Table(header, [row for _, row in sorted(rows)], [_tuned_caption()])
 
 
-def _tuned_caption() -> str:
-    found = [verdict.fingerprint["also"] for _, verdict in accepted()]
+def _tuned_caption(chip: str = CHIP, command: str = "make verdicts DEVICE=cuda") -> str:
+    found = [verdict.fingerprint["also"] for _, verdict in accepted(chip)]
     versions = sorted({f"MLX {row['mlx']}, mlx-lm {row['mlx_lm']}" for row in found})
     return (
-        f"{CHIP}, {' and '.join(versions)}, {VERDICTS_OF}:"
-        f" [verdicts](tuned/v2/devices/{CHIP}), `make verdicts DEVICE=cuda`"
+        f"{chip}, {' and '.join(versions)}, {VERDICTS_OF[chip]}:"
+        f" [verdicts](tuned/v2/devices/{chip}), `{command}`"
     )
 
 
 def verdicts() -> Table:
     """How many workloads are accepted, by family and gate, and the range of their ratios."""
-    groups: dict[tuple[str, str], list[float]] = {}
-    for workload, verdict in accepted():
-        key = workload.op, verdict.fingerprint["gate"]
-        groups.setdefault(key, []).append(verdict.timing["ratio"])
-    rows = [
-        (op, gate, str(len(ratios)), f"{min(ratios):.2f} to {max(ratios):.2f}")
-        for (op, gate), ratios in sorted(groups.items())
-    ]
-    return Table(("family", "gate", "workloads accepted", "MLX's time over the kernel's"), rows,
-                 [_tuned_caption()])  # fmt: skip
+    rows = []
+    for chip in VERDICTS_OF:
+        groups: dict[tuple[str, str], list[float]] = {}
+        for workload, verdict in accepted(chip):
+            key = workload.op, verdict.fingerprint["gate"]
+            groups.setdefault(key, []).append(verdict.timing["ratio"])
+        rows += [
+            (chip, op, gate, str(len(ratios)), f"{min(ratios):.2f} to {max(ratios):.2f}")
+            for (op, gate), ratios in sorted(groups.items())
+        ]
+    header = ("card", "family", "gate", "workloads accepted", "MLX's time over the kernel's")
+    return Table(header, rows, [_tuned_caption(), _tuned_caption(H200, "mlx-lm-openevolve tune")])
 
 
 GATE_3 = Source("h100-gate-3.json", "python benchmarks/gate_grid.py --backend cuda")
@@ -432,6 +436,25 @@ def products() -> Table:
 
 def _is_default(kernel: Kernel, point: dict[str, Any]) -> bool:
     return dict(kernel.default_params(parse(point["workload"]).bucket())) == point["params"]
+
+
+def products_verdicts() -> Table:
+    """The H200's verdicts on 4-bit products, the best of each workload, by shape and rows."""
+    cells: dict[str, dict[int, str]] = {}
+    for workload in TUNED.workloads(H200):
+        found = re.fullmatch(r"linear-m(\d+)-n(\d+)-k(\d+)-\S+", workload.slug)
+        if found:
+            rows, n, k = map(int, found.groups())
+            best = TUNED.verdicts(H200, workload)[0]
+            words = interval(best.timing) if best.accepted else f"rejected: {best.ratio:.2f}"
+            cells.setdefault(f"{n} x {k}", {})[rows] = words
+    counts = sorted({rows for shape in cells.values() for rows in shape})
+    rows_of = [
+        (shape, *(found.get(rows, "-") for rows in counts)) for shape, found in cells.items()
+    ]
+    header = ("outputs x inputs", *(f"{n} row{'s' * (n > 1)}" for n in counts))
+    command = "mlx-lm-openevolve tune --shape llama-3.1-8b --bits 4 --batch 1,4,8 --ops linear"
+    return Table(header, sorted(rows_of), [_tuned_caption(H200, command)])
 
 
 def experts() -> Table:
@@ -648,33 +671,50 @@ VISITS = Source("mailbox-visits.json")
 
 
 def visits() -> Table:
-    """Searches from plain starters: the best of each beside MLX and beside the shipped kernel, in
-    the last visit; beside the latter in every visit, each with another card or hour."""
-    rows = []
-    for run in VISITS.data["rows"]:
-        (workload,) = run["workloads"]
-        found = [visit[workload] for visit in run["beside"]]
-        stock = "{:.2f} [{:.2f}, {:.2f}]".format(*found[-1]["stock/best"]["ratio"])
-        shipped = [f"{visit['shipped/best']['ratio'][0]:.2f}" for visit in found]
-        rows.append(
-            (f"`{workload}`", str(run["structural"]), f"{run['valid']:.0%}",
-             str(run["candidates"]), f"{run['a_minute']:.0f}", stock, ", ".join(shipped),
-             f"{run['most_alike']:.0%}")
-        )  # fmt: skip
+    """Searches from plain starters: how many kernels were written, and how they did."""
+    rows = [
+        (f"`{run['workloads'][0]}`", str(run["structural"]), f"{run['valid']:.0%}",
+         str(run["candidates"]), f"{run['a_minute']:.0f}", f"{run['most_alike']:.0%}")
+        for run in VISITS.data["rows"]
+    ]  # fmt: skip
     header = ("workload", "kernels written", "of these right", "candidates", "a minute",
-              "MLX's time over the best", "shipped kernel's, visit by visit",
               "likest to a shipped")  # fmt: skip
     return Table(header, rows, [VISITS.caption()])
+
+
+def winners() -> Table:
+    """The best of each of these searches beside MLX and the kernel that was written by hand: at
+    the gate, each in a run of its own, and in pairs of one run, in every visit or in the last."""
+    rows = []
+    gate = {event["workload"]: event for event in VISITS.data["gate"]}
+    for run in VISITS.data["rows"]:
+        (workload,) = run["workloads"]
+        pairs = [visit[workload] for visit in run["beside"]]
+        known = TUNED.verdicts(H200, parse(workload).bucket())
+        by_hand = [v for v in known if v.accepted and v.kernel != gate[workload]["kernel"]]
+        ships = TUNED.kernel(gate[workload]["kernel"])
+        rows.append((
+            f"`{workload}`", interval(gate[workload]),
+            interval(by_hand[0].timing) if by_hand else "-",
+            *("{:.2f} [{:.2f}, {:.2f}]".format(*pairs[-1][pair]["ratio"])
+              for pair in ("stock/best", "stock/shipped")),
+            ", ".join(f"{pair['shipped/best']['ratio'][0]:.2f}" for pair in pairs),
+            f"`{ships.name}`" if ships else "no",
+        ))  # fmt: skip
+    header = ("workload", "the gate: MLX's time over the best", "over the handwritten kernel",
+              "last visit: MLX's time over the best", "over the handwritten kernel",
+              "handwritten kernel's time over the best, visit by visit", "ships")  # fmt: skip
+    return Table(header, rows, [VISITS.caption(), _tuned_caption(H200, "mlx-lm-openevolve tune")])
 
 
 TABLES: dict[str, Callable[[], Table]] = {
     "tokens": tokens, "prompts": prompts, "first-token": first, "kv-bits": kv_bits,
     "calls": calls, "verdicts": verdicts, "gate-3": gate_3, "tuned": tuned, "gpu-time": gpu_time,
-    "products": products, "experts": experts, "step": step, "compiled": compiled,
-    "settings": settings,
+    "products": products, "products-verdicts": products_verdicts, "experts": experts,
+    "step": step, "compiled": compiled, "settings": settings,
     "overhead": overhead, "overhead-gpu": overhead_gpu, "sanitizer": sanitizer,
     "runs": runs,
-    "visits": visits,
+    "visits": visits, "winners": winners,
     "heuristics": heuristics,
     "accept-rule": accept,
 }  # fmt: skip

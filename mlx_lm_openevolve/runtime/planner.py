@@ -305,8 +305,10 @@ class Planner:
         near = [v for other in bucket.neighbours() for v in self.verdicts(other)]
         winners += [v for v in near if v.accepted and v.kernel in kernels]
         proposals = [(v.kernel, dict(v.params)) for v in winners]
-        # Launches written for this backend first: they suit it best.
-        for id, kernel in sorted(kernels.items(), key=lambda item: not item[1].native):
+        # Launches written for this backend first: they suit it best. The first that is accepted
+        # serves: of those that ship, what a search fitted to one workload comes after the others.
+        fitted = {id for id, kernel in shipped.items() if kernel.origin != "handwritten"}
+        for id, kernel in sorted(kernels.items(), key=lambda x: (not x[1].native, x[0] in fitted)):
             try:
                 proposals.append((id, kernel.default_params(bucket, self.device)))
             except KernelError as error:

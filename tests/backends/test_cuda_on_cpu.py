@@ -74,6 +74,7 @@ BARRIERS = [
     (*CASES[6], "tiles_mma.cu", "__syncthreads();", 1),
     (*CASES[10], "prefill_wgmma.cu", "__syncthreads();", 1),
     *((*CASES[-1], "multiply.cu", "__syncthreads();", n) for n in (1, 2)),
+    *((*CASES[-3], "multiply.cu", text, 0) for text in ("__syncthreads();", "__syncwarp();")),
 ]
 
 

@@ -66,6 +66,19 @@ def test_a_default_sees_the_chip_and_nothing_else_does() -> None:
             Kernel.from_parts(odd, {"copy.metal": COPY_FIRST})
 
 
+def test_a_default_that_follows_the_chip_is_one_of_the_values_on_every_chip() -> None:
+    meta = kernel_meta()
+    meta["params"]["threads"] |= {"default": "3 * device_cores", "values": [16, 32, 64]}
+    kernel = Kernel.from_parts(meta, {"copy.metal": COPY_FIRST})
+    for cores, threads in ((0, 16), (7, 16), (9, 32), (17, 64), (1000, 64)):
+        chip = Device("metal", "x", "x", "x", cores)
+        assert kernel.default_params(WORKLOAD, chip) == {"threads": threads}
+    meta["params"]["threads"]["default"] = "33"  # its writer's mistake
+    kernel = Kernel.from_parts(meta, {"copy.metal": COPY_FIRST})
+    with pytest.raises(KernelError, match="threads is 33"):
+        kernel.default_params(WORKLOAD)
+
+
 def test_a_default_without_the_chip_s_names_asks_for_no_chip(
     copy_first: Kernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -227,6 +227,33 @@ def test_stages_written_for_this_backend_are_tried_first(
         assert judge.asked[0][1] == f"native_{i}"
 
 
+def test_of_what_ships_a_search_s_find_is_tried_after_what_was_written_for_all_shapes(
+    user: Registry, tmp_path: Path
+) -> None:
+    for i in range(4):  # whatever the order of their ids
+        shipped = Registry(tmp_path / f"tuned{i}")
+        for origin in ("run r candidate 1", "handwritten"):
+            meta = kernel_meta(name=f"k{i}", origin=origin)
+            shipped.add(Kernel.from_parts(meta, {"copy.metal": COPY_FIRST}))
+        planner = Planner(CHIP, [user, Registry(shipped.root, writable=False)])
+        tried = [contender.kernel.origin for contender in planner.candidates(BUCKET)]
+        assert tried == ["handwritten", "run r candidate 1"]
+
+
+def test_of_two_accepted_kernels_the_one_of_the_greater_ratio_serves(
+    user: Registry, tmp_path: Path
+) -> None:
+    writer = Registry(tmp_path / "tuned")
+    ratios = {"found": 1.5, "written": 1.7, "own": 1.6}
+    for name, ratio in ratios.items():
+        registry = user if name == "own" else writer
+        registry.add(make_kernel(name))
+        registry.publish(CHIP.slug, make_verdict(make_kernel(name), timing=timed(ratio)))
+    planner = Planner(CHIP, [user, Registry(writer.root, writable=False)], mode="stored")
+    assert planner.plan(BUCKET).kernel == make_kernel("written")
+    assert [v.ratio for v in planner.verdicts(BUCKET)] == [1.7, 1.6, 1.5]
+
+
 def test_ctrl_c_that_a_library_disguised_is_not_swallowed(
     user: Registry, tuned: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:

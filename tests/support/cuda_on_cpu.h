@@ -54,6 +54,7 @@ To same_bits(From from) {
 }
 inline float __int_as_float(int x) { return same_bits<float>(x); }
 inline float __uint_as_float(uint32_t x) { return same_bits<float>(x); }
+inline uint32_t __float_as_uint(float x) { return same_bits<uint32_t>(x); }
 
 struct __nv_bfloat16 {
   uint16_t bits;
@@ -299,6 +300,17 @@ inline void att_mma8(
   c0 = c[0];
   c1 = c[1];
 }
+
+// The same of half numbers, by its registers.
+inline void mma_halves(
+    float* c, uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1, LINE) {
+  const uint32_t a[4] = {a0, a1, a2, a3};
+  multiply(*reinterpret_cast<float(*)[4]>(c), a, b0, b1, __half(), line);
+}
+
+// ld.global.nc.L1::no_allocate of 16 and of 8 bytes
+inline uint4 load_stream(const uint4* from) { return *from; }
+inline uint2 load_stream2(const void* from) { return *reinterpret_cast<const uint2*>(from); }
 
 // movmatrix.m8n8.trans
 inline uint32_t turn(uint32_t tile, LINE) {

@@ -44,6 +44,7 @@ ASSEMBLY = (
     *("power2", "multiply", "turn", "load_matrices", "load_turned", "copy_async"),
     *("commit_copies", "wait_copies", "describe", "hold", "begin_products", "end_products"),
     *("publish", "look", "processors", "and_or", "att_mma8"),
+    *("load_stream", "load_stream2", "mma_halves"),
 )
 _FUNCTION = re.compile(
     r"(template\s*<[^<>]*>\s*)?__device__\s+(?:inline|__forceinline__)\s+[\w ]+?\s+"

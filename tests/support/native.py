@@ -90,6 +90,10 @@ CASES = (
     ),
     ("quantized_tiles_mma", "linear-m16-n33-k288-bfloat16-q8g32", {"chunk": 128, "splits": 2}),
     ("quantized_rows_mma", "linear-m2-n33-k256-bfloat16-q8g32", {"tiles": 4, "warps": 1}),
+    # Found by a search: one warp for a row and two, blocks with two tiles of outputs, one and none,
+    # outputs beyond the last.
+    ("product_subnormal_tiles", "linear-m1-n2120-k1024-bfloat16-q4g64", {"blocks": 132}),
+    ("product_subnormal_tiles", "linear-m1-n70-k2048-float16-q4g64", {"blocks": 396}),
     # Experts: more rows of one than a tile has, and than a warp looks at once.
     ("quantized_experts_mma", "linear-m8-e5-n70-k320-bfloat16-q4g64", {"warps": 2}),
     (
