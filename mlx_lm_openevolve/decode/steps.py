@@ -37,7 +37,8 @@ __all__ = ["Steps"]
 MAX_DECIDED = 16  # times that one model is looked at: what changes ever again is left alone
 Run = Callable[..., Any]
 Key = tuple[int, type, type]  # rows, and what its mask and its cache's offset are
-Next = tuple["Layer", Key, "weakref.ref[Any]"]  # a layer, how and with which cache it was called
+# After a call of that kind: a layer, and how and with which cache it was called.
+Next = tuple[Key, "Layer", Key, "weakref.ref[Any]"]
 NAMED = "mask", "cache"
 _NAMED = {*NAMED}
 MASKS, OFFSETS = (NoneType, mx.array), (int, mx.array)
@@ -182,12 +183,15 @@ class _Begun:
     arrays: Any
     parts: Any = None
 
-    def fits(self, layer: Layer, x: Any, offset: Any, key: Key) -> bool:
+    def fits(self, layer: Layer, x: Any, mask: Any, offset: Any) -> bool:
         """Whether this call would begin so."""
         if self.layer is not layer or self.x is not x:
             return False
-        same = self.offset == offset if key[2] is int else self.offset is offset
-        return same and self.key == key and layer.unchanged() is not None
+        _, of_mask, of_offset = self.key
+        if type(mask) is not of_mask or type(offset) is not of_offset:
+            return False
+        same = self.offset == offset if of_offset is int else self.offset is offset
+        return same and layer.unchanged() is not None
 
 
 class _Model:
@@ -237,7 +241,7 @@ class Steps:
         self._offset: tuple[int, mx.array] = (0, mx.array(0))
         # What was made last, by which layer, and what the next layer begins with. Of one thread at
         # a time: who finds another's makes its own.
-        self._last: tuple[mx.array, Layer] | None = None
+        self._last: tuple[mx.array, Layer, Key] | None = None
         self._ahead: _Begun | None = None
         self._lock = threading.RLock()
         self._hook: Any = None
@@ -337,10 +341,15 @@ class Steps:
             if layer is None or not args or self._training or not named.keys() <= _NAMED:
                 return original(self, *args, **named)
             given: Any = (*args, *map(named.get, NAMED[len(args) - 1 :]))
-            x, mask, cache = given[:3]
-            shape = x.shape
+            if len(given) > 3:
+                return original(self, *args, **named)
+            x, mask, cache = given
             offset: Any = getattr(cache, "offset", None)
-            if shape[1:-1] != (1,) or shape[0] not in layer.rows or given[3:]:
+            now = steps._ahead
+            if now is not None and now.fits(layer, x, mask, offset):
+                return steps._go_on(now, mask, cache)
+            shape = x.shape
+            if shape[1:-1] != (1,) or shape[0] not in layer.rows:
                 return original(self, *args, **named)
             key = shape[0], type(mask), type(offset)
             known = layer.splits.get(key)
@@ -351,17 +360,16 @@ class Steps:
                     with steps._lock:
                         layer.split(key, x, offset)
                 return out
-            now = steps._ahead
-            if now is None or not now.fits(layer, x, offset, key):
-                now = steps._begin(layer, x, offset, key)
-                if now is None:
-                    layer.drop()
-                    return original(self, *args, **named)
-                now.parts = now.split.first(x, now.array, now.arrays)
-                last = steps._last
-                if last is not None and last[0] is x:  # what one layer returned another takes
-                    with contextlib.suppress(TypeError):  # a cache without weak references
-                        last[1].next = layer, key, weakref.ref(cache)
+            now = steps._begin(layer, x, offset, key)
+            if now is None:
+                layer.drop()
+                return original(self, *args, **named)
+            now.parts = now.split.first(x, now.array, now.arrays)
+            last = steps._last
+            # What one layer returned another takes.
+            if last is not None and last[0] is x and last[2][::2] == key[::2]:
+                with contextlib.suppress(TypeError):  # a cache without weak references
+                    last[1].next = last[2], layer, key, weakref.ref(cache)
             return steps._go_on(now, mask, cache)
 
         return call
@@ -377,7 +385,7 @@ class Steps:
             return None
         split, joined = known
         own = [ref() for ref in split.pick(values)] if ahead else split.pick(values)
-        if any(a is None for a in own):
+        if NoneType in map(type, own):
             return None
         # An update may change an array in place.
         array = self._as_array(offset) if key[2] is int else copy.copy(offset)
@@ -396,20 +404,20 @@ class Steps:
             joint = split.joint(then.split)
             made, then.parts = joint(now.x, array, out, arrays, then.array, then.arrays)
             then.x = made
-        self._ahead, self._last = then, (made, now.layer)
+        self._ahead, self._last = then, (made, now.layer, now.key)
         return made
 
     def _next(self, now: _Begun) -> _Begun | None:
         """The layer that came next the last time, where its offset fits what comes now."""
-        if now.layer.next is None:
+        link = now.layer.next
+        if link is None or link[0] != now.key:
             return None
-        layer, key, ref = now.layer.next
-        # Numbers are the same for all layers of a step; an array is a cache's own.
-        offset: Any = now.offset if key[2] is int else getattr(ref(), "offset", None)
-        if key[::2] != now.key[::2] or type(offset) is not key[2]:
-            return None
-        if getattr(offset, "shape", ()) != now.array.shape:  # of another batch
-            return None
+        _, layer, key, ref = link
+        offset: Any = now.offset  # a number is the same for all layers of a step
+        if key[2] is not int:  # an array is a cache's own; of another batch, maybe
+            offset = getattr(ref(), "offset", None)
+            if not isinstance(offset, mx.array) or offset.shape != now.array.shape:
+                return None
         return self._begin(layer, None, offset, key, ahead=True)
 
     def _as_array(self, offset: int) -> mx.array:
