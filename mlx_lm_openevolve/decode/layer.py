@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
@@ -12,19 +13,33 @@ from mlx.nn.layers.base import Module
 from ..kernels.verdict import ALL, COMPILED
 from .merge import Merged, alike, release
 from .split import PRODUCTS, Part, Split, Unsplittable, held, kernels_of, kind, look, wholes
+from .writes import Writes
 
-__all__ = ["Key", "Layer"]
+__all__ = ["Call", "Key", "Layer", "stand"]
 
 Run = Callable[..., Any]
 Key = tuple[int, type, type]  # rows, and what its mask and its cache's offset are
-# After a call of that kind: a layer, and how and with which cache it was called.
-Next = tuple[Key, "Layer", Key, "weakref.ref[Any]"]
+
+
+@dataclass(slots=True, eq=False)
+class Call:
+    """How a layer is called with one key: its halves, and the arrays that they take, which it holds
+    while it is `live`, until one of the layer's modules is written to. then: the layer that took
+    what this one returned the last time, with its key and its cache."""
+
+    layer: Layer
+    key: Key
+    split: Split
+    arrays: tuple[mx.array, ...]
+    live: bool = True
+    then: tuple[Layer, Key, weakref.ref[Any]] | None = None
 
 
 class Layer:
     """One layer of a model. rows: in which of WAYS it decodes so many sequences; shared: how often
     the model's layers hold an array, by its id; known: the halves of its layers so far, by kind,
-    added to; changed: called when it is no longer made of what it was made of."""
+    added to; writes: tells it of what is written to its modules; changed: called when it is no
+    longer made of what it was made of."""
 
     def __init__(
         self,
@@ -33,16 +48,18 @@ class Layer:
         rows: Mapping[int, str],
         shared: Mapping[int, int],
         known: list[tuple[Any, Split]],
+        writes: Writes,
         changed: Callable[[], None],
     ) -> None:
         self.rows, self.reason = rows, ""  # why it is left alone
         # With the arrays of merged products.
         self.splits: dict[Key, tuple[Split, list[mx.array]]] = {}
         self.merged: list[Merged] = []
-        self.next: Next | None = None  # who took what it returned
+        self.calls: dict[Key, Call] = {}  # that are live
         self._parts: dict[int, Part] = {}
         self._layer, self._run = weakref.ref(layer), run
-        self._shared, self._known, self._changed = shared, known, changed
+        self._shared, self._known = shared, known
+        self._writes, self._changed, self._state = writes, changed, object()
         self._remember(layer)
 
     def _remember(self, layer: Any) -> None:
@@ -53,35 +70,61 @@ class Layer:
             self.drop()
 
         modules = layer.modules()
+        self._ids = [*map(id, modules)]
+        self._writes.tell(self.written, self._ids)
         self._modules = [weakref.ref(module, died) for module in modules]
         values = held(modules)
         self._held = [*map(id, values)]
         self._plain: list[Any] = [vars(module) for module in modules]
         self._was = [dict(plain) for plain in self._plain]
         # For a moment other threads may see what a trace puts over the products of layers.
-        self._classes = list({*map(type, modules)} - {*PRODUCTS, type(layer)})
-        self._calls = [cls.__call__ for cls in self._classes]
-        self.alive = [
-            weakref.ref(value, died) if isinstance(value, mx.array | Module) else value
-            for value in values
+        classes = {*map(type, modules)} - {*PRODUCTS, type(layer)}
+        self.methods = {cls: cls.__call__ for cls in classes}
+        self._alive = [
+            weakref.ref(value, died) for value in values if isinstance(value, mx.array | Module)
         ]
 
     def unchanged(self) -> list[Any] | None:
         """All that its modules hold, where it is made of the same modules, arrays, attributes and
-        methods still. Asked of every layer at every step, at its call: a model may change one
-        while another runs."""
+        methods still. To ask it of every layer at every step takes a tenth of the step: what is
+        written to a module is told, and it is asked then."""
         modules: Any = [ref() for ref in self._modules]
         try:
             values = held(modules)
-            calls = [cls.__call__ for cls in self._classes]
             same = [*map(id, values)] == self._held and self._plain == self._was
-            return values if same and calls == self._calls else None
+            return values if same and stand(self.methods) else None
         except (TypeError, ValueError):  # one is dead; attributes that do not compare
             return None
 
+    def written(self) -> None:
+        """One of its modules was written to: at its next call all of it is looked at."""
+        self._state = object()
+        for call in [*self.calls.values()]:
+            call.live = False
+        self.calls.clear()
+
+    def check(self) -> None:
+        """See what was written to its modules by other ways than their methods."""
+        if self.calls and self.unchanged() is None:
+            self.drop()
+
+    def call(self, key: Key) -> Call | None:
+        """How it is called with a key whose halves are known; None where it was changed."""
+        call = self.calls.get(key)
+        if call is not None:
+            return call
+        state, values, known = self._state, self.unchanged(), self.splits.get(key)
+        if values is None or known is None:
+            return None
+        split, joined = known
+        call = self.calls[key] = Call(self, key, split, (*split.pick(values), *joined))
+        if self._state is not state:  # by another thread, in the meantime
+            self.written()
+        return call
+
     def drop(self) -> None:
         """Forget what was seen, and say so."""
-        if self.alive:
+        if self._alive:
             self._forget()
             self.reason = "it was changed"
             for merged in self.merged:
@@ -89,8 +132,10 @@ class Layer:
             self._changed()
 
     def _forget(self) -> None:
+        self._writes.forget(self.written, self._ids)
         self.splits.clear()
-        self.alive, self._parts, self.next = [], {}, None
+        self.written()
+        self._alive, self._parts = [], {}
 
     def split(self, key: Key, x: mx.array, offset: int | mx.array) -> None:
         """Find its halves for such calls as this one, unless it is left alone."""
@@ -143,6 +188,11 @@ class Layer:
             merged.undo()
         self.merged = []
         release()
+
+
+def stand(methods: Mapping[type, Any]) -> bool:
+    """Whether classes' `__call__`s are what they were."""
+    return all(cls.__call__ is method for cls, method in methods.items())
 
 
 def _equal(a: Any, b: Any) -> bool:

@@ -16,7 +16,6 @@ import threading
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from itertools import chain
 from types import NoneType
 from typing import Any
@@ -27,9 +26,10 @@ from mlx.nn.layers.base import Module
 from ..runtime.holders import model_classes
 from ..runtime.info import ModelInfo
 from ..runtime.patch import MethodPatch
-from .layer import Key, Layer
+from .layer import Call, Key, Layer, stand
 from .split import Split
 from .structure import rows_of, structure
+from .writes import Writes
 
 __all__ = ["Steps"]
 
@@ -41,29 +41,9 @@ MASKS, OFFSETS = (NoneType, mx.array), (int, mx.array)
 NO_VERDICT = "no verdict of this chip accepts it: `tune` makes one"
 
 
-@dataclass(slots=True)
-class _Begun:
-    """A layer that is called with an x at an offset: its halves, the offset as an array, its
-    arrays, and its queries, keys and values (`parts`). Of the cache they ask no more."""
-
-    layer: Layer
-    x: Any
-    offset: Any
-    key: Key
-    split: Split
-    array: mx.array
-    arrays: Any
-    parts: Any = None
-
-    def fits(self, layer: Layer, x: Any, mask: Any, offset: Any) -> bool:
-        """Whether this call would begin so."""
-        if self.layer is not layer or self.x is not x:
-            return False
-        _, of_mask, of_offset = self.key
-        if type(mask) is not of_mask or type(offset) is not of_offset:
-            return False
-        same = self.offset == offset if of_offset is int else self.offset is offset
-        return same and layer.unchanged() is not None
+# A call that the layer before has begun: the layer's, its x and its offset, also as an array, and
+# its queries, keys and values.
+_Begun = tuple[Call, Any, Any, mx.array, Any]
 
 
 class _Model:
@@ -77,6 +57,7 @@ class _Model:
         self.rows: dict[int, str] = {}
         self.reason = NO_VERDICT
         self.layers: dict[int, Layer] = {}  # by its number
+        self.methods: dict[type, Any] = {}  # of all layers' classes
         self.others: dict[int, str] = {}  # why a layer is none that can be compiled
 
     def info(self) -> ModelInfo:
@@ -111,10 +92,11 @@ class Steps:
         self._patches: dict[type, MethodPatch] = {}
         self._runs: dict[type, Any] = {}  # what stood there before
         self._offset: tuple[int, mx.array] = (0, mx.array(0))
-        # What was made last, by which layer, and what the next layer begins with. Of one thread at
+        # What was made last, by which call, and what the next layer begins with. Of one thread at
         # a time: who finds another's makes its own.
-        self._last: tuple[mx.array, Layer, Key] | None = None
+        self._last: tuple[mx.array, Call] | None = None
         self._ahead: _Begun | None = None
+        self._writes = Writes()
         self._lock = threading.RLock()
         self._hook: Any = None
 
@@ -145,6 +127,7 @@ class Steps:
             self._runs.clear()
             for layer in list(self.layers.values()):
                 layer.undo()
+            self._writes.restore()
             self.layers.clear()
             self._models.clear()
             self._gone.clear()
@@ -197,6 +180,9 @@ class Steps:
                 cache = args[1] if len(args) > 1 else kwargs.get("cache")
                 if cache is not None:
                     steps._decide(self_)
+            elif seen.layers and not (steps._writes.stand and stand(seen.methods)):
+                for layer in seen.layers.values():
+                    layer.written()
             try:
                 return original(self_, *args, **kwargs)
             finally:  # it may have ended in the midst of its layers
@@ -210,87 +196,89 @@ class Steps:
 
         def call(self: Any, *args: Any, **named: Any) -> Any:
             layer = layers.get(id(self))
-            if layer is None or not args or self._training or not named.keys() <= _NAMED:
+            if layer is None or not args or not named.keys() <= _NAMED:
                 return original(self, *args, **named)
             given: Any = (*args, *map(named.get, NAMED[len(args) - 1 :]))
             if len(given) > 3:
                 return original(self, *args, **named)
             x, mask, cache = given
             offset: Any = getattr(cache, "offset", None)
-            now = steps._ahead
-            if now is not None and now.fits(layer, x, mask, offset):
-                return steps._go_on(now, mask, cache)
+            ahead = steps._ahead
+            if ahead is not None:
+                now, of, at, *_ = ahead
+                _, of_mask, of_offset = now.key
+                if (
+                    now.layer is layer
+                    and of is x
+                    and now.live
+                    and type(mask) is of_mask
+                    and type(offset) is of_offset
+                    and (at is offset or (of_offset is int and at == offset))
+                ):
+                    return steps._go_on(ahead, mask, cache)
             shape = x.shape
-            if shape[1:-1] != (1,) or shape[0] not in layer.rows:
+            if self._training or shape[1:-1] != (1,) or shape[0] not in layer.rows:
+                layer.check()
                 return original(self, *args, **named)
             key = shape[0], type(mask), type(offset)
-            known = layer.splits.get(key)
-            if known is None:
+            if key not in layer.splits:
                 # As ever, this once: what decides on routes for products has seen real arrays.
                 out = original(self, *args, **named)
                 if key[1] in MASKS and key[2] in OFFSETS:
                     with steps._lock:
                         layer.split(key, x, offset)
                 return out
-            now = steps._begin(layer, x, offset, key)
-            if now is None:
+            begun = steps._begin(layer, x, offset, key, cache)
+            if begun is None:
                 layer.drop()
                 return original(self, *args, **named)
-            now.parts = now.split.first(x, now.array, now.arrays)
-            last = steps._last
-            # What one layer returned another takes.
-            if last is not None and last[0] is x and last[2][::2] == key[::2]:
-                with contextlib.suppress(TypeError):  # a cache without weak references
-                    last[1].next = last[2], layer, key, weakref.ref(cache)
-            return steps._go_on(now, mask, cache)
+            return steps._go_on(begun, mask, cache)
 
         return call
 
-    def _begin(
-        self, layer: Layer, x: Any, offset: Any, key: Key, ahead: bool = False
-    ) -> _Begun | None:
-        """All but its parts; None where the layer was changed, which is asked at its call where
-        this is ahead of that."""
-        values = layer.alive if ahead else layer.unchanged()
-        known = layer.splits.get(key)
-        if known is None or not values:
+    def _begin(self, layer: Layer, x: Any, offset: Any, key: Key, cache: Any) -> _Begun | None:
+        """A call that nothing has begun; None where the layer was changed."""
+        now = layer.call(key)
+        if now is None:
             return None
-        split, joined = known
-        own = [ref() for ref in split.pick(values)] if ahead else split.pick(values)
-        if NoneType in map(type, own):
-            return None
+        last = self._last
+        # What one layer returned another takes.
+        if last is not None and last[0] is x and last[1].key[::2] == key[::2]:
+            with contextlib.suppress(TypeError):  # a cache without weak references
+                last[1].then = layer, key, weakref.ref(cache)
         # An update may change an array in place.
         array = self._as_array(offset) if key[2] is int else copy.copy(offset)
-        arrays = (*own, *joined)
-        return _Begun(layer, x, offset, key, split, array, arrays)
+        return now, x, offset, array, now.split.first(x, array, now.arrays)
 
-    def _go_on(self, now: _Begun, mask: Any, cache: Any) -> mx.array:
+    def _go_on(self, begun: _Begun, mask: Any, cache: Any) -> mx.array:
         """What the layer returns; where the next layer is known, that begins with it."""
-        split, array, arrays = now.split, now.array, now.arrays
-        out = split.attend(now.parts, mask, cache, arrays)
-        then = self._next(now)
+        now, x, offset, array, parts = begun
+        out = now.split.attend(parts, mask, cache, now.arrays)
+        following, at = self._next(now, offset, array)
         made: mx.array
-        if then is None:
-            made = split.last(now.x, array, out, arrays)
+        if following is None:
+            made = now.split.last(x, array, out, now.arrays)
+            self._ahead = None
         else:
-            joint = split.joint(then.split)
-            made, then.parts = joint(now.x, array, out, arrays, then.array, then.arrays)
-            then.x = made
-        self._ahead, self._last = then, (made, now.layer, now.key)
+            its = array if following.key[2] is int else copy.copy(at)
+            joint = now.split.joint(following.split)
+            made, parts = joint(x, array, out, now.arrays, its, following.arrays)
+            self._ahead = following, made, at, its, parts
+        self._last = made, now
         return made
 
-    def _next(self, now: _Begun) -> _Begun | None:
-        """The layer that came next the last time, where its offset fits what comes now."""
-        link = now.layer.next
-        if link is None or link[0] != now.key:
-            return None
-        _, layer, key, ref = link
-        offset: Any = now.offset  # a number is the same for all layers of a step
-        if key[2] is not int:  # an array is a cache's own; of another batch, maybe
-            offset = getattr(ref(), "offset", None)
-            if not isinstance(offset, mx.array) or offset.shape != now.array.shape:
-                return None
-        return self._begin(layer, None, offset, key, ahead=True)
+    def _next(self, now: Call, offset: Any, array: mx.array) -> tuple[Call | None, Any]:
+        """How the layer is called that came next the last time, and its offset, where that fits
+        what comes now."""
+        if now.then is None:
+            return None, None
+        layer, key, ref = now.then
+        following = layer.calls.get(key)
+        if key[2] is int:  # a number is the same for all layers of a step
+            return following, offset
+        its = getattr(ref(), "offset", None)  # an array is a cache's own; of another batch, maybe
+        fits = isinstance(its, mx.array) and its.shape == array.shape
+        return (following, its) if fits else (None, None)
 
     def _as_array(self, offset: int) -> mx.array:
         """One array for all layers of a step."""
@@ -327,6 +315,7 @@ class Steps:
                 layer.undo()
                 self.layers.pop(key, None)
         seen.layers.clear()
+        seen.methods.clear()
         seen.others.clear()
         seen.structure = structure(model)
         seen.rows = rows_of(seen.structure, self.accepted)
@@ -339,6 +328,7 @@ class Steps:
         def changed() -> None:
             seen.decided, self._last, self._ahead = False, None, None
 
+        self._writes.install()
         layers = list(model.layers)
         distinct = {id(layer): layer for layer in layers if isinstance(layer, Module)}.values()
         shared = Counter(chain.from_iterable(map(_arrays, distinct)))
@@ -350,10 +340,13 @@ class Steps:
                 seen.others[i] = "it is not called with x, mask and cache"
                 continue
             if key not in self.layers:  # else a model within this one, or around it, has it
-                self.layers[key] = Layer(module, run, seen.rows, shared, halves, changed)
+                self.layers[key] = Layer(
+                    module, run, seen.rows, shared, halves, self._writes, changed
+                )
                 weakref.finalize(module, self.layers.pop, key, None).atexit = False
                 self._replace(cls, self._of_layer)
             seen.layers[i] = self.layers[key]
+            seen.methods.update(self.layers[key].methods)
 
 
 def _arrays(layer: Any) -> list[int]:
