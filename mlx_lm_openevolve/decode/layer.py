@@ -110,12 +110,12 @@ class Layer:
 
     def call(self, key: Key) -> Call | None:
         """How it is called with a key whose halves are known; None where it was changed."""
-        call = self.calls.get(key)
-        if call is not None:
-            return call
         state, values, known = self._state, self.unchanged(), self.splits.get(key)
         if values is None or known is None:
             return None
+        call = self.calls.get(key)
+        if call is not None:
+            return call
         split, joined = known
         call = self.calls[key] = Call(self, key, split, (*split.pick(values), *joined))
         if self._state is not state:  # by another thread, in the meantime
@@ -133,9 +133,9 @@ class Layer:
 
     def _forget(self) -> None:
         self._writes.forget(self.written, self._ids)
+        self._alive, self._parts = [], {}  # before arrays are let go, of whose death it would hear
         self.splits.clear()
         self.written()
-        self._alive, self._parts = [], {}
 
     def split(self, key: Key, x: mx.array, offset: int | mx.array) -> None:
         """Find its halves for such calls as this one, unless it is left alone."""
