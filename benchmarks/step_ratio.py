@@ -2,7 +2,8 @@
 
     python benchmarks/step_ratio.py [--shape llama-3.2-1b] [--bits 4] [--ops attention,linear]
                                     [--way compiled-merged] [--batch 1 4 8] [--length 1024]
-                                    [--half-width 0.02] [--seconds 60] [--backend cuda] [-o FILE]
+                                    [--kv-bits 4] [--half-width 0.02] [--seconds 60]
+                                    [--backend cuda] [-o FILE]
 
 One process, one model, one cache a batch. Blocks of four steps, A B B A or B A A B by turns;
 between steps the model's module gets the other attention function, and mlx.nn's classes the other
@@ -11,7 +12,7 @@ token is there. Goes on until the 99% interval of the median ratio stock / patch
 asked, or the seconds are spent. Verdicts are those that are stored: where there are none
 (MLX_LM_OPENEVOLVE_HOME empty, tuned/ without this device) every call falls back. --way: in B
 layers are compiled as well, whatever verdicts say; with `--ops step` they alone. Without --ops B is
-what enable_optimizations() gives.
+what enable_optimizations() gives. --kv-bits: B has a quantised cache beside A's plain one.
 """
 
 from __future__ import annotations
@@ -27,10 +28,12 @@ import mlx.core as mx
 import numpy as np
 from decode_step import launches, prefilled
 from mlx.nn.layers import quantized
+from mlx_lm.generate import maybe_quantize_kv_cache
 
 import mlx_lm_openevolve
 from mlx_lm_openevolve import ops
 from mlx_lm_openevolve.bench import model_configs
+from mlx_lm_openevolve.bench.worker import KV_GROUP
 from mlx_lm_openevolve.decode.steps import Steps
 from mlx_lm_openevolve.decode.structure import slug, structure
 from mlx_lm_openevolve.device import detect, fingerprint
@@ -70,20 +73,24 @@ def measure(model: Any, batch: int, options: argparse.Namespace) -> dict[str, An
         steps = Steps({slug(structure(model), next_pow2(batch)): options.way})
     placed = arms(model, batch, steps, options)
     cache, token = prefilled(model, batch, options.length)
+    caches = {"A": cache, "B": cache}
+    if options.kv_bits:
+        caches["B"] = prefilled(model, batch, options.length)[0]
+        maybe_quantize_kv_cache(caches["B"], 0, KV_GROUP, options.kv_bits)
 
     def step(arm: str) -> float:
         nonlocal token
         for holder, name, function in placed[arm]:
             setattr(holder, name, function)
         start = time.perf_counter()
-        token = mx.argmax(model(token[:, None], cache=cache)[:, -1], -1)
+        token = mx.argmax(model(token[:, None], cache=caches[arm])[:, -1], -1)
         mx.eval(token)
         return time.perf_counter() - start
 
     counts = {}
     for i in range(WARM):
         step("AB"[i % 2])
-        counts["AB"[i % 2]] = launches(model, cache, token)
+        counts["AB"[i % 2]] = launches(model, caches["AB"[i % 2]], token)
     samples: list[dict[str, float]] = []
     low, high, begin = 0.0, 2.0, time.perf_counter()
     while time.perf_counter() - begin < options.seconds:
@@ -121,6 +128,7 @@ def main() -> None:
     parser.add_argument("--way", choices=WAYS, help="compile layers in B")
     parser.add_argument("--batch", type=int, nargs="+", default=[1])
     parser.add_argument("--length", type=int, default=1024)
+    parser.add_argument("--kv-bits", type=int, default=0)
     parser.add_argument("--half-width", type=float, default=0.02)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--backend")
@@ -145,7 +153,7 @@ def main() -> None:
         machine = fingerprint(
             detect(options.backend), {name: gate_version(name) for name in ops.FAMILIES}
         )
-        case = {name: getattr(options, name) for name in ("shape", "bits", "ops", "way")}
+        case = {name: getattr(options, name) for name in ("shape", "bits", "ops", "way", "kv_bits")}
         date = time.strftime("%Y-%m-%d")
         text = json.dumps({"machine": machine, "date": date, **case, "rows": rows})
         options.output.write_text(text + "\n")

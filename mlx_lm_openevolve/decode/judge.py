@@ -120,14 +120,16 @@ def _right(
     survivors = []
     layers = [layer for layer in steps.layers.values() if layer.splits]
     for mutant, spoil in MUTANTS.items():
-        splits = layers[int(rng.integers(len(layers)))].splits
-        right = dict(splits)
+        layer = layers[int(rng.integers(len(layers)))]
+        right = dict(layer.splits)
         for key, (split, joined) in right.items():
-            splits[key] = spoil(split), joined
+            layer.splits[key] = spoil(split), joined
+        layer.written()
         try:
             found = _errors(_decode(model, prompt, stock[2]), exact)
         finally:
-            splits.update(right)
+            layer.splits.update(right)
+            layer.written()
         if all(found[key] <= limit[key] for key in limit):
             survivors.append(mutant)
     of = len(MUTANTS)

@@ -15,8 +15,7 @@ import inspect
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
 from types import NoneType
 from typing import Any
@@ -24,170 +23,27 @@ from typing import Any
 import mlx.core as mx
 from mlx.nn.layers.base import Module
 
-from ..kernels.verdict import ALL, COMPILED
 from ..runtime.holders import model_classes
 from ..runtime.info import ModelInfo
 from ..runtime.patch import MethodPatch
-from .merge import Merged, alike, release
-from .split import PRODUCTS, Part, Split, Unsplittable, held, kernels_of, kind, look, wholes
+from .layer import Call, Key, Layer, stand
+from .split import Split
 from .structure import rows_of, structure
+from .writes import Writes
 
 __all__ = ["Steps"]
 
 MAX_DECIDED = 16  # times that one model is looked at: what changes ever again is left alone
 Run = Callable[..., Any]
-Key = tuple[int, type, type]  # rows, and what its mask and its cache's offset are
-Next = tuple["Layer", Key, "weakref.ref[Any]"]  # a layer, how and with which cache it was called
 NAMED = "mask", "cache"
 _NAMED = {*NAMED}
 MASKS, OFFSETS = (NoneType, mx.array), (int, mx.array)
 NO_VERDICT = "no verdict of this chip accepts it: `tune` makes one"
 
 
-class Layer:
-    """One layer of a model. rows: in which of WAYS it decodes so many sequences; shared: how often
-    the model's layers hold an array, by its id; known: the halves of its layers so far, by kind,
-    added to; changed: called when it is no longer made of what it was made of."""
-
-    def __init__(
-        self,
-        layer: Any,
-        run: Run,
-        rows: Mapping[int, str],
-        shared: Mapping[int, int],
-        known: list[tuple[Any, Split]],
-        changed: Callable[[], None],
-    ) -> None:
-        self.rows, self.reason = rows, ""  # why it is left alone
-        # With the arrays of merged products.
-        self.splits: dict[Key, tuple[Split, list[mx.array]]] = {}
-        self.merged: list[Merged] = []
-        self.next: Next | None = None  # who took what it returned
-        self._parts: dict[int, Part] = {}
-        self._layer, self._run = weakref.ref(layer), run
-        self._shared, self._known, self._changed = shared, known, changed
-        self._remember(layer)
-
-    def _remember(self, layer: Any) -> None:
-        """What it is made of. Modules and arrays by id, and weakly: to hold them would keep alive
-        what the model replaces. When one dies another may take its id: then all is over."""
-
-        def died(_: Any) -> None:
-            self.drop()
-
-        modules = layer.modules()
-        self._modules = [weakref.ref(module, died) for module in modules]
-        values = held(modules)
-        self._held = [*map(id, values)]
-        self._plain: list[Any] = [vars(module) for module in modules]
-        self._was = [dict(plain) for plain in self._plain]
-        # For a moment other threads may see what a trace puts over the products of layers.
-        self._classes = list({*map(type, modules)} - {*PRODUCTS, type(layer)})
-        self._calls = [cls.__call__ for cls in self._classes]
-        self.alive = [
-            weakref.ref(value, died) if isinstance(value, mx.array | Module) else value
-            for value in values
-        ]
-
-    def unchanged(self) -> list[Any] | None:
-        """All that its modules hold, where it is made of the same modules, arrays, attributes and
-        methods still. Asked of every layer at every step, at its call: a model may change one
-        while another runs."""
-        modules: Any = [ref() for ref in self._modules]
-        try:
-            values = held(modules)
-            calls = [cls.__call__ for cls in self._classes]
-            same = [*map(id, values)] == self._held and self._plain == self._was
-            return values if same and calls == self._calls else None
-        except (TypeError, ValueError):  # one is dead; attributes that do not compare
-            return None
-
-    def drop(self) -> None:
-        """Forget what was seen, and say so."""
-        if self.alive:
-            self._forget()
-            self.reason = "it was changed"
-            for merged in self.merged:
-                del merged.product
-            self._changed()
-
-    def _forget(self) -> None:
-        self.splits.clear()
-        self.alive, self._parts, self.next = [], {}, None
-
-    def split(self, key: Key, x: mx.array, offset: int | mx.array) -> None:
-        """Find its halves for such calls as this one, unless it is left alone."""
-        layer: Any = self._layer()
-        masked = key[1] is mx.array
-        if self.reason or key in self.splits:
-            return
-        try:
-            seen = look(layer, self._run, x, offset, masked)
-            way = self.rows[key[0]]
-            joins, fuses = way != COMPILED, way == ALL
-            if joins and not self.merged:
-                # What a kernel serves stays separate: its verdict is about its own shape.
-                served = kernels_of(seen, {})
-                self._merge(layer, [[m for m in g if id(m) not in served] for g in seen.together()])
-            for merged in self.merged if joins else ():
-                merged.product(mx.zeros((*x.shape[:-1], merged.width), x.dtype))
-            parts = self._parts if joins else {}
-            kernels = kernels_of(seen, parts)
-            mine = self._run, key, way, x.dtype, *kind(layer.modules(), seen, parts, kernels)
-            split = next((split for other, split in self._known if _equal(other, mine)), None)
-            if split is None:
-                split = Split(layer, self._run, seen, parts, kernels, x, offset, fuses)
-                self._known.append((mine, split))
-            self.splits[key] = split, held(wholes(parts))
-        except Exception as error:  # stand-ins are no arrays: a layer may do anything to them
-            known = isinstance(error, Unsplittable)
-            self.undo()
-            text = str(error).partition("\n")[0]
-            self.reason = text if known else f"{type(error).__name__}: {text}"
-
-    def _merge(self, layer: Any, groups: Sequence[Sequence[Any]]) -> None:
-        self._forget()  # views take the place of what is watched
-        for together in groups:
-            for group in alike(module for module in together if not self._shares(module)):
-                merged = Merged(group)
-                self.merged.append(merged)
-                for i, module in enumerate(group):
-                    self._parts[id(module)] = Part(merged.product, merged.ends, i)
-        self._remember(layer)
-        release()
-
-    def _shares(self, module: Any) -> bool:
-        return any(self._shared[id(array)] > 1 for array in module.values())
-
-    def undo(self) -> None:
-        """Arrays of their own for all that was merged."""
-        self._forget()
-        for merged in self.merged:
-            merged.undo()
-        self.merged = []
-        release()
-
-
-@dataclass(slots=True)
-class _Begun:
-    """A layer that is called with an x at an offset: its halves, the offset as an array, its
-    arrays, and its queries, keys and values (`parts`). Of the cache they ask no more."""
-
-    layer: Layer
-    x: Any
-    offset: Any
-    key: Key
-    split: Split
-    array: mx.array
-    arrays: Any
-    parts: Any = None
-
-    def fits(self, layer: Layer, x: Any, offset: Any, key: Key) -> bool:
-        """Whether this call would begin so."""
-        if self.layer is not layer or self.x is not x:
-            return False
-        same = self.offset == offset if key[2] is int else self.offset is offset
-        return same and self.key == key and layer.unchanged() is not None
+# A call that the layer before has begun: the layer's, its x and its offset, also as an array, and
+# its queries, keys and values.
+_Begun = tuple[Call, Any, Any, mx.array, Any]
 
 
 class _Model:
@@ -201,6 +57,7 @@ class _Model:
         self.rows: dict[int, str] = {}
         self.reason = NO_VERDICT
         self.layers: dict[int, Layer] = {}  # by its number
+        self.methods: dict[type, Any] = {}  # of all layers' classes
         self.others: dict[int, str] = {}  # why a layer is none that can be compiled
 
     def info(self) -> ModelInfo:
@@ -235,10 +92,11 @@ class Steps:
         self._patches: dict[type, MethodPatch] = {}
         self._runs: dict[type, Any] = {}  # what stood there before
         self._offset: tuple[int, mx.array] = (0, mx.array(0))
-        # What was made last, by which layer, and what the next layer begins with. Of one thread at
+        # What was made last, by which call, and what the next layer begins with. Of one thread at
         # a time: who finds another's makes its own.
-        self._last: tuple[mx.array, Layer] | None = None
+        self._last: tuple[mx.array, Call] | None = None
         self._ahead: _Begun | None = None
+        self._writes = Writes()
         self._lock = threading.RLock()
         self._hook: Any = None
 
@@ -269,6 +127,7 @@ class Steps:
             self._runs.clear()
             for layer in list(self.layers.values()):
                 layer.undo()
+            self._writes.restore()
             self.layers.clear()
             self._models.clear()
             self._gone.clear()
@@ -321,6 +180,9 @@ class Steps:
                 cache = args[1] if len(args) > 1 else kwargs.get("cache")
                 if cache is not None:
                     steps._decide(self_)
+            elif seen.layers and not (steps._writes.stand and stand(seen.methods)):
+                for layer in seen.layers.values():
+                    layer.written()
             try:
                 return original(self_, *args, **kwargs)
             finally:  # it may have ended in the midst of its layers
@@ -334,83 +196,89 @@ class Steps:
 
         def call(self: Any, *args: Any, **named: Any) -> Any:
             layer = layers.get(id(self))
-            if layer is None or not args or self._training or not named.keys() <= _NAMED:
+            if layer is None or not args or not named.keys() <= _NAMED:
                 return original(self, *args, **named)
             given: Any = (*args, *map(named.get, NAMED[len(args) - 1 :]))
-            x, mask, cache = given[:3]
-            shape = x.shape
+            if len(given) > 3:
+                return original(self, *args, **named)
+            x, mask, cache = given
             offset: Any = getattr(cache, "offset", None)
-            if shape[1:-1] != (1,) or shape[0] not in layer.rows or given[3:]:
+            ahead = steps._ahead
+            if ahead is not None:
+                now, of, at, *_ = ahead
+                _, of_mask, of_offset = now.key
+                if (
+                    now.layer is layer
+                    and of is x
+                    and now.live
+                    and type(mask) is of_mask
+                    and type(offset) is of_offset
+                    and (at is offset or (of_offset is int and at == offset))
+                ):
+                    return steps._go_on(ahead, mask, cache)
+            shape = x.shape
+            if self._training or shape[1:-1] != (1,) or shape[0] not in layer.rows:
+                layer.check()
                 return original(self, *args, **named)
             key = shape[0], type(mask), type(offset)
-            known = layer.splits.get(key)
-            if known is None:
+            if key not in layer.splits:
                 # As ever, this once: what decides on routes for products has seen real arrays.
                 out = original(self, *args, **named)
                 if key[1] in MASKS and key[2] in OFFSETS:
                     with steps._lock:
                         layer.split(key, x, offset)
                 return out
-            now = steps._ahead
-            if now is None or not now.fits(layer, x, offset, key):
-                now = steps._begin(layer, x, offset, key)
-                if now is None:
-                    layer.drop()
-                    return original(self, *args, **named)
-                now.parts = now.split.first(x, now.array, now.arrays)
-                last = steps._last
-                if last is not None and last[0] is x:  # what one layer returned another takes
-                    with contextlib.suppress(TypeError):  # a cache without weak references
-                        last[1].next = layer, key, weakref.ref(cache)
-            return steps._go_on(now, mask, cache)
+            begun = steps._begin(layer, x, offset, key, cache)
+            if begun is None:
+                layer.drop()
+                return original(self, *args, **named)
+            return steps._go_on(begun, mask, cache)
 
         return call
 
-    def _begin(
-        self, layer: Layer, x: Any, offset: Any, key: Key, ahead: bool = False
-    ) -> _Begun | None:
-        """All but its parts; None where the layer was changed, which is asked at its call where
-        this is ahead of that."""
-        values = layer.alive if ahead else layer.unchanged()
-        known = layer.splits.get(key)
-        if known is None or not values:
+    def _begin(self, layer: Layer, x: Any, offset: Any, key: Key, cache: Any) -> _Begun | None:
+        """A call that nothing has begun; None where the layer was changed."""
+        now = layer.call(key)
+        if now is None:
             return None
-        split, joined = known
-        own = [ref() for ref in split.pick(values)] if ahead else split.pick(values)
-        if any(a is None for a in own):
-            return None
+        last = self._last
+        # What one layer returned another takes.
+        if last is not None and last[0] is x and last[1].key[::2] == key[::2]:
+            with contextlib.suppress(TypeError):  # a cache without weak references
+                last[1].then = layer, key, weakref.ref(cache)
         # An update may change an array in place.
         array = self._as_array(offset) if key[2] is int else copy.copy(offset)
-        arrays = (*own, *joined)
-        return _Begun(layer, x, offset, key, split, array, arrays)
+        return now, x, offset, array, now.split.first(x, array, now.arrays)
 
-    def _go_on(self, now: _Begun, mask: Any, cache: Any) -> mx.array:
+    def _go_on(self, begun: _Begun, mask: Any, cache: Any) -> mx.array:
         """What the layer returns; where the next layer is known, that begins with it."""
-        split, array, arrays = now.split, now.array, now.arrays
-        out = split.attend(now.parts, mask, cache, arrays)
-        then = self._next(now)
+        now, x, offset, array, parts = begun
+        out = now.split.attend(parts, mask, cache, now.arrays)
+        following, at = self._next(now, offset, array)
         made: mx.array
-        if then is None:
-            made = split.last(now.x, array, out, arrays)
+        if following is None:
+            made = now.split.last(x, array, out, now.arrays)
+            self._ahead = None
         else:
-            joint = split.joint(then.split)
-            made, then.parts = joint(now.x, array, out, arrays, then.array, then.arrays)
-            then.x = made
-        self._ahead, self._last = then, (made, now.layer)
+            its = array if following.key[2] is int else copy.copy(at)
+            joint = now.split.joint(following.split)
+            made, parts = joint(x, array, out, now.arrays, its, following.arrays)
+            self._ahead = following, made, at, its, parts
+        self._last = made, now
         return made
 
-    def _next(self, now: _Begun) -> _Begun | None:
-        """The layer that came next the last time, where its offset fits what comes now."""
-        if now.layer.next is None:
-            return None
-        layer, key, ref = now.layer.next
-        # Numbers are the same for all layers of a step; an array is a cache's own.
-        offset: Any = now.offset if key[2] is int else getattr(ref(), "offset", None)
-        if key[::2] != now.key[::2] or type(offset) is not key[2]:
-            return None
-        if getattr(offset, "shape", ()) != now.array.shape:  # of another batch
-            return None
-        return self._begin(layer, None, offset, key, ahead=True)
+    def _next(self, now: Call, offset: Any, array: mx.array) -> tuple[Call | None, Any]:
+        """How the layer is called that came next the last time, and its offset, where that fits
+        what comes now."""
+        if now.then is None:
+            return None, None
+        layer, key, ref = now.then
+        following = layer.calls.get(key)
+        if key[2] is int:  # a number is the same for all layers of a step
+            return following, offset
+        its = getattr(ref(), "offset", None)  # an array is a cache's own; of another batch, maybe
+        fits = isinstance(its, mx.array) and its.shape == array.shape
+        return (following, its) if fits else (None, None)
 
     def _as_array(self, offset: int) -> mx.array:
         """One array for all layers of a step."""
@@ -447,6 +315,7 @@ class Steps:
                 layer.undo()
                 self.layers.pop(key, None)
         seen.layers.clear()
+        seen.methods.clear()
         seen.others.clear()
         seen.structure = structure(model)
         seen.rows = rows_of(seen.structure, self.accepted)
@@ -459,6 +328,7 @@ class Steps:
         def changed() -> None:
             seen.decided, self._last, self._ahead = False, None, None
 
+        self._writes.install()
         layers = list(model.layers)
         distinct = {id(layer): layer for layer in layers if isinstance(layer, Module)}.values()
         shared = Counter(chain.from_iterable(map(_arrays, distinct)))
@@ -470,22 +340,18 @@ class Steps:
                 seen.others[i] = "it is not called with x, mask and cache"
                 continue
             if key not in self.layers:  # else a model within this one, or around it, has it
-                self.layers[key] = Layer(module, run, seen.rows, shared, halves, changed)
+                self.layers[key] = Layer(
+                    module, run, seen.rows, shared, halves, self._writes, changed
+                )
                 weakref.finalize(module, self.layers.pop, key, None).atexit = False
                 self._replace(cls, self._of_layer)
             seen.layers[i] = self.layers[key]
+            seen.methods.update(self.layers[key].methods)
 
 
 def _arrays(layer: Any) -> list[int]:
     """Ids of the arrays of each of its modules."""
     return [id(a) for m in {id(m): m for m in layer.modules()}.values() for a in m.values()]
-
-
-def _equal(a: Any, b: Any) -> bool:
-    try:
-        return bool(a == b)
-    except (TypeError, ValueError):  # attributes that do not compare
-        return False
 
 
 def _takes(run: Any) -> bool:

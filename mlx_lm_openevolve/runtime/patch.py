@@ -189,6 +189,11 @@ class MethodPatch:
     def installed(self) -> bool:
         return self._method is not None
 
+    @property
+    def stands(self) -> bool:
+        """Whether it is in place, and nobody has put something in its place since."""
+        return vars(self._cls).get(self._name) is self._method is not None
+
     @_alone
     def install(self) -> None:
         if self.installed:
@@ -207,7 +212,7 @@ class MethodPatch:
 
     @_alone
     def restore(self) -> None:
-        if vars(self._cls).get(self._name) is self._method is not None:
+        if self.stands:
             if self._own:
                 setattr(self._cls, self._name, self._own[0])
             else:
@@ -216,7 +221,7 @@ class MethodPatch:
 
     def unreached(self) -> list[str]:
         with swapping:
-            changed = self.installed and vars(self._cls).get(self._name) is not self._method
+            changed = self.installed and not self.stands
         name = f"{self._cls.__module__}.{self._cls.__qualname__}.{self._name}"
         return [f"{name} (changed since)"] if changed else []
 

@@ -171,11 +171,16 @@ def test_conversations_in_turns_begin_ahead(monkeypatch: pytest.MonkeyPatch) -> 
     """Layers that are called with another cache than the last time; one that is called twice."""
     layer, ahead = Layer(), list[bool]()
     model = Model(Layer(), layer, layer)
-    begin = Steps._begin
+    begin, following = Steps._begin, Steps._next
 
-    def counted(*args: Any, **named: Any) -> Any:
-        ahead.append(bool(named))
-        return begin(*args, **named)
+    def begun(*args: Any) -> Any:
+        ahead.append(False)
+        return begin(*args)
+
+    def known(*args: Any) -> Any:
+        found = following(*args)
+        ahead.extend([True] if found[0] else [])
+        return found
 
     def in_turns() -> list[mx.array]:
         both = [[KVCache() for _ in model.layers] for _ in "ab"]
@@ -188,7 +193,8 @@ def test_conversations_in_turns_begin_ahead(monkeypatch: pytest.MonkeyPatch) -> 
     steps = Steps({slug(structure(model), 1): ALL})
     steps.install()
     try:
-        monkeypatch.setattr(Steps, "_begin", counted)
+        monkeypatch.setattr(Steps, "_begin", begun)
+        monkeypatch.setattr(Steps, "_next", known)
         assert same(in_turns(), stock)
         assert ahead == [False, True, True, True], "the last one for nothing: it guesses a fourth"
     finally:

@@ -346,6 +346,53 @@ def test_what_else_a_layer_is_made_of_is_seen_too(model: Any, steps: Steps, chan
     assert same(said(model, 2), stock)
 
 
+def past_its_methods(layer: Any) -> None:
+    dict.__setitem__(layer.mlp.down_proj, "weight", 2 * layer.mlp.down_proj.weight)
+    vars(layer.self_attn)["scale"] *= 2
+
+
+def by_a_compiled_function(layer: Any) -> None:
+    down = layer.mlp.down_proj
+    double = mx.compile(
+        lambda: down.update({"weight": 2 * down.weight}), inputs=down.state, outputs=down.state
+    )
+    double()
+    double()  # traces no more: MLX alone writes
+
+
+@pytest.mark.parametrize("change", [past_its_methods, by_a_compiled_function])
+def test_what_is_written_past_a_module_s_methods_is_seen_at_the_next_prompt(
+    model: Any, steps: Steps, change: Any
+) -> None:
+    fresh = architectures.build("llama")
+    before = said(model, 2)
+    assert compiled(steps) == 2
+    for one in (model, fresh):
+        change(one.layers[1])
+    with steps.switched(on=False):
+        stock = said(fresh, 2)
+    assert not same(before, stock)
+    assert same(said(model, 2), stock)
+
+
+def test_a_method_in_the_place_of_one_that_tells(
+    model: Any, steps: Steps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another library's, which does not call what stood there: each layer looks for itself."""
+    fresh = architectures.build("llama")
+    said(model, 2)
+    cache, plain = make_prompt_cache(model), make_prompt_cache(fresh)
+    for i in range(6):
+        if i == 4:
+            monkeypatch.setattr(nn.Module, "__setitem__", dict.__setitem__)
+            for one in (model, fresh):
+                down = one.layers[1].mlp.down_proj
+                down.update({"weight": 2 * down.weight})
+        ours = model(mx.array([[i]]), cache=cache)
+        with steps.switched(on=False):
+            assert mx.array_equal(ours, fresh(mx.array([[i]]), cache=plain)).item(), i
+
+
 def test_inputs_of_another_dtype(steps: Steps, model: Any) -> None:
     """As embeddings of images come."""
     x = mx.random.normal((1, 1, 256)).astype(mx.float16)

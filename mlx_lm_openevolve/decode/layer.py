@@ -1,0 +1,202 @@
+"""One layer of a model that decodes with compiled layers: what it is made of, and its halves."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+from mlx.nn.layers.base import Module
+
+from ..kernels.verdict import ALL, COMPILED
+from .merge import Merged, alike, release
+from .split import PRODUCTS, Part, Split, Unsplittable, held, kernels_of, kind, look, wholes
+from .writes import Writes
+
+__all__ = ["Call", "Key", "Layer", "stand"]
+
+Run = Callable[..., Any]
+Key = tuple[int, type, type]  # rows, and what its mask and its cache's offset are
+
+
+@dataclass(slots=True, eq=False)
+class Call:
+    """How a layer is called with one key: its halves, and the arrays that they take, which it holds
+    while it is `live`, until one of the layer's modules is written to. then: the layer that took
+    what this one returned the last time, with its key and its cache."""
+
+    layer: Layer
+    key: Key
+    split: Split
+    arrays: tuple[mx.array, ...]
+    live: bool = True
+    then: tuple[Layer, Key, weakref.ref[Any]] | None = None
+
+
+class Layer:
+    """One layer of a model. rows: in which of WAYS it decodes so many sequences; shared: how often
+    the model's layers hold an array, by its id; known: the halves of its layers so far, by kind,
+    added to; writes: tells it of what is written to its modules; changed: called when it is no
+    longer made of what it was made of."""
+
+    def __init__(
+        self,
+        layer: Any,
+        run: Run,
+        rows: Mapping[int, str],
+        shared: Mapping[int, int],
+        known: list[tuple[Any, Split]],
+        writes: Writes,
+        changed: Callable[[], None],
+    ) -> None:
+        self.rows, self.reason = rows, ""  # why it is left alone
+        # With the arrays of merged products.
+        self.splits: dict[Key, tuple[Split, list[mx.array]]] = {}
+        self.merged: list[Merged] = []
+        self.calls: dict[Key, Call] = {}  # that are live
+        self._parts: dict[int, Part] = {}
+        self._layer, self._run = weakref.ref(layer), run
+        self._shared, self._known = shared, known
+        self._writes, self._changed, self._state = writes, changed, object()
+        self._remember(layer)
+
+    def _remember(self, layer: Any) -> None:
+        """What it is made of. Modules and arrays by id, and weakly: to hold them would keep alive
+        what the model replaces. When one dies another may take its id: then all is over."""
+
+        def died(_: Any) -> None:
+            self.drop()
+
+        modules = layer.modules()
+        self._ids = [*map(id, modules)]
+        self._writes.tell(self.written, self._ids)
+        self._modules = [weakref.ref(module, died) for module in modules]
+        values = held(modules)
+        self._held = [*map(id, values)]
+        self._plain: list[Any] = [vars(module) for module in modules]
+        self._was = [dict(plain) for plain in self._plain]
+        # For a moment other threads may see what a trace puts over the products of layers.
+        classes = {*map(type, modules)} - {*PRODUCTS, type(layer)}
+        self.methods = {cls: cls.__call__ for cls in classes}
+        self._alive = [
+            weakref.ref(value, died) for value in values if isinstance(value, mx.array | Module)
+        ]
+
+    def unchanged(self) -> list[Any] | None:
+        """All that its modules hold, where it is made of the same modules, arrays, attributes and
+        methods still. To ask it of every layer at every step takes a tenth of the step: what is
+        written to a module is told, and it is asked then."""
+        modules: Any = [ref() for ref in self._modules]
+        try:
+            values = held(modules)
+            same = [*map(id, values)] == self._held and self._plain == self._was
+            return values if same and stand(self.methods) else None
+        except (TypeError, ValueError):  # one is dead; attributes that do not compare
+            return None
+
+    def written(self) -> None:
+        """One of its modules was written to: at its next call all of it is looked at."""
+        self._state = object()
+        for call in [*self.calls.values()]:
+            call.live = False
+        self.calls.clear()
+
+    def check(self) -> None:
+        """See what was written to its modules by other ways than their methods."""
+        if self.calls and self.unchanged() is None:
+            self.drop()
+
+    def call(self, key: Key) -> Call | None:
+        """How it is called with a key whose halves are known; None where it was changed."""
+        state, values, known = self._state, self.unchanged(), self.splits.get(key)
+        if values is None or known is None:
+            return None
+        call = self.calls.get(key)
+        if call is not None:
+            return call
+        split, joined = known
+        call = self.calls[key] = Call(self, key, split, (*split.pick(values), *joined))
+        if self._state is not state:  # by another thread, in the meantime
+            self.written()
+        return call
+
+    def drop(self) -> None:
+        """Forget what was seen, and say so."""
+        if self._alive:
+            self._forget()
+            self.reason = "it was changed"
+            for merged in self.merged:
+                del merged.product
+            self._changed()
+
+    def _forget(self) -> None:
+        self._writes.forget(self.written, self._ids)
+        self._alive, self._parts = [], {}  # before arrays are let go, of whose death it would hear
+        self.splits.clear()
+        self.written()
+
+    def split(self, key: Key, x: mx.array, offset: int | mx.array) -> None:
+        """Find its halves for such calls as this one, unless it is left alone."""
+        layer: Any = self._layer()
+        masked = key[1] is mx.array
+        if self.reason or key in self.splits:
+            return
+        try:
+            seen = look(layer, self._run, x, offset, masked)
+            way = self.rows[key[0]]
+            joins, fuses = way != COMPILED, way == ALL
+            if joins and not self.merged:
+                # What a kernel serves stays separate: its verdict is about its own shape.
+                served = kernels_of(seen, {})
+                self._merge(layer, [[m for m in g if id(m) not in served] for g in seen.together()])
+            for merged in self.merged if joins else ():
+                merged.product(mx.zeros((*x.shape[:-1], merged.width), x.dtype))
+            parts = self._parts if joins else {}
+            kernels = kernels_of(seen, parts)
+            mine = self._run, key, way, x.dtype, *kind(layer.modules(), seen, parts, kernels)
+            split = next((split for other, split in self._known if _equal(other, mine)), None)
+            if split is None:
+                split = Split(layer, self._run, seen, parts, kernels, x, offset, fuses)
+                self._known.append((mine, split))
+            self.splits[key] = split, held(wholes(parts))
+        except Exception as error:  # stand-ins are no arrays: a layer may do anything to them
+            known = isinstance(error, Unsplittable)
+            self.undo()
+            text = str(error).partition("\n")[0]
+            self.reason = text if known else f"{type(error).__name__}: {text}"
+
+    def _merge(self, layer: Any, groups: Sequence[Sequence[Any]]) -> None:
+        self._forget()  # views take the place of what is watched
+        for together in groups:
+            for group in alike(module for module in together if not self._shares(module)):
+                merged = Merged(group)
+                self.merged.append(merged)
+                for i, module in enumerate(group):
+                    self._parts[id(module)] = Part(merged.product, merged.ends, i)
+        self._remember(layer)
+        release()
+
+    def _shares(self, module: Any) -> bool:
+        return any(self._shared[id(array)] > 1 for array in module.values())
+
+    def undo(self) -> None:
+        """Arrays of their own for all that was merged."""
+        self._forget()
+        for merged in self.merged:
+            merged.undo()
+        self.merged = []
+        release()
+
+
+def stand(methods: Mapping[type, Any]) -> bool:
+    """Whether classes' `__call__`s are what they were."""
+    return all(cls.__call__ is method for cls, method in methods.items())
+
+
+def _equal(a: Any, b: Any) -> bool:
+    try:
+        return bool(a == b)
+    except (TypeError, ValueError):  # attributes that do not compare
+        return False
