@@ -101,8 +101,10 @@ def prefilled(model: Any, batch: int, length: int) -> tuple[list[Any], mx.array]
     if batch > 1:
         merged = zip(*(make_prompt_cache(model) for _ in range(batch)), strict=True)
         cache = [caches[0].merge(list(caches)) for caches in merged]
-    for i in range(0, length, 2048):
-        model(tokens[:, i : i + 2048], cache=cache)
+    # MLX's CUDA backend multiplies no more than 65,535 rows by experts at once.
+    some = max(1, 2048 // batch)
+    for i in range(0, length, some):
+        model(tokens[:, i : i + some], cache=cache)
         mx.eval([c.state for c in cache])
     return cache, tokens[:, -1]
 

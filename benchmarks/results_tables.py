@@ -61,6 +61,8 @@ class Source:
             on = f"{versions[1].lower().replace(' ', '-')}{versions[2]}, {date[0]}"
         else:
             on = f"{_machine(self.data)}, {self.data['date']}".removeprefix(", ")
+            if "commit" in self.data:  # what it shows was measured of an older one
+                on += f", at commit {self.data['commit']}"
         command = self.command or self.data["command"]
         return f"{on}: [{self.name}](benchmarks/results/{self.name}), `{command}`"
 
@@ -227,6 +229,35 @@ def first() -> Table:
             )  # fmt: skip
     header = ("model's shape", "card", "arm", "first token, s", "of processes")
     return Table(header, rows, [source.caption() for source in FIRST])
+
+
+SERVER = [Source("h200-server.json")]
+
+
+def server() -> Table:
+    """mlx_lm.server under several clients; the least ratio first, processes with errors aside."""
+    rows = []
+    for data in sorted((source.data for source in SERVER), key=lambda data: data["ratio"]["low"]):
+        asked = data["asked"]
+        for arm in ("stock", "patched"):
+            found = [row for row in data["rows"] if row["arm"] == arm and not row["errors"]]
+            rates = sorted(row["tokens_per_second"] for row in found)
+            first, late = (
+                statistics.median(row["first"][x] for row in found) for x in ("median", "p90")
+            )
+            rows.append(
+                (
+                    asked["shape"], _weights(asked["bits"]), str(asked["clients"]), arm,
+                    f"{statistics.median(rates):.0f}", f"{rates[0]:.0f} to {rates[-1]:.0f}",
+                    interval(data["ratio"]) if arm == "patched" else "", f"{first:.2f}",
+                    f"{late:.2f}",
+                )
+            )  # fmt: skip
+    header = (
+        "model's shape", "weights", "clients", "arm", "tokens/s", "of processes",
+        "ratio [of processes]", "first token, s", "nine in ten within, s",
+    )  # fmt: skip
+    return Table(header, rows, [source.caption() for source in SERVER])
 
 
 KV_BITS = Source("h100-kv-bits.json", "mlx-lm-openevolve bench --shape qwen3-0.6b -p 8192 -g 64 "
@@ -519,13 +550,13 @@ def compiled() -> Table:
     rows = [
         (
             row["shape"], _weights(row["bits"]), f"{row['batch']} x {row['length']}", device,
-            row["way"], f"{row['stock_ms']:.2f}", interval(row),
-            "{A}, {B}".format_map(row["launches"]),
+            row["ops"].removesuffix(",step"), row["way"] or "not compiled", f"{row['stock_ms']:.2f}",
+            interval(row), "{A}, {B}".format_map(row["launches"]),
         )
         for row, device in sorted(found, key=lambda item: item[0]["low"])
     ]  # fmt: skip
-    header = ("model's shape", "weights", "sequences x keys", "card", "way", "stock, ms a step",
-              "ratio [99%]", "launches before, after")  # fmt: skip
+    header = ("model's shape", "weights", "sequences x keys", "card", "kernels of", "layers",
+              "stock, ms a step", "ratio [99%]", "launches before, after")  # fmt: skip
     return Table(header, rows, [source.caption() for source in COMPILED])
 
 
@@ -708,7 +739,8 @@ def winners() -> Table:
 
 
 TABLES: dict[str, Callable[[], Table]] = {
-    "tokens": tokens, "prompts": prompts, "first-token": first, "kv-bits": kv_bits,
+    "tokens": tokens, "prompts": prompts, "first-token": first, "server": server,
+    "kv-bits": kv_bits,
     "calls": calls, "verdicts": verdicts, "gate-3": gate_3, "tuned": tuned, "gpu-time": gpu_time,
     "products": products, "products-verdicts": products_verdicts, "experts": experts,
     "step": step, "compiled": compiled, "settings": settings,
