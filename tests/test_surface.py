@@ -188,6 +188,7 @@ def test_the_keys_of_get_optimization_info() -> None:
     held("info", json.loads(done.stdout))
 
 
+@pytest.mark.usefixtures("at_hand")
 def test_exit_codes_and_json_of_the_commands(
     tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -22,12 +22,7 @@ from mlx_lm.models.cache import make_prompt_cache
 from rich.console import Console
 from samples import named, shipped_in_metal, store_correct, timed
 
-from mlx_lm_openevolve import (
-    disable_optimizations,
-    errors,
-    get_optimization_info,
-    optimizations,
-)
+from mlx_lm_openevolve import errors, get_optimization_info, optimizations
 from mlx_lm_openevolve.bench import cases
 from mlx_lm_openevolve.bench import command as bench
 from mlx_lm_openevolve.bench import model_configs as shapes
@@ -249,20 +244,6 @@ def test_a_case_on_the_host_end_to_end(
     assert "generation_tps=" in err
     assert "greedy tokens equal" in err
     assert ("gqa_quantized" if "--kv-bits" in more else "gqa_decode") in err
-
-
-@pytest.fixture
-def at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each arm is run by this process, which has loaded mlx-lm already. That it is a process of its
-    own is seen above."""
-
-    def ask(task: dict[str, Any], arm: str) -> dict[str, Any]:
-        try:
-            return bench_worker.answer({**task, "arm": arm})
-        finally:
-            disable_optimizations()
-
-    monkeypatch.setattr(cases, "ask", ask)
 
 
 @pytest.mark.usefixtures("at_hand")
