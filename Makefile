@@ -30,6 +30,7 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
 
+types: export MYPY_NUM_WORKERS := 2
 types: $(VENV)/installed
 	$(BIN)/mypy
 
