@@ -5,6 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := mlx_lm_openevolve evolve tests benchmarks examples
 
+# The tests start hundreds of commands, and each would compile the package anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 # The first Python that is new enough; Apple's own python3 is 3.9.
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python3.10; do \
 	if $$p -c 'import sys; sys.exit(sys.version_info < (3, 10))' >/dev/null 2>&1; then \
@@ -27,6 +30,7 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
 
+types: export MYPY_NUM_WORKERS := 2
 types: $(VENV)/installed
 	$(BIN)/mypy
 

@@ -30,8 +30,8 @@ from mlx_lm.models import base
 from mlx_lm.models.cache import make_prompt_cache
 
 from mlx_lm_openevolve import get_optimization_info, optimizations
-from mlx_lm_openevolve.bench import command as bench
 from mlx_lm_openevolve.bench import model_configs as shapes
+from mlx_lm_openevolve.bench.options import SHAPES
 from mlx_lm_openevolve.decode.steps import Steps
 from mlx_lm_openevolve.decode.structure import slug, structure
 from mlx_lm_openevolve.kernels.verdict import ALL, COMPILED, STEP
@@ -155,7 +155,7 @@ def on_the_gpu(model: Any, cache: list[Any], token: mx.array, count: int) -> str
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shape", choices=bench.SHAPES, default="qwen3-0.6b")
+    parser.add_argument("--shape", choices=SHAPES, default="qwen3-0.6b")
     parser.add_argument("--bits", default="", choices=("", *shapes.BITS))
     parser.add_argument("--cases", nargs="+", default=["8x2048", "1x1024"], metavar="BxN")
     parser.add_argument("--steps", type=int, default=24)

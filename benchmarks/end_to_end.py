@@ -15,6 +15,7 @@ from typing import Any
 from rich.console import Console
 
 from mlx_lm_openevolve.bench import command as bench
+from mlx_lm_openevolve.bench.options import add_arguments
 from mlx_lm_openevolve.device import detect, fingerprint
 from mlx_lm_openevolve.kernels.verdict import gate_version
 
@@ -32,7 +33,7 @@ def main() -> None:
     asked = parser.parse_args()
 
     command = argparse.ArgumentParser()
-    bench.add_arguments(command)
+    add_arguments(command)
     machine = fingerprint(detect(), gate_version("attention"))
     result: dict[str, Any] = {"machine": machine, "date": time.strftime("%Y-%m-%d")}
     tasks = []

@@ -227,14 +227,18 @@ def kernels() -> list[Kernel]:
     return Registry(tuned_root(), writable=False).kernels()
 
 
+def calls() -> list[tuple[Layout, str]]:
+    """Every layout with every kind of call that mlx-lm makes."""
+    every = (layout for layout, _ in layouts(models()).values())
+    return [(layout, kind) for layout in every for kind in KINDS if not absent(layout, kind)]
+
+
 @functools.cache
 def table() -> dict[tuple[Layout, str, str], list[Served]]:
     """What serves each bucket, by layout, kind of call and backend: every call mlx-lm makes."""
     return {
         (layout, kind, backend): [served(b, backend, kernels()) for b in buckets(layout, kind)]
-        for layout, _ in layouts(models()).values()
-        for kind in KINDS
-        if not absent(layout, kind)
+        for layout, kind in calls()
         for backend in BACKENDS
     }
 

@@ -72,6 +72,7 @@ def slugify(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:80] or "unknown"
 
 
+@functools.cache  # `list` asks with every verdict
 def version_of(package: str) -> str:
     """Installed version of `package`, "" where it is not installed or its metadata do not say."""
     try:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import mlx_lm.models.qwen3 as qwen3
@@ -16,6 +17,7 @@ from samples import COPY_FIRST, TINY, kernel_meta, shipped_in_metal, store_corre
 from serving import BUCKETS
 
 import mlx_lm_openevolve
+from mlx_lm_openevolve.bench import cases, worker
 from mlx_lm_openevolve.gate import correctness
 from mlx_lm_openevolve.kernels.kernel import Kernel
 
@@ -84,6 +86,20 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
     tiny_model.make(folder, tiny_model.corpus(root), steps=0)
     return folder
+
+
+@pytest.fixture
+def at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The arms of `bench` are run by this process, which has loaded mlx-lm already. That each is a
+    process of its own is seen in tests/bench/test_command.py."""
+
+    def ask(task: Mapping[str, Any], arm: str) -> dict[str, Any]:
+        try:
+            return worker.answer({**task, "arm": arm})
+        finally:
+            mlx_lm_openevolve.disable_optimizations()
+
+    monkeypatch.setattr(cases, "ask", ask)
 
 
 def pytest_collection_finish() -> None:

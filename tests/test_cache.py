@@ -215,7 +215,8 @@ def test_a_compiler_that_fails_by_itself_rejects_no_kernel(
     broken.write_text(f'case " $* " in *" {step} "*) {script};; esac\n')
     try:
         with monkeypatch.context() as patch:
-            patch.setattr("mlx_lm_openevolve.metalhost.toolchain.TIMEOUT", 2.0)
+            seconds = 0.5 if "sleep" in script else 2.0  # three waits for one that hangs
+            patch.setattr("mlx_lm_openevolve.metalhost.toolchain.TIMEOUT", seconds)
             with pytest.raises(MachineError, match=words):
                 launch(body)
     finally:

@@ -6,6 +6,7 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -172,6 +173,15 @@ def test_odd_facts_of_a_chip_are_unknown(monkeypatch: pytest.MonkeyPatch, size: 
     assert (found.slug, found.architecture, found.memory) == ("nvidia-gpu", "", 0)
 
 
+@pytest.fixture
+def unread() -> Iterator[None]:
+    """No version is known yet, nor afterwards."""
+    device.version_of.cache_clear()
+    yield
+    device.version_of.cache_clear()
+
+
+@pytest.mark.usefixtures("unread")
 @pytest.mark.parametrize(
     "version", [None, KeyError("Version"), UnicodeDecodeError("x", b"", 0, 1, "")]
 )

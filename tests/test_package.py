@@ -208,12 +208,16 @@ def test_wheel_and_sdist_are_small(wheel: Path) -> None:
 @pytest.fixture(scope="module")
 def tool(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Our command in an empty environment that has the wheel and what it asks for, no more."""
-    folder = tmp_path_factory.mktemp("empty") / "venv"
-    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
     extra = "" if sys.platform == "darwin" else "[cpu]"
-    pip = [folder / "bin" / "python", "-m", "pip", "install", "-q", "--disable-pip-version-check"]
-    pip += ["--no-compile"]  # bytecode of what is imported alone
-    subprocess.run([*pip, f"{wheel}{extra}"], check=True, capture_output=True)
+    return installed(tmp_path_factory.mktemp("empty") / "venv", f"{wheel}{extra}")
+
+
+def installed(folder: Path, *wanted: str) -> Path:
+    """Our command in a new environment that has what is wanted, put there by this one's pip."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    pip = [sys.executable, "-m", "pip", "--python", folder / "bin" / "python", "install", "-q"]
+    pip += ["--disable-pip-version-check", "--no-compile"]  # bytecode of what is imported alone
+    subprocess.run([*pip, *wanted], check=True, capture_output=True)
     return folder / "bin" / "mlx-lm-openevolve"
 
 
@@ -222,16 +226,12 @@ def tool(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_model_runs_on_the_oldest_and_the_newest_mlx(
     age: str, wheel: Path, tmp_path: Path, tiny_folder: Path
 ) -> None:
-    folder = tmp_path / "venv"
-    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
     if age == "oldest":
         wanted = [f"{package}=={version}" for package, version in OLDEST.items()]
     else:
         wanted = ["mlx", "mlx-lm", "--upgrade"]
-    pip = [folder / "bin" / "python", "-m", "pip", "install", "-q", "--disable-pip-version-check"]
     extra = "host" if sys.platform == "darwin" else "host,cpu"
-    subprocess.run([*pip, f"{wheel}[{extra}]", *wanted], check=True, capture_output=True)
-    tool = folder / "bin" / "mlx-lm-openevolve"
+    tool = installed(tmp_path / "venv", f"{wheel}[{extra}]", *wanted)
     words = ["run", "--backend", "host", "--any-correct", "mlx_lm.generate", "--model"]
     done = ask(
         tool, tmp_path, *words, str(tiny_folder), "--prompt", "def main", "--max-tokens", "4"
@@ -306,24 +306,21 @@ def archive(folder: Path) -> str:
     return str(folder / "begun")
 
 
+# What only a command that judges or measures needs.
+JUDGES = ["distributed", "numpy", "mlx_lm_openevolve.gate", "mlx_lm_openevolve.metalhost"]
+
+
 @pytest.mark.parametrize(
     ("module", "heavy"),
     [
         ("mlx_lm_openevolve", ["mlx_lm", "transformers", "openai", "rich", "numpy"]),
-        ("mlx_lm_openevolve.cli.main", ["mlx_lm", "transformers", "openai", "distributed"]),
+        # transformers comes with mlx_lm: seconds that `run` would add to every command.
+        ("mlx_lm_openevolve.cli.main", ["mlx_lm", "transformers", "openai", *JUDGES]),
         ("mlx_lm_openevolve.evolve.worker", ["mlx_lm", "transformers", "openai", "rich"]),
     ],
 )
 def test_importing_the_package_is_light(module: str, heavy: list[str]) -> None:
     code = f"import sys, {module}; print([m for m in {heavy} if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
-
-
-def test_the_command_line_begins_without_mlx_lm() -> None:
-    """transformers comes with it, seconds that `run` would add to every command."""
-    asks = "print([m for m in ('mlx_lm', 'transformers', 'openai') if m in sys.modules])"
-    code = f"import sys, mlx_lm_openevolve.cli.main; {asks}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

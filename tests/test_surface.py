@@ -115,8 +115,7 @@ def outputs(folder: Path, model: Path, say: pytest.CaptureFixture[str]) -> dict[
     found = {}
     for name, argv in asked.items():
         code = main([*argv, "--json"])
-        value = json.loads(say.readouterr().out.splitlines()[-1])
-        found[name] = {"exit": code, "json": _same_everywhere(shape(value))}
+        found[name] = {"exit": code, "json": json.loads(say.readouterr().out.splitlines()[-1])}
     return found
 
 
@@ -189,12 +188,24 @@ def test_the_keys_of_get_optimization_info() -> None:
     held("info", json.loads(done.stdout))
 
 
+@pytest.mark.usefixtures("at_hand")
 def test_exit_codes_and_json_of_the_commands(
     tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if not metalhost.compiler_available()[0]:
         pytest.skip("no clang for the host backend")
-    held("outputs", outputs(tmp_path, tiny_folder, capsys))
+    import documentation
+
+    found = outputs(tmp_path, tiny_folder, capsys)
+    documented = documentation.documented()
+    for name, row in found.items():
+        if name in documented:
+            assert documentation.differs(name, row["json"]) == "", name
+    report = {key: value for key, value in found["report"]["json"].items() if key != "files"}
+    assert documentation.differs("evolve", report) == ""
+    for row in found.values():
+        row["json"] = _same_everywhere(shape(row["json"]))
+    held("outputs", found)
 
 
 if __name__ == "__main__" and sys.argv[1:] == ["info"]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import functools
 import importlib.util
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -71,10 +72,10 @@ def callers(folder: Path | None = None) -> Callers:
 def _uses(source: bytes, module: tuple[str, ...]) -> dict[str | None, tuple[int, ...]]:
     """The lines of a module that use the attention function, by which way. Raises SyntaxError,
     ValueError."""
-    tree = ast.parse(source)
-    names = _imported(tree, module)
+    nodes = list(ast.walk(ast.parse(source)))
+    names = _imported(nodes, module)
     uses: dict[str | None, set[int]] = {PATCHED: set(), DIRECT: set(), ALIASED: set()}
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.Attribute | ast.Name):
             found = _path(node, names)
             alias = found == PATCHED and isinstance(node, ast.Name) and node.id != NAME
@@ -82,10 +83,10 @@ def _uses(source: bytes, module: tuple[str, ...]) -> dict[str | None, tuple[int,
     return {way: tuple(sorted(lines)) for way, lines in uses.items()}
 
 
-def _imported(tree: ast.Module, module: tuple[str, ...]) -> dict[str, str]:
+def _imported(nodes: Sequence[ast.AST], module: tuple[str, ...]) -> dict[str, str]:
     """What a module's imports bind, at any depth of its code: local name -> dotted path."""
     names: dict[str, str] = {}
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.Import):
             for alias in node.names:
                 top = alias.name.partition(".")[0]

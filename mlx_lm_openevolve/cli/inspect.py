@@ -37,6 +37,8 @@ from .result import Result
 
 __all__ = ["clear", "list_verdicts", "show", "status", "usage"]
 
+_Stored = list[tuple[Registry, str, Verdict]]  # each with where it lies, and for which device
+
 # What changes how this library behaves, shown by `status` where it is set.
 VARIABLES = (
     "MLX_LM_OPENEVOLVE",
@@ -125,7 +127,7 @@ def _check_device(device: str, among: Sequence[Registry]) -> None:
         raise UsageError(f"nothing is stored for {device[:80]!r}; devices: {text}")
 
 
-def _stored(device: str | None = None) -> list[tuple[Registry, str, Verdict]]:
+def _stored(device: str | None = None) -> _Stored:
     return [
         (registry, name, verdict)
         for registry in registries()
@@ -164,25 +166,26 @@ def _stale(verdict: Verdict, device: str, *, shipped: bool) -> str:
 
 def show(options: argparse.Namespace, out: Console) -> Result:
     """A kernel by id or name, or a workload, also a whole step's."""
-    if any(verdict.workload == options.what for _, _, verdict in _stored()):
-        return _show_workload(options.what, out)
+    stored = _stored()
+    if any(verdict.workload == options.what for _, _, verdict in stored):
+        return _show_workload(options.what, stored, out)
     try:
-        return _show_workload(ops.parse(options.what).bucket().slug, out)
+        return _show_workload(ops.parse(options.what).bucket().slug, stored, out)
     except WorkloadError as wrong:
         try:
-            return _show_kernel(named(options.what), out)
+            return _show_kernel(named(options.what), stored, out)
         except UsageError:
             if options.what.partition("-")[0].lower() in ops.FAMILIES:  # it was meant for a slug
                 raise wrong from None
             raise
 
 
-def _show_workload(slug: str, out: Console) -> Result:
+def _show_workload(slug: str, stored: _Stored, out: Console) -> Result:
     here, gated = _here(slug)
     out.print(slug, style="bold", markup=False)
     out.print(f"  here     {here['text']}", markup=False)
     verdicts = []
-    for registry, device, verdict in _stored():
+    for registry, device, verdict in stored:
         if verdict.workload == slug:
             verdicts.append({"device": device, **verdict.to_json()})
             out.print(f"\n{device}", style="dim", markup=False)
@@ -223,7 +226,7 @@ def _here(slug: str) -> tuple[dict[str, Any], bool]:
     return here, family not in (STEP, *choice.off, *choice.unnamed)
 
 
-def _show_kernel(kernel: Kernel, out: Console) -> Result:
+def _show_kernel(kernel: Kernel, stored: _Stored, out: Console) -> Result:
     out.print(f"[bold]{kernel.name}[/] {kernel.id} ({escape(kernel.origin)})")
     if kernel.description:
         out.print(kernel.description, markup=False)
@@ -232,7 +235,7 @@ def _show_kernel(kernel: Kernel, out: Console) -> Result:
         values = ", ".join(map(str, param.values))
         out.print(f"{param.name:9s} {values}; by default {param.default.text}", markup=False)
     verdicts: dict[str, dict[str, int]] = {}
-    for _, device, verdict in _stored():
+    for _, device, verdict in stored:
         if verdict.kernel == kernel.id:
             counts = verdicts.setdefault(device, {"accepted": 0, "rejected": 0})
             counts[verdict.status] += 1

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.text import Text
 
 from .._version import __version__
-from ..bench import command as bench
+from ..bench import options as bench_options
 from ..device import BACKENDS
 from ..errors import OpenEvolveError, interrupted
 from ..evolve import options as evolve_options  # the core does without it: here the two meet
@@ -32,7 +32,6 @@ from ..files import printable
 from ..tune import options as tune_options
 from . import inspect as inspection
 from . import run, share
-from .check import check as check_command
 from .result import Result
 
 __all__ = ["main", "parser"]
@@ -147,7 +146,7 @@ def parser() -> argparse.ArgumentParser:
         sub.set_defaults(command=command)
         return sub
 
-    judged = add("check", check_command, "Judge a kernel as the gate does; stores nothing.")
+    judged = add("check", _check, "Judge a kernel as the gate does; stores nothing.")
     judged.add_argument("kernel", metavar="FOLDER|KERNEL", help="a folder, or a known id or name")
     judged.add_argument("--workload", metavar="SLUG", action="append", help="may be repeated")
     judged.add_argument("--backend", choices=BACKENDS, help="default: the GPU, else host")
@@ -170,7 +169,7 @@ def parser() -> argparse.ArgumentParser:
     run.add_arguments(
         add("run", run.run, "Run a command of mlx-lm, or a script, with the patch on.")
     )
-    bench.add_arguments(
+    bench_options.add_arguments(
         add("bench", _bench, "Measure a model, stock against patched, in fresh processes.")
     )
 
@@ -205,6 +204,12 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 # Commands whose modules are loaded when they are asked for
 
 
+def _check(options: argparse.Namespace, out: Console) -> Result:
+    from .check import check
+
+    return check(options, out)
+
+
 def _evolve(options: argparse.Namespace, out: Console) -> Result:
     from ..evolve import commands
 
@@ -224,9 +229,10 @@ def _report(options: argparse.Namespace, out: Console) -> Result:
 
 
 def _bench(options: argparse.Namespace, out: Console) -> Result:
+    from ..bench import command
     from ..evolve.bench_kernel import bench_kernel
 
-    return bench.run(options, out, bench_kernel)
+    return command.run(options, out, bench_kernel)
 
 
 def _tune(options: argparse.Namespace, out: Console) -> Result:

@@ -25,7 +25,8 @@ from rich.text import Text
 
 from .. import ops
 from ..bench import worker
-from ..bench.command import SHAPES, check_measured, wanted, write
+from ..bench.command import check_measured, wanted, write
+from ..bench.options import SHAPES
 from ..device import Device, detect
 from ..errors import BackendError, MachineError, UsageError
 from ..gate.judge import judge

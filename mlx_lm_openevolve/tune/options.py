@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..bench.command import SHAPES, add_families
+from ..bench.options import SHAPES, add_families
 from ..device import BACKENDS
 from ..errors import UsageError
 

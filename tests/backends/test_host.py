@@ -17,6 +17,7 @@ from mlx_lm_openevolve.ops.attention.reference import sdpa
 
 HOST = backends.get("host")
 BUCKET = Bucket(2, 4, 2, 8, 64, 64, 64, "float32", "none")
+SMALL = replace(BUCKET, batch=1, q_heads=2, kv_heads=1, q_len=4)
 
 pytestmark = pytest.mark.skipif(bool(HOST.unavailable()), reason="no clang on this machine")
 
@@ -32,7 +33,7 @@ def by_length() -> Kernel:
 @pytest.mark.parametrize("mask", MASKS)
 def test_a_length_that_is_not_given_is_that_of_the_keys(mask: str) -> None:
     kernel = by_length()
-    bucket = replace(BUCKET, batch=1, q_heads=2, kv_heads=1, q_len=4, mask=mask)
+    bucket = replace(SMALL, mask=mask)
     assert static_rules(kernel, {}, bucket) == ""
     build = lambda exact: HOST.build(kernel, {}, exact, sanitize=True)  # noqa: E731
     assert passes(build, questions(bucket, brief=True)).reason == ""
@@ -58,7 +59,7 @@ def test_whole_buffers_are_read_up_to_the_length(count: int) -> None:
 
 @pytest.mark.parametrize("mask", MASKS)
 def test_a_length_that_no_launch_reads_changes_nothing(mask: str) -> None:
-    bucket = replace(BUCKET, mask=mask)
+    bucket = replace(SMALL, mask=mask)
     question = next(q for q in questions(bucket, brief=True) if q.workload.kv_len == 64)
     call = HOST.build(naive(), {}, question.workload, sanitize=True)
     out = call(*question.arguments)

@@ -26,6 +26,7 @@ from mlx_lm_openevolve import errors, get_optimization_info, optimizations
 from mlx_lm_openevolve.bench import cases
 from mlx_lm_openevolve.bench import command as bench
 from mlx_lm_openevolve.bench import model_configs as shapes
+from mlx_lm_openevolve.bench import options as bench_options
 from mlx_lm_openevolve.bench import worker as bench_worker
 from mlx_lm_openevolve.cli.main import main
 from mlx_lm_openevolve.evolve.bench_kernel import bench_kernel
@@ -41,16 +42,16 @@ BUCKET = Bucket(1, 4, 2, 1, 16, 64, 64, "bfloat16")
 
 def parsed(*words: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    bench.add_arguments(parser)
+    bench_options.add_arguments(parser)
     return parser.parse_args(words)
 
 
 def test_presets_are_the_five_of_the_example_and_shapes_build_by_name() -> None:
-    assert len(bench.PRESETS) == 5
-    assert set(bench.SHAPES) == set(shapes.SHAPES)
+    assert len(bench_options.PRESETS) == 5
+    assert set(bench_options.SHAPES) == set(shapes.SHAPES)
 
 
-@pytest.mark.parametrize("shape", bench.SHAPES)
+@pytest.mark.parametrize("shape", bench_options.SHAPES)
 def test_a_shape_is_what_mlx_lm_makes_of_it(shape: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its heads, masks and caches at full size; fewer and narrower layers, to be quick."""
     full = shapes.SHAPES[shape]
@@ -90,10 +91,10 @@ def test_a_shape_is_what_mlx_lm_makes_of_it(shape: str, monkeypatch: pytest.Monk
     assert asked == [prompt] * 6 + [step] * 6
 
 
-@pytest.mark.parametrize("bits", bench.BITS)
+@pytest.mark.parametrize("bits", bench_options.BITS)
 @pytest.mark.parametrize("shape", ["llama-3.1-8b", "qwen3-0.6b", "qwen3-30b-a3b", "gpt-oss-20b"])
 def test_weights_come_in_the_bits_that_are_asked_for(shape: str, bits: str) -> None:
-    assert set(bench.BITS) == set(shapes.BITS)
+    assert set(bench_options.BITS) == set(shapes.BITS)
     model = shapes.build(shape, bits, lazy=True)
     assert not model.training
     layers = dict(tree_flatten(model.leaf_modules(), is_leaf=nn.Module.is_module))
@@ -245,7 +246,8 @@ def test_a_case_on_the_host_end_to_end(
     assert ("gqa_quantized" if "--kv-bits" in more else "gqa_decode") in err
 
 
-def test_a_case_with_quantised_weights_on_the_host_end_to_end(
+@pytest.mark.usefixtures("at_hand")
+def test_a_case_with_quantised_weights_on_the_host(
     home: Path, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "packed"
@@ -271,7 +273,7 @@ def test_a_case_with_quantised_weights_on_the_host_end_to_end(
     assert found["logits"]["patched"] <= cases.LOGITS_RATIO * found["logits"]["stock"]
 
 
-@pytest.mark.parametrize("bits", bench.BITS)
+@pytest.mark.parametrize("bits", bench_options.BITS)
 def test_products_in_float32_are_those_of_the_weights(bits: str) -> None:
     plain = nn.Linear(128, 24)
     plain.bias = mx.arange(24, dtype=mx.float32) / 24
@@ -291,6 +293,7 @@ def test_products_in_float32_are_those_of_the_weights(bits: str) -> None:
         assert off <= limit * np.abs(want).max()
 
 
+@pytest.mark.usefixtures("at_hand")
 def test_a_case_that_no_kernel_serves_fails(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -142,7 +142,7 @@ def test_show_of_a_kernel_by_id_and_by_name(
 def test_a_source_is_in_colour_on_a_terminal(home: Path, kernel: Kernel) -> None:
     screen = io.StringIO()
     out = Console(file=screen, force_terminal=True, color_system="truecolor", width=120)
-    inspection._show_kernel(kernel, out)
+    inspection._show_kernel(kernel, [], out)
     text = screen.getvalue()
     assert "constexpr" in text
     assert "\x1b[38;2;" in text, "colours of a syntax"
@@ -229,10 +229,15 @@ def test_text_of_a_file_is_printed_without_control_characters(
 
 
 def test_no_record_ends_a_command(
-    capsys: pytest.CaptureFixture[str], home: Path, kernel: Kernel
+    capsys: pytest.CaptureFixture[str],
+    home: Path,
+    kernel: Kernel,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Each part of a verdict in turn is of another form, under a checksum that holds."""
     registry = Registry(home)
+    # What ships would be read again and again.
+    monkeypatch.setattr(inspection, "registries", lambda: [Registry(home)])
     registry.add(kernel)
     registry.publish("host", verdict(kernel))
     path = home / "v2" / "devices" / "host" / f"{DECODE.layout}.json"

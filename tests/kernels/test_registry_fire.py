@@ -115,7 +115,7 @@ def fight(home: Path, processes: int, seconds: float) -> None:
 
 
 def test_processes_publish_read_and_die(tmp_path):
-    fight(tmp_path, 4, 3.0)
+    fight(tmp_path, 4, 2.0)
 
 
 @pytest.mark.slow

@@ -80,10 +80,22 @@ def run(house: Path, home: Path, *arguments: str) -> subprocess.CompletedProcess
     )
 
 
-def command(house: Path, home: Path, *arguments: str) -> tuple[int, dict[str, object]]:
-    done = run(house, home, "-m", "mlx_lm_openevolve", *arguments, "--json")
-    assert done.stdout, done.stderr
-    return done.returncode, json.loads(done.stdout.splitlines()[-1])
+# The exit code of each command behind what it prints.
+COMMANDS = """
+import json, sys
+from mlx_lm_openevolve.cli.main import main
+
+for words in json.loads(sys.argv[1]):
+    print(main([*words, "--json"]))
+"""
+
+
+def commands(house: Path, home: Path, *asked: list[str]) -> list[tuple[int, dict[str, object]]]:
+    """The exit code and the JSON of some commands, run in one process."""
+    done = run(house, home, "-c", COMMANDS, json.dumps(asked))
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(lines) == 2 * len(asked), done.stderr
+    return list(zip(lines[1::2], lines[::2], strict=True))
 
 
 def test_a_call_is_gated_served_and_counted(house: Path, home: Path) -> None:
@@ -99,38 +111,35 @@ def test_a_call_is_gated_served_and_counted(house: Path, home: Path) -> None:
     assert info["fallbacks"] == {"not rows with a scale and a shift": 1}
     # The gate's baseline is the replaced function: nothing waited for itself, nothing else ran.
     assert not info["workloads"].keys() - {"toy-r8-w64-float32"}
-    code, listed = command(house, home, "list")
-    assert code == 0
+    told = ["list"], ["show", "toy-r8-w64-float32"], ["status"]
+    found = commands(house, home, *told, ["bench", "--kernel", kernel, "--backend", "host"])
+    assert [code for code, _ in found] == [0, 0, 0, 0]
+    listed, *_, benched = (result for _, result in found)
     assert [v["workload"] for v in listed["verdicts"]] == ["toy-r8-w64-float32"]
-    assert command(house, home, "show", "toy-r8-w64-float32")[0] == 0
-    assert command(house, home, "status")[0] == 0
-    code, benched = command(house, home, "bench", "--kernel", kernel, "--backend", "host")
-    assert (code, len(benched["verdicts"])) == (0, 2)
+    assert len(benched["verdicts"]) == 2
 
 
 def test_check_tells_right_from_wrong(house: Path, home: Path, tmp_path: Path) -> None:
     right = house / "mlx_lm_openevolve" / "ops" / "toy" / "kernel"
-    code, result = command(house, home, "check", str(right), "--backend", "host")
+    faults = ("scale[column]", "scale[row]"), ("T(fma(", "T(0 * fma("), ("x_strides[1]", "0")
+    folders = [right, *(tmp_path / f"wrong{i}" for i in range(len(faults)))]
+    for folder, (old, new) in zip(folders[1:], faults, strict=True):
+        shutil.copytree(right, folder)
+        source = folder / "affine.metal"
+        source.write_text(source.read_text().replace(old, new))
+    checked = (["check", str(folder), "--backend", "host"] for folder in folders)
+    (code, result), *wrong = commands(house, home, *checked)
     assert code == 0, result
     assert len(result["verdicts"]) == 2
-    for old, new in (
-        ("scale[column]", "scale[row]"),
-        ("T(fma(", "T(0 * fma("),
-        ("x_strides[1]", "0"),
-    ):
-        wrong = tmp_path / "wrong"
-        shutil.copytree(right, wrong, dirs_exist_ok=True)
-        source = wrong / "affine.metal"
-        source.write_text(source.read_text().replace(old, new))
-        code, result = command(house, home, "check", str(wrong), "--backend", "host")
-        assert code == 1, (old, result)
+    assert [code for code, _ in wrong] == [1, 1, 1], wrong
 
 
 def test_evolve_searches_it_without_a_gpu(house: Path, home: Path, tmp_path: Path) -> None:
     kernel = str(house / "mlx_lm_openevolve" / "ops" / "toy" / "kernel")
     asked = ["--kernels", kernel, "--candidates", "4", "--all"]
-    asked += ["--backend", "host", "--jobs", "1", "--out", str(tmp_path / "run")]
-    code, result = command(house, home, "evolve", *asked)
+    out = str(tmp_path / "run")
+    asked += ["--backend", "host", "--jobs", "1", "--out", out]
+    (code, result), (reported, _) = commands(house, home, ["evolve", *asked], ["report", out])
     assert "error" not in result, result
     assert code in (0, 1)
     assert result["candidates"] == 4
@@ -139,4 +148,4 @@ def test_evolve_searches_it_without_a_gpu(house: Path, home: Path, tmp_path: Pat
     assert result["ratio"] is None, "nothing is timed"
     for best in result["best"].values():
         assert best["moved_bytes"] >= best["least_bytes"] > 0
-    assert command(house, home, "report", str(tmp_path / "run"))[0] == 0
+    assert reported == 0

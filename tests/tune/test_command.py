@@ -285,6 +285,7 @@ def test_a_report_says_what_changes_on_this_machine(monkeypatch: pytest.MonkeyPa
     assert not any("battery" in line for line in report.conditions(detect("host")))
 
 
+@pytest.mark.usefixtures("at_hand")
 def test_a_report_holds_chip_verdicts_and_tokens_a_second(
     tiny_folder: Path,
     tmp_path: Path,

@@ -12,7 +12,7 @@ from mlx_lm.models import base
 
 import mlx_lm_openevolve
 from mlx_lm_openevolve.bench import model_configs
-from mlx_lm_openevolve.bench.command import BITS
+from mlx_lm_openevolve.bench.options import BITS
 from mlx_lm_openevolve.errors import UsageError
 from mlx_lm_openevolve.ops.linear import Bucket
 from mlx_lm_openevolve.tune.workloads import SHORTEST, workloads

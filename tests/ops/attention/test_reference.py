@@ -62,8 +62,17 @@ def test_a_fully_masked_row_spreads_evenly_and_with_a_sink_is_zero():
     np.testing.assert_array_equal(attention(q, k, v, 1.0, hidden, np.zeros(1))[0], 0)
 
 
-@pytest.mark.parametrize("bits", [2, 3, 4, 6, 8])
-@pytest.mark.parametrize("dtype", DTYPES)
+# A lost key is seen in float32 alone: in CI that has all bits, the others have some.
+BITS = {"float32": (2, 3, 4, 6, 8), "bfloat16": (3, 4), "float16": (2, 8)}
+
+
+@pytest.mark.parametrize(
+    ("bits", "dtype"),
+    [
+        pytest.param(bits, dtype, marks=[] if bits in BITS[dtype] else pytest.mark.slow)
+        for bits, dtype in itertools.product(BITS["float32"], DTYPES)
+    ],
+)
 def test_the_true_mean_of_values_that_are_all_hidden_is_known(bits, dtype):
     """Whatever their bits: a quantised zero is a scale and a bias that all but cancel."""
     asked = bucket("bool", batch=2, q_heads=2, dtype=dtype, kv_bits=bits, kv_group=32)
