@@ -86,8 +86,8 @@ class Layer:
 
     def unchanged(self) -> list[Any] | None:
         """All that its modules hold, where it is made of the same modules, arrays, attributes and
-        methods still. To ask it of every layer at every step takes a tenth of the step: what is
-        written to a module is told, and it is asked then."""
+        methods still. This reads objects that lie all over memory, too much for every layer at
+        every step: what is written to a module is told, and it is asked then."""
         modules: Any = [ref() for ref in self._modules]
         try:
             values = held(modules)
