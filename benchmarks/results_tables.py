@@ -550,8 +550,8 @@ def compiled() -> Table:
     rows = [
         (
             row["shape"], _weights(row["bits"]), f"{row['batch']} x {row['length']}", device,
-            row["ops"].removesuffix(",step"), row["way"] or "not compiled", f"{row['stock_ms']:.2f}",
-            interval(row), "{A}, {B}".format_map(row["launches"]),
+            row["ops"].removesuffix(",step"), row["way"] or "not compiled",
+            f"{row['stock_ms']:.2f}", interval(row), "{A}, {B}".format_map(row["launches"]),
         )
         for row, device in sorted(found, key=lambda item: item[0]["low"])
     ]  # fmt: skip
