@@ -470,22 +470,21 @@ def _is_default(kernel: Kernel, point: dict[str, Any]) -> bool:
 
 
 def products_verdicts() -> Table:
-    """The H200's verdicts on 4-bit products, the best of each workload, by shape and rows."""
-    cells: dict[str, dict[int, str]] = {}
+    """The H200's verdicts on products, the best of each workload, by shape, bits and rows."""
+    cells: dict[tuple[str, str], dict[int, str]] = {}
     for workload in TUNED.workloads(H200):
-        found = re.fullmatch(r"linear-m(\d+)-n(\d+)-k(\d+)-\S+", workload.slug)
+        found = re.fullmatch(r"linear-m(\d+)-n(\d+)-k(\d+)-\w+-q(\d+)g64", workload.slug)
         if found:
-            rows, n, k = map(int, found.groups())
+            rows, n, k, bits = map(int, found.groups())
             best = TUNED.verdicts(H200, workload)[0]
             words = interval(best.timing) if best.accepted else f"rejected: {best.ratio:.2f}"
-            cells.setdefault(f"{n} x {k}", {})[rows] = words
+            cells.setdefault((f"{n} x {k}", f"{bits}"), {})[rows] = words
     counts = sorted({rows for shape in cells.values() for rows in shape})
     rows_of = [
-        (shape, *(found.get(rows, "-") for rows in counts)) for shape, found in cells.items()
+        (*product, *(found.get(rows, "-") for rows in counts)) for product, found in cells.items()
     ]
-    header = ("outputs x inputs", *(f"{n} row{'s' * (n > 1)}" for n in counts))
-    command = "mlx-lm-openevolve tune --shape llama-3.1-8b --bits 4 --batch 1,4,8 --ops linear"
-    return Table(header, sorted(rows_of), [_tuned_caption(H200, command)])
+    header = ("outputs x inputs", "bits", *(f"{n} row{'s' * (n > 1)}" for n in counts))
+    return Table(header, sorted(rows_of), [_tuned_caption(H200, "mlx-lm-openevolve tune")])
 
 
 def experts() -> Table:
@@ -550,8 +549,8 @@ def compiled() -> Table:
     rows = [
         (
             row["shape"], _weights(row["bits"]), f"{row['batch']} x {row['length']}", device,
-            row["ops"].removesuffix(",step"), row["way"] or "not compiled", f"{row['stock_ms']:.2f}",
-            interval(row), "{A}, {B}".format_map(row["launches"]),
+            row["ops"].removesuffix(",step"), row["way"] or "not compiled",
+            f"{row['stock_ms']:.2f}", interval(row), "{A}, {B}".format_map(row["launches"]),
         )
         for row, device in sorted(found, key=lambda item: item[0]["low"])
     ]  # fmt: skip
@@ -729,12 +728,19 @@ def winners() -> Table:
             interval(by_hand[0].timing) if by_hand else "-",
             *("{:.2f} [{:.2f}, {:.2f}]".format(*pairs[-1][pair]["ratio"])
               for pair in ("stock/best", "stock/shipped")),
-            ", ".join(f"{pair['shipped/best']['ratio'][0]:.2f}" for pair in pairs),
+            # Before there was the winner, another kernel was the run's best.
+            ", ".join(
+                ("{:.2f}" if pair["best"] == gate[workload]["kernel"] else "({:.2f})").format(
+                    pair["shipped/best"]["ratio"][0]
+                )
+                for pair in pairs
+            ),
             f"`{ships.name}`" if ships else "no",
         ))  # fmt: skip
     header = ("workload", "the gate: MLX's time over the best", "over the handwritten kernel",
               "last visit: MLX's time over the best", "over the handwritten kernel",
-              "handwritten kernel's time over the best, visit by visit", "ships")  # fmt: skip
+              "handwritten kernel's time over the best, visit by visit (over an earlier best)",
+              "ships")  # fmt: skip
     return Table(header, rows, [VISITS.caption(), _tuned_caption(H200, "mlx-lm-openevolve tune")])
 
 

@@ -19,11 +19,12 @@ import math
 import statistics
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mlx_lm_openevolve import ops
+from mlx_lm_openevolve.device import Device, detect
 from mlx_lm_openevolve.errors import OpenEvolveError, UsageError
 from mlx_lm_openevolve.kernels.kernel import Kernel
 from mlx_lm_openevolve.kernels.registry import Registry
@@ -385,6 +386,13 @@ class Archive:
     def stock(self) -> str:
         """What the run's kernels are compared with, for people."""
         return ops.of_slug(self.slugs[0]).stock
+
+    def defaults(self, kernel: Kernel, slug: str) -> dict[str, int]:
+        """A kernel's defaults on the chip of this run, which need not be this machine's. Raises
+        KernelError."""
+        facts = {f.name: self.device[f.name] for f in fields(Device) if f.name in self.device}
+        chip = replace(detect(self.config.backend), **facts)
+        return kernel.default_params(self.workload(slug), chip)
 
     def workload(self, slug: str) -> Bucket:
         """The bucket of that slug."""

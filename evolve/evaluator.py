@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 from dataclasses import replace
 from typing import Any
 
-from mlx_lm_openevolve.errors import MachineError, OpenEvolveError
+from mlx_lm_openevolve.errors import KernelError, MachineError, OpenEvolveError
 
 from . import events
 from .archive import Archive
@@ -106,8 +106,11 @@ class LocalEvaluator:
         return self._on_record(archive, self._evaluation(archive, candidate, checks))
 
     def _check(self, archive: Archive, candidate: Candidate, slug: str) -> HostCheck:
-        kernel = archive.load(candidate.kernel)
-        request = Request("check", slug, archive.config.seed, kernel, candidate.params)
+        kernel, params = archive.load(candidate.kernel), candidate.params
+        if not params:  # a machine that checks has other facts than the chip that measures
+            with contextlib.suppress(KernelError):  # the worker says why there are none
+                params = archive.defaults(kernel, slug)
+        request = Request("check", slug, archive.config.seed, kernel, params)
         answer = self._executor.ask(CHECK, request.to_json(), self._check_seconds)
         return HostCheck.from_json(_well(archive, answer))
 
@@ -163,7 +166,7 @@ class LocalEvaluator:
             slug,
             archive.config.seed,
             archive.load(candidate.kernel),
-            candidate.params,
+            candidate.params or (check.params if leads else None),
             self._backend,
             best=best.result.seconds if best is not None else 0.0,
             seconds=archive.config.work.measure_seconds,

@@ -15,7 +15,7 @@ import json
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +139,7 @@ def choice(kernel: Kernel, defaults: Sequence[Expression], shape: Shape) -> Sett
     setting = []
     for param, default in zip(kernel.params, defaults, strict=True):
         try:
-            value = default.integer(shape.values)
+            value = replace(param, default=default).chosen(shape.values)
         except KernelError:
             return None
         if value not in param.values:

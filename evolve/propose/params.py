@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 
 from mlx_lm_openevolve.backends.metal import fitting, those_that_fit
-from mlx_lm_openevolve.device import detect
 from mlx_lm_openevolve.errors import KernelError
 from mlx_lm_openevolve.kernels.kernel import Kernel
 from mlx_lm_openevolve.kernels.spec import MATH_MODES
@@ -165,7 +164,7 @@ class ParamsProposer:
         for kernel in kernels:  # a kernel's own defaults come before anything made from them
             if not archive.tried(kernel.id, slug):
                 try:
-                    own = kernel.default_params(workload, detect(archive.config.backend))
+                    own = archive.defaults(kernel, slug)
                 except KernelError:
                     continue
                 if self._points is not None:

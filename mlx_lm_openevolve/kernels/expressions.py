@@ -69,7 +69,9 @@ def _parse(text: str) -> tuple[ast.expr, frozenset[str]]:
 
 def _check(node: ast.expr, used: set[str]) -> None:
     match node:
-        case ast.Constant(value=bool() | int() | str()):
+        case ast.Constant(value=bool() | int() | str() as value):
+            if type(value) is int:
+                _int(value)
             return
         case ast.Name(id=name):
             used.add(name)
@@ -127,7 +129,7 @@ class Expression:
     def __call__(self, values: Mapping[str, Value]) -> Value:
         try:
             result: Value = self._value(self._tree, values)
-        except (ValueError, TypeError, ZeroDivisionError, KeyError) as error:
+        except (ValueError, TypeError, ZeroDivisionError, KeyError, RecursionError) as error:
             raise KernelError(f"{self.where}: {self.text!r}: {error}") from None
         return result
 

@@ -211,19 +211,12 @@ class Kernel:
         )
 
     def default_params(self, workload: Workload, device: Device | None = None) -> dict[str, int]:
-        """The params' defaults for a workload on a device (None: this process's); one that follows
-        the chip, whose writer cannot know all chips, is the nearest of its values. Raises
+        """The params' defaults for a workload on a device (None: this process's). Raises
         KernelError."""
         values = workload.fields()
-        of_chip = {param.name for param in self.params if param.default.used & FACTS}
-        if of_chip:
+        if any(param.default.used & FACTS for param in self.params):
             values |= (device or detect()).facts()
-        params = {param.name: param.default.integer(values) for param in self.params}
-        for param in self.params:
-            if param.name in of_chip:
-                wanted = params[param.name]
-                params[param.name] = min(param.values, key=lambda value: abs(value - wanted))
-        return self.check_params(params)
+        return self.check_params({param.name: param.chosen(values) for param in self.params})
 
     def check_params(self, params: Mapping[str, Any]) -> dict[str, int]:
         """`params` as a plain dict in the kernel's order; KernelError where one is out of range."""

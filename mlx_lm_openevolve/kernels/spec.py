@@ -14,7 +14,7 @@ from typing import Any
 
 from ..device import FACTS
 from ..errors import KernelError
-from .expressions import MAX_DEFAULT, Expression
+from .expressions import MAX_DEFAULT, Expression, Value
 
 __all__ = [
     "LAUNCH_KEYS",
@@ -48,6 +48,14 @@ class Param:
     name: str
     default: Expression
     values: tuple[int, ...]
+
+    def chosen(self, facts: Mapping[str, Value]) -> int:
+        """What the default comes to: of one that follows the chip, whose writer cannot know all
+        chips, the nearest of the values, of two as near the one named first. Raises KernelError."""
+        wanted = self.default.integer(facts)
+        if not self.default.used & FACTS:
+            return wanted
+        return min(self.values, key=lambda value: abs(value - wanted))
 
 
 @dataclass(frozen=True)

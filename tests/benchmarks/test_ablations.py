@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 
 import evolve_kernels
 import pytest
-from ablations import POLICIES, Answer, as_is, best_first, by_policy, by_rank, share, until
+from ablations import POLICIES, Answer, as_is, best_first, by_policy, by_rank, share, tokens, until
 
-from mlx_lm_openevolve.evolve import events
+from mlx_lm_openevolve.evolve import events, packed
 from mlx_lm_openevolve.evolve.archive import Archive
 from mlx_lm_openevolve.evolve.candidate import Candidate
 from mlx_lm_openevolve.evolve.config import Config, Search
@@ -17,6 +18,7 @@ from mlx_lm_openevolve.evolve.evaluation import Evaluation, WorkloadResult
 from mlx_lm_openevolve.evolve.propose.structural import choose_parent
 
 SLUG = evolve_kernels.DECODE.slug
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 def run_of(folder: Path, explore: float) -> Archive:
@@ -76,3 +78,10 @@ def test_an_answer_counts_as_often_as_a_policy_would_have_asked_for_it() -> None
     assert by_policy([answer(2.0, 0.0)])[other] == {"answers": 1, "effective": 0.0}
     assert share([True, False]) == [0.5, 0.095, 0.905]
     assert share([]) is None
+
+
+def test_the_shares_of_prompts_are_those_of_the_runs_that_are_kept() -> None:
+    kept = json.loads((BENCHMARKS / "results" / "ablations.json").read_text())["visits"]["tokens"]
+    for name, shares in kept.items():
+        with packed.unpacked(BENCHMARKS / "runs" / f"{name}.tar.xz") as run:
+            assert tokens(run) == shares, name

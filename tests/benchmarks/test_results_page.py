@@ -36,6 +36,25 @@ def test_every_table_stands_in_a_page_once() -> None:
     assert sorted(re.findall(r"<!-- table: ([\w-]+) -->", text)) == sorted(results_tables.TABLES)
 
 
+def test_a_table_of_products_says_of_each_how_many_bits_it_has() -> None:
+    rows = results_tables.products_verdicts().rows
+    judged = [workload.slug for workload in results_tables.TUNED.workloads(results_tables.H200)]
+    for shape, bits, *cells in rows:
+        n, k = shape.split(" x ")
+        those = [slug for slug in judged if f"-n{n}-k{k}-" in slug]
+        assert all(slug.endswith(f"-q{bits}g64") for slug in those), shape
+        assert len(those) == len(cells) - cells.count("-")
+
+
+def test_what_another_kernel_than_the_winner_came_to_stands_in_brackets() -> None:
+    ratios = {row[0]: row[-2] for row in results_tables.winners().rows}
+    for run in results_tables.VISITS.data["rows"]:
+        (workload,) = run["workloads"]
+        (winner, *_) = run["best"][workload]
+        those = [visit[workload]["best"] == winner for visit in run["beside"]]
+        assert [not r.startswith("(") for r in ratios[f"`{workload}`"].split(", ")] == those
+
+
 def test_rows_with_an_interval_come_worst_first() -> None:
     lows = [row.found["low"] for row in results_tables.decodings()]
     assert lows == sorted(lows)

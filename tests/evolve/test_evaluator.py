@@ -12,6 +12,7 @@ import evolve_kernels
 import pytest
 from samples import needs_clang
 
+from mlx_lm_openevolve.device import Device
 from mlx_lm_openevolve.errors import MachineError, OpenEvolveError
 from mlx_lm_openevolve.evolve.archive import Archive
 from mlx_lm_openevolve.evolve.candidate import Candidate
@@ -66,6 +67,32 @@ def test_with_a_gpu_measurements_become_results_and_the_time_they_took(
     assert (result.ratio, result.low, result.margin) == (1.5, 1.4, 0.25)
     assert (result.cost, result.score, str(result)) == (1e-5, 1.5, "1.500x")
     assert result.counters["barriers"] == 2
+
+
+def test_what_is_checked_is_what_the_chip_that_measures_would_run(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    follows = evolve_kernels.kernel().with_defaults({"step": "device_cores"}, "handwritten")
+    unwhole = follows.with_defaults({"step": "1 // (device_cores - 3)"}, "handwritten")
+    archive.config = replace(archive.config, backend="cuda")
+    archive.device = vars(Device("cuda", "nvidia-x", "X", "sm_90", 3))
+    asked: list[tuple[str, Any]] = []
+
+    def answer(_: str, request: dict[str, Any], *__: Any) -> dict[str, Any]:
+        asked.append((request["op"], request.get("params")))
+        if request["op"] == "check":
+            return HostCheck(params=request.get("params") or {}, counters=COUNTERS).to_json()
+        return Measurement("", "", request.get("params") or {}, 1e-5, 1.5, 1.4, 1.6).to_json()
+
+    with LocalEvaluator(archive) as evaluator:
+        monkeypatch.setattr(evaluator._executor, "ask", answer)
+        for kernel in (follows, unwhole):
+            archive.registry.add(kernel)
+            one = Candidate(1, "llm", kernel.id, SLUGS[:1])
+            list(evaluator.run(archive, [one]))
+    # Of none the workers say why.
+    assert asked == [("check", {"step": 2}), ("measure", {"step": 2}),
+                     ("check", None), ("measure", None)]  # fmt: skip
 
 
 def test_one_failed_check_is_the_end_and_none_at_all_is_one_too(archive: Archive) -> None:

@@ -52,7 +52,13 @@ def test_shares_are_of_the_best_and_what_was_not_measured_counts_as_the_slowest(
 
 @pytest.mark.parametrize(
     ("tiles", "share"),
-    [("1 if n > k else 2", 0.5), ("device_cores // 10", 1.0), ("3", 0.0), ("n // 0", 0.0)],
+    [
+        ("1 if n > k else 2", 0.5),
+        ("device_cores // 10", 1.0),
+        ("0 * device_cores", 1.0),  # the nearest of its values, as at run time
+        ("3", 0.0),
+        ("n // 0", 0.0),
+    ],
 )
 def test_a_default_that_chooses_nothing_has_no_share(tiles: str, share: float) -> None:
     values = {"n": 1, "k": 2, "device_cores": 10}

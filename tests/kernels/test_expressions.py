@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from mlx_lm_openevolve.errors import KernelError
-from mlx_lm_openevolve.kernels.expressions import Expression, Value
+from mlx_lm_openevolve.kernels.expressions import MAX_DEFAULT, Expression, Value
 
 VALUES: dict[str, Value] = {"n": 7, "dtype": "bfloat16", "flag": True}
 
@@ -52,6 +52,8 @@ def test_what_an_expression_may_say(text: object, value: Value) -> None:
         "f'{n}'",
         "n if",
         "2 ** 9999",
+        str(1 << 62),
+        "0x" + "f" * 490,
         "9 ** 60 * 9 ** 60",
         "1 // 0",
         "'a' + 'b'",
@@ -70,3 +72,16 @@ def test_what_an_expression_may_say(text: object, value: Value) -> None:
 def test_anything_else_is_refused_with_file_and_field(text: object) -> None:
     with pytest.raises(KernelError, match=r"^kernel\.json: test"):
         evaluate(text)
+
+
+def test_numbers_that_python_cannot_write_and_depths_that_it_cannot_walk_are_refused() -> None:
+    with pytest.raises(KernelError, match=r"^kernel\.json: test"):  # 4800 decimal digits
+        Expression("0x" + "f" * 3990, frozenset(), "kernel.json: test", MAX_DEFAULT)
+    depths = [Expression("-" * n + "1", frozenset(), "deep", MAX_DEFAULT) for n in (10, 700)]
+
+    def below(frames: int, expression: Expression) -> Value:
+        return expression({}) if not frames else below(frames - 1, expression)
+
+    assert below(500, depths[0]) == 1
+    with pytest.raises(KernelError, match=r"^deep: "):
+        below(500, depths[1])

@@ -73,6 +73,11 @@ def test_a_default_that_follows_the_chip_is_one_of_the_values_on_every_chip() ->
     for cores, threads in ((0, 16), (7, 16), (9, 32), (17, 64), (1000, 64)):
         chip = Device("metal", "x", "x", "x", cores)
         assert kernel.default_params(WORKLOAD, chip) == {"threads": threads}
+    for values, threads in (([131, 133], 131), ([133, 131], 133)):  # as near: the first
+        meta["params"]["threads"] |= {"default": "device_cores", "values": values}
+        kernel = Kernel.from_parts(meta, {"copy.metal": COPY_FIRST})
+        chip = Device("cuda", "x", "x", "x", 132)
+        assert kernel.default_params(WORKLOAD, chip) == {"threads": threads}
     meta["params"]["threads"]["default"] = "33"  # its writer's mistake
     kernel = Kernel.from_parts(meta, {"copy.metal": COPY_FIRST})
     with pytest.raises(KernelError, match="threads is 33"):

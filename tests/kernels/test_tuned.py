@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import gzip
+import json
+
+import numpy as np
 import pytest
 
 from mlx_lm_openevolve.device import Device, fingerprint
 from mlx_lm_openevolve.gate.speed import FASTER
 from mlx_lm_openevolve.kernels.registry import Registry, tuned_root
-from mlx_lm_openevolve.kernels.verdict import TUNED_GATE, Verdict, gate_version
+from mlx_lm_openevolve.kernels.verdict import STEP, TUNED_GATE, Verdict, gate_version
+from mlx_lm_openevolve.ops import FAMILIES
 from mlx_lm_openevolve.ops.attention.workload import Workload
 
 TUNED = Registry(tuned_root(), writable=False)
@@ -53,6 +58,24 @@ def test_every_verdict_counts_on_the_chip_and_mlx_that_it_was_made_on() -> None:
         chip = Device("cuda", slug, slug, verdict.fingerprint["architecture"])
         stamp = fingerprint(chip, gate_version("attention"))
         assert verdict.counts_for({**stamp, "mlx": verdict.fingerprint["mlx"]}, shipped=True)
+
+
+def test_samples_are_of_a_verdict_that_ships_and_give_its_ratio() -> None:
+    files = (tuned_root() / "v2" / "devices").glob("*/*.raw.json.gz")
+    held = sum(len(json.loads(gzip.decompress(path.read_bytes()))) for path in files)
+    families = (*FAMILIES, STEP)
+    judged = [
+        (d, v, TUNED.raw(d, v)) for d in TUNED.devices() for f in families for v in TUNED.of(d, f)
+    ]
+    assert held == sum(bool(raw) for _, _, raw in judged)
+    for _, verdict, raw in judged:
+        # Those of a step stand alone.
+        samples = raw.get("samples", {}) if verdict.kind == "kernel" else {"top": raw}
+        for name, arms in samples.items():
+            stock, kernel = (np.array(arms[arm]).reshape(-1, 2).sum(-1)
+                             for arm in ("baseline", "candidate"))  # fmt: skip
+            stated = verdict.timing["sealed"] if name == "sealed" else verdict.timing
+            assert np.median(stock / kernel) == pytest.approx(stated["ratio"], rel=2e-3)
 
 
 def check_evidence(device: str, workload: Workload, verdict: Verdict) -> None:
