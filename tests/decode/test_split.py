@@ -615,3 +615,22 @@ def test_however_a_layer_is_called(call: Any, count: int, monkeypatch: pytest.Mo
     assert same(out, stock)
     assert info["compiled"] == count
     assert bool(info["separate"]) is not bool(count)
+
+
+def test_what_an_interrupt_leaves_in_place_does_nothing_more() -> None:
+    """A trace may end in the midst of putting things back."""
+    space: dict[str, Any] = {"one": lambda: "original"}
+
+    class Stuck(dict[str, Any]):
+        def __setitem__(self, key: str, value: Any) -> None:
+            if value is space["one"]:
+                raise KeyboardInterrupt
+            super().__setitem__(key, value)
+
+    stuck = Stuck(space)
+    with (
+        pytest.raises(KeyboardInterrupt),
+        split._in_place([(stuck, "one", lambda original: "put")]),
+    ):
+        assert stuck["one"]() == "put"
+    assert stuck["one"]() == "original"
