@@ -162,6 +162,11 @@ def _in_place(places: Sequence[Place]) -> Iterator[None]:
 
     with swapping:
         were: list[tuple[Any, str, Run]] = []
+
+        def put_back() -> None:
+            for was in reversed(were):
+                set_(*was)
+
         try:
             for holder, name, put in places:
                 original = (holder if isinstance(holder, dict) else vars(holder))[name]
@@ -172,8 +177,11 @@ def _in_place(places: Sequence[Place]) -> Iterator[None]:
             finally:
                 on = False  # an interrupt may keep some of them in place
         finally:
-            for was in reversed(were):
-                set_(*was)
+            try:
+                put_back()
+            except BaseException:
+                put_back()
+                raise
 
 
 def _spaces(layer: Any) -> list[dict[str, Any]]:

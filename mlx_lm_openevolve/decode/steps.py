@@ -305,6 +305,9 @@ class Steps:
                 self._apply(model, seen)
             except Exception as error:  # a model of another make: it runs as ever
                 seen.reason = f"{type(error).__name__} where it is looked at: {error}"
+            except BaseException:  # an interrupt: the next call asks again
+                seen.decided = False
+                raise
 
     def _at_death(self, of: Any, then: Callable[[int], Any]) -> None:
         key = id(of)

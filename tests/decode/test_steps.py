@@ -29,6 +29,7 @@ from serving import close
 import mlx_lm_openevolve as package
 from mlx_lm_openevolve.bench import worker
 from mlx_lm_openevolve.decode import layer as layer_module
+from mlx_lm_openevolve.decode import steps as steps_module
 from mlx_lm_openevolve.decode.steps import Steps
 from mlx_lm_openevolve.decode.structure import rows_of, slug, structure
 from mlx_lm_openevolve.device import detect, fingerprint
@@ -733,21 +734,23 @@ def test_nothing_stays_of_what_was_restored(model: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("way", "what", "turn"), [(ALL, "Split", 0), (ALL, "Merged", 1), (COMPILED, "Split", 0)]
+    ("way", "what", "turn"),
+    [(ALL, "Split", 0), (ALL, "Merged", 1), (COMPILED, "Split", 0), (ALL, "Layer", 1)],
 )
 def test_an_interrupt_while_a_layer_is_looked_at(
     model: Any, way: str, what: str, turn: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with stepping(model, way=way) as steps:
         with monkeypatch.context() as patch:
-            made, calls = getattr(layer_module, what), itertools.count()
+            module: Any = steps_module if what == "Layer" else layer_module
+            made, calls = getattr(module, what), itertools.count()
 
             def interrupted(*given: Any) -> Any:
                 if next(calls) == turn:
                     raise KeyboardInterrupt
                 return made(*given)
 
-            patch.setattr(layer_module, what, interrupted)
+            patch.setattr(module, what, interrupted)
             with pytest.raises(KeyboardInterrupt):
                 said(model, 2)
         for _ in range(2):
