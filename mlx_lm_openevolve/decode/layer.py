@@ -172,6 +172,8 @@ class Layer:
             if not isinstance(error, Exception):  # the next call tries again
                 raise
             known = isinstance(error, Unsplittable)
+            if not known:  # it may be the arrays' fault, as where they are traced
+                self._remember(layer)
             text = str(error).partition("\n")[0]
             self.reason = text if known else f"{type(error).__name__}: {text}"
 

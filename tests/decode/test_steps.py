@@ -760,3 +760,23 @@ def test_an_interrupt_while_a_layer_is_looked_at(
         assert agrees(model, steps)
         assert compiled(steps) == 2
         assert row_of(steps)["merged"] == (0 if way == COMPILED else 4)
+
+
+@pytest.mark.parametrize("before", [0, 2])
+def test_a_model_whose_weights_were_traced_is_compiled_afterwards(
+    model: Any, steps: Steps, before: int
+) -> None:
+    said(model, before)
+    tokens = mx.array([[3]])
+    step = mx.compile(lambda x: model(x, cache=make_prompt_cache(model)), inputs=model.state)
+    for _ in range(2):
+        ours = step(tokens)
+        with steps.switched(on=False):
+            assert mx.array_equal(ours, model(tokens, cache=make_prompt_cache(model)))
+        down = model.layers[1].mlp.down_proj
+        down.weight = 2 * down.weight
+    del step
+    gc.collect()
+    for _ in range(2):
+        assert agrees(model, steps)
+    assert compiled(steps) == 2
