@@ -32,6 +32,7 @@ from mlx_lm.models.switch_layers import QuantizedSwitchLinear
 from ..errors import BackendError
 from ..runtime.patch import swapping
 from .fused import CHANGES, Fusing
+from .writes import METHODS
 
 __all__ = [
     *("ATTENTION", "PRODUCTS", "AttentionCall", "Part", "Seen", "Split", "Unsplittable"),
@@ -319,6 +320,8 @@ def _untouched(layer: Any) -> Iterator[None]:
             raise Unsplittable(f"somebody replaced {owner.__qualname__}.__call__")
         if vars(owner).get("__slots__"):
             raise Unsplittable(f"attributes of {owner.__qualname__} lie in slots")
+        if owner not in (Module, dict, object) and not vars(owner).keys().isdisjoint(METHODS):
+            raise Unsplittable(f"{owner.__qualname__} is written to in a way of its own")
     inside = [v for m in modules for v in m.values() if not isinstance(v, Module | mx.array)]
     leaves: Any = tree_flatten(inside, is_leaf=Module.is_module)
     if any(isinstance(leaf, Module) for _, leaf in leaves):

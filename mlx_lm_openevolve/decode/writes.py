@@ -18,9 +18,9 @@ from mlx.nn.layers.base import Module
 
 from ..runtime.patch import MethodPatch
 
-__all__ = ["Writes"]
+__all__ = ["METHODS", "Writes"]
 
-_METHODS = (
+METHODS = (
     *("__setattr__", "__delattr__", "__setitem__", "__delitem__", "__ior__"),
     *("clear", "pop", "popitem", "setdefault"),
 )
@@ -33,7 +33,7 @@ class Writes:
     def __init__(self) -> None:
         self._told: dict[int, list[Told]] = {}  # by a module's id
         self._lock = threading.RLock()
-        self._patches = [MethodPatch(Module, name, self._telling, True) for name in _METHODS]
+        self._patches = [MethodPatch(Module, name, self._telling, True) for name in METHODS]
 
     def install(self) -> None:
         for patch in self._patches:

@@ -569,6 +569,11 @@ class Slotted(Times):
         return self.number
 
 
+class Direct(Times):
+    def __setitem__(self, key: str, value: Any) -> None:
+        dict.__setitem__(self, key, value)
+
+
 def of_times(cls: type, *held: Any) -> Any:
     model = architectures.build("llama")
     for layer, by in zip(model.layers, held, strict=True):
@@ -632,6 +637,19 @@ def test_attributes_in_slots_are_left_alone() -> None:
         model.layers[1].mlp.number = 3.0
         assert agrees(model, steps)
         assert "slots" in str(row_of(steps)["separate"])
+
+
+def test_a_class_that_is_written_to_in_a_way_of_its_own_is_left_alone() -> None:
+    model = of_times(Direct, [1.0], [1.0])
+    with stepping(model) as steps:
+        assert agrees(model, steps)
+        cache, plain = make_prompt_cache(model), make_prompt_cache(model)
+        for i in range(6):
+            model.layers[1].mlp["by"] = [float(i)]
+            ours = model(mx.array([[i]]), cache=cache)
+            with steps.switched(on=False):
+                assert mx.array_equal(ours, model(mx.array([[i]]), cache=plain)).item(), i
+        assert "a way of its own" in str(row_of(steps)["separate"])
 
 
 def test_another_class_of_a_layer_is_seen() -> None:
