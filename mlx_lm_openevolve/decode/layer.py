@@ -64,7 +64,8 @@ class Layer:
 
     def _remember(self, layer: Any) -> None:
         """What it is made of. Modules and arrays by id, and weakly: to hold them would keep alive
-        what the model replaces. When one dies another may take its id: then all is over."""
+        what the model replaces. When one dies another may take its id: then all is over. Numbers in
+        lists are held."""
 
         def died(_: Any) -> None:
             self.drop()
@@ -80,8 +81,10 @@ class Layer:
         # For a moment other threads may see what a trace puts over the products of layers.
         classes = {*map(type, modules)} - {*PRODUCTS, type(layer)}
         self.methods = {cls: cls.__call__ for cls in classes}
+        self._types = [*map(type, modules)]
         self._alive = [
-            weakref.ref(value, died) for value in values if isinstance(value, mx.array | Module)
+            weakref.ref(value, died) if isinstance(value, mx.array | Module) else value
+            for value in values
         ]
 
     def unchanged(self) -> list[Any] | None:
@@ -92,6 +95,7 @@ class Layer:
         try:
             values = held(modules)
             same = [*map(id, values)] == self._held and self._plain == self._was
+            same = same and [*map(type, modules)] == self._types
             return values if same and stand(self.methods) else None
         except (TypeError, ValueError):  # one is dead; attributes that do not compare
             return None
@@ -143,6 +147,8 @@ class Layer:
         masked = key[1] is mx.array
         if self.reason or key in self.splits:
             return
+        if not self._alive:  # a look at it was interrupted
+            self._remember(layer)
         try:
             seen = look(layer, self._run, x, offset, masked)
             way = self.rows[key[0]]
@@ -161,9 +167,13 @@ class Layer:
                 split = Split(layer, self._run, seen, parts, kernels, x, offset, fuses)
                 self._known.append((mine, split))
             self.splits[key] = split, held(wholes(parts))
-        except Exception as error:  # stand-ins are no arrays: a layer may do anything to them
-            known = isinstance(error, Unsplittable)
+        except BaseException as error:  # stand-ins are no arrays: a layer may do anything to them
             self.undo()
+            if not isinstance(error, Exception):  # the next call tries again
+                raise
+            known = isinstance(error, Unsplittable)
+            if not known:  # it may be the arrays' fault, as where they are traced
+                self._remember(layer)
             text = str(error).partition("\n")[0]
             self.reason = text if known else f"{type(error).__name__}: {text}"
 
@@ -192,7 +202,7 @@ class Layer:
 
 def stand(methods: Mapping[type, Any]) -> bool:
     """Whether classes' `__call__`s are what they were."""
-    return all(cls.__call__ is method for cls, method in methods.items())
+    return all(cls.__call__ == method for cls, method in methods.items())
 
 
 def _equal(a: Any, b: Any) -> bool:

@@ -26,11 +26,13 @@ import mlx.core as mx
 from mlx.nn.layers.base import Module
 from mlx.nn.layers.linear import Linear
 from mlx.nn.layers.quantized import QuantizedLinear
+from mlx.utils import tree_flatten
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear
 
 from ..errors import BackendError
 from ..runtime.patch import swapping
 from .fused import CHANGES, Fusing
+from .writes import METHODS
 
 __all__ = [
     *("ATTENTION", "PRODUCTS", "AttentionCall", "Part", "Seen", "Split", "Unsplittable"),
@@ -143,13 +145,13 @@ Place = tuple[Any, str, Run]
 def _in_place(places: Sequence[Place]) -> Iterator[None]:
     """With other functions there for this thread, each over those before it; other threads pass
     through what stands there. One at a time, and while nothing is patched."""
-    thread = threading.get_ident()
+    thread, on = threading.get_ident(), True
 
     def instead(original: Run, put: Run) -> Run:
         def function(*args: Any, **named: Any) -> Any:
-            if threading.get_ident() != thread:
-                return original(*args, **named)
-            return put(original, *args, **named)
+            if on and threading.get_ident() == thread:
+                return put(original, *args, **named)
+            return original(*args, **named)
 
         return function
 
@@ -161,15 +163,26 @@ def _in_place(places: Sequence[Place]) -> Iterator[None]:
 
     with swapping:
         were: list[tuple[Any, str, Run]] = []
+
+        def put_back() -> None:
+            for was in reversed(were):
+                set_(*was)
+
         try:
             for holder, name, put in places:
                 original = (holder if isinstance(holder, dict) else vars(holder))[name]
                 were.append((holder, name, original))
                 set_(holder, name, instead(original, put))
-            yield
+            try:
+                yield
+            finally:
+                on = False  # an interrupt may keep some of them in place
         finally:
-            for was in reversed(were):
-                set_(*was)
+            try:
+                put_back()
+            except BaseException:
+                put_back()
+                raise
 
 
 def _spaces(layer: Any) -> list[dict[str, Any]]:
@@ -305,9 +318,15 @@ def _untouched(layer: Any) -> Iterator[None]:
         space, package = _globals(owner), owner.__module__.partition(".")[0]
         if space and str(space.get("__name__")).partition(".")[0] != package:
             raise Unsplittable(f"somebody replaced {owner.__qualname__}.__call__")
-    plain = [v for m in modules for v in m.values() if type(v) in (list, dict)]
-    if any(isinstance(held, Module) for space in plain for held in _values(space)):
+        if vars(owner).get("__slots__"):
+            raise Unsplittable(f"attributes of {owner.__qualname__} lie in slots")
+        if owner not in (Module, dict, object) and not vars(owner).keys().isdisjoint(METHODS):
+            raise Unsplittable(f"{owner.__qualname__} is written to in a way of its own")
+    inside = [v for m in modules for v in m.values() if not isinstance(v, Module | mx.array)]
+    leaves: Any = tree_flatten(inside, is_leaf=Module.is_module)
+    if any(isinstance(leaf, Module) for _, leaf in leaves):
         raise Unsplittable("it holds layers in a list")
+    plain = [v for v in inside if type(v) in (list, dict)]
     spaces = [*plain, *modules, *map(vars, modules)]
     were = [dict(space) if isinstance(space, dict) else list(space) for space in spaces]
     random: Any = mx.random.state
@@ -329,6 +348,8 @@ def _untouched(layer: Any) -> Iterator[None]:
             drawn[:] = key
     if changed:
         raise Unsplittable("it changes what it holds, or draws random numbers")
+    if any(isinstance(leaf, mx.array) for _, leaf in leaves):
+        raise Unsplittable("it holds arrays in a list")
 
 
 def _values(space: Any) -> Any:
@@ -374,11 +395,13 @@ def kind(
     arrays = {id(a): (place[id(m)], key) for m in modules for key, a in m.items()}
 
     def said(value: Any) -> Any:
-        return (value.shape, value.dtype) if isinstance(value, mx.array) else type(value)
+        if isinstance(value, mx.array):
+            return value.shape, value.dtype
+        return type(value) if isinstance(value, Module) else value
 
     space, fixed, masked = seen.attention
     return [
-        *((type(m), [(key, said(value)) for key, value in m.items()]) for m in modules),
+        *((place[id(m)], type(m), [(k, said(v)) for k, v in m.items()]) for m in modules),
         (id(space), {name: arrays.get(id(value), value) for name, value in fixed.items()}, masked),
         {place[key]: (place[id(p.product)], p.ends, p.place) for key, p in parts.items()},
         {place[key]: (kernel.func, *map(id, kernel.args)) for key, kernel in kernels.items()},

@@ -36,7 +36,7 @@ __all__ = ["Steps"]
 MAX_DECIDED = 16  # times that one model is looked at: what changes ever again is left alone
 Run = Callable[..., Any]
 NAMED = "mask", "cache"
-_NAMED = {*NAMED}
+_NAMED = {*NAMED}, {"cache"}, set[str]()  # after one, two and three arguments
 MASKS, OFFSETS = (NoneType, mx.array), (int, mx.array)
 NO_VERDICT = "no verdict of this chip accepts it: `tune` makes one"
 
@@ -88,6 +88,7 @@ class Steps:
         self.accepted = dict(accepted)
         self.layers: dict[int, Layer] = {}  # by the layer's id, while it lives
         self._models: dict[int, _Model] = {}  # by the model's id, likewise
+        self._deaths: dict[int, weakref.ref[Any]] = {}  # of both
         self._gone: dict[str, ModelInfo] = {}  # by structure, what became of models that died
         self._patches: dict[type, MethodPatch] = {}
         self._runs: dict[type, Any] = {}  # what stood there before
@@ -130,6 +131,7 @@ class Steps:
             self._writes.restore()
             self.layers.clear()
             self._models.clear()
+            self._deaths.clear()
             self._gone.clear()
 
     def unreached(self) -> list[str]:
@@ -166,7 +168,7 @@ class Steps:
 
     def _replace(self, cls: type, wrap: Callable[[Run], Any]) -> None:
         with self._lock:
-            if cls not in self._patches:
+            if self.installed and cls not in self._patches:
                 self._patches[cls] = MethodPatch(cls, "__call__", wrap, guards=True)
                 self._patches[cls].install()
 
@@ -181,7 +183,7 @@ class Steps:
                 if cache is not None:
                     steps._decide(self_)
             elif seen.layers and not (steps._writes.stand and stand(seen.methods)):
-                for layer in seen.layers.values():
+                for layer in [*steps.layers.values()]:
                     layer.written()
             try:
                 return original(self_, *args, **kwargs)
@@ -196,11 +198,10 @@ class Steps:
 
         def call(self: Any, *args: Any, **named: Any) -> Any:
             layer = layers.get(id(self))
-            if layer is None or not args or not named.keys() <= _NAMED:
+            count = len(args)
+            if layer is None or not 0 < count < 4 or not named.keys() <= _NAMED[count - 1]:
                 return original(self, *args, **named)
-            given: Any = (*args, *map(named.get, NAMED[len(args) - 1 :]))
-            if len(given) > 3:
-                return original(self, *args, **named)
+            given: Any = (*args, *map(named.get, NAMED[count - 1 :]))
             x, mask, cache = given
             offset: Any = getattr(cache, "offset", None)
             ahead = steps._ahead
@@ -226,7 +227,8 @@ class Steps:
                 out = original(self, *args, **named)
                 if key[1] in MASKS and key[2] in OFFSETS:
                     with steps._lock:
-                        layer.split(key, x, offset)
+                        if layers.get(id(self)) is layer:  # not let go in the meantime
+                            layer.split(key, x, offset)
                 return out
             begun = steps._begin(layer, x, offset, key, cache)
             if begun is None:
@@ -290,10 +292,12 @@ class Steps:
 
     def _decide(self, model: Any) -> None:
         with self._lock:
+            if not self.installed:  # by another's wrapper, which holds what was restored
+                return
             seen = self._models.get(id(model))
             if seen is None:
                 seen = self._models[id(model)] = _Model(model)
-                weakref.finalize(model, self._died, id(model)).atexit = False
+                self._at_death(model, self._died)
             if model.training:
                 return  # the next call asks again
             seen.decided, seen.times = True, seen.times + 1
@@ -301,6 +305,18 @@ class Steps:
                 self._apply(model, seen)
             except Exception as error:  # a model of another make: it runs as ever
                 seen.reason = f"{type(error).__name__} where it is looked at: {error}"
+            except BaseException:  # an interrupt: the next call asks again
+                seen.decided = False
+                raise
+
+    def _at_death(self, of: Any, then: Callable[[int], Any]) -> None:
+        key = id(of)
+
+        def died(_: Any) -> None:
+            self._deaths.pop(key, None)
+            then(key)
+
+        self._deaths[key] = weakref.ref(of, died)
 
     def _died(self, model: int) -> None:
         """Before its layers do: a command's model is gone when its process tells of it."""
@@ -327,6 +343,9 @@ class Steps:
 
         def changed() -> None:
             seen.decided, self._last, self._ahead = False, None, None
+            mine = {*seen.layers.values()}
+            for other in [*self._models.values()]:
+                other.decided = other.decided and mine.isdisjoint(other.layers.values())
 
         self._writes.install()
         layers = list(model.layers)
@@ -343,7 +362,7 @@ class Steps:
                 self.layers[key] = Layer(
                     module, run, seen.rows, shared, halves, self._writes, changed
                 )
-                weakref.finalize(module, self.layers.pop, key, None).atexit = False
+                self._at_death(module, lambda key: self.layers.pop(key, None))
                 self._replace(cls, self._of_layer)
             seen.layers[i] = self.layers[key]
             seen.methods.update(self.layers[key].methods)

@@ -10,6 +10,7 @@ arrays, can pay. Not told: what is written past a module's methods (`dict.__seti
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,9 +18,9 @@ from mlx.nn.layers.base import Module
 
 from ..runtime.patch import MethodPatch
 
-__all__ = ["Writes"]
+__all__ = ["METHODS", "Writes"]
 
-_METHODS = (
+METHODS = (
     *("__setattr__", "__delattr__", "__setitem__", "__delitem__", "__ior__"),
     *("clear", "pop", "popitem", "setdefault"),
 )
@@ -31,7 +32,8 @@ class Writes:
 
     def __init__(self) -> None:
         self._told: dict[int, list[Told]] = {}  # by a module's id
-        self._patches = [MethodPatch(Module, name, self._telling, True) for name in _METHODS]
+        self._lock = threading.RLock()
+        self._patches = [MethodPatch(Module, name, self._telling, True) for name in METHODS]
 
     def install(self) -> None:
         for patch in self._patches:
@@ -49,16 +51,19 @@ class Writes:
 
     def tell(self, told: Told, modules: Sequence[int]) -> None:
         """Call this whenever one of the modules, by their ids, was written to."""
-        for key in modules:
-            self._told.setdefault(key, []).append(told)
+        with self._lock:
+            for key in modules:
+                while told not in self._told.get(key, ()):  # what dies in between is forgotten
+                    self._told.setdefault(key, []).append(told)
 
     def forget(self, told: Told, modules: Sequence[int]) -> None:
         """No longer."""
-        for key in modules:
-            if told in self._told.get(key, ()):
-                self._told[key].remove(told)
-            if not self._told.get(key):
-                self._told.pop(key, None)
+        with self._lock:
+            for key in modules:
+                if told in self._told.get(key, ()):
+                    self._told[key].remove(told)
+                if not self._told.get(key):
+                    self._told.pop(key, None)
 
     def _telling(self, original: Callable[..., Any]) -> Callable[..., Any]:
         by_module = self._told

@@ -11,6 +11,7 @@ import functools
 import importlib
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
@@ -33,6 +34,8 @@ __all__ = [
 # Held by whoever puts something in a function's or method's place, or puts it back: what another
 # puts there for a moment (decode/split.py) is no original.
 swapping = threading.RLock()
+# Of methods that were restored while another stood over them: what stood there before.
+_restored: weakref.WeakKeyDictionary[Any, list[Any]] = weakref.WeakKeyDictionary()
 Wrap = Callable[[Callable[..., Any]], Any]
 
 
@@ -213,10 +216,15 @@ class MethodPatch:
     @_alone
     def restore(self) -> None:
         if self.stands:
-            if self._own:
-                setattr(self._cls, self._name, self._own[0])
+            own = self._own
+            while own and own[0] in _restored:
+                own = _restored[own[0]]
+            if own:
+                setattr(self._cls, self._name, own[0])
             else:
                 delattr(self._cls, self._name)
+        elif self.installed:
+            _restored[self._method] = self._own
         self._method = None
 
     def unreached(self) -> list[str]:

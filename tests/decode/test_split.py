@@ -6,6 +6,7 @@ import contextlib
 import copy
 import functools
 import gc
+import itertools
 import threading
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
@@ -615,3 +616,24 @@ def test_however_a_layer_is_called(call: Any, count: int, monkeypatch: pytest.Mo
     assert same(out, stock)
     assert info["compiled"] == count
     assert bool(info["separate"]) is not bool(count)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_what_an_interrupt_leaves_in_place_does_nothing_more(times: int) -> None:
+    """A trace may end in the midst of putting things back."""
+    space: dict[str, Any] = {"one": lambda: "original"}
+
+    class Stuck(dict[str, Any]):
+        def __setitem__(self, key: str, value: Any) -> None:
+            if value is space["one"] and next(tries) < times:
+                raise KeyboardInterrupt
+            super().__setitem__(key, value)
+
+    stuck, tries = Stuck(space), itertools.count()
+    with (
+        pytest.raises(KeyboardInterrupt),
+        split._in_place([(stuck, "one", lambda original: "put")]),
+    ):
+        assert stuck["one"]() == "put"
+    assert (stuck["one"] is space["one"]) is (times == 1)
+    assert stuck["one"]() == "original"

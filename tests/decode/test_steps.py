@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
+import itertools
 import queue
 import sys
 import threading
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +28,8 @@ from serving import close
 
 import mlx_lm_openevolve as package
 from mlx_lm_openevolve.bench import worker
+from mlx_lm_openevolve.decode import layer as layer_module
+from mlx_lm_openevolve.decode import steps as steps_module
 from mlx_lm_openevolve.decode.steps import Steps
 from mlx_lm_openevolve.decode.structure import rows_of, slug, structure
 from mlx_lm_openevolve.device import detect, fingerprint
@@ -530,3 +535,266 @@ def test_what_goes_wrong_is_no_concern_of_the_call(
         assert same(said(model, 2), stock)
     assert "division by zero" in steps.info()[structure(model)]["reason"]
     assert same(said(model, 2), stock)
+
+
+class Times(nn.Module):
+    """A layer times what is held beside it."""
+
+    def __init__(self, of: Any, by: Any) -> None:
+        super().__init__()
+        self.of, self.by = of, by
+
+    def __call__(self, x: mx.array) -> mx.array:
+        out: mx.array = self.first() * self.of(x)
+        return out
+
+    def first(self) -> Any:
+        return self.by[0]
+
+
+class Plus(Times):
+    def first(self) -> Any:
+        return self.by[0] + 1
+
+
+class Boxed(Times):
+    def first(self) -> Any:
+        return self.by.value
+
+
+class Slotted(Times):
+    __slots__ = ("number",)
+
+    def first(self) -> Any:
+        return self.number
+
+
+class Direct(Times):
+    def __setitem__(self, key: str, value: Any) -> None:
+        dict.__setitem__(self, key, value)
+
+
+def of_times(cls: type, *held: Any) -> Any:
+    model = architectures.build("llama")
+    for layer, by in zip(model.layers, held, strict=True):
+        layer.mlp = cls(layer.mlp, by)
+    model.eval()
+    return model
+
+
+@contextlib.contextmanager
+def stepping(*models: Any, way: str = ALL) -> Iterator[Steps]:
+    steps = Steps({slug(structure(model), 1): way for model in models})
+    steps.install()
+    try:
+        yield steps
+    finally:
+        steps.restore()
+
+
+def agrees(model: Any, steps: Steps) -> bool:
+    """Whether it says what it says with the classes of its layers as they were."""
+    ours = said(model, 4)
+    with steps.switched(on=False):
+        return same(ours, said(model, 4))
+
+
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_numbers_in_lists_are_each_layer_s_own(kind: type) -> None:
+    model = of_times(Times, kind([1.0]), kind([2.0]))
+    with stepping(model) as steps:
+        assert agrees(model, steps)
+        assert compiled(steps) == 2
+        cache, plain = make_prompt_cache(model), make_prompt_cache(model)
+        for i in range(8):  # what is let go leaves its id to the next one
+            for number in (i, i + 1):
+                model.layers[1].mlp.by = kind([float(number)])
+            ours = model(mx.array([[i]]), cache=cache)
+            with steps.switched(on=False):
+                assert mx.array_equal(ours, model(mx.array([[i]]), cache=plain)).item(), i
+
+
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_arrays_in_lists_are_left_alone(kind: type) -> None:
+    model = of_times(Times, *(kind([mx.array(float(i))]) for i in (1, 2)))
+    with stepping(model) as steps:
+        assert agrees(model, steps)
+        model.layers[1].mlp.by = kind([mx.array(3.0)])
+        assert agrees(model, steps)
+        assert "in a list" in str(row_of(steps)["separate"])
+
+
+def row_of(steps: Steps) -> Any:
+    (found,) = steps.info().values()
+    return found
+
+
+def test_attributes_in_slots_are_left_alone() -> None:
+    model = of_times(Slotted, [1.0], [1.0])
+    model.layers[0].mlp.number, model.layers[1].mlp.number = 1.0, 2.0
+    with stepping(model) as steps:
+        assert agrees(model, steps)
+        model.layers[1].mlp.number = 3.0
+        assert agrees(model, steps)
+        assert "slots" in str(row_of(steps)["separate"])
+
+
+def test_a_class_that_is_written_to_in_a_way_of_its_own_is_left_alone() -> None:
+    model = of_times(Direct, [1.0], [1.0])
+    with stepping(model) as steps:
+        assert agrees(model, steps)
+        cache, plain = make_prompt_cache(model), make_prompt_cache(model)
+        for i in range(6):
+            model.layers[1].mlp["by"] = [float(i)]
+            ours = model(mx.array([[i]]), cache=cache)
+            with steps.switched(on=False):
+                assert mx.array_equal(ours, model(mx.array([[i]]), cache=plain)).item(), i
+        assert "a way of its own" in str(row_of(steps)["separate"])
+
+
+def test_another_class_of_a_layer_is_seen() -> None:
+    model = of_times(Times, [1.0], [1.0])
+    with stepping(model) as steps:
+        assert agrees(model, steps)
+        assert compiled(steps) == 2
+        model.layers[1].mlp.__class__ = Plus
+        assert agrees(model, steps)
+
+
+def test_a_module_that_only_holds_is_no_change() -> None:
+    boxes = [nn.Module(), nn.Module()]
+    for i, box in enumerate(boxes):
+        box.value = mx.array(float(i + 1))
+    model = of_times(Boxed, *boxes)
+    with stepping(model) as steps:
+        for _ in range(3):
+            assert agrees(model, steps)
+        assert compiled(steps) == 2
+        (found,) = steps._models.values()
+        assert found.times == 1
+
+
+@pytest.mark.parametrize("way", [ALL, COMPILED])
+def test_layers_that_hold_one_module_twice(way: str) -> None:
+    model = architectures.build("llama")
+    attention = model.layers[0].self_attn
+    attention.v_proj = attention.k_proj
+    with stepping(model, way=way) as steps:
+        assert agrees(model, steps)
+        assert compiled(steps) == 2
+
+
+def test_arguments_that_are_given_twice_are_refused_as_ever(model: Any, steps: Steps) -> None:
+    said(model, 2)
+    cache = make_prompt_cache(model)[0]
+    with pytest.raises(TypeError, match="multiple values"):
+        model.layers[0](mx.zeros((1, 1, 256)), None, cache, mask=None)
+    with pytest.raises(TypeError, match="multiple values"):
+        model.layers[0](mx.zeros((1, 1, 256)), None, mask=None)
+
+
+CLASSES = (nn.Module, llama.Model, llama.TransformerBlock)
+
+
+def contents() -> list[dict[str, Any]]:
+    return [{k: v for k, v in vars(cls).items() if k != "__slotnames__"} for cls in CLASSES]
+
+
+def test_who_still_calls_a_method_that_was_restored_changes_nothing(model: Any) -> None:
+    stock, before = said(model, 2), contents()
+    with stepping(model):
+        said(model, 2)
+        call = llama.Model.__call__
+    assert contents() == before
+    cache = make_prompt_cache(model)
+    for token in (1, 2):
+        call(model, mx.array([[token]]), cache=cache)
+    assert contents() == before
+    assert same(said(model, 2), stock)
+
+
+@pytest.mark.parametrize("last", [0, 1])
+def test_one_over_another_is_restored_in_any_order(model: Any, last: int) -> None:
+    stock, before = said(model, 2), contents()
+    both = [Steps({slug(structure(model), 1): ALL}) for _ in range(2)]
+    for one in both:
+        one.install()
+        assert same(said(model, 2), stock)
+    for one in (both[1 - last], both[last]):
+        one.restore()
+        assert same(said(model, 2), stock)
+    assert contents() == before
+
+
+def test_models_that_share_layers_are_both_looked_at_again(model: Any) -> None:
+    other = llama.Model(model.args)
+    other.update(model.parameters())
+    other.model.layers = model.layers
+    other.eval()
+    with stepping(model, other) as steps:
+        for one in (model, other):
+            assert agrees(one, steps)
+        layer = model.layers[1]
+        layer.mlp.down_proj.weight = 2 * layer.mlp.down_proj.weight
+        for _ in range(2):
+            assert agrees(other, steps)
+        assert all(layer.splits for layer in steps.layers.values())
+        assert compiled(steps) >= 2
+
+
+def test_nothing_stays_of_what_was_restored(model: Any) -> None:
+    with stepping(model) as steps:
+        said(model, 2)
+    gone = weakref.ref(steps)
+    del steps
+    gc.collect()
+    assert gone() is None
+
+
+@pytest.mark.parametrize(
+    ("way", "what", "turn"),
+    [(ALL, "Split", 0), (ALL, "Merged", 1), (COMPILED, "Split", 0), (ALL, "Layer", 1)],
+)
+def test_an_interrupt_while_a_layer_is_looked_at(
+    model: Any, way: str, what: str, turn: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with stepping(model, way=way) as steps:
+        with monkeypatch.context() as patch:
+            module: Any = steps_module if what == "Layer" else layer_module
+            made, calls = getattr(module, what), itertools.count()
+
+            def interrupted(*given: Any) -> Any:
+                if next(calls) == turn:
+                    raise KeyboardInterrupt
+                return made(*given)
+
+            patch.setattr(module, what, interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                said(model, 2)
+        for _ in range(2):
+            assert agrees(model, steps)
+            down = model.layers[1].mlp.down_proj
+            down.weight = 2 * down.weight
+        assert agrees(model, steps)
+        assert compiled(steps) == 2
+        assert row_of(steps)["merged"] == (0 if way == COMPILED else 4)
+
+
+@pytest.mark.parametrize("before", [0, 2])
+def test_a_model_whose_weights_were_traced_is_compiled_afterwards(
+    model: Any, steps: Steps, before: int
+) -> None:
+    said(model, before)
+    tokens = mx.array([[3]])
+    step = mx.compile(lambda x: model(x, cache=make_prompt_cache(model)), inputs=model.state)
+    for _ in range(2):
+        ours = step(tokens)
+        with steps.switched(on=False):
+            assert mx.array_equal(ours, model(tokens, cache=make_prompt_cache(model)))
+        down = model.layers[1].mlp.down_proj
+        down.weight = 2 * down.weight
+    del step
+    gc.collect()
+    for _ in range(2):
+        assert agrees(model, steps)
+    assert compiled(steps) == 2

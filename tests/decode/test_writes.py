@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -115,3 +117,35 @@ def test_whether_its_methods_stand(writes: Writes, monkeypatch: pytest.MonkeyPat
         patch.setattr(nn.Module, "__setitem__", dict.__setitem__)
         assert not writes.stand
     assert writes.stand
+
+
+def test_who_asks_while_another_thread_no_longer_does_is_told(writes: Writes) -> None:
+    done, lost = threading.Event(), list[int]()
+
+    def first() -> None: ...
+
+    def second() -> None: ...
+
+    def work() -> None:
+        try:
+            while not done.is_set():
+                writes.tell(first, [1])
+                writes.forget(first, [1])
+        except ValueError:
+            lost.append(-1)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        for i in range(50_000):
+            writes.tell(second, [1])
+            if second not in writes._told.get(1, ()):
+                lost.append(i)
+            writes.forget(second, [1])
+    finally:
+        done.set()
+        thread.join()
+        sys.setswitchinterval(interval)
+    assert not lost
