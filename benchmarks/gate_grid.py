@@ -25,6 +25,7 @@ from mlx_lm_openevolve.errors import BackendError, GateTimeout, KernelError, Usa
 from mlx_lm_openevolve.evolve import suites
 from mlx_lm_openevolve.gate.judge import judge
 from mlx_lm_openevolve.kernels.kernel import Kernel
+from mlx_lm_openevolve.kernels.lookup import in_order
 from mlx_lm_openevolve.kernels.registry import Registry, tuned_root
 from mlx_lm_openevolve.kernels.verdict import Verdict, gate_version
 from mlx_lm_openevolve.ops import Workload
@@ -141,9 +142,7 @@ def main() -> int:
         print(f"backend {device.backend}: {missing}", file=sys.stderr)
         return 2
     registry, shipped = Registry(options.output), Registry(tuned_root(), writable=False)
-    # In the order in which the planner tries them.
-    served = [k for k in shipped.kernels() if k.native <= {device.backend}]
-    kernels = sorted(served, key=lambda k: (not k.native, k.origin != "handwritten"))
+    kernels = in_order(k for k in shipped.kernels() if k.native <= {device.backend})
     if options.kernel:
         kernels = [k for k in kernels if k.name in options.kernel]
     pairs = (pair.split("=") for pair in options.params.split(",") if pair)

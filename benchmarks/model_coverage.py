@@ -22,6 +22,7 @@ import linear_coverage
 
 from mlx_lm_openevolve.errors import KernelError
 from mlx_lm_openevolve.kernels.kernel import Kernel
+from mlx_lm_openevolve.kernels.lookup import in_order
 from mlx_lm_openevolve.kernels.registry import Registry, tuned_root
 from mlx_lm_openevolve.ops.attention.workload import Bucket, Workload
 from mlx_lm_openevolve.ops.linear import Bucket as Product
@@ -168,7 +169,7 @@ def buckets(layout: Layout, kind: str) -> list[Bucket]:
 def served(bucket: Bucket | Product, backend: str, kernels: Sequence[Kernel]) -> Served:
     """The kernel that the planner tries first where no verdict is stored."""
     failed: list[str] = []
-    for kernel in sorted(kernels, key=lambda k: (not k.native, k.origin != "handwritten")):
+    for kernel in in_order(kernels):
         if kernel.native <= {backend} and kernel.applies_to(bucket):
             try:
                 params = kernel.default_params(bucket)

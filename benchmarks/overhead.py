@@ -38,6 +38,7 @@ from mlx_lm.models.cache import KVCache, QuantizedKVCache
 
 from mlx_lm_openevolve import backends, device, ops
 from mlx_lm_openevolve.intervals import median_interval
+from mlx_lm_openevolve.kernels.lookup import in_order
 from mlx_lm_openevolve.kernels.registry import Registry, tuned_root
 from mlx_lm_openevolve.ops.attention import Workload, quantized
 from mlx_lm_openevolve.ops.linear import Workload as Product
@@ -201,7 +202,7 @@ def served(workload: Workload, backend: str, rounds: int) -> dict[str, Any]:
     bucket = workload.bucket()
     kernels = Registry(tuned_root(), writable=False).kernels()
     fitting = [k for k in kernels if k.native <= {backend} and k.applies_to(bucket)]
-    kernel = min(fitting, key=lambda k: (not k.native, k.origin != "handwritten"))
+    kernel = in_order(fitting)[0]
     keys = workload.kv_len - 247
     there = not backends.get(backend).unavailable()
     recorder = Recorder(f"{backend}_kernel")
@@ -278,7 +279,7 @@ def layer_served(workload: Product, backend: str, rounds: int) -> dict[str, Any]
     bucket = workload.bucket()
     kernels = Registry(tuned_root(), writable=False).kernels()
     fitting = [k for k in kernels if k.native <= {backend} and k.applies_to(bucket)]
-    kernel = min(fitting, key=lambda k: (not k.native, k.origin != "handwritten"))
+    kernel = in_order(fitting)[0]
     there = not backends.get(backend).unavailable()
     recorder = Recorder(f"{backend}_kernel")
     with buildable(backend):

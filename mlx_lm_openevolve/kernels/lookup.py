@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Container, Iterable
 from pathlib import Path
 
 from ..errors import UsageError
 from .kernel import Kernel
 from .registry import Registry, tuned_root, user_root
 
-__all__ = ["named", "registries", "shipped"]
+__all__ = ["in_order", "named", "registries", "shipped"]
 
 
 def shipped() -> Registry:
@@ -19,6 +20,17 @@ def shipped() -> Registry:
 def registries() -> list[Registry]:
     """The user's registry and the shipped one, in the order they are asked."""
     return [Registry(user_root()), shipped()]
+
+
+def in_order(kernels: Iterable[Kernel], own: Container[str] = ()) -> list[Kernel]:
+    """Kernels in the order in which they are tried; own: ids of those that a user added. Launches
+    written for this backend first: they suit it best. The first that is accepted serves: of those
+    that ship, what a search fitted to one workload comes after the others."""
+
+    def fitted(kernel: Kernel) -> bool:
+        return kernel.origin != "handwritten" and kernel.id not in own
+
+    return sorted(kernels, key=lambda kernel: (not kernel.native, fitted(kernel)))
 
 
 def named(what: str) -> Kernel:

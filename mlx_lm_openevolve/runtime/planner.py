@@ -25,6 +25,7 @@ from .. import ops
 from ..device import Device, fingerprint
 from ..errors import GateMemory, GateTimeout, KernelError, RegistryError, WorkloadError, interrupted
 from ..kernels.kernel import Kernel
+from ..kernels.lookup import in_order
 from ..kernels.registry import Registry
 from ..kernels.verdict import STEP, WAYS, Poisoned, Verdict, gate_version
 from ..ops import Bucket
@@ -305,12 +306,9 @@ class Planner:
         near = [v for other in bucket.neighbours() for v in self.verdicts(other)]
         winners += [v for v in near if v.accepted and v.kernel in kernels]
         proposals = [(v.kernel, dict(v.params)) for v in winners]
-        # Launches written for this backend first: they suit it best. The first that is accepted
-        # serves: of those that ship, what a search fitted to one workload comes after the others.
-        fitted = {id for id, kernel in shipped.items() if kernel.origin != "handwritten"}
-        for id, kernel in sorted(kernels.items(), key=lambda x: (not x[1].native, x[0] in fitted)):
+        for kernel in in_order(kernels.values(), own.keys() - shipped.keys()):
             try:
-                proposals.append((id, kernel.default_params(bucket, self.device)))
+                proposals.append((kernel.id, kernel.default_params(bucket, self.device)))
             except KernelError as error:
                 log.warning("%s", error)
         verdicts = self.verdicts(bucket)
