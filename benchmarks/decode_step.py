@@ -37,7 +37,7 @@ from mlx_lm_openevolve.decode.structure import slug, structure
 from mlx_lm_openevolve.kernels.verdict import ALL, COMPILED, STEP
 from mlx_lm_openevolve.ops.base import next_pow2
 from mlx_lm_openevolve.runtime import families
-from mlx_lm_openevolve.runtime.patch import Patch
+from mlx_lm_openevolve.runtime.patch import Patch, installed
 
 ARMS = ("stock", "patched", "compiled", "merged", "both", "left out")
 WARM = 4
@@ -52,11 +52,8 @@ VIEWS = (
 def compiled(model: Any, batch: int, way: str) -> Iterator[Steps]:
     """A model with compiled layers, in one of WAYS, whatever any verdict says."""
     steps = Steps({slug(structure(model), next_pow2(batch)): way})
-    steps.install()
-    try:
+    with installed([steps]):
         yield steps
-    finally:
-        steps.restore()
 
 
 def launches(model: Any, cache: list[Any], token: mx.array) -> int:

@@ -17,11 +17,8 @@ import metal_stand_in
 import numpy as np
 import pytest
 from metal_counters import Arrays
+from samples import needs_clang
 
-from mlx_lm_openevolve.metalhost import compiler_available
-
-HOST, REASON = compiler_available()
-needs_compiler = pytest.mark.skipif(not HOST, reason=f"no compiler for metalhost: {REASON}")
 SCRIPT = Path(metal_stand_in.__file__).with_name("apple_record.py")
 
 HARNESS = """
@@ -124,7 +121,7 @@ def write_record(root: Path) -> None:
         subprocess.run([*git, *command], check=True)
 
 
-@needs_compiler
+@needs_clang
 def test_a_record_is_judged_kernel_by_kernel(tmp_path: Path) -> None:
     root, output = tmp_path / "record", tmp_path / "figures.json"
     write_record(root)
@@ -231,7 +228,7 @@ def test_noise_bounds_what_a_perfect_model_could_do() -> None:
     assert apple_model.at_best(list(measured), deviation) == pytest.approx(alike / pairs, abs=0.02)
 
 
-@needs_compiler
+@needs_clang
 def test_counters_of_attention_go_on_by_a_straight_line(monkeypatch: pytest.MonkeyPatch) -> None:
     points = list(apple_attention.points())
     assert len({(chip, w.slug) for chip, w, *_ in points}) == len(points) == 22

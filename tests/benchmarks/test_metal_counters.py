@@ -10,16 +10,14 @@ from typing import Any
 import metal_counters
 import mlx_attention
 import pytest
+from samples import needs_clang
 
-from mlx_lm_openevolve.metalhost import compiler_available
 from mlx_lm_openevolve.ops.attention.workload import Workload
 
-HOST, REASON = compiler_available()
-needs_compiler = pytest.mark.skipif(not HOST, reason=f"no compiler for metalhost: {REASON}")
 DECODE = Workload(1, 16, 8, 1, 512, 128, 128, "bfloat16")
 
 
-@needs_compiler
+@needs_clang
 def test_the_subset_counts_what_the_kernels_do(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -47,13 +45,13 @@ def test_the_subset_counts_what_the_kernels_do(
     assert [Workload.parse(slug).q_len for slug, _ in steel] == [16]
 
 
-@needs_compiler
+@needs_clang
 def test_what_is_no_attention_is_not_counted(copy_first_folder: Path) -> None:
     with pytest.raises(AssertionError, match=r"copy_first on .* is off by"):
         metal_counters.main(["--kernel", str(copy_first_folder), "--workload", DECODE.slug])
 
 
-@needs_compiler
+@needs_clang
 def test_without_mlx_source_the_shipped_kernels_are_counted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import pytest
 from product_counters import EXPERTS, experts, mlxs, ours
+from samples import needs_clang
 
-from mlx_lm_openevolve.metalhost import compiler_available
-
-HOST, REASON = compiler_available()
-pytestmark = pytest.mark.skipif(not HOST, reason=f"no compiler for metalhost: {REASON}")
+pytestmark = needs_clang
 
 
 @pytest.mark.parametrize(

@@ -10,34 +10,18 @@ from typing import Any
 import pytest
 import server_rate
 from mlx_lm import load
+from samples import TINY, needs_clang
 
 from mlx_lm_openevolve.bench import model_configs
-from mlx_lm_openevolve.metalhost import compiler_available
-
-HOST, REASON = compiler_available()
-TINY = {
-    "model_type": "qwen3",
-    "hidden_size": 128,
-    "num_hidden_layers": 2,
-    "intermediate_size": 256,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 64,
-    "rms_norm_eps": 1e-6,
-    "vocab_size": 512,
-    "max_position_embeddings": 4096,
-    "rope_theta": 1e4,
-    "tie_word_embeddings": True,
-}
 
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     """Among the shapes there is a small one."""
-    monkeypatch.setitem(model_configs.SHAPES, "tiny", TINY)
+    monkeypatch.setitem(model_configs.SHAPES, "tiny", {**TINY, "vocab_size": 512})
 
 
-@pytest.mark.skipif(not HOST, reason=f"no compiler for metalhost: {REASON}")
+@needs_clang
 def test_both_servers_answer_two_clients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("rich", "openai"):  # a machine with a GPU may have mlx-lm alone
         (tmp_path / f"{name}.py").write_text("raise ImportError('not here')")

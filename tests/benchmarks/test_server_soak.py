@@ -7,13 +7,10 @@ from typing import Any
 
 import pytest
 import server_soak
-
-from mlx_lm_openevolve.metalhost import compiler_available
-
-HOST, REASON = compiler_available()
+from samples import needs_clang
 
 
-@pytest.mark.skipif(not HOST, reason=f"no compiler for metalhost: {REASON}")
+@needs_clang
 def test_the_patched_server_serves_two_clients(capsys: pytest.CaptureFixture[str]) -> None:
     short = ["--only", "patched", "--minutes", "0.05", "--clients", "2", "--longest", "40"]
     assert server_soak.main([*short, "--backend", "host", "--json"]) == 0

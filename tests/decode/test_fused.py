@@ -23,6 +23,7 @@ from mlx_lm_openevolve.decode.split import _in_place
 from mlx_lm_openevolve.decode.steps import Steps
 from mlx_lm_openevolve.decode.structure import slug, structure
 from mlx_lm_openevolve.kernels.verdict import ALL, STEP_VERSION
+from mlx_lm_openevolve.runtime.patch import installed
 
 DTYPES = (mx.float32, mx.float16, mx.bfloat16)
 # Units in the last place by which two roundings of nearly one number may differ.
@@ -265,8 +266,7 @@ def test_what_is_fused_in_a_model(name: str, sums: int) -> None:
     next one's beginning are traced together, but for Gemma's, which mlx-lm compiles itself."""
     model = architectures.build(name)
     steps = Steps({slug(structure(model), 1): ALL})
-    steps.install()
-    try:
+    with installed([steps]):
         cache = empty_cache(model, 1)
         for _ in range(2):  # each half is traced
             mx.eval(model(mx.array([[1]]), cache=cache))
@@ -274,8 +274,6 @@ def test_what_is_fused_in_a_model(name: str, sums: int) -> None:
         assert len({*map(id, splits)}) == (2 if name == "gemma3_text" else 1)
         with counted() as calls:
             mx.eval(model(mx.array([[1]]), cache=cache))
-    finally:
-        steps.restore()
     # In such a trace the first layer is run once more from its beginning; what of that nobody asks
     # for is dropped.
     pairs = len({(id(a), id(b)) for a, b in pairwise(splits)})

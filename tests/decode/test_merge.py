@@ -23,6 +23,7 @@ from mlx_lm_openevolve.decode.merge import Merged, alike
 from mlx_lm_openevolve.decode.steps import Steps
 from mlx_lm_openevolve.decode.structure import slug, structure
 from mlx_lm_openevolve.kernels.verdict import ALL, COMPILED
+from mlx_lm_openevolve.runtime.patch import installed
 
 QKV = ("q_proj", "k_proj", "v_proj")
 MIB = 1 << 20
@@ -337,15 +338,12 @@ def test_weights_that_layers_share_stay_separate(compiling: Any) -> None:
     model.layers[0].self_attn.k_proj.weight = model.layers[0].self_attn.v_proj.weight
     want = logits(model)
     steps = Steps({slug(structure(model), 1): ALL})
-    steps.install()
-    try:
+    with installed([steps]):
         for _ in range(3):
             assert mx.array_equal(logits(model), want)
         assert counts(steps) == (2, 1), "queries, keys and values of the second layer"
         assert steps.info()[structure(model)]["reason"] == ""
         assert model.layers[0].self_attn.k_proj.weight is model.layers[0].self_attn.v_proj.weight
-    finally:
-        steps.restore()
 
 
 def test_rows_that_were_accepted_compiled_alone_get_no_merged_products(
@@ -354,8 +352,7 @@ def test_rows_that_were_accepted_compiled_alone_get_no_merged_products(
     """Whichever comes first: then what was compiled from the separate weights lets them go."""
     model = model_of("plain")
     steps = Steps({slug(structure(model), 1): COMPILED, slug(structure(model), 2): ALL})
-    steps.install()
-    try:
+    with installed([steps]):
         products = dict[int, int]()
         split, before = mx.split, mx.get_active_memory()
         monkeypatch.setattr(mx, "split", lambda *a, **k: made.append(1) or split(*a, **k))
@@ -373,5 +370,3 @@ def test_rows_that_were_accepted_compiled_alone_get_no_merged_products(
         assert counts(steps) == (2, 4)
         whole = sum(a.nbytes for _, a in tree_flatten(model.layers[0].parameters()))
         assert mx.get_active_memory() - before < whole / 4
-    finally:
-        steps.restore()

@@ -32,6 +32,7 @@ from mlx_lm_openevolve.cli.architectures import callers
 from mlx_lm_openevolve.decode.steps import Steps
 from mlx_lm_openevolve.decode.structure import slug, structure
 from mlx_lm_openevolve.kernels.verdict import ALL, COMPILED
+from mlx_lm_openevolve.runtime.patch import installed
 
 # Plain; experts; sliding windows and norms; sinks; scaled; attention and MLP side by side.
 SAMPLE = {"cohere2", "gemma3_text", "gpt_oss", "granite", "llama", "qwen3_moe"}
@@ -69,11 +70,8 @@ def run(model: Any, batch: int) -> Said:
 @contextmanager
 def compiled(model: Any, way: str, *batches: int) -> Iterator[Steps]:
     steps = Steps({slug(structure(model), n): way for n in batches})
-    steps.install()
-    try:
+    with installed([steps]):
         yield steps
-    finally:
-        steps.restore()
 
 
 def same(a: Said, b: Said) -> bool:

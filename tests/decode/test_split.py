@@ -24,7 +24,7 @@ from mlx_lm_openevolve.decode.steps import Steps
 from mlx_lm_openevolve.decode.structure import slug, structure
 from mlx_lm_openevolve.kernels.verdict import ALL, COMPILED
 from mlx_lm_openevolve.ops.linear import call as linear
-from mlx_lm_openevolve.runtime.patch import MethodPatch, Patch
+from mlx_lm_openevolve.runtime.patch import MethodPatch, Patch, installed
 
 HEADS, WIDTH = 2, 64
 Odd = Callable[[Any], Any]
@@ -116,11 +116,8 @@ def decode(model: Model, batch: int = 1) -> list[mx.array]:
 def compiled(model: Model, batch: int = 1, way: str = COMPILED) -> tuple[list[mx.array], Any]:
     """The same with compiled layers, and what is said of the model."""
     steps = Steps({slug(structure(model), batch): way})
-    steps.install()
-    try:
+    with installed([steps]):
         return decode(model, batch), next(iter(steps.info().values()))
-    finally:
-        steps.restore()
 
 
 def same(a: list[mx.array], b: list[mx.array]) -> bool:
@@ -192,14 +189,11 @@ def test_conversations_in_turns_begin_ahead(monkeypatch: pytest.MonkeyPatch) -> 
 
     stock = in_turns()
     steps = Steps({slug(structure(model), 1): ALL})
-    steps.install()
-    try:
+    with installed([steps]):
         monkeypatch.setattr(Steps, "_begin", begun)
         monkeypatch.setattr(Steps, "_next", known)
         assert same(in_turns(), stock)
         assert ahead == [False, True, True, True], "the last one for nothing: it guesses a fourth"
-    finally:
-        steps.restore()
 
 
 @pytest.mark.parametrize("through", ["model", "layers"])
@@ -212,8 +206,7 @@ def test_a_step_that_ends_early_holds_no_weights(through: str) -> None:
     before = mx.get_active_memory()
     model = Model(Layer(), Layer(), between=between if through == "model" else None)
     steps = Steps({slug(structure(model), 1): ALL})
-    steps.install()
-    try:
+    with installed([steps]):
         with contextlib.suppress(KeyboardInterrupt):
             decode(model)
         if through == "layers":
@@ -227,8 +220,6 @@ def test_a_step_that_ends_early_holds_no_weights(through: str) -> None:
         gc.collect()
         assert not steps.layers
         assert mx.get_active_memory() - before < WIDTH * WIDTH
-    finally:
-        steps.restore()
 
 
 def test_keys_are_stored_as_they_are_at_the_update() -> None:
@@ -255,8 +246,7 @@ def test_layers_of_one_kind_share_their_halves() -> None:
     model = Model(Layer(), Layer(), other)
     stock = decode(model)
     steps = Steps({slug(structure(model), 1): COMPILED})
-    steps.install()
-    try:
+    with installed([steps]):
         assert same(decode(model), stock)
         halves = [next(iter(layer.splits.values()))[0] for layer in steps.layers.values()]
         assert halves[0] is halves[1] is not halves[2]
@@ -265,8 +255,6 @@ def test_layers_of_one_kind_share_their_halves() -> None:
         weight *= 2
         assert model.layers[1].o.weight is weight
         found = decode(model)
-    finally:
-        steps.restore()
     assert same(found, decode(model))
     assert not same(found, stock)
 

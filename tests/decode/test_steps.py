@@ -36,6 +36,7 @@ from mlx_lm_openevolve.device import detect, fingerprint
 from mlx_lm_openevolve.kernels.registry import Registry
 from mlx_lm_openevolve.kernels.verdict import ALL, COMPILED, STEP, Verdict, gate_version
 from mlx_lm_openevolve.runtime import session
+from mlx_lm_openevolve.runtime.patch import installed
 
 PROMPT = mx.arange(1, 20)
 
@@ -571,11 +572,8 @@ def of_times(cls: type, *held: Any) -> Any:
 @contextlib.contextmanager
 def stepping(*models: Any, way: str = ALL) -> Iterator[Steps]:
     steps = Steps({slug(structure(model), 1): way for model in models})
-    steps.install()
-    try:
+    with installed([steps]):
         yield steps
-    finally:
-        steps.restore()
 
 
 def agrees(model: Any, steps: Steps) -> bool:

@@ -20,6 +20,7 @@ from typing import Any
 import evolve_kernels
 import pytest
 from rich.console import Console
+from samples import needs_clang
 
 from mlx_lm_openevolve import metalhost
 from mlx_lm_openevolve.cli.main import main, parser
@@ -39,7 +40,6 @@ pytest.importorskip("distributed", reason="the extra fleet is not installed")
 from fleets import Cluster, Given, kernel, kill, wait_until
 
 SLUG = evolve_kernels.DECODE.slug
-HOST = metalhost.compiler_available()[0]
 
 
 def evolve(*argv: object) -> tuple[int, dict[str, Any], str]:
@@ -50,7 +50,7 @@ def evolve(*argv: object) -> tuple[int, dict[str, Any], str]:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not HOST, reason="no clang for the host backend")
+@needs_clang
 def test_a_fleet_without_a_gpu_gives_what_one_machine_would(tmp_path: Path) -> None:
     evolve_kernels.kernel().save(tmp_path / "kernel")
     words = ("--workloads", SLUG, "--kernels", tmp_path / "kernel", "--candidates", 2)

@@ -14,18 +14,16 @@ import mlx.core as mx
 import mlx_kernels
 import pytest
 from apple_gpu import on_metal
+from samples import needs_clang
 
 from mlx_lm_openevolve.errors import UsageError
 from mlx_lm_openevolve.metalhost import (
     Finding,
     LaunchResult,
-    compiler_available,
     metal_function,
     metal_kernel,
 )
 
-HOST, HOST_DESCRIPTION = compiler_available()
-on_host = pytest.mark.skipif(not HOST, reason=f"no compiler for metalhost: {HOST_DESCRIPTION}")
 REFUSALS = {"compile", "strict", "lint", "sandbox"}  # by which pass of the compiler driver
 SAMPLE = 20  # of a kind: the rest runs under `make slow`
 
@@ -94,7 +92,7 @@ def test_the_corpora_are_complete(kind: str, least: int) -> None:
             assert s.finds, s.name
 
 
-@on_host
+@needs_clang
 @pytest.mark.parametrize("snippet", snippets("valid"))
 def test_valid_snippets_compute_without_a_finding(snippet: corpus.Snippet) -> None:
     launch = run(snippet)
@@ -103,7 +101,7 @@ def test_valid_snippets_compute_without_a_finding(snippet: corpus.Snippet) -> No
     assert snippet.mismatch(launch.outputs) == ""
 
 
-@on_host
+@needs_clang
 @pytest.mark.parametrize("snippet", snippets("invalid"))
 def test_invalid_snippets_are_refused_at_the_right_line(snippet: corpus.Snippet) -> None:
     launch = run(snippet)
@@ -114,7 +112,7 @@ def test_invalid_snippets_are_refused_at_the_right_line(snippet: corpus.Snippet)
         assert launch.findings[0].line in snippet.marked, text(launch.findings)
 
 
-@on_host
+@needs_clang
 @pytest.mark.parametrize("snippet", snippets("bugs"))
 def test_planted_bugs_are_found_at_the_right_line(snippet: corpus.Snippet) -> None:
     launch = run(snippet)
@@ -129,7 +127,7 @@ def test_planted_bugs_are_found_at_the_right_line(snippet: corpus.Snippet) -> No
         assert lines_of(f) <= snippet.marked, text(found)
 
 
-@on_host
+@needs_clang
 def test_lambdas_are_there_from_metal_3_2_on() -> None:
     source = (
         "kernel void k(device float* y [[buffer(0)]]) {\n"
@@ -142,14 +140,14 @@ def test_lambdas_are_there_from_metal_3_2_on() -> None:
         metal_function(source, "k", language="4.0")
 
 
-@on_host
+@needs_clang
 def test_ten_megabytes_of_source_are_one_finding() -> None:
     kernel = metal_kernel("long", ["x"], ["y"], "y[0] = x[0];\n" + "// padding\n" * 1_000_000)
     launch = one_element(kernel)
     assert [f.kind for f in launch.findings] == ["sandbox"], text(launch.findings)
 
 
-@on_host
+@needs_clang
 @pytest.mark.parametrize(
     "line",
     [
@@ -175,7 +173,7 @@ def test_no_file_of_the_host_is_read(line: str, tmp_path: Path) -> None:
     assert launch.outputs == []
 
 
-@on_host
+@needs_clang
 @pytest.mark.parametrize("name", ["endless_loop", "endless_recursion", "wild_pointer_write"])
 def test_nothing_is_left_behind(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scratch = tmp_path / "scratch"

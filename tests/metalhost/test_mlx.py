@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from mlx_attention import Call, Case, scalar, sdpa_two_pass, sdpa_vector, steel_attention
 from mlx_kernels import DTYPES, Floats, Out, assert_right, launch, random_array, wide
+from samples import needs_clang
 
-from mlx_lm_openevolve.metalhost import LaunchResult, compiler_available
+from mlx_lm_openevolve.metalhost import LaunchResult
 
-HOST, HOST_DESCRIPTION = compiler_available()
-pytestmark = pytest.mark.skipif(not HOST, reason=f"no compiler for metalhost: {HOST_DESCRIPTION}")
+pytestmark = needs_clang
 
 # Rounding of the output and, in two passes or with half weights, of what is kept in between,
 # relative to the largest value of V.

@@ -20,11 +20,11 @@ from mlx_kernels import (
     random_array,
     wide,
 )
+from samples import needs_clang
 
-from mlx_lm_openevolve.metalhost import LaunchResult, compiler_available
+from mlx_lm_openevolve.metalhost import LaunchResult
 
-HOST, HOST_DESCRIPTION = compiler_available()
-pytestmark = pytest.mark.skipif(not HOST, reason=f"no compiler for metalhost: {HOST_DESCRIPTION}")
+pytestmark = needs_clang
 
 
 def blocks(n: int, size: int) -> int:

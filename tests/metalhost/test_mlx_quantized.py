@@ -13,11 +13,9 @@ import pytest
 from mlx_kernels import ROUNDING, random_array, wide
 from mlx_kernels import assert_right as assert_right_array
 from mlx_quantized import Product, dequantize, operands, quantize, run, source, unpack
+from samples import needs_clang
 
-from mlx_lm_openevolve.metalhost import compiler_available
-
-HOST, HOST_DESCRIPTION = compiler_available()
-pytestmark = pytest.mark.skipif(not HOST, reason=f"no compiler for metalhost: {HOST_DESCRIPTION}")
+pytestmark = needs_clang
 
 # Sums in float32, relative to the largest result: their terms are up to ten times as large.
 SUMS = 2e-6
