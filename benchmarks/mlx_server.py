@@ -86,7 +86,7 @@ def server(
         while not healthy(port):
             if process.poll() is not None or time.monotonic() > end:
                 raise SystemExit(f"the server did not start:\n{started.log[-2000:]}")
-            time.sleep(0.1)
+            time.sleep(0.1)  # nothing but /health says that it has loaded the model
         yield started
     finally:
         process.kill()

@@ -92,17 +92,18 @@ def measure(model: Any, batch: int, options: argparse.Namespace) -> dict[str, An
         step("AB"[i % 2])
         counts["AB"[i % 2]] = launches(model, caches["AB"[i % 2]], token)
     samples: list[dict[str, float]] = []
+    ratios: list[float] = []
     begin = time.perf_counter()
     while time.perf_counter() - begin < options.seconds:
         block = {"A": 0.0, "B": 0.0}
         for arm in ORDERS[len(samples) % 2]:
             block[arm] += step(arm) / 2
         samples.append(block)
+        ratios.append(block["A"] / block["B"])
         if len(samples) % 100 == 0:
-            low, high = median_interval([b["A"] / b["B"] for b in samples], CONFIDENCE)
+            low, high = median_interval(ratios, CONFIDENCE)
             if high - low < 2 * options.half_width:
                 break
-    ratios = [b["A"] / b["B"] for b in samples]
     low, high = median_interval(ratios, CONFIDENCE)
     step("B")  # what the session finds when it ends
     info = mlx_lm_openevolve.get_optimization_info()

@@ -79,9 +79,9 @@ class Layer:
         self._plain: list[Any] = [vars(module) for module in modules]
         self._was = [dict(plain) for plain in self._plain]
         # For a moment other threads may see what a trace puts over the products of layers.
-        classes = {*map(type, modules)} - {*PRODUCTS, type(layer)}
-        self.methods = {cls: cls.__call__ for cls in classes}
         self._types = [*map(type, modules)]
+        classes = {*self._types} - {*PRODUCTS, type(layer)}
+        self.methods = {cls: cls.__call__ for cls in classes}
         self._alive = [
             weakref.ref(value, died) if isinstance(value, mx.array | Module) else value
             for value in values
