@@ -14,21 +14,18 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from .. import backends
 from ..backends import Run
-from ..kernels.kernel import Launch
-from ..kernels.spec import LaunchSpec
+from . import launches
+from .launches import TYPES, Source
 
 __all__ = ["CHANGES", "Fusing", "Heads", "Rope", "add_norm", "norm_rope"]
 
-_TYPES = {mx.float32: "float32", mx.float16: "float16", mx.bfloat16: "bfloat16"}
 _WIDTH = 32
 _EACH = 4  # numbers of a row that a thread takes, at least
 _THREADS = 1024  # of a row at most
@@ -95,7 +92,7 @@ class Fusing:
 
     def part(self, part: mx.array, whole: mx.array, first: int) -> None:
         """Say that a product [B, 1, n] stands in the rows of a whole from a number on."""
-        if part.ndim == 3 and part.shape[1] == 1 and part.dtype in _TYPES:
+        if part.ndim == 3 and part.shape[1] == 1 and part.dtype in TYPES:
             self._heads[id(part)] = part, Heads(whole, first, 1, part.shape[2])
 
     def _changed(self, original: Any, x: mx.array, *given: Any) -> Any:
@@ -170,11 +167,11 @@ class Fusing:
 def _fits(x: Any, weight: Any, eps: Any) -> bool:
     if not (isinstance(x, mx.array) and isinstance(weight, mx.array) and type(eps) is float):
         return False
-    return x.dtype in _TYPES and x.dtype == weight.dtype and weight.size >= _LEAST
+    return x.dtype in TYPES and x.dtype == weight.dtype and weight.size >= _LEAST
 
 
 def _turns(x: mx.array, rope: Rope) -> bool:
-    if x.ndim != 4 or x.shape[2] != 1 or x.dtype not in _TYPES or x.shape[3] < _LEAST:
+    if x.ndim != 4 or x.shape[2] != 1 or x.dtype not in TYPES or x.shape[3] < _LEAST:
         return False
     numbers = type(rope.scale) in (int, float) and type(rope.base) in (int, float, type(None))
     offsets = rope.offset.shape in ((), (x.shape[0],))
@@ -189,7 +186,7 @@ def _beside(q: Heads, k: Heads) -> bool:
 
 def add_norm(x: mx.array, y: mx.array, weight: mx.array, eps: float) -> tuple[mx.array, mx.array]:
     """(x + y, its RMS norm), of [B, 1, N] and a weight [N] of one dtype."""
-    backend = _backend()
+    backend = launches.backend()
     if not backend:
         both = mx.add(x, y)
         return both, _STOCK.rms_norm(both, weight, eps)
@@ -200,7 +197,7 @@ def add_norm(x: mx.array, y: mx.array, weight: mx.array, eps: float) -> tuple[mx
 def norm_rope(q: Heads, k: Heads, rope: Rope) -> tuple[mx.array, mx.array]:
     """The queries [B, Hq, 1, D] and keys [B, Hkv, 1, D] of a token, both normed or neither, turned.
     Of one `whole`."""
-    backend = _backend()
+    backend = launches.backend()
     if not backend:
         return _turned(q, rope), _turned(k, rope)
     shape, dtype = q.whole.shape[::2], q.whole.dtype
@@ -224,18 +221,11 @@ def _turned(heads: Heads, rope: Rope) -> mx.array:
     return turned
 
 
-def _backend() -> str:
-    """Whose kernels serve here, "" on the CPU."""
-    if mx.default_device() != mx.gpu:
-        return ""
-    return "metal" if mx.metal.is_available() else "cuda"
-
-
 @functools.lru_cache(64)
 def _add_norm(backend: str, shape: tuple[int, ...], dtype: mx.Dtype, eps: float) -> Run:
     rows, _, width = shape
     threads = min(_THREADS, -(-width // (_EACH * _WIDTH)) * _WIDTH)
-    kernel = _Kernel("add_norm", ("x", "y", "weight"), {"sum": shape, "normed": shape})
+    kernel = Source("add_norm", ("x", "y", "weight"), {"sum": shape, "normed": shape})
     numbers = {"N": width, "THREADS": threads, "EACH": -(-width // threads)}
     return kernel.on(backend, dtype, {"EPS": eps}, numbers, (threads * rows, 1), threads)
 
@@ -256,7 +246,7 @@ def _norm_rope(
     (batch, width), (q_first, of_q, k_first, of_k, size) = shape, places
     dims, pairs, base, scale = rope
     weights = ("q_weight", "k_weight") if eps else ()
-    kernel = _Kernel(
+    kernel = Source(
         "norm_rope",
         ("whole", *weights, "offset", *(("freqs",) if given else ())),
         {"q_out": (batch, of_q, 1, size), "k_out": (batch, of_k, 1, size)},
@@ -276,44 +266,3 @@ def _norm_rope(
         lines += ["const float freqs[1] = {1.0f};"]
     grid = _WIDTH * (of_q + of_k), batch
     return kernel.on(backend, dtype, constants, numbers, grid, _WIDTH, lines)
-
-
-class _Kernel(NamedTuple):
-    """NAME.metal beside this file: its inputs, row-contiguous, and its outputs' shapes."""
-
-    name: str
-    inputs: tuple[str, ...]
-    outputs: dict[str, tuple[int, ...]]
-
-    def on(
-        self,
-        backend: str,
-        dtype: mx.Dtype,
-        constants: Mapping[str, float],
-        numbers: Mapping[str, int],
-        grid: tuple[int, int],
-        threads: int,
-        before: Sequence[str] = (),
-    ) -> Run:
-        """It as a launch of a grid of threads, `threads` of them in a threadgroup. before: lines
-        that stand before its text."""
-        text = Path(__file__).with_name(f"{self.name}.metal").read_text("ascii")
-        lines = [f"constexpr float {key} = {float(value)!r}f;" for key, value in constants.items()]
-        spec = LaunchSpec(
-            file=f"{self.name}.metal",
-            source="\n".join([*lines, *before, text]),
-            header="",
-            language="metal",
-            inputs=self.inputs,
-            outputs=(),
-            template=(),
-            grid=(),
-            threadgroup=(),
-            math_mode="safe",
-            when=None,
-        )
-        kind = _TYPES[dtype]
-        outputs = tuple((name, shape, kind) for name, shape in self.outputs.items())
-        launch = Launch(spec, (("T", kind), *numbers.items()), (*grid, 1), (threads, 1, 1), outputs)
-        made: Run = backends.get(backend).single(launch, self.name, list(self.inputs))
-        return made

@@ -17,7 +17,7 @@ import pytest
 from samples import needs_clang
 
 from mlx_lm_openevolve.bench.worker import empty_cache
-from mlx_lm_openevolve.decode import fused
+from mlx_lm_openevolve.decode import fused, launches
 from mlx_lm_openevolve.decode.fused import Fusing, Heads, Rope
 from mlx_lm_openevolve.decode.split import _in_place
 from mlx_lm_openevolve.decode.steps import Steps
@@ -33,7 +33,7 @@ ULP = {mx.float32: 2.0**-20, mx.float16: 2.0**-10, mx.bfloat16: 2.0**-7}
 @pytest.fixture
 def kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernels themselves, on the CPU."""
-    monkeypatch.setattr(fused, "_backend", lambda: "host")
+    monkeypatch.setattr(launches, "backend", lambda: "host")
 
 
 def close(a: mx.array, b: mx.array) -> bool:
