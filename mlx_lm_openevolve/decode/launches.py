@@ -26,11 +26,13 @@ def backend() -> str:
 
 
 class Source(NamedTuple):
-    """NAME.metal beside this file: its inputs, row-contiguous, and its outputs' shapes."""
+    """NAME.metal beside this file: its inputs, row-contiguous, its outputs' shapes, and which of
+    them are words of 32 bits."""
 
     name: str
     inputs: tuple[str, ...]
     outputs: dict[str, tuple[int, ...]]
+    words: tuple[str, ...] = ()
 
     def on(
         self,
@@ -60,7 +62,8 @@ class Source(NamedTuple):
             when=None,
         )
         kind = TYPES[dtype]
-        outputs = tuple((name, shape, kind) for name, shape in self.outputs.items())
+        kinds = dict.fromkeys(self.outputs, kind) | dict.fromkeys(self.words, "uint32")
+        outputs = tuple((name, shape, kinds[name]) for name, shape in self.outputs.items())
         launch = Launch(spec, (("T", kind), *numbers.items()), (*grid, 1), (threads, 1, 1), outputs)
         made: Run = backends.get(backend).single(launch, self.name, list(self.inputs))
         return made

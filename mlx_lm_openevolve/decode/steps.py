@@ -22,12 +22,15 @@ from typing import Any
 
 import mlx.core as mx
 from mlx.nn.layers.base import Module
+from mlx_lm.models.cache import QuantizedKVCache
 
+from ..kernels.verdict import ALL
 from ..runtime.holders import model_classes
 from ..runtime.info import ModelInfo
 from ..runtime.patch import MethodPatch
 from .layer import Call, Key, Layer, stand
 from .split import Split
+from .store import StorePatch
 from .structure import rows_of, structure
 from .writes import Writes
 
@@ -366,6 +369,8 @@ class Steps:
                 self._replace(cls, self._of_layer)
             seen.layers[i] = self.layers[key]
             seen.methods.update(self.layers[key].methods)
+        if seen.layers and ALL in seen.rows.values():
+            self._patches.setdefault(QuantizedKVCache, StorePatch()).install()
 
 
 def _arrays(layer: Any) -> list[int]:
