@@ -31,7 +31,7 @@ class Source(NamedTuple):
 
     name: str
     inputs: tuple[str, ...]
-    outputs: dict[str, tuple[int, ...]]
+    outputs: Mapping[str, tuple[int, ...]]
     words: tuple[str, ...] = ()
 
     def on(

@@ -1,21 +1,22 @@
 // The keys and values of one token, quantised as mx.quantize does, in the words of a cache.
 //
 // Rows of D, of HK heads of keys and then HK of values in each of the batch's sequences; a thread
-// makes one word of 32 bits, LANES neighbours share a group of numbers. As MLX does: scale and bias
-// in float32, rounded to T when all numbers are made; the number furthest from zero is met exactly.
+// makes one word of 32 bits, LANES neighbours share a group. Of each sequence the scales of all heads
+// come before the biases. As MLX does: both in float32, rounded to T when all words are made; what is
+// furthest from zero is met exactly.
 const int word = int(thread_position_in_grid.x);
 const int of = min(word, WORDS - 1);  // beyond the last one: along for the shuffles alone
 const int row = of / WIDTH;
 const int head = row % (2 * HK);
 const int from = ((row / (2 * HK)) * HK + head % HK) * D + (of % WIDTH) * EACH;
 
-float numbers[EACH];
+float mine[EACH];
 float low = INFINITY;
 float high = 0.0f;
 for (int i = 0; i < EACH; ++i) {
-  numbers[i] = float(head < HK ? keys[from + i] : values[from + i]);
-  low = min(low, numbers[i]);
-  high = max(high, numbers[i]);
+  mine[i] = float(head < HK ? keys[from + i] : values[from + i]);
+  low = min(low, mine[i]);
+  high = max(high, mine[i]);
 }
 for (ushort away = 1; away < LANES; away *= 2) {
   low = min(low, simd_shuffle_xor(low, away));
@@ -33,12 +34,13 @@ const float bias = steps == 0.0f ? 0.0f : edge;
 
 uint packed = 0;
 for (int i = 0; i < EACH; ++i) {
-  packed |= uint(min(round((numbers[i] - bias) / scale), bins)) << (BITS * i);
+  packed |= uint(min(round((mine[i] - bias) / scale), bins)) << (BITS * i);
 }
 if (word < WORDS) {
   words[word] = packed;
   if (word % LANES == 0) {
-    scales[word / LANES] = T(scale);
-    biases[word / LANES] = T(bias);
+    const int first = ((row / (2 * HK)) * 4 * HK + head) * GROUPS + (of % WIDTH) / LANES;
+    numbers[first] = T(scale);
+    numbers[first + 2 * HK * GROUPS] = T(bias);
   }
 }

@@ -1,7 +1,7 @@
-"""What a token stores in a quantised cache, in half the launches that mlx-lm takes.
+"""What a token stores in a quantised cache, in three launches where mlx-lm takes eight.
 
     QuantizedKVCache.update_and_fetch, one token -> quantize.metal: keys and values together
-        -> three stores, of words, scales and biases -> the cache's keys and values, views of them
+        -> two stores, of words and of numbers -> the cache's keys and values, views of them
 
 mlx-lm quantises keys and values apart and stores six arrays. The bits are the same: the kernel is
 tried against mx.quantize on this chip before it stores anything. Whoever puts other arrays into a
@@ -13,7 +13,8 @@ from __future__ import annotations
 import functools
 import weakref
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -31,15 +32,37 @@ _BITS, _GROUPS = (2, 4, 8), (32, 64, 128)  # a word holds whole numbers, a simdg
 _ROOM = 256  # tokens that a cache grows by, as mlx-lm's
 _THREADS = 128
 
-Parts = tuple[mx.array, ...]  # words, scales, biases
 
+@dataclass(slots=True, eq=False)
+class _Store:
+    """What is stored of one cache, with the heads of keys before those of values: words [B, 2 H, N,
+    W], and numbers [B, 4 H, N, G], scales before biases; keys, values: the views that the cache
+    got. run: makes of a token's keys and values, of a shape and dtype each, what is stored."""
 
-class _Whole(NamedTuple):
-    """What a cache holds, [B, 2 H, N, ...], the keys' heads first, and the views that it got."""
+    run: Run
+    device: mx.Device
+    shape: tuple[int, ...]
+    dtype: mx.Dtype
+    words: mx.array
+    numbers: mx.array
+    keys: Any = None
+    values: Any = None
 
-    parts: Parts
-    keys: Parts
-    values: Parts
+    def add(self, cache: Any, keys: mx.array, values: mx.array) -> tuple[Any, Any]:
+        """Store a token's; what update_and_fetch returns."""
+        words, numbers = self.run([keys, values])
+        at = cache.offset
+        end = at + 1
+        if end > self.words.shape[2]:
+            self.words, self.numbers = _longer(self.words), _longer(self.numbers)
+        self.words[:, :, at:end] = words
+        self.numbers[:, :, at:end] = numbers
+        of_keys, of_values = mx.split(self.words[:, :, :end], 2, axis=1)
+        scales, others, biases, rest = mx.split(self.numbers[:, :, :end], 4, axis=1)
+        cache.offset = end
+        cache.keys = self.keys = of_keys, scales, biases
+        cache.values = self.values = of_values, others, rest
+        return self.keys, self.values
 
 
 class StorePatch(MethodPatch):
@@ -47,64 +70,64 @@ class StorePatch(MethodPatch):
 
     def __init__(self) -> None:
         super().__init__(QuantizedKVCache, "update_and_fetch", self._stores, guards=True)
-        self._wholes: weakref.WeakKeyDictionary[Any, _Whole] = weakref.WeakKeyDictionary()
+        self._known: weakref.WeakKeyDictionary[Any, _Store] = weakref.WeakKeyDictionary()
 
     def restore(self) -> None:
         super().restore()
-        self._wholes.clear()  # from now on mlx-lm writes into the views
+        self._known.clear()  # from now on mlx-lm writes into the views
 
     def _stores(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        wholes = self._wholes
+        stores = self._known
 
         def update_and_fetch(self: Any, keys: Any, values: Any) -> Any:
-            made = _quantised(self, keys, values) if type(self) is QuantizedKVCache else None
-            if made is not None:
-                whole = wholes.get(self)
-                if whole is None or whole.keys is not self.keys or whole.values is not self.values:
-                    whole = _taken_up(self, made)
-                if whole is not None:
-                    whole = wholes[self] = _stored(self, whole.parts, made)
-                    return whole.keys, whole.values
-            wholes.pop(self, None)
-            return original(self, keys, values)
+            store = stores.get(self)
+            if (
+                store is None
+                or self.keys is not store.keys
+                or self.values is not store.values
+                or not keys.shape == values.shape == store.shape
+                or not keys.dtype == values.dtype == store.dtype
+                or mx.default_device() != store.device
+            ):
+                store = _taken_up(self, keys, values)
+                if store is None:
+                    stores.pop(self, None)
+                    return original(self, keys, values)
+                stores[self] = store
+            return store.add(self, keys, values)
 
         return update_and_fetch
 
 
-def _quantised(cache: Any, keys: Any, values: Any) -> Parts | None:
-    """A token's keys and values as the cache is to hold them, None where that is mlx-lm's to do."""
-    backend = launches.backend()
-    if not backend or cache.keys is None or not 0 < cache.offset <= cache.keys[0].shape[2]:
+def _taken_up(cache: Any, keys: Any, values: Any) -> _Store | None:
+    """A store of what a cache holds, for such keys and values; None where mlx-lm stores them."""
+    backend, n = launches.backend(), cache.offset
+    if not backend or type(cache) is not QuantizedKVCache or cache.keys is None:
         return None
     if keys.shape != values.shape or keys.shape[2:3] != (1,) or keys.dtype != values.dtype:
         return None
-    run = _kernel(backend, keys.shape, keys.dtype, cache.bits, cache.group_size)
-    return tuple(run([keys, values])) if run is not None else None
-
-
-def _taken_up(cache: Any, made: Parts) -> _Whole | None:
-    """What a cache holds, keys and values together; None where that is no place for `made`."""
+    shape, bits, group = keys.shape, cache.bits, cache.group_size
+    batch, heads, _, size = shape
+    rows, width, groups = (batch, heads), size * bits // 32, size // group
     for held in (cache.keys, cache.values):
-        for part, new in zip(held, made, strict=True):
-            like = part.shape[0], 2 * part.shape[1], part.shape[3], part.dtype
-            if like != (*new.shape[:2], new.shape[3], new.dtype):
-                return None
-    n, pairs = cache.offset, zip(cache.keys, cache.values, strict=True)
-    parts = tuple(mx.concatenate([k[:, :, :n], v[:, :, :n]], axis=1) for k, v in pairs)
-    return _Whole(parts, cache.keys, cache.values)
+        ends = [(*part.shape[:2], part.shape[3]) for part in held]
+        if ends != [(*rows, width), (*rows, groups), (*rows, groups)]:
+            return None
+        if held[1].dtype != keys.dtype or not 0 < n <= held[0].shape[2]:
+            return None
+    run = _kernel(backend, shape, keys.dtype, bits, group)
+    if run is None:
+        return None
+    words, scales, biases = zip(cache.keys, cache.values, strict=True)
+    parts = words, (*scales, *biases)
+    held = (mx.concatenate([part[:, :, :n] for part in some], axis=1) for some in parts)
+    return _Store(run, mx.default_device(), shape, keys.dtype, *map(_longer, held))
 
 
-def _stored(cache: Any, parts: Parts, made: Parts) -> _Whole:
-    at = cache.offset
-    if at == parts[0].shape[2]:
-        room = (mx.zeros((*p.shape[:2], _ROOM, p.shape[3]), p.dtype) for p in parts)
-        parts = tuple(mx.concatenate([*both], axis=2) for both in zip(parts, room, strict=True))
-    for part, new in zip(parts, made, strict=True):
-        part[:, :, at : at + 1] = new
-    cache.offset = at + 1
-    held = (mx.split(part[:, :, : at + 1], 2, axis=1) for part in parts)
-    cache.keys, cache.values = zip(*held, strict=True)
-    return _Whole(parts, cache.keys, cache.values)
+def _longer(array: mx.array) -> mx.array:
+    """With room for tokens to come."""
+    room = (*array.shape[:2], _ROOM, array.shape[3])
+    return mx.concatenate([array, mx.zeros(room, array.dtype)], axis=2)
 
 
 @functools.lru_cache(64)
@@ -116,20 +139,15 @@ def _kernel(
     batch, heads, _, size = shape
     if bits not in _BITS or group not in _GROUPS or size % group or dtype not in TYPES:
         return None
-    width, of_both = size * bits // 32, (batch, 2 * heads, 1)
-    groups = (*of_both, size // group)
-    outputs: dict[str, tuple[int, ...]] = {
-        "words": (*of_both, width),
-        "scales": groups,
-        "biases": groups,
-    }
+    width, groups = size * bits // 32, size // group
+    outputs = {"words": (batch, 2 * heads, 1, width), "numbers": (batch, 4 * heads, 1, groups)}
     source = Source("quantize", ("keys", "values"), outputs, words=("words",))
     words = batch * 2 * heads * width
-    numbers = {"BITS": bits, "EACH": 32 // bits, "LANES": group * bits // 32}
-    numbers |= {"HK": heads, "D": size, "WIDTH": width, "WORDS": words}
+    constants = {"BITS": bits, "EACH": 32 // bits, "LANES": group * bits // 32, "WORDS": words}
+    constants |= {"HK": heads, "D": size, "WIDTH": width, "GROUPS": groups}
     grid = -(-words // _THREADS) * _THREADS, 1
     try:
-        run = source.on(backend, dtype, {}, numbers, grid, _THREADS)
+        run = source.on(backend, dtype, {}, constants, grid, _THREADS)
         return run if all(_same(run, pair, bits, group) for pair in _trials(shape, dtype)) else None
     except (BackendError, RuntimeError, ValueError):
         return None
@@ -145,5 +163,7 @@ def _trials(shape: tuple[int, ...], dtype: mx.Dtype) -> list[list[mx.array]]:
 
 
 def _same(run: Run, pair: list[mx.array], bits: int, group: int) -> bool:
-    both = mx.quantize(mx.concatenate(pair, axis=1), group_size=group, bits=bits)
-    return all(mx.array_equal(a, b).item() for a, b in zip(run(pair), both, strict=True))
+    words, numbers = run(pair)
+    want, *of_groups = mx.quantize(mx.concatenate(pair, axis=1), group_size=group, bits=bits)
+    pairs = (words, want), (numbers, mx.concatenate(of_groups, axis=1))
+    return all(mx.array_equal(a, b).item() for a, b in pairs)

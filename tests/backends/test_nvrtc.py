@@ -17,7 +17,7 @@ from native import CASES, NATIVE
 
 from mlx_lm_openevolve import ops
 from mlx_lm_openevolve.backends import cuda, cuda_modules
-from mlx_lm_openevolve.decode import fused
+from mlx_lm_openevolve.decode import fused, store
 from mlx_lm_openevolve.kernels.kernel import Launch
 
 # A100, RTX 30 and A10, RTX 40 and L40, H100, B200, RTX 50. MLX asks for what only that chip can do
@@ -78,15 +78,17 @@ def test_the_kernels_of_whole_steps_compile(
 ) -> None:
     launches: list[Launch] = []
     monkeypatch.setattr(cuda, "single", lambda launch, *_: launches.append(launch))
+    monkeypatch.setattr(store, "_same", lambda *_: True)
     plain = fused._add_norm.__wrapped__, fused._norm_rope.__wrapped__
     plain[0]("cuda", (2, 1, 2050), dtype, 1e-6)
     places = 0, 16, 1280, 8, 80
     for eps, base, varied in (((1e-6, 1e-5), 1e6, True), ((), None, False)):
         rope = 64, varied, base, 0.5
         plain[1]("cuda", (2, 2560), dtype, places, eps, rope, varied, base is None)
-    assert len(launches) == 3
+    store._kernel.__wrapped__("cuda", (2, 4, 1, 96), dtype, 4, 32)
+    assert len(launches) == 4
     for launch in launches:
-        kind = launch.outputs[0][2]
+        kind = launch.outputs[-1][2]
         dtypes = dict.fromkeys(launch.spec.inputs, kind)
         dtypes |= {"offset": "int32", "freqs": "float32"}
         text, _ = cuda_texts.text_of(launch, dtypes, {})
