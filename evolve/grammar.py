@@ -11,10 +11,8 @@ that is equal to another everywhere.
 from __future__ import annotations
 
 import ast
-import math
 import random
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 
 from mlx_lm_openevolve.errors import KernelError
 from mlx_lm_openevolve.kernels.expressions import Expression
@@ -104,29 +102,22 @@ class Grammar:
         return self._term()
 
     def _test(self) -> ast.expr:
-        """A condition: a term against a bound between its own values at these shapes, or against
-        another term; or a word."""
+        """A condition: a term against one of its own values at these shapes, or against another
+        term; or a word."""
         rng = self._rng
         if self._words and (not self._numbers or rng.random() < 0.2):
             name = rng.choice(sorted(self._words))
             return _compared(ast.Name(name), ast.Eq(), ast.Constant(rng.choice(self._words[name])))
-        left = self._term()
+        left, op = self._term(), rng.choice(_OPERATORS[:4])()
         if rng.random() < 0.2:
-            return _compared(left, rng.choice(_OPERATORS[:4])(), self._term())
-        bound = ast.Constant(self._between(left))
-        return _compared(left, rng.choice([ast.LtE(), ast.Gt()]), bound)
-
-    def _between(self, term: ast.expr) -> int:
-        """A bound halfway, on the log scale, from one of the values that a term has at these shapes
-        to the next: what lies between them is as far from either."""
-        names = frozenset(self._shapes[0].values)
-        at = Expression(ast.unparse(term), names, "grammar")
+            return _compared(left, op, self._term())
+        values = rng.choice(self._shapes).values
+        at = Expression(ast.unparse(left), frozenset(values), "grammar")
         try:
-            values = sorted({at.integer(shape.values) for shape in self._shapes})
+            bound = at.integer(values)
         except KernelError:  # too large
-            return 1
-        low, high = self._rng.choice(list(pairwise(values)) or [(values[0], values[0])])
-        return math.isqrt(max(0, low * high)) if low < high else low
+            bound = 1
+        return _compared(left, op, ast.Constant(bound))
 
     def _term(self) -> ast.expr:
         rng = self._rng

@@ -22,7 +22,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,7 @@ new lines
 @dataclass(frozen=True)
 class Scored:
     """Default expressions with their score, the geometric mean of Shape.share over the shapes, and
-    what they are ranked by: its logarithm, with shapes near by, less the price of their length."""
+    what they are ranked by: its logarithm less the price of their length."""
 
     defaults: Defaults
     score: float
@@ -93,65 +93,45 @@ def parsed(kernel: Kernel, defaults: Defaults, shape: Shape) -> list[Expression]
 
 
 class Scorer:
-    """Scores of defaults over some shapes. They are ranked by what they choose there and at shapes
-    near by, so that none lives of a bound that fits the seen shapes alone. What an expression comes
-    to at each is kept: a move changes one or two, and the others are asked for again and again."""
+    """Scores of defaults over some shapes. What an expression comes to at each is kept: a move
+    changes one or two, and the others are asked for again and again."""
 
-    def __init__(self, kernel: Kernel, shapes: Sequence[Shape], price: float = NODE_PRICE) -> None:
-        self.kernel, self.shapes, self.price = kernel, shapes, price
-        self._near = near(shapes)
+    def __init__(self, kernel: Kernel, shapes: Sequence[Shape]) -> None:
+        self.kernel, self.shapes = kernel, shapes
         self._known: dict[tuple[int, str], tuple[int, Sequence[int | None]]] = {}
 
-    def __call__(self, defaults: Defaults) -> Scored:
+    def __call__(self, defaults: Defaults, price: float = NODE_PRICE) -> Scored:
         """Defaults with their score. 0, which never survives, where one is no expression or too
         long, or chooses at some shape what the param has not or what did not run."""
         columns = list(map(self._column, range(len(defaults)), defaults))
-        shares: list[float] = []
-        at = [*self.shapes, *self._near]
-        for shape, *setting in zip(at, *(values for _, values in columns), strict=False):
+        shares = []
+        for shape, *setting in zip(self.shapes, *(values for _, values in columns), strict=False):
             share = 0.0 if None in setting else shape.share(tuple(setting))
-            if not share and len(shares) < len(self.shapes):
+            if not share:
                 break
-            shares.append(share or shape.least)
-        if len(shares) < len(at):
+            shares.append(share)
+        if len(shares) < len(self.shapes):
             return Scored(defaults, 0.0, -math.inf)
-        score = points.score(shares[: len(self.shapes)])
-        length = sum(size for size, _ in columns)
-        return Scored(defaults, score, math.log(points.score(shares)) - self.price * length)
+        score = points.score(shares)
+        return Scored(defaults, score, math.log(score) - price * sum(size for size, _ in columns))
 
-    def _column(self, place: int, text: str) -> tuple[int, Sequence[int | None]]:
+    def _column(self, at: int, text: str) -> tuple[int, Sequence[int | None]]:
         """The size of the expression of a param and its value at each shape, None where it has
         none; no values where it is no expression or too long."""
-        known = self._known.get((place, text))
+        known = self._known.get((at, text))
         if known is None:
-            param = self.kernel.params[place]
+            param = self.kernel.params[at]
             try:
                 size = nodes(text)
                 names = frozenset(self.shapes[0].values)
                 whole = Expression(text, names, f"params.{param.name}.default", MAX_DEFAULT)
                 fits = size <= MAX_NODES
-                at = [*self.shapes, *self._near] if fits else []
-                values = [points.value(param, whole, shape) for shape in at]
+                values = [points.value(param, whole, shape) for shape in self.shapes if fits]
                 known = size, values
             except (KernelError, SyntaxError, ValueError, RecursionError):
                 known = 0, ()
-            self._known[place, text] = known
+            self._known[at, text] = known
         return known
-
-
-def near(shapes: Sequence[Shape]) -> list[Shape]:
-    """Shapes beside these, taken to be like them: one size a fifth larger or smaller, of those
-    that are not powers of two everywhere (what is made of such a one seldom bears another)."""
-    found = []
-    for name in shapes[0].values:
-        sizes = {size for shape in shapes if type(size := shape.values[name]) is int}
-        if len(sizes) < 2 or not any(size & (size - 1) for size in sizes):
-            continue
-        for shape in shapes:
-            size = int(shape.values[name])
-            values = ({**shape.values, name: size * 6 // 5}, {**shape.values, name: size * 5 // 6})
-            found += [replace(shape, values=beside) for beside in values]
-    return found
 
 
 def scored(kernel: Kernel, defaults: Defaults, shapes: Sequence[Shape]) -> Scored:
@@ -165,7 +145,6 @@ def search(
     candidates: int,
     seed: int,
     answers: Sequence[Defaults] = (),
-    price: float = NODE_PRICE,
 ) -> Scored:
     """The fittest of so many default expressions at shapes that may be seen, from the kernel's own,
     every constant setting and `answers` on. Equal for equal arguments."""
@@ -174,7 +153,7 @@ def search(
     constants = sorted({setting for shape in shapes for setting in shape.ran})
     first = [own(kernel), *answers, *(tuple(map(str, setting)) for setting in constants)]
     known = dict.fromkeys(first[:candidates])
-    scorer = Scorer(kernel, shapes, price)
+    scorer = Scorer(kernel, shapes)
     members = list(map(scorer, known))
     best = max(members, key=_rank)
     for _ in range(candidates - len(known)):

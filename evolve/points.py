@@ -16,7 +16,6 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -51,11 +50,6 @@ class Shape:
     def best(self) -> Setting:
         """The fastest setting."""
         return min(self.us, key=lambda setting: (self.us[setting], setting))
-
-    @cached_property
-    def least(self) -> float:
-        """The share of the slowest setting that ran."""
-        return min(map(self.share, self.ran))
 
     def share(self, setting: Setting) -> float:
         """The best measured time over that of a setting, 1 at most. One that was not measured

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ast
-import math
 import random
 from pathlib import Path
 
@@ -80,11 +78,3 @@ def test_a_fact_is_used_where_chips_differ_in_it_and_nowhere_else(tmp_path: Path
 
 def test_the_size_of_an_expression_is_its_parts() -> None:
     assert [nodes(text) for text in ("1", "n", "1 if n > 2 else k")] == [1, 1, 6]
-
-
-def test_a_bound_lies_between_two_sizes_and_at_none(tmp_path: Path) -> None:
-    rows = shapes(tmp_path, "A")
-    grammar = Grammar(KERNEL, rows, random.Random(0))
-    found = {grammar._between(ast.Name("n")) for _ in range(20)}
-    assert found == {math.isqrt(4096 * 14336)}
-    assert grammar._between(ast.Constant(3)) == 3

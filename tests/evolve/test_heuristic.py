@@ -102,20 +102,6 @@ def test_length_has_a_price_and_a_bound(parts: tuple[list[Shape], list[Shape]]) 
     assert not heuristic.scored(KERNEL, (" + ".join(["0"] * 60) + " + 1", "8"), parts[0]).score
 
 
-def test_a_bound_that_fits_the_seen_shapes_alone_ranks_below_one_with_room() -> None:
-    times = {(1, 8): 10.0, (1, 16): 20.0}, {(1, 8): 20.0, (1, 16): 10.0}
-    small, large = (
-        Shape("A", str(n), {"rows": 8, "n": n}, us)
-        for n, us in zip((5120, 14336), times, strict=True)
-    )
-    tight, roomy = (
-        heuristic.scored(KERNEL, ("1", f"8 if n <= {bound} else 16"), [small, large])
-        for bound in (5120, 8567)
-    )
-    assert tight.score == roomy.score == 1.0
-    assert tight.fitness < roomy.fitness
-
-
 def test_random_choice_is_the_mean_over_all_that_ran() -> None:
     shape = Shape("A", "x", {}, {(1, 8): 10, (2, 8): 40, (4, 8): math.inf})
     rows = heuristic.judge(KERNEL, ("1", "8"), [shape], [shape])
