@@ -1,13 +1,14 @@
 """GPU time of kernels on NVIDIA by CUDA graph, with PyTorch's attention backends beside.
 
     python benchmarks/gpu_time.py [--sweep [NAME=VALUE,... ...]] [--no-torch] [--output FILE]
-                                  [--workloads SLUG ...] [--kernel FOLDER ...]
+                                  [--workloads SLUG ...] [--kernel FOLDER ...] [--seconds N]
 
 The kernels of tuned/ are checked against float64 and launched from a graph that holds one call for
 each of several caches or matrices, together larger than the L2 cache, so that every call reads
 device memory, as in a model; PyTorch's SDPA the same, on the same arrays. Prints microseconds a
-call (median of the replays). --sweep tries many params of each kernel. Needs what torch_launch.py
-needs.
+call (median of the replays). --sweep tries many params of each kernel. --seconds: no workload is
+begun after so many, and they are taken in a drawn order, always the same one, so that what is left
+out is no one kind. Needs what torch_launch.py needs.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import argparse
 import contextlib
 import itertools
 import json
+import random
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -122,8 +124,8 @@ def pytorch(w: Workload, sets: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
         try:
             with sdpa_kernel(backend):
-                record["samples_us"] = graph_microseconds([partial(call, a) for a in sets])
-                record["us"] = statistics.median(record["samples_us"])
+                samples = graph_microseconds([partial(call, a) for a in sets])
+                record["us"] = statistics.median(samples)
         except RuntimeError as error:
             record["error"] = str(error).splitlines()[0][:200]
             torch.cuda.synchronize()
@@ -152,7 +154,15 @@ def variants(
             yield params
 
 
+def written(report: dict[str, Any]) -> str:
+    """A report as JSON, one point a line."""
+    points = ",\n".join(map(json.dumps, report["points"]))
+    head = json.dumps({name: value for name, value in report.items() if name != "points"})
+    return f'{head[:-1]}, "points": [\n{points}\n]}}\n'
+
+
 def main() -> None:
+    start = time.monotonic()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workloads", nargs="+", default=DEFAULT, metavar="SLUG")
     parser.add_argument("--kernel", nargs="+", default=[], metavar="FOLDER", help="only these")
@@ -160,13 +170,16 @@ def main() -> None:
         "--sweep", nargs="*", metavar="NAME=VALUE,...", help="many params of each kernel, or these"
     )
     parser.add_argument("--no-torch", action="store_true", help="leave PyTorch's backends out")
-    parser.add_argument("--output", type=Path, help="JSON file with every sample")
+    parser.add_argument("--output", type=Path, help="JSON file with every point")
+    parser.add_argument("--seconds", type=float, help="begin nothing after so many")
     args = parser.parse_args()
     named = (text.partition("=")[::2] for text in args.sweep or ())
     sweep = {name: tuple(map(int, values.split(","))) for name, values in named}
     if args.sweep == []:
         sweep = SWEEP
     workloads = [ops.parse(slug) for slug in args.workloads]
+    if args.seconds is not None:
+        random.Random(0).shuffle(workloads)
     kernels = [Kernel.load(folder) for folder in args.kernel] or shipped()
     plan = [
         (
@@ -182,6 +195,7 @@ def main() -> None:
         for w in workloads
     ]
     cubins = cubins_of((kernel, params, w) for w, tried in plan for kernel, params in tried)
+    print(f"{len(cubins)} sources compiled after {time.monotonic() - start:.0f} s", flush=True)
     bandwidth = copy_bandwidth()
     report: dict[str, Any] = {
         "device": torch.cuda.get_device_name(),
@@ -191,7 +205,10 @@ def main() -> None:
         "copy_bytes_per_second": bandwidth,
         "points": [],
     }
-    for w, tried in plan:
+    for done, (w, tried) in enumerate(plan):
+        if args.seconds is not None and time.monotonic() - start > args.seconds:
+            print(f"{args.seconds:g} s are over: {done} of {len(plan)} workloads measured")
+            break
         sets = inputs(w)
         expected = reference(w, sets[0])
         rows = []
@@ -205,7 +222,8 @@ def main() -> None:
                 if not error < TOLERANCE[w.dtype]:
                     raise RuntimeError(f"wrong by {error}")
                 samples = graph_microseconds([call.bind(arrays) for arrays in sets])
-                point |= {"error": error, "us": statistics.median(samples), "samples_us": samples}
+                point["us"] = round(statistics.median(samples), 3)
+                point["range_us"] = [round(min(samples), 3), round(max(samples), 3)]
                 rows.append(point)
             except (RuntimeError, TypeError) as problem:
                 point["reason"] = str(problem).splitlines()[0]
@@ -216,11 +234,12 @@ def main() -> None:
         report["points"] += torch_points
         floor = w.stored_bytes() / bandwidth * 1e6
         beside = "  ".join(f"{p['backend']} {p['us']:.1f}" for p in torch_points if "us" in p)
-        print(f"{w.slug}  at copy bandwidth {floor:.1f}  {beside}")
+        at = f"{time.monotonic() - start:.0f} s"
+        print(f"{w.slug}  after {at}  at copy bandwidth {floor:.1f}  {beside}")
         for point in sorted(rows, key=lambda p: float(p["us"]))[:4]:
             print(f"  {point['us']:8.2f} us  {point['kernel']} {point['params']}", flush=True)
         if args.output:
-            args.output.write_text(json.dumps(report) + "\n")
+            args.output.write_text(written(report))
         del sets, expected
         torch.cuda.empty_cache()
 

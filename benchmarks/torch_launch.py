@@ -115,7 +115,7 @@ def inputs(w: Workload | Product, count: int = 0) -> list[dict[str, Any]]:
     cache); beyond kv_len the caches hold NaN."""
     if isinstance(w, Product) and w.experts:
         return expert_inputs(w)
-    count = count or max(2, min(100, math.ceil(CACHE_BYTES / w.stored_bytes())))
+    count = count or max(2, min(200, math.ceil(CACHE_BYTES / w.stored_bytes())))
     if isinstance(w, Product):
         return [product_inputs(w) for _ in range(count)]
     dtype = getattr(torch, w.dtype)

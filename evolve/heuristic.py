@@ -92,18 +92,51 @@ def parsed(kernel: Kernel, defaults: Defaults, shape: Shape) -> list[Expression]
     ]
 
 
+class Scorer:
+    """Scores of defaults over some shapes. What an expression comes to at each is kept: a move
+    changes one or two, and the others are asked for again and again."""
+
+    def __init__(self, kernel: Kernel, shapes: Sequence[Shape]) -> None:
+        self.kernel, self.shapes = kernel, shapes
+        self._known: dict[tuple[int, str], tuple[int, Sequence[int | None]]] = {}
+
+    def __call__(self, defaults: Defaults, price: float = NODE_PRICE) -> Scored:
+        """Defaults with their score. 0, which never survives, where one is no expression or too
+        long, or chooses at some shape what the param has not or what did not run."""
+        columns = list(map(self._column, range(len(defaults)), defaults))
+        shares = []
+        for shape, *setting in zip(self.shapes, *(values for _, values in columns), strict=False):
+            share = 0.0 if None in setting else shape.share(tuple(setting))
+            if not share:
+                break
+            shares.append(share)
+        if len(shares) < len(self.shapes):
+            return Scored(defaults, 0.0, -math.inf)
+        score = points.score(shares)
+        return Scored(defaults, score, math.log(score) - price * sum(size for size, _ in columns))
+
+    def _column(self, at: int, text: str) -> tuple[int, Sequence[int | None]]:
+        """The size of the expression of a param and its value at each shape, None where it has
+        none; no values where it is no expression or too long."""
+        known = self._known.get((at, text))
+        if known is None:
+            param = self.kernel.params[at]
+            try:
+                size = nodes(text)
+                names = frozenset(self.shapes[0].values)
+                whole = Expression(text, names, f"params.{param.name}.default", MAX_DEFAULT)
+                fits = size <= MAX_NODES
+                values = [points.value(param, whole, shape) for shape in self.shapes if fits]
+                known = size, values
+            except (KernelError, SyntaxError, ValueError, RecursionError):
+                known = 0, ()
+            self._known[at, text] = known
+        return known
+
+
 def scored(kernel: Kernel, defaults: Defaults, shapes: Sequence[Shape]) -> Scored:
-    """Defaults with their score. 0, which never survives, where one is no expression or too long,
-    or chooses at some shape what the param has not or what did not run."""
-    try:
-        sizes = [nodes(text) for text in defaults]
-        expressions = parsed(kernel, defaults, shapes[0])
-    except (KernelError, SyntaxError, ValueError, RecursionError):
-        return Scored(defaults, 0.0, -math.inf)
-    score = points.score(points.share(kernel, expressions, shape) for shape in shapes)
-    if not score or max(sizes) > MAX_NODES:
-        return Scored(defaults, 0.0, -math.inf)
-    return Scored(defaults, score, math.log(score) - NODE_PRICE * sum(sizes))
+    """Scorer for defaults that are asked for once."""
+    return Scorer(kernel, shapes)(defaults)
 
 
 def search(
@@ -120,7 +153,8 @@ def search(
     constants = sorted({setting for shape in shapes for setting in shape.ran})
     first = [own(kernel), *answers, *(tuple(map(str, setting)) for setting in constants)]
     known = dict.fromkeys(first[:candidates])
-    members = [scored(kernel, defaults, shapes) for defaults in known]
+    scorer = Scorer(kernel, shapes)
+    members = list(map(scorer, known))
     best = max(members, key=_rank)
     for _ in range(candidates - len(known)):
         parent, other = (max(rng.choices(members, k=3), key=_rank) for _ in range(2))
@@ -128,7 +162,7 @@ def search(
         if defaults in known:
             continue
         known[defaults] = None
-        child = scored(kernel, defaults, shapes)
+        child = scorer(defaults)
         if not child.score:
             continue
         best = max(best, child, key=_rank)

@@ -23,9 +23,10 @@ from mlx_lm_openevolve import ops
 from mlx_lm_openevolve.errors import KernelError, OpenEvolveError, UsageError
 from mlx_lm_openevolve.kernels.expressions import Expression
 from mlx_lm_openevolve.kernels.kernel import Kernel
+from mlx_lm_openevolve.kernels.spec import Param
 from mlx_lm_openevolve.ops.base import Value
 
-__all__ = ["Setting", "Shape", "choice", "kernels_of", "read", "score", "share", "split"]
+__all__ = ["Setting", "Shape", "choice", "kernels_of", "read", "score", "share", "split", "value"]
 
 Setting = tuple[int, ...]  # values of a kernel's params, in the kernel's order
 
@@ -136,16 +137,19 @@ def split(shapes: Sequence[Shape]) -> tuple[list[Shape], list[Shape]]:
 def choice(kernel: Kernel, defaults: Sequence[Expression], shape: Shape) -> Setting | None:
     """What default expressions, one for each of the kernel's params, choose at a shape; None where
     they give no value that the param has."""
-    setting = []
-    for param, default in zip(kernel.params, defaults, strict=True):
-        try:
-            value = replace(param, default=default).chosen(shape.values)
-        except KernelError:
-            return None
-        if value not in param.values:
-            return None
-        setting.append(value)
-    return tuple(setting)
+    values = [value(*pair, shape) for pair in zip(kernel.params, defaults, strict=True)]
+    setting = tuple(value for value in values if value is not None)
+    return setting if len(setting) == len(values) else None
+
+
+def value(param: Param, default: Expression, shape: Shape) -> int | None:
+    """What a param's default expression comes to at a shape; None where that is no value of the
+    param."""
+    try:
+        found = replace(param, default=default).chosen(shape.values)
+    except KernelError:
+        return None
+    return found if found in param.values else None
 
 
 def share(kernel: Kernel, defaults: Sequence[Expression], shape: Shape) -> float:
