@@ -153,23 +153,28 @@ def main() -> int:
         stamp = fingerprint(device, gate_version(bucket.op))
         stored = [v for v in registry.verdicts(device.slug, bucket) if v.counts_for(stamp)]
         done = [(v.kernel, dict(v.params)) for v in stored]
-        won = any(v.accepted for v in stored)
+        best = max((v for v in stored if v.accepted), key=lambda v: v.rank, default=None)
         for kernel, params in contenders(bucket, kernels, shipped, asked):
-            if (won and not options.all) or (kernel.id, params) in done:
+            if (best and not options.all) or (kernel.id, params) in done:
                 continue
             if time.monotonic() > end:
                 print(f"out of time: {judged} judged, {accepted} accepted")
                 return 0
             start = time.monotonic()
+            known = shipped.kernel(best.kernel) if best else None
+            rival = (known, best) if known and best else None
             try:
-                verdict = judge(kernel, params, bucket, device.backend, seconds=options.seconds)
+                verdict = judge(
+                    kernel, params, bucket, device.backend, seconds=options.seconds, rival=rival
+                )
             except (GateTimeout, BackendError, KernelError) as error:
                 print(f"{bucket.slug} {kernel.name}: {error}", flush=True)
                 continue
             registry.publish(device.slug, verdict)
             judged += 1
             accepted += verdict.accepted
-            won = won or verdict.accepted
+            if verdict.accepted and (best is None or verdict.rank > best.rank):
+                best = verdict
             seconds = time.monotonic() - start
             print(f"{bucket.slug} {kernel.name} {told(verdict)} ({seconds:.1f} s)", flush=True)
     print(f"{judged} judged, {accepted} accepted")
