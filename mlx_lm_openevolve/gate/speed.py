@@ -127,13 +127,9 @@ def _beside(
     if pair is not None:
         record |= {**pair.to_json(), "standing": known.standing * pair.low}
         samples["beside"] = pair.samples()
-    if wrong:
-        reason = wrong
-    elif pair is not None and pair.low > 1:
-        reason = f"{found.reason}, also than kernel {known.kernel}, which served: {pair}"
-    else:
-        said = f"in turns {pair}" if pair else f"not timed in turns: {why}"
-        reason = f"{found.reason}; kernel {known.kernel} goes on serving ({said})"
+    proven = "also than" if pair and pair.low > 1 else "not proven faster than"
+    said = f"in turns {pair}" if pair else f"not timed in turns, {why}"
+    reason = wrong or f"{found.reason}, {proven} what served (kernel {known.kernel}): {said}"
     return Speed(not wrong, reason, {**found.timing, "beside": record}, samples)
 
 
