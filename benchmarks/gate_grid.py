@@ -4,8 +4,9 @@
 
 Every verdict is the library's own gate's, with its evidence, in a registry under DIR (its folder
 `v2/devices` is what tuned/ ships for a device). Each kernel is tried with the params that won
-somewhere, as tuned/ has them, and then with its defaults. What was judged there before is skipped,
-so that an interrupted run goes on where it stopped.
+somewhere, as tuned/ has them, and then with its defaults, until one is accepted; with --all each
+further one is timed in turns with the best so far. What was judged there before is skipped, so that
+an interrupted run goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -105,13 +106,13 @@ def contenders(
 
 
 def told(verdict: Verdict) -> str:
-    """Status, figures and the reason of a rejection, in a line."""
+    """Status, figures and the reason, in a line."""
     times = verdict.timing
     words = [verdict.status]
     if "ratio" in times:
         words.append(f"{times['ratio']:.2f} [{times['low']:.2f}, {times['high']:.2f}]")
         words.append(f"{times['candidate']['mean'] * 1e6:.1f} us")
-    return " ".join(words if verdict.accepted else [*words, verdict.reason])
+    return " ".join([*words, verdict.reason])
 
 
 def main() -> int:

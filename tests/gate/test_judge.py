@@ -403,6 +403,7 @@ def test_whoever_won_last_serves_however_they_beat_each_other(kernels):
     again = judge("a", 0.7)
     assert again.ratio == pytest.approx(1 / 0.7, rel=0.01)
     assert set(again.timing["beside"]) == {"standing"}
+    assert "beside" not in again.raw["samples"]
     assert serves() == "a"
     assert judge("b", 0.69).accepted
     assert serves() == "b"
