@@ -4,8 +4,9 @@
 
 Every verdict is the library's own gate's, with its evidence, in a registry under DIR (its folder
 `v2/devices` is what tuned/ ships for a device). Each kernel is tried with the params that won
-somewhere, as tuned/ has them, and then with its defaults. What was judged there before is skipped,
-so that an interrupted run goes on where it stopped.
+somewhere, as tuned/ has them, and then with its defaults, until one is accepted; with --all each
+further one is timed in turns with the best so far. What was judged there before is skipped, so that
+an interrupted run goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -105,13 +106,13 @@ def contenders(
 
 
 def told(verdict: Verdict) -> str:
-    """Status, figures and the reason of a rejection, in a line."""
+    """Status, figures and the reason, in a line."""
     times = verdict.timing
     words = [verdict.status]
     if "ratio" in times:
         words.append(f"{times['ratio']:.2f} [{times['low']:.2f}, {times['high']:.2f}]")
         words.append(f"{times['candidate']['mean'] * 1e6:.1f} us")
-    return " ".join(words if verdict.accepted else [*words, verdict.reason])
+    return " ".join([*words, verdict.reason])
 
 
 def main() -> int:
@@ -153,23 +154,28 @@ def main() -> int:
         stamp = fingerprint(device, gate_version(bucket.op))
         stored = [v for v in registry.verdicts(device.slug, bucket) if v.counts_for(stamp)]
         done = [(v.kernel, dict(v.params)) for v in stored]
-        won = any(v.accepted for v in stored)
+        best = max((v for v in stored if v.accepted), key=lambda v: v.rank, default=None)
         for kernel, params in contenders(bucket, kernels, shipped, asked):
-            if (won and not options.all) or (kernel.id, params) in done:
+            if (best and not options.all) or (kernel.id, params) in done:
                 continue
             if time.monotonic() > end:
                 print(f"out of time: {judged} judged, {accepted} accepted")
                 return 0
             start = time.monotonic()
+            known = shipped.kernel(best.kernel) if best else None
+            rival = (known, best) if known and best else None
             try:
-                verdict = judge(kernel, params, bucket, device.backend, seconds=options.seconds)
+                verdict = judge(
+                    kernel, params, bucket, device.backend, seconds=options.seconds, rival=rival
+                )
             except (GateTimeout, BackendError, KernelError) as error:
                 print(f"{bucket.slug} {kernel.name}: {error}", flush=True)
                 continue
             registry.publish(device.slug, verdict)
             judged += 1
             accepted += verdict.accepted
-            won = won or verdict.accepted
+            if verdict.accepted and (best is None or verdict.rank > best.rank):
+                best = verdict
             seconds = time.monotonic() - start
             print(f"{bucket.slug} {kernel.name} {told(verdict)} ({seconds:.1f} s)", flush=True)
     print(f"{judged} judged, {accepted} accepted")

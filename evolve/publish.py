@@ -17,10 +17,12 @@ from mlx_lm_openevolve.gate.host_check import check_on_host
 from mlx_lm_openevolve.gate.worker import judge_in_worker
 from mlx_lm_openevolve.kernels import records
 from mlx_lm_openevolve.kernels.kernel import Kernel
+from mlx_lm_openevolve.kernels.lookup import shipped
 from mlx_lm_openevolve.kernels.registry import Registry
 from mlx_lm_openevolve.kernels.shared import imported
 from mlx_lm_openevolve.kernels.verdict import Poisoned, Verdict
 from mlx_lm_openevolve.ops import Bucket
+from mlx_lm_openevolve.runtime.planner import serving
 
 from .archive import Archive
 from .evaluation import Request, WorkloadResult
@@ -84,8 +86,8 @@ def publish(
                     answer = fleet.ask(chip, request.to_json(), _FLEET_SECONDS)
                     found = Judged.from_json({"reason": answer.pop("finding", ""), **answer})
                 else:
-                    workload = archive.workload(slug)
-                    found = judged_here(kernel, params, workload, archive.config.backend)
+                    workload, backend = archive.workload(slug), archive.config.backend
+                    found = judged_here(kernel, params, workload, backend, registries[0])
                 event = stored(event, found, kernel, registries, elsewhere=fleet is not None)
                 archive.add(event)
                 yield event
@@ -93,17 +95,21 @@ def publish(
                     break
 
 
-def judged_here(kernel: Kernel, params: dict[str, int], workload: Bucket, backend: str) -> Judged:
-    """What this machine's gate says."""
+def judged_here(
+    kernel: Kernel, params: dict[str, int], workload: Bucket, backend: str, user: Registry
+) -> Judged:
+    """What this machine's gate says; user: the user's registry, where what serves here is known."""
     check: dict[str, Any] = {}
     if not kernel.native and not backends.get("host").unavailable():
         check = check_on_host(kernel, params, workload)
         if not check["ok"]:
             return Judged(f"the host check: {check['reason']}")
+    device = detect(backend)
+    rival = serving(device, [user, shipped()], workload)
     try:
-        with gpu(detect(backend)):
+        with gpu(device):
             verdict = judge_in_worker(
-                kernel, params, workload, backend, seconds=_SECONDS[backend], speed=True
+                kernel, params, workload, backend, seconds=_SECONDS[backend], rival=rival
             )
     except GateTimeout as error:
         return Judged(f"pending: {error}")

@@ -63,9 +63,10 @@ def _perform(data: dict[str, Any]) -> dict[str, Any]:
         from . import publish
         from .events import Published
 
-        found = publish.judged_here(kernel, params, workload, request.backend)
+        user = Registry(user_root())
+        found = publish.judged_here(kernel, params, workload, request.backend, user)
         event = Published(workload.slug, kernel.id, params, device=detect(request.backend).slug)
-        publish.stored(event, found, kernel, [Registry(user_root())])
+        publish.stored(event, found, kernel, [user])
         return found.to_json()
     return measure.measure(kernel, params, request).to_json()
 

@@ -15,16 +15,18 @@ from ..gate.correctness import drawn_seed
 from ..gate.host_check import carried_on_host, check_on_host
 from ..gate.worker import judge_in_worker
 from ..kernels.kernel import Kernel
-from ..kernels.lookup import named
+from ..kernels.lookup import named, registries
 from ..kernels.verdict import Poisoned, describe
 from ..ops import Bucket
+from ..runtime.planner import serving
 from .result import Result
 
 __all__ = ["check"]
 
 
 def check(options: argparse.Namespace, out: Console) -> Result:
-    """Judge a kernel on each workload; stores nothing. Exit code 0 where it is right on all."""
+    """Judge a kernel on each workload, beside what serves it here; stores nothing. Exit code 0
+    where it is right on all."""
     if not options.seconds > 0:
         raise UsageError(f"--seconds {options.seconds:g}: it must be more than 0")
     if options.seed is not None and options.seed < 0:
@@ -45,13 +47,20 @@ def check(options: argparse.Namespace, out: Console) -> Result:
     seed = drawn_seed() if options.seed is None else options.seed
     if backend == "host":
         workloads = list(dict.fromkeys(carried_on_host(kernel, w) for w in workloads))
+    device = detect(backend)
     for workload in workloads:
-        params = kernel.default_params(workload, detect(backend))
+        params = kernel.default_params(workload, device)
         profile = _on_host(kernel, params, workload, seed, out)
         profiles.append(profile)
         try:
             verdict = judge_in_worker(
-                kernel, params, workload, backend, seconds=options.seconds, seed=seed
+                kernel,
+                params,
+                workload,
+                backend,
+                seconds=options.seconds,
+                seed=seed,
+                rival=serving(device, registries(), workload),
             )
         except GateMemory:  # more seconds do not help
             raise

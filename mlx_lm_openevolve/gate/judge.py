@@ -25,6 +25,7 @@ from ..errors import BackendError, GateMemory, GateTimeout, KernelError
 from ..kernels.kernel import Kernel
 from ..kernels.verdict import Verdict, gate_version
 from ..ops import Bucket, Workload
+from ..ops.base import Call
 from .correctness import (
     FREED,
     Buffers,
@@ -38,7 +39,7 @@ from .correctness import (
 )
 from .limits import Clock, memory_for, undisturbed
 from .source_mutants import matrix
-from .speed import compare, first_look
+from .speed import Rival, compare, first_look
 from .static_rules import static_rules
 
 __all__ = ["Judgement", "judge", "judge_calls", "verdict_of"]
@@ -73,6 +74,7 @@ def judge(
     staged: bool = False,
     wait: float = math.inf,
     proven: Verdict | None = None,
+    rival: tuple[Kernel, Verdict] | None = None,
 ) -> Verdict:
     """The verdict on a kernel for a workload's bucket, in this process.
 
@@ -82,8 +84,9 @@ def judge(
     which asked has in use. staged: what a first look shows to be slower is rejected unasked, and
     where time ends after correctness the verdict says that (faster is None). wait: seconds that may
     pass in all, compilation included. proven: such a verdict, of this gate on this device: its
-    speed alone is measured. Raises GateTimeout where `seconds` do not suffice, BackendError where
-    the backend cannot run here at all, and MachineError where the machine is to blame.
+    speed alone is measured. rival: what serves the bucket here already, and its verdict: what is
+    accepted is timed beside it. Raises GateTimeout where `seconds` do not suffice, BackendError
+    where the backend cannot run here at all, and MachineError where the machine is to blame.
     """
     clock = Clock(seconds, wait)
     seed = drawn_seed(turn) if seed is None else seed + turn
@@ -92,6 +95,7 @@ def judge(
         raise BackendError(f"backend {backend}: {module.unavailable()}")
     bucket, device = workload.bucket(), detect(backend)
     reason = static_rules(kernel, params, bucket)
+    serves = rival and (rival[0].id, dict(rival[1].params)) == (kernel.id, dict(params))
     if reason:
         judgement = Judgement(reason=reason)
     else:
@@ -108,11 +112,20 @@ def judge(
             elsewhere=elsewhere,
             staged=staged and backend != "host",
             proven=_judgement(proven) if proven else None,
+            rival=_rival(rival, module.build) if rival and not serves else None,
         )
+        if judgement.faster and rival and serves:  # judged once more it keeps its place
+            beside = {"standing": rival[1].standing}
+            judgement = replace(judgement, timing={**judgement.timing, "beside": beside})
         if judgement.correct and backend == "host":
             reason = "the host backend proves correctness, it is never faster"
             judgement = replace(judgement, faster=False, reason=reason)
     return verdict_of(kernel, params, bucket, device, judgement, seed)
+
+
+def _rival(rival: tuple[Kernel, Verdict], build: Callable[..., Call]) -> Rival:
+    kernel, verdict = rival
+    return Rival(lambda exact: build(kernel, verdict.params, exact), verdict)
 
 
 def _judgement(verdict: Verdict) -> Judgement:
@@ -180,11 +193,12 @@ def judge_calls(
     elsewhere: int = 0,
     staged: bool = False,
     proven: Judgement | None = None,
+    rival: Rival | None = None,
 ) -> Judgement:
     """Mutants, correctness and speed for whatever `build` makes of exact workloads of a bucket.
 
-    `label` names the contender: the sealed workload is drawn from it. brief, staged, proven: as for
-    `judge`. Raises GateTimeout and MachineError.
+    `label` names the contender: the sealed workload is drawn from it. brief, staged, proven, rival:
+    as for `judge`. Raises GateTimeout and MachineError.
     """
     memory = memory_for(device, elsewhere)
     # Inputs, their negatives or another set of them, the answers and what fills freed buffers; what
@@ -209,7 +223,7 @@ def judge_calls(
                 if not speed:
                     return half
                 try:
-                    timed = compare(build, bucket, device, clock, seed, label, memory)
+                    timed = compare(build, bucket, device, clock, seed, label, memory, rival)
                 except GateTimeout:
                     if staged and proven is None:
                         return half

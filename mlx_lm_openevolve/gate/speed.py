@@ -4,6 +4,9 @@ First at the upper end of the bucket, then at a sealed workload that the contend
 and nothing else uses. Either interval must lie above FASTER, and above what the original reaches
 against itself; a time below the roofline is a fault of the measurement; results that were timed,
 drawn by lot, are checked again.
+
+What was accepted at different times met different clocks: where another kernel serves already, the
+two are timed in turns, and the contender's standing, which orders verdicts, is what that proves.
 """
 
 from __future__ import annotations
@@ -17,15 +20,15 @@ import numpy as np
 
 from .. import ops
 from ..device import Device
-from ..errors import GateMemory, GateTimeout
-from ..kernels.verdict import FASTER
+from ..errors import GateMemory, GateTimeout, OpenEvolveError
+from ..kernels.verdict import FASTER, Verdict
 from ..ops import Bucket, Workload
 from ..ops.base import TimingInputs
 from . import timing
 from .correctness import Build
 from .limits import Clock
 
-__all__ = ["FASTER", "HOPELESS", "Speed", "compare", "first_look"]
+__all__ = ["FASTER", "HOPELESS", "Rival", "Speed", "compare", "first_look"]
 
 # A read may be faster than the copy that bandwidth is measured by; a time beyond that is a fault.
 _ROOFLINE = 1.5
@@ -36,12 +39,21 @@ HOPELESS, _LOOK_SECONDS = 0.95, 0.1
 # original against itself (at the upper end alone, once more where uneven) and the contender.
 TOP, SEALED = 0.6, 0.4
 WARM, SAME, PAIR = 0.15, 0.25, 0.5
+# Of so many seconds more, as a share of those of both workloads, the rival gets its part.
+_BESIDE = 0.4
+
+
+class Rival(NamedTuple):
+    """What serves a bucket already: how it is built, and its verdict."""
+
+    build: Build
+    verdict: Verdict
 
 
 @dataclass(frozen=True)
 class Speed:
     """What a comparison came to: `timing` in numbers, and the raw samples of both arms by name of
-    the workload ("top", "sealed")."""
+    the workload ("top", "sealed"), and "beside" a rival."""
 
     faster: bool
     reason: str
@@ -57,9 +69,11 @@ def compare(
     seed: int,
     label: str,
     memory: int,
+    rival: Rival | None = None,
 ) -> Speed:
-    """At the bucket's upper end, then at the sealed workload. Raises GateTimeout."""
-    budget = min(clock.left * 0.9, _MAX_SECONDS)
+    """At the bucket's upper end, then at the sealed workload; what is faster there is timed beside
+    the rival, if any. Raises GateTimeout."""
+    budget = min(clock.left * 0.9 / (1 + _BESIDE * (rival is not None)), _MAX_SECONDS)
     seal = hashlib.sha256(f"{seed} {label} {bucket.slug}".encode()).digest()
     sealed = ops.of(bucket).questions.sealed(bucket, int.from_bytes(seal[:8], "big"))
 
@@ -75,7 +89,48 @@ def compare(
     last = at(sealed, SEALED, True)
     reason = "correct and faster" if last.faster else f"sealed {sealed.slug}: {last.reason}"
     timing_ = {**top.timing, "sealed": last.timing}
-    return Speed(last.faster, reason, timing_, {"top": top.samples, "sealed": last.samples})
+    samples = {"top": top.samples, "sealed": last.samples}
+    found = Speed(last.faster, reason, timing_, samples)
+    if rival is None or not found.faster:
+        return found
+    return _beside(found, rival, build, bucket, device, clock, seed, memory, _BESIDE * budget)
+
+
+def _beside(
+    found: Speed,
+    rival: Rival,
+    build: Build,
+    bucket: Bucket,
+    device: Device,
+    clock: Clock,
+    seed: int,
+    memory: int,
+    seconds: float,
+) -> Speed:
+    """What was found faster than the original, in turns with the rival at the bucket's upper end.
+    Where the rival fails there, or time does, nothing is proven against it."""
+    w, known = bucket.largest(), rival.verdict
+    pair, wrong, why = None, "", "too little time"
+    try:
+        inputs, _ = _inputs(w, device, clock, seed, memory)
+        arm = timing.Arm(inputs, build(w), keep=timing.RECHECKED)
+        arms = timing.Arm(inputs, rival.build(w)), arm
+        _compile(arms, clock)
+    except (OpenEvolveError, ValueError, RuntimeError) as error:
+        why = " ".join(str(error).split())[:200]
+    else:
+        call_seconds = timing.warm_up(arms, WARM * seconds)
+        pair = timing.paired(*arms, call_seconds, (1 - WARM) * seconds, seed)
+        wrong = arm.recheck()
+    record = {"kernel": known.kernel, "params": dict(known.params), "on": w.slug, "standing": 0.0}
+    samples = dict(found.samples)
+    if pair is not None:
+        record |= {**pair.to_json(), "standing": known.standing * pair.low}
+        samples["beside"] = pair.samples()
+    proven = "also than" if pair and pair.low > 1 else "not proven faster than"
+    said = f"in turns {pair}" if pair else f"not timed in turns, {why}"
+    reason = wrong or f"{found.reason}, {proven} what served (kernel {known.kernel}): {said}"
+    return Speed(not wrong, reason, {**found.timing, "beside": record}, samples)
 
 
 def first_look(
@@ -107,18 +162,30 @@ class _Contest(NamedTuple):
 def _contest(
     build: Build, w: Workload, device: Device, clock: Clock, seed: int, memory: int
 ) -> _Contest:
+    inputs, cache = _inputs(w, device, clock, seed, memory)
+    baseline, twin = (timing.Arm(inputs, inputs.baseline()) for _ in range(2))
+    contender = timing.Arm(inputs, build(w), keep=timing.RECHECKED)
+    _compile((baseline, contender), clock)
+    return _Contest(inputs, baseline, twin, contender, cache)
+
+
+def _inputs(
+    w: Workload, device: Device, clock: Clock, seed: int, memory: int
+) -> tuple[TimingInputs, int]:
+    """What calls are timed on, and the bytes of cache that it exceeds."""
     clock.check("speed")
     cache, room = timing.room(device.cache, memory)
     try:
         inputs = ops.of(w).questions.timing_inputs(w, device.cache, room, seed)
     except MemoryError as error:
         raise GateMemory(f"{w.slug}: {error}, {memory >> 20} MiB are free") from None
-    baseline, twin = (timing.Arm(inputs, inputs.baseline()) for _ in range(2))
-    contender = timing.Arm(inputs, build(w), keep=timing.RECHECKED)
+    return inputs, cache
+
+
+def _compile(arms: tuple[timing.Arm, timing.Arm], clock: Clock) -> None:
     with clock.paused():
-        for arm in (baseline, contender):
+        for arm in arms:
             arm.seconds(1)
-    return _Contest(inputs, baseline, twin, contender, cache)
 
 
 def _compare_at(

@@ -31,7 +31,8 @@ _STARTUP = 30.0
 
 @dataclass(frozen=True)
 class Task:
-    """What a worker is asked: the arguments of `judge`; a kernel travels with its whole content."""
+    """What a worker is asked: the arguments of `judge`; a kernel travels with its whole content,
+    the rival as (meta, sources, verdict)."""
 
     meta: Mapping[str, Any]
     sources: Mapping[str, str]
@@ -46,6 +47,7 @@ class Task:
     staged: bool = False
     wait: float | None = None
     proven: Mapping[str, Any] | None = None
+    rival: tuple[Mapping[str, Any], Mapping[str, str], Mapping[str, Any]] | None = None
 
 
 def judge_in_worker(
@@ -62,6 +64,7 @@ def judge_in_worker(
     staged: bool = False,
     wait: float = math.inf,
     proven: Verdict | None = None,
+    rival: tuple[Kernel, Verdict] | None = None,
 ) -> Verdict:
     """As `judge`, in a process of its own. Raises Poisoned, with the rejection, where the kernel
     crashed or hung it, or was ended for its time by the GPU in two of them, and MachineError where
@@ -75,9 +78,10 @@ def judge_in_worker(
         return Poisoned(verdict_of(kernel, params, bucket, device, refused, seed, worker=reason))
 
     task = Task(
-        dict(kernel.meta), dict(kernel.sources), dict(params), bucket.slug,
+        *_content(kernel), dict(params), bucket.slug,
         backend, seconds, speed, brief, seed, mx.get_active_memory(),
         staged, None if wait == math.inf else wait, proven.to_json() if proven else None,
+        (*_content(rival[0]), rival[1].to_json()) if rival else None,
     )  # fmt: skip
     try:
         answer = _ask(task)
@@ -104,6 +108,10 @@ def judge_in_worker(
     return Verdict.from_json(answer["verdict"])
 
 
+def _content(kernel: Kernel) -> tuple[dict[str, Any], dict[str, str]]:
+    return dict(kernel.meta), dict(kernel.sources)
+
+
 def _ask(task: Task) -> dict[str, Any]:
     """A fresh worker's answer. Raises Died."""
     with Worker("mlx_lm_openevolve.gate.worker", start_seconds=_STARTUP) as worker:
@@ -115,6 +123,7 @@ def _ask(task: Task) -> dict[str, Any]:
 
 def _answer(request: dict[str, Any]) -> dict[str, Any]:
     task = Task(**request)
+    rival = task.rival
     try:
         verdict = judge(
             Kernel.from_parts(task.meta, task.sources),
@@ -129,6 +138,7 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
             staged=task.staged,
             wait=math.inf if task.wait is None else task.wait,
             proven=Verdict.from_json(task.proven) if task.proven else None,
+            rival=(Kernel.from_parts(*rival[:2]), Verdict.from_json(rival[2])) if rival else None,
         )
     except GateMemory as error:
         return {"no_memory": str(error)}

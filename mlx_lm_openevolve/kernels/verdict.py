@@ -70,9 +70,9 @@ class Verdict:
     kernel: the kernel's id, or for another kind (see KINDS) the name of what was judged.
     workload: slug of the bucket.  correct, faster: kept apart; faster is None where speed was not
     measured yet.  status: "accepted" where both hold.  timing["ratio"]: the original's time over
-    the kernel's.  fingerprint: of device.fingerprint.  asked: how often it was judged; above 1
-    where noise had rejected it.  raw: samples in seconds and the single cases, stored
-    compressed beside the record.
+    the kernel's; timing["beside"]: in turns with what served then, see `standing`.  fingerprint: of
+    device.fingerprint.  asked: how often it was judged; above 1 where noise had rejected it.  raw:
+    samples in seconds and the single cases, stored compressed beside the record.
     """
 
     kernel: str
@@ -120,9 +120,17 @@ class Verdict:
             return False
 
     @property
+    def standing(self) -> float:
+        """What orders the accepted verdicts of a bucket: `ratio`, or where another kernel served,
+        the standing of that one times what was proven in turns with it: the lower end of its time
+        over this one's, 0.0 where nothing was."""
+        return float(self.timing.get("beside", {}).get("standing", self.ratio))
+
+    @property
     def rank(self) -> tuple[bool, bool, float]:
-        """Orders verdicts: the higher, the better."""
-        return self.accepted, self.correct, self.ratio
+        """Orders verdicts: the higher, the better. Of the accepted ones of a bucket the first
+        serves."""
+        return self.accepted, self.correct, self.standing
 
     def counts_for(self, fingerprint: Mapping[str, Any], *, shipped: bool = False) -> bool:
         """Whether this verdict was made on such a device, by this gate, version of mlx and, on
@@ -162,7 +170,11 @@ class Verdict:
             ops.parse(verdict.workload)
         if not all(type(v) is int for v in verdict.params.values()):
             raise ValueError("params are not integers")
+        beside = verdict.timing.get("beside", {})
+        if not isinstance(beside, dict):
+            raise ValueError("beside is malformed")
         times = [verdict.timing.get(name, 0.0) for name in ("ratio", "low", "high")]
+        times.append(beside.get("standing", 0.0))
         if not all(map(_is_time, times)) or verdict.asked < 1:
             raise ValueError("a number is out of range")
         return verdict
@@ -212,6 +224,7 @@ def describe(verdict: Verdict) -> list[str]:
         ("error", lambda errors: _errors(errors, stock), verdict.errors),
         ("speed", _timing, verdict.timing),
         ("sealed", _timing, verdict.timing.get("sealed")),
+        ("beside", _beside, verdict.timing.get("beside")),
     )
     for name, words, found in evidence:
         # Evidence of another release, or of another kind of verdict, may be of another form.
@@ -242,3 +255,7 @@ def _timing(timed: Mapping[str, Any]) -> str:
         f"{b['mean'] * 1e6:.1f} us against {a['mean'] * 1e6:.1f} us, "
         f"{b['trials']} trials, on {timed['on']}"
     )
+
+
+def _beside(timed: Mapping[str, Any]) -> str:
+    return f"{_timing(timed)}, kernel {timed['kernel']}"

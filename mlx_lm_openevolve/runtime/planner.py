@@ -30,7 +30,10 @@ from ..kernels.registry import Registry
 from ..kernels.verdict import STEP, WAYS, Poisoned, Verdict, gate_version
 from ..ops import Bucket
 
-__all__ = ["BUDGETS", "GATE_MODES", "Contender", "GateBudget", "Judges", "Plan", "Planner"]
+__all__ = [
+    *("BUDGETS", "GATE_MODES", "Contender", "GateBudget", "Judges", "Plan", "Planner"),
+    "serving",
+]
 
 log = logging.getLogger("mlx_lm_openevolve")
 
@@ -297,7 +300,7 @@ class Planner:
                 for verdict in registry.verdicts(device, bucket)
                 if verdict.accepted and verdict.kernel in kernels
             ),
-            key=lambda v: v.ratio,
+            key=lambda v: v.rank,
             reverse=True,
         )
         # By where a verdict lies, not by what it says: one that was imported is nobody's word.
@@ -370,7 +373,7 @@ class Planner:
         except Exception as error:  # a full disk or a full GPU, say: nothing more was decided
             if interrupted(error):
                 raise KeyboardInterrupt from None
-            best = self._best(bucket, sorted(made, key=lambda v: v.ratio, reverse=True))
+            best = self._best(bucket, made)
             if best is not None:
                 return best
             with contextlib.suppress(OSError):
@@ -380,7 +383,7 @@ class Planner:
             return Plan(bucket, f"pending: {error}")
         finally:
             self._spent += time.monotonic() - start
-        best = self._best(bucket, sorted(made, key=lambda v: v.ratio, reverse=True))
+        best = self._best(bucket, made)
         if best is not None:
             return best
         if len(made) < len(candidates) or any(map(begun, made)):
@@ -413,6 +416,7 @@ class Planner:
                 staged=True,
                 wait=wait,
                 proven=candidate.proven,
+                rival=serving(self.device, self.registries, bucket),
             )
             verdict = replace(verdict, asked=candidate.asked + 1)
         except Poisoned as error:
@@ -433,3 +437,12 @@ class Planner:
             self.user.publish(self.device.slug, verdict)
         except RegistryError as error:
             log.warning("the verdict is kept for this process only: %s", error)
+
+
+def serving(
+    device: Device, registries: Sequence[Registry], bucket: Bucket
+) -> tuple[Kernel, Verdict] | None:
+    """The kernel that the accepted verdicts let serve a bucket on a device, and the first of these
+    verdicts; None where none does."""
+    plan = Planner(device, registries).stored(bucket)
+    return (plan.kernel, plan.verdict) if plan and plan.kernel and plan.verdict else None

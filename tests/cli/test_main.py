@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from mlx_lm.models import base
-from samples import shipped_in_metal
+from samples import judged, naive, shipped_in_metal, timed
 
 from mlx_lm_openevolve.cli import check
 from mlx_lm_openevolve.cli.check import _usual
@@ -19,6 +19,7 @@ from mlx_lm_openevolve.gate.host_check import carried_on_host
 from mlx_lm_openevolve.kernels import lookup
 from mlx_lm_openevolve.kernels.kernel import Kernel
 from mlx_lm_openevolve.kernels.registry import Registry, tuned_root
+from mlx_lm_openevolve.kernels.verdict import Verdict
 from mlx_lm_openevolve.ops.attention.workload import Bucket
 
 DECODE = Bucket(1, 8, 2, 1, 128, 64, 64, "bfloat16")
@@ -324,6 +325,27 @@ def test_more_seconds_are_no_advice_where_memory_is_short(
     err = capsys.readouterr().err
     assert "needs 9 MiB" in err
     assert ("allow more with --seconds" in err) == advice
+
+
+def test_check_times_a_kernel_beside_what_serves_and_stores_nothing(
+    home: Path, shipped: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Any] = []
+
+    def judge(kernel: Kernel, params: Any, bucket: Any, backend: str, **options: Any) -> Verdict:
+        told.append(options["rival"])
+        return judged(kernel, bucket)
+
+    monkeypatch.setattr(check, "judge_in_worker", judge)
+    monkeypatch.setattr(check, "_on_host", lambda *_: {})
+    words = ["check", shipped.id, "--backend", "host", "--workload", DECODE.slug]
+    assert main(words) == 0
+    serves = judged(naive(), DECODE, faster=True, timing=timed(1.5))
+    Registry(home).add(naive())
+    Registry(home).publish("host", serves)
+    assert main(words) == 0
+    assert told == [None, (naive(), serves)]
+    assert Registry(home).verdicts("host", DECODE) == [serves]
 
 
 def test_a_negative_seed_is_one_clear_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import re
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import mlx.core as mx
 import numpy as np
@@ -30,10 +31,18 @@ from mlx_lm_openevolve.ops.attention.reference import question as questions_of
 from mlx_lm_openevolve.ops.attention.reference import sdpa, timing_inputs
 from mlx_lm_openevolve.ops.attention.reference.baseline import answer
 from mlx_lm_openevolve.ops.attention.reference.question import AttentionQuestion
-from mlx_lm_openevolve.runtime.planner import BUDGETS, MAX_TIMEOUTS, UNDECIDED, Judges, Planner
+from mlx_lm_openevolve.runtime.planner import (
+    BUDGETS,
+    MAX_TIMEOUTS,
+    UNDECIDED,
+    Contender,
+    Judges,
+    Planner,
+)
 
 HOST = detect("host")
 SMALL = Bucket(2, 4, 2, 8, 64, 64, 64, "float32", "causal")
+DECODE = Bucket(1, 2, 1, 1, 64, 64, 64, "float32")
 FEW_ROWS = replace(SMALL, batch=1, q_len=4)  # for a kernel that is slow on the host
 
 
@@ -219,13 +228,15 @@ ARM = timing.Arm
 
 
 class Invented:
-    """Stands for timing.Arm: SDPA takes a second, the contender what `speed` says."""
+    """Stands for timing.Arm: SDPA takes a second, the contender what `speed` says, another kernel
+    what its call says."""
 
-    speed = 1.0
+    speed = stock = 1.0
 
     def __init__(self, inputs, call, keep=0):
         self._arm = ARM(inputs, call, keep)
         self._own = getattr(call, "contender", False)
+        self._takes = getattr(call, "takes", None)
         self._noise = np.random.default_rng(int(self._own))
 
     def recheck(self):
@@ -233,7 +244,8 @@ class Invented:
 
     def seconds(self, calls):
         self._arm.seconds(1)
-        return (1 / self.speed if self._own else 1.0) * (1 + 1e-3 * self._noise.random())
+        takes = self._takes or (1 / self.speed if self._own else self.stock)
+        return takes * (1 + 1e-3 * self._noise.random())
 
 
 @pytest.fixture
@@ -326,6 +338,75 @@ def test_the_sealed_length_depends_on_the_contender(invented):
         judged(invented(1.3), bucket, label=f"kernel {i}").timing["sealed"]["on"] for i in range(4)
     }
     assert len(lengths) == 4
+
+
+@pytest.fixture
+def kernels(invented, monkeypatch, tmp_path):
+    """(judges a kernel of that name on a chip by name alone, whose seconds are `takes`; what serves
+    there)."""
+    monkeypatch.setattr(timing, "MIN_BLOCKS", 4)
+    monkeypatch.setattr(timing, "size", lambda *_: (1, 4))
+    metal, takes = backends.get("metal"), {}
+    monkeypatch.setattr(metal, "unavailable", lambda: "")
+    chip = Device("metal", "apple-m9", "Apple M9", "applegpu_g19")
+    monkeypatch.setattr(gate, "detect", lambda backend: chip)
+
+    def build(kernel, params, exact):
+        def call(*args):
+            return sdpa(exact)(*args)
+
+        call.takes = takes[kernel.name]
+        return call
+
+    monkeypatch.setattr(metal, "build", build)
+    proven = Verdict("0" * 12, {}, DECODE.slug, True, None, "", {})
+
+    def judge(name, seconds, stock=1.0):
+        takes[name] = seconds
+        monkeypatch.setattr(Invented, "stock", stock)
+        judges = Judges(gate.judge, gate.judge)
+        planner = Planner(chip, [Registry(tmp_path)], judges=lambda: judges)
+        contender = Contender(naive(name=name), {}, True, proven=proven)
+        return planner.judge(contender, DECODE, 60.0)
+
+    def serves():
+        return Planner(chip, [Registry(tmp_path)]).stored(DECODE).kernel.name
+
+    return judge, serves
+
+
+def test_of_two_kernels_that_met_different_clocks_the_faster_one_serves(kernels):
+    """4.80 times MLX's own speed in one hour, where it took 1.2 times what it takes in another: in
+    turns with the kernel of 4.14 it was slower."""
+    judge, serves = kernels
+    first = judge("written", 1 / 4.14)
+    assert (first.ratio, serves()) == (pytest.approx(4.14, rel=0.01), "written")
+    assert "beside" not in first.timing
+    later = judge("found", 1.2 / 4.8, stock=1.2)
+    assert later.accepted
+    assert later.ratio == pytest.approx(4.8, rel=0.01)
+    assert later.timing["beside"]["ratio"] == pytest.approx(1 / 4.14 / 0.25, rel=0.01)
+    assert serves() == "written"
+    # And the other way round: slower against MLX's own, and faster in turns.
+    assert judge("better", 0.9 / 4.14, stock=0.85).ratio < first.ratio
+    assert serves() == "better"
+    assert "beside   " in "\n".join(describe(judge("worst", 0.3)))
+    assert serves() == "better"
+
+
+def test_whoever_won_last_serves_however_they_beat_each_other(kernels):
+    judge, serves = kernels
+    for name, seconds in [("a", 0.5), ("b", 0.4), ("c", 0.3), ("a", 0.2)]:
+        judge(name, seconds)
+        assert serves() == name
+    # Judged once more, by a clock that is worse to it, what serves is beside nothing.
+    again = judge("a", 0.7)
+    assert again.ratio == pytest.approx(1 / 0.7, rel=0.01)
+    assert set(again.timing["beside"]) == {"standing"}
+    assert "beside" not in again.raw["samples"]
+    assert serves() == "a"
+    assert judge("b", 0.69).accepted
+    assert serves() == "b"
 
 
 def test_an_impossible_time_is_a_fault_of_the_measurement(invented, monkeypatch):
@@ -728,6 +809,23 @@ def test_the_worker_says_the_same():
     there = judge_in_worker(naive(), {}, bucket, "host", seconds=120)
     assert there.correct
     assert (there.reason, there.errors, there.mutants) == (here.reason, here.errors, here.mutants)
+
+
+def test_the_worker_is_told_what_serves(monkeypatch):
+    asked = []
+
+    def judge(*given, rival, **options):
+        asked.append(rival)
+        raise GateTimeout("no time")
+
+    monkeypatch.setattr(worker, "judge", judge)
+    sent = lambda task: worker._answer(json.loads(json.dumps(asdict(task))))  # noqa: E731
+    monkeypatch.setattr(worker, "_ask", sent)
+    verdict = gate.verdict_of(naive(name="known"), {}, SMALL, HOST, gate.Judgement(), 0)
+    for rival in (None, (naive(name="known"), verdict)):
+        with pytest.raises(GateTimeout):
+            judge_in_worker(naive(), {}, SMALL, "host", seconds=1, rival=rival)
+        assert asked.pop() == rival
 
 
 def test_the_worker_passes_on_that_time_ran_out():

@@ -11,13 +11,17 @@ from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 import pytest
+from samples import accepted
 
 from mlx_lm_openevolve import ops
 from mlx_lm_openevolve.device import detect
+from mlx_lm_openevolve.errors import BackendError, GateTimeout
 from mlx_lm_openevolve.gate import judge as gate
 from mlx_lm_openevolve.gate import limits, speed, timing
 from mlx_lm_openevolve.gate.judge import Judgement
+from mlx_lm_openevolve.kernels.verdict import Verdict
 from mlx_lm_openevolve.ops import DTYPES
 from mlx_lm_openevolve.ops.attention import Bucket, Workload
 from mlx_lm_openevolve.ops.attention.reference.baseline import answer, floats, mass
@@ -84,14 +88,18 @@ Contender = Callable[..., Any]
 
 
 @pytest.fixture
-def contender(monkeypatch: pytest.MonkeyPatch) -> Contender:
-    """What builds a contender that is honest until it is timed; from then on it gives a cheap
-    answer wherever `cheap(error, allowed)` says so. `error` is what that answer errs by."""
+def clock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "Arm", Timed)
     monkeypatch.setattr(timing, "bandwidth", lambda cache: 1e15)
     monkeypatch.setattr(timing, "MIN_BLOCKS", 4)
     monkeypatch.setattr(timing, "size", lambda *_: (4, 4))
     monkeypatch.setattr(timing.time, "sleep", lambda seconds: None)
+
+
+@pytest.fixture
+def contender(clock: None, monkeypatch: pytest.MonkeyPatch) -> Contender:
+    """What builds a contender that is honest until it is timed; from then on it gives a cheap
+    answer wherever `cheap(error, allowed)` says so. `error` is what that answer errs by."""
     state = {"timed": False}
     real = speed.compare
 
@@ -200,3 +208,104 @@ def test_an_honest_contender_passes_what_is_rechecked(name: str, dtype: str) -> 
     for _ in range(timing.RECHECKED):
         arm.seconds(4)
     assert arm.recheck() == ""
+
+
+# Beside the kernel that serves already
+
+KNOWN = accepted(DECODE.largest(), timing={"ratio": 4.0})
+
+
+def taking(seconds: float, noise: float = 0.0, wrong: Callable[[], bool] = lambda: False) -> Any:
+    """What builds a right contender that takes so many times as long as MLX's own."""
+    draws = np.random.default_rng(0)
+
+    def build(exact: Workload) -> Callable[..., mx.array]:
+        def call(*args: Any) -> mx.array:
+            call.took.append(seconds * (1 + noise * draws.uniform(-1, 1)))  # type: ignore[attr-defined]
+            return answer(exact, *args).astype(args[0].dtype) * (0 if wrong() else 1)
+
+        call.took = []  # type: ignore[attr-defined]
+        return call
+
+    return build
+
+
+def beside(build: Any, rival: Any) -> speed.Speed:
+    given = build, DECODE, HOST, limits.Clock(300.0), 0, "", 1 << 30
+    return speed.compare(*given, speed.Rival(rival, KNOWN))
+
+
+@pytest.mark.parametrize(
+    ("rival", "proven"),
+    [(taking(0.6), True), (taking(0.45), False), (taking(0.5, noise=0.3), False)],
+    ids=["slower", "faster", "level"],
+)
+def test_what_is_accepted_stands_before_what_serves_only_where_turns_prove_it(
+    clock: None, rival: Any, proven: bool
+) -> None:
+    found = beside(taking(0.5), rival)
+    assert found.faster, "than MLX's own"
+    record = found.timing["beside"]
+    about = record["kernel"], record["params"], record["on"]
+    assert about == (KNOWN.kernel, KNOWN.params, DECODE.largest().slug)
+    assert record["low"] <= record["ratio"] <= record["high"]
+    for arm in ("baseline", "candidate"):
+        assert len(found.samples["beside"][arm]) == record[arm]["trials"]
+    made = accepted(DECODE.largest(), timing=found.timing)
+    assert made.ratio == pytest.approx(2.0), "of another clock than 4.0"
+    assert (made.rank > KNOWN.rank) == proven
+    assert made.standing == pytest.approx(4.0 * record["low"])
+    assert ("not proven faster than what served" in found.reason) != proven
+
+
+def refuses(exact: Workload) -> Any:
+    raise BackendError("it cannot be built")
+
+
+def no_time(*_: Any) -> Any:
+    raise GateTimeout("no time is left")
+
+
+@pytest.mark.parametrize("why", ["it cannot be built", "too little time", "no time is left"])
+def test_without_turns_what_serves_goes_on(
+    clock: None, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    real, done = speed._beside, taking(0.6)
+
+    def late(*given: Any) -> speed.Speed:
+        if why == "too little time":
+            monkeypatch.setattr(timing, "paired", lambda *_: None)
+        elif why == "no time is left":
+            monkeypatch.setattr(limits.Clock, "check", no_time)
+        return real(*given)
+
+    monkeypatch.setattr(speed, "_beside", late)
+    found = beside(taking(0.2), refuses if why == "it cannot be built" else done)
+    assert found.faster
+    assert found.timing["ratio"] > KNOWN.ratio, "by which it would serve"
+    assert f"not proven faster than what served (kernel {KNOWN.kernel}): " in found.reason
+    assert found.reason.endswith(f"not timed in turns, {why}")
+    made = accepted(DECODE.largest(), timing=found.timing)
+    assert Verdict.from_json(made.to_json()) == made
+    assert made.rank < KNOWN.rank
+
+
+def test_what_is_not_accepted_is_timed_beside_nothing(clock: None) -> None:
+    def build(exact: Workload) -> Any:
+        pytest.fail("it was built")
+
+    found = beside(taking(1.0), build)
+    assert not found.faster
+    assert "beside" not in found.timing
+
+
+def test_a_wrong_answer_in_turns_is_noticed(clock: None) -> None:
+    begun: list[Workload] = []
+
+    def rival(exact: Workload) -> Any:
+        begun.append(exact)
+        return taking(0.6)(exact)
+
+    found = beside(taking(0.5, wrong=lambda: bool(begun)), rival)
+    assert not found.faster
+    assert "a timed result errs by" in found.reason

@@ -48,6 +48,9 @@ def test_on_metal_a_verdict_counts_only_for_its_major_version_of_macos() -> None
         {"correct": 1},
         {"timing": {"ratio": 1e300}},
         {"timing": {"ratio": "fast"}},
+        {"timing": {**timed(1.5), "beside": "another"}},
+        {"timing": {**timed(1.5), "beside": {"standing": 1e300}}},
+        {"timing": {**timed(1.5), "beside": {"standing": None}}},
         {"workload": "nonsense"},
         {"kind": "rumour"},
         {"asked": 0},
@@ -59,6 +62,17 @@ def test_a_record_that_no_gate_writes_is_refused(changes: dict[str, Any]) -> Non
     assert Verdict.from_json(record) == verdict()
     with pytest.raises((ValueError, TypeError)):
         Verdict.from_json({**record, **changes})
+
+
+def test_accepted_verdicts_stand_by_what_turns_proved_and_older_ones_by_their_ratio() -> None:
+    older = [verdict(timing=timed(ratio)) for ratio in (4.0, 3.0)]
+    beside = [
+        verdict(timing={**timed(5.0), "beside": {"kernel": "0" * 12, "standing": standing}})
+        for standing in (4.1, 3.9, 0.0)
+    ]
+    slow = verdict(timing={**timed(9.0), "beside": {"standing": 9.0}}, faster=False)
+    order = sorted([slow, *older, *beside], key=lambda v: v.rank, reverse=True)
+    assert order == [beside[0], older[0], beside[1], older[1], beside[2], slow]
 
 
 OPEN = {"ratio": 1.05, "low": 1.01, "high": 1.09}
@@ -126,7 +140,7 @@ def test_a_record_of_any_form_is_a_verdict_or_a_value_error() -> None:
     times = {**timed(1.5), "high": 1.6, "on": WORKLOAD.slug, "baseline": arm, "candidate": arm}
     differences = {"max_difference": 0.1, "avg_difference": 0.1, "margin": 0.1}
     record = verdict(
-        timing={**times, "sealed": times},
+        timing={**times, "sealed": times, "beside": {**times, "standing": 1.4}},
         errors={**differences, "stock": differences},
         mutants={"killed": 7, "of": 7, "survivors": [], "source": {"killed": 4}},
     ).to_json()
@@ -152,7 +166,11 @@ def test_a_verdict_is_told_in_a_few_lines() -> None:
     times |= {"baseline": arm, "candidate": arm}
     told = verdict(
         errors={**errors, "stock": errors},
-        timing={**times, "sealed": {**times, "on": WORKLOAD.exact(kv_len=700).slug}},
+        timing={
+            **times,
+            "sealed": {**times, "on": WORKLOAD.exact(kv_len=700).slug},
+            "beside": {**times, "kernel": "fedcba987654"},
+        },
         mutants={"killed": 70, "of": 70, "source": {"killed": 43}},
     )
     text = "\n".join(describe(told))
@@ -160,6 +178,7 @@ def test_a_verdict_is_told_in_a_few_lines() -> None:
         assert part in text
     timed = "1.500 [1.400, 1.600], 20.0 us against 20.0 us, 40 trials"
     assert f"{timed}, on {WORKLOAD.exact(kv_len=700).slug}" in text
+    assert f"  beside   {timed}, on {WORKLOAD.slug}, kernel fedcba987654" in text
     assert "correct: fine" in "\n".join(describe(verdict(faster=False, reason="fine", timing={})))
 
 

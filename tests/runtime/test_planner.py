@@ -33,6 +33,7 @@ from mlx_lm_openevolve.runtime.planner import (
     UNDECIDED,
     GateBudget,
     Judges,
+    serving,
     tune_command,
 )
 from mlx_lm_openevolve.runtime.planner import Planner as PlannerWithoutGate
@@ -80,6 +81,7 @@ class Judge:
         self.asked: list[tuple[str, str]] = []
         self.turns: list[int] = []
         self.proven: list[Verdict | None] = []
+        self.rivals: list[tuple[Kernel, Verdict] | None] = []
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> Judge:
         for module, name in ((gate, "judge"), (gate_worker, "judge_in_worker")):
@@ -99,8 +101,10 @@ class Judge:
             staged: bool,
             wait: float,
             proven: Verdict | None,
+            rival: tuple[Kernel, Verdict] | None,
         ) -> Verdict:
             self.turns.append(turn)
+            self.rivals.append(rival)
             self.proven.append(proven)
             assert 0 < seconds <= wait <= BUDGETS[backend].workload
             assert brief
@@ -240,18 +244,50 @@ def test_of_what_ships_a_search_s_find_is_tried_after_what_was_written_for_all_s
         assert tried == ["handwritten", "run r candidate 1"]
 
 
-def test_of_two_accepted_kernels_the_one_of_the_greater_ratio_serves(
+def test_of_accepted_kernels_in_both_registries_what_stands_first_serves(
     user: Registry, tmp_path: Path
 ) -> None:
     writer = Registry(tmp_path / "tuned")
-    ratios = {"found": 1.5, "written": 1.7, "own": 1.6}
-    for name, ratio in ratios.items():
-        registry = user if name == "own" else writer
+    shipped = Registry(writer.root, writable=False)
+
+    def add(registry: Registry, name: str, ratio: float, **beside: float) -> None:
         registry.add(make_kernel(name))
-        registry.publish(CHIP.slug, make_verdict(make_kernel(name), timing=timed(ratio)))
-    planner = Planner(CHIP, [user, Registry(writer.root, writable=False)], mode="stored")
-    assert planner.plan(BUCKET).kernel == make_kernel("written")
-    assert [v.ratio for v in planner.verdicts(BUCKET)] == [1.7, 1.6, 1.5]
+        times = {**timed(ratio), **({"beside": beside} if beside else {})}
+        registry.publish(CHIP.slug, make_verdict(make_kernel(name), timing=times))
+
+    def served() -> str:
+        plan = Planner(CHIP, [user, shipped], mode="stored").plan(BUCKET)
+        assert plan.kernel is not None
+        return plan.kernel.name
+
+    for registry, name, ratio in ((writer, "found", 1.5), (writer, "written", 1.7)):
+        add(registry, name, ratio)
+    add(user, "own", 1.6)
+    assert served() == "written"
+    # In turns with it this one was slower, and the next one faster.
+    add(user, "slower", 1.9, standing=1.68)
+    assert served() == "written"
+    add(user, "faster", 1.4, standing=1.75)
+    assert served() == "faster"
+    planner = Planner(CHIP, [user, shipped])
+    assert [v.standing for v in planner.verdicts(BUCKET)] == [1.75, 1.7, 1.68, 1.6, 1.5]
+    assert serving(CHIP, [user, shipped], BUCKET) == (
+        make_kernel("faster"),
+        planner.verdicts(BUCKET)[0],
+    )
+    user.clear()
+    assert served() == "written"
+    assert serving(OTHER, [user, shipped], BUCKET) is None
+
+
+def test_a_kernel_that_a_person_named_is_timed_beside_what_serves_without_it(
+    user: Registry, tuned: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge = Judge(make_verdict).install(monkeypatch)
+    Planner(CHIP, [user, tuned]).plan(BUCKET)
+    Planner(CHIP, [user, tuned], only=make_kernel("mine")).plan(BUCKET)
+    assert judge.asked == [("judge", "copy_first"), ("judge_in_worker", "mine")]
+    assert judge.rivals == [None, (make_kernel(), make_verdict(make_kernel()))]
 
 
 def test_ctrl_c_that_a_library_disguised_is_not_swallowed(

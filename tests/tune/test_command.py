@@ -258,6 +258,35 @@ def test_the_clock_finds_a_setting_that_is_faster(monkeypatch: pytest.MonkeyPatc
     assert len(tried) > 2
 
 
+@pytest.mark.parametrize("standing", [1.6, 1.4])
+def test_params_serve_where_turns_prove_them_faster(
+    home: Path, monkeypatch: pytest.MonkeyPatch, standing: float
+) -> None:
+    """The clock found them, and MLX's own took twice their time: that is no proof."""
+    kernel = next(k for r in registries() for k in r.kernels() if k.name == "gqa_decode")
+    first = kernel.default_params(BUCKET)
+    other = next(params.settings(kernel, BUCKET, first, 0))
+    rivals = []
+
+    def judged(kernel: Any, given: Any, bucket: Any, backend: str, **options: Any) -> Verdict:
+        rivals.append(options["rival"])
+        stamp, beside = fingerprint(GPU, gate_version(bucket.op)), {"standing": standing}
+        times = timed(1.5) if given == first else {**timed(2.0), "beside": beside}
+        return Verdict(kernel.id, given, bucket.slug, True, True, "", stamp, timing=times)
+
+    monkeypatch.setattr(params, "fastest", lambda *_: Contender(kernel, other, True))
+    judges = Judges(judged, judged)
+    asked = Planner(GPU, registries(), judges=lambda: judges)
+    known = asked.judge(Contender(kernel, first, True), BUCKET, 6.0)
+    row = decide.Row(Use(BUCKET, 1.0), decide.SERVED, "", known, True)
+    found = params.better(asked, row, time.monotonic() + 9)
+    assert rivals == [None, (kernel, known)]
+    assert (found is not None) == (standing > known.standing)
+    plan = Planner(GPU, registries()).stored(BUCKET)
+    assert plan is not None
+    assert plan.verdict == (found.verdict if found else known)
+
+
 @on_host
 @pytest.mark.parametrize("backend", ["metal", "cuda"])
 def test_settings_that_metal_has_no_threadgroup_memory_for_are_not_tried(backend: str) -> None:
