@@ -82,7 +82,7 @@ def tokens_picture() -> str:
     rows = decodings()
     scale = 270 / max(max(row.stock, row.patched) for row in rows)
     parts = [
-        _text(20, 30, "Tokens a second of decoding, stock and patched, H100; worst first"),
+        _text(20, 30, "Tokens a second of decoding, stock and patched, H200; worst first"),
         _text(20, 50, "model, weights, sequences x keys", "small"),
     ]
     for i, row in enumerate(rows):

@@ -125,10 +125,14 @@ class Decoding:
 
 # `bench` in processes of its own (benchmarks/end_to_end.py), and steps in turns in one process
 # (benchmarks/step_ratio.py).
-PROCESSES = [Source("h100-end-to-end.json", "python benchmarks/end_to_end.py")]
-TURNS = [
-    Source("h100-fallback.json", "python benchmarks/step_ratio.py --shape llama-3.2-1b"),
-    Source("h200-fallback.json", "python benchmarks/step_ratio.py --shape llama-3.2-1b"),
+ENDS = "python benchmarks/end_to_end.py"
+PROCESSES = [Source(f"{card}-end-to-end.json", ENDS) for card in ("h100", "h200")]
+COMPILED = [Source("h100-compiled-steps.json"), Source("h200-compiled-steps.json")]
+FALLS_BACK = "python benchmarks/step_ratio.py --shape llama-3.2-1b"
+ON_H200 = [PROCESSES[1], COMPILED[1], Source("h200-fallback.json", FALLS_BACK)]
+ON_H100 = [
+    PROCESSES[0],
+    Source("h100-fallback.json", FALLS_BACK),
     Source(
         "h100-packed-steps.json",
         "python benchmarks/step_ratio.py --shape llama-3.1-8b --bits 4 --ops attention,linear"
@@ -137,11 +141,11 @@ TURNS = [
 ]
 
 
-def decodings() -> list[Decoding]:
+def decodings(sources: Sequence[Source] = ON_H200) -> list[Decoding]:
     """All of them, the least ratio first."""
     found = []
-    for source in PROCESSES:
-        for case in source.data["cases"]:
+    for source in sources:
+        for case in source.data.get("cases", ()):
             rates = {arm: row["generation_tps"] for arm, row in case["averages"].items()}
             calls = {slug: (row["hits"], row["fallbacks"]) for slug, row in case["routes"].items()}
             found.append(
@@ -150,13 +154,17 @@ def decodings() -> list[Decoding]:
                     rates["stock"], rates["patched"], case, _served(calls), "processes",
                 )
             )  # fmt: skip
-    for source in TURNS:
-        for row in source.data["rows"]:
+        for row in source.data.get("rows", ()):
+            # Of one case several ways stand in a table of their own; here the compiled layers of
+            # packed models, which are not timed in processes.
+            if "way" in row and not (row["way"] and row["bits"]):
+                continue
+            of = source.data | row
             stock = 1e3 * row["batch"] / row["stock_ms"]
             found.append(
                 Decoding(
-                    source.data["shape"], _weights(source.data["bits"]), row["batch"],
-                    row["length"], stock, stock * row["ratio"], row, _served(row["calls"]), "turns",
+                    of["shape"], _weights(of["bits"]), row["batch"], row["length"], stock,
+                    stock * row["ratio"], row, _served(row["calls"]), "turns",
                 )
             )  # fmt: skip
     return sorted(found, key=lambda row: row.found["low"])
@@ -172,19 +180,40 @@ def _served(calls: dict[str, Sequence[int]]) -> float:
     return sum(hits for hits, _ in steps) / sum(map(sum, steps))
 
 
-def tokens() -> Table:
+def tokens(sources: Sequence[Source] = ON_H200) -> Table:
     rows = [
         (
             row.model, row.weights, f"{row.sequences} x {row.keys}", f"{row.stock:.0f}",
             f"{row.patched:.0f}", interval(row.found), f"{row.served:.0%}", row.how,
         )
-        for row in decodings()
+        for row in decodings(sources)
     ]  # fmt: skip
     header = (
         "model's shape", "weights", "sequences x keys", "stock", "patched", "ratio [99%]",
         "calls on kernels", "arms in",
     )  # fmt: skip
-    return Table(header, rows, [source.caption() for source in (*PROCESSES, *TURNS)])
+    return Table(header, rows, [source.caption() for source in sources])
+
+
+def memory() -> Table:
+    """Peak memory and first tokens of whole models in processes, the least rate first."""
+    cases = [(source.device, case) for source in PROCESSES for case in source.data["cases"]]
+    rows = []
+    for card, case in sorted(cases, key=lambda pair: pair[1]["low"]):
+        count = case["batch"] * case["prompt_tokens"]
+        stock, patched = (case["averages"][arm] for arm in ("stock", "patched"))
+        rows.append(
+            (
+                case["shape"], f"{case['batch']} x {case['prompt_tokens']}", card, interval(case),
+                *(f"{arm['peak_memory']:.2f}" for arm in (stock, patched)),
+                *(f"{1e3 * count / arm['prompt_tps']:.0f}" for arm in (stock, patched)),
+            )
+        )  # fmt: skip
+    header = (
+        "model's shape", "sequences x prompt", "card", "decoding", "peak GB, stock", "patched",
+        "first token, ms, stock", "patched",
+    )  # fmt: skip
+    return Table(header, rows, [source.caption() for source in PROCESSES])
 
 
 PROMPTS = Source(
@@ -195,16 +224,26 @@ RATE = Source("h100-prompt-rate.json", "python benchmarks/prompt_rate.py")
 
 def prompts() -> Table:
     rows = []
-    for case in sorted(
-        (case for source in (*PROCESSES, PROMPTS) for case in source.data["cases"]),
-        key=lambda case: case["prompt_ratio"],
+    for card, case in sorted(
+        (
+            (source.device, case)
+            for source in (*PROCESSES, PROMPTS)
+            for case in source.data["cases"]
+        ),
+        key=lambda pair: pair[1]["prompt_ratio"],
     ):
         size = f"{case['batch']} x {case['prompt_tokens']}"
-        rows.append((case["shape"], size, f"{case['prompt_ratio']:.2f}", "processes"))
+        rows.append((case["shape"], size, card, f"{case['prompt_ratio']:.2f}", "processes"))
     for row in RATE.data["rows"]:
         size = f"1 x {row['prompt_tokens']}"
-        rows.append((row["shape"], size, interval(row["prompt"]), "turns"))
-    header = ("model's shape", "sequences x prompt", "prompt's rate over stock's", "arms in")
+        rows.append((row["shape"], size, RATE.device, interval(row["prompt"]), "turns"))
+    header = (
+        "model's shape",
+        "sequences x prompt",
+        "card",
+        "prompt's rate over stock's",
+        "arms in",
+    )
     return Table(header, rows, [source.caption() for source in (*PROCESSES, PROMPTS, RATE)])
 
 
@@ -278,6 +317,26 @@ def kv_bits() -> Table:
         "patched", "decoding over a plain cache's",
     )  # fmt: skip
     return Table(header, rows, [KV_BITS.caption()])
+
+
+KV_STEPS = Source("h200-kv-steps.json")
+
+
+def kv_steps() -> Table:
+    """Steps over a quantised cache, patched, in turns with stock's over a plain one."""
+    rows = [
+        (
+            row["shape"], str(row["kv_bits"]), f"{row['batch']} x {row['length']}",
+            row["way"] or "not compiled", f"{row['stock_ms']:.2f}", interval(row),
+            "{A}, {B}".format_map(row["launches"]),
+        )
+        for row in sorted(KV_STEPS.data["rows"], key=lambda row: row["low"])
+    ]  # fmt: skip
+    header = (
+        "model's shape", "bits", "sequences x keys", "layers", "stock, plain cache, ms a step",
+        "ratio [99%]", "launches before, after",
+    )  # fmt: skip
+    return Table(header, rows, [KV_STEPS.caption()])
 
 
 # Single calls
@@ -503,7 +562,6 @@ def experts() -> Table:
 
 STEP = Source("h100-decode-step.log", "python benchmarks/decode_step.py")
 STEP_OF = "qwen3-0.6b 8x2048"
-COMPILED = [Source("h100-compiled-steps.json"), Source("h200-compiled-steps.json")]
 SETTINGS = Source("h200-settings.json", "MLX_USE_CUDA_GRAPHS=0 python benchmarks/decode_step.py")
 
 
@@ -746,7 +804,8 @@ def winners() -> Table:
 
 TABLES: dict[str, Callable[[], Table]] = {
     "tokens": tokens, "prompts": prompts, "first-token": first, "server": server,
-    "kv-bits": kv_bits,
+    "kv-bits": kv_bits, "kv-steps": kv_steps, "memory": memory,
+    "tokens-h100": lambda: tokens(ON_H100),
     "calls": calls, "verdicts": verdicts, "gate-3": gate_3, "tuned": tuned, "gpu-time": gpu_time,
     "products": products, "products-verdicts": products_verdicts, "experts": experts,
     "step": step, "compiled": compiled, "settings": settings,

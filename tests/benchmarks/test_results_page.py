@@ -62,7 +62,7 @@ def test_rows_with_an_interval_come_worst_first() -> None:
 
 def test_a_result_that_changed_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     page = results_page.PAGES[0]
-    source = results_tables.PROCESSES[0]
+    source = results_tables.ON_H200[0]
     data = json.loads(source.text)
     data["cases"][0]["averages"]["patched"]["generation_tps"] += 1
     monkeypatch.setitem(source.__dict__, "data", data)
