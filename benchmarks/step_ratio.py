@@ -1,7 +1,7 @@
 """A decode step, stock against patched, step by step in turns: for differences of a percent.
 
     python benchmarks/step_ratio.py [--shape llama-3.2-1b] [--bits 4] [--ops attention,linear]
-                                    [--way compiled-merged] [--batch 1 4 8] [--length 1024]
+                                    [--way compiled-merged] [--batch 1 4 8] [--length 1024 ...]
                                     [--kv-bits 4] [--half-width 0.02] [--seconds 60]
                                     [--backend cuda] [-o FILE]
 
@@ -18,6 +18,7 @@ what enable_optimizations() gives. --kv-bits: B has a quantised cache beside A's
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 import time
@@ -67,15 +68,15 @@ def arms(
     return {"A": stock, "B": [(holder, name, getattr(holder, name)) for holder, name in places]}
 
 
-def measure(model: Any, batch: int, options: argparse.Namespace) -> dict[str, Any]:
+def measure(model: Any, batch: int, length: int, options: argparse.Namespace) -> dict[str, Any]:
     steps = None
     if options.way:
         steps = Steps({slug(structure(model), next_pow2(batch)): options.way})
     placed = arms(model, batch, steps, options)
-    cache, token = prefilled(model, batch, options.length)
+    cache, token = prefilled(model, batch, length)
     caches = {"A": cache, "B": cache}
     if options.kv_bits:
-        caches["B"] = prefilled(model, batch, options.length)[0]
+        caches["B"] = prefilled(model, batch, length)[0]
         maybe_quantize_kv_cache(caches["B"], 0, KV_GROUP, options.kv_bits)
 
     def step(arm: str) -> float:
@@ -130,7 +131,7 @@ def main() -> None:
     parser.add_argument("--ops", help="families to switch on")
     parser.add_argument("--way", choices=WAYS, help="compile layers in B")
     parser.add_argument("--batch", type=int, nargs="+", default=[1])
-    parser.add_argument("--length", type=int, default=1024)
+    parser.add_argument("--length", type=int, nargs="+", default=[1024])
     parser.add_argument("--kv-bits", type=int, default=0)
     parser.add_argument("--half-width", type=float, default=0.02)
     parser.add_argument("--seconds", type=float, default=60)
@@ -139,13 +140,13 @@ def main() -> None:
     options = parser.parse_args()
     model = model_configs.build(options.shape, options.bits)
     rows = []
-    for batch in options.batch:
-        row = measure(model, batch, options)
-        rows.append({"batch": batch, "length": options.length, **row})
+    for batch, length in itertools.product(options.batch, options.length):
+        row = measure(model, batch, length, options)
+        rows.append({"batch": batch, "length": length, **row})
         for name, (hits, fallbacks) in row["calls"].items():
             print(f"{name}: {hits} served, {fallbacks} fell back")
         print(
-            f"{options.shape} {batch}x{options.length}: {row['stock_ms']:.3f} ms,"
+            f"{options.shape} {batch}x{length}: {row['stock_ms']:.3f} ms,"
             f" {row['ratio']:.3f} [{row['low']:.3f}, {row['high']:.3f}], {row['blocks']} blocks,"
             f" {1e3 * batch / row['stock_ms']:.0f} ->"
             f" {1e3 * batch * row['ratio'] / row['stock_ms']:.0f} tokens/s,"
