@@ -2,7 +2,8 @@
 
     python benchmarks/results_page.py
 
-results_tables.py has the tables. A table stands in a page between the comments `table: NAME` and
+The tables are made in results_models.py (whole models), results_calls.py (single calls) and
+results_search.py (searches). A table stands in a page between the comments `table: NAME` and
 `end`. tests/benchmarks/test_results_page.py holds that pages and pictures are what this makes.
 """
 
@@ -12,8 +13,24 @@ import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from results_tables import ROOT, STEP_OF, TABLES, Table, decodings, interval, steps
+import results_calls as calls
+import results_models as models
+import results_search as search
+from results_source import ROOT, Table, interval
 
+TABLES: dict[str, Callable[[], Table]] = {
+    "tokens": models.tokens, "tokens-h100": lambda: models.tokens(models.ON_H100),
+    "memory": models.memory, "prompts": models.prompts, "first-token": models.first,
+    "server": models.server, "kv-bits": models.kv_bits, "kv-steps": models.kv_steps,
+    "step": models.step, "compiled": models.compiled, "settings": models.settings,
+    "calls": calls.calls, "verdicts": calls.verdicts, "gate-3": calls.gate_3,
+    "tuned": calls.tuned, "gpu-time": calls.gpu_time, "products": calls.products,
+    "products-verdicts": calls.products_verdicts, "experts": calls.experts,
+    "overhead": calls.overhead, "overhead-gpu": calls.overhead_gpu,
+    "sanitizer": calls.sanitizer, "accept-rule": calls.accept,
+    "runs": search.runs, "visits": search.visits, "winners": search.winners,
+    "heuristics": search.heuristics,
+}  # fmt: skip
 PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("results", "gate")))
 _PLACE = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -79,7 +96,7 @@ def _bar(x: float, y: float, width: float, kind: str) -> str:
 
 def tokens_picture() -> str:
     """Bars of stock and patched for each case, the least ratio first."""
-    rows = decodings()
+    rows = models.decodings()
     scale = 270 / max(max(row.stock, row.patched) for row in rows)
     parts = [
         _text(20, 30, "Tokens a second of decoding, stock and patched, H200; worst first"),
@@ -99,12 +116,12 @@ def tokens_picture() -> str:
 
 def step_picture() -> str:
     """What the host and the GPU do in one decode step, before and after."""
-    found = steps()
+    found = models.steps()
     scale = 480 / max(row.build + row.hand_over for row in found.values())
-    batch, keys = STEP_OF.split()[1].split("x")
+    model, case = models.STEP_OF.split()
+    batch, keys = case.split("x")
     parts = [
-        _text(20, 30, f"One decode step of {STEP_OF.split()[0]}, {batch} sequences of {keys} keys,"
-              " ms"),
+        _text(20, 30, f"One decode step of {model}, {batch} sequences of {keys} keys, ms"),
         _text(20, 50, "host and GPU work at the same time: the longer of the two is the step",
               "small"),
     ]  # fmt: skip

@@ -9,11 +9,14 @@ from xml.etree import ElementTree
 
 import documentation
 import pytest
+import results_calls
+import results_models
 import results_page
-import results_tables
+import results_search
+import results_source
 from documentation import PAGES, ROOT, figures
 
-RESULTS = results_tables.RESULTS
+RESULTS = results_source.RESULTS
 # Pages that tell what was measured: each of their sentences with a figure names its file.
 MEASURED = {"README.md", "results.md", "peers.md", "limits.md"}
 # Counted or searched over measured points: the file of these has the date.
@@ -33,12 +36,12 @@ def test_the_pictures_are_what_the_results_say() -> None:
 
 def test_every_table_stands_in_a_page_once() -> None:
     text = "".join(page.read_text() for page in results_page.PAGES)
-    assert sorted(re.findall(r"<!-- table: ([\w-]+) -->", text)) == sorted(results_tables.TABLES)
+    assert sorted(re.findall(r"<!-- table: ([\w-]+) -->", text)) == sorted(results_page.TABLES)
 
 
 def test_a_table_of_products_says_of_each_how_many_bits_it_has() -> None:
-    rows = results_tables.products_verdicts().rows
-    judged = [workload.slug for workload in results_tables.TUNED.workloads(results_tables.H200)]
+    rows = results_calls.products_verdicts().rows
+    judged = [workload.slug for workload in results_source.TUNED.workloads(results_source.H200)]
     for shape, bits, *cells in rows:
         n, k = shape.split(" x ")
         those = [slug for slug in judged if f"-n{n}-k{k}-" in slug]
@@ -47,8 +50,8 @@ def test_a_table_of_products_says_of_each_how_many_bits_it_has() -> None:
 
 
 def test_what_another_kernel_than_the_winner_came_to_stands_in_brackets() -> None:
-    ratios = {row[0]: row[-2] for row in results_tables.winners().rows}
-    for run in results_tables.VISITS.data["rows"]:
+    ratios = {row[0]: row[-2] for row in results_search.winners().rows}
+    for run in results_search.VISITS.data["rows"]:
         (workload,) = run["workloads"]
         (winner, *_) = run["best"][workload]
         those = [visit[workload]["best"] == winner for visit in run["beside"]]
@@ -56,13 +59,13 @@ def test_what_another_kernel_than_the_winner_came_to_stands_in_brackets() -> Non
 
 
 def test_rows_with_an_interval_come_worst_first() -> None:
-    lows = [row.found["low"] for row in results_tables.decodings()]
+    lows = [row.found["low"] for row in results_models.decodings()]
     assert lows == sorted(lows)
 
 
 def test_a_result_that_changed_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     page = results_page.PAGES[0]
-    source = results_tables.ON_H200[0]
+    source = results_models.ON_H200[0]
     data = json.loads(source.text)
     data["cases"][0]["averages"]["patched"]["generation_tps"] += 1
     monkeypatch.setitem(source.__dict__, "data", data)
