@@ -19,7 +19,10 @@ RESULTS = ROOT / "benchmarks" / "results"
 CHIP = "nvidia-h100-80gb-hbm3"
 H200 = "nvidia-h200"
 # A verdict has no date of its own.
-VERDICTS_OF = {CHIP: "2026-11-21 to 2026-11-28", H200: "2026-11-29"}
+VERDICTS_OF = {
+    CHIP: "2026-11-21 to 2026-11-28, those of gate 2.1 at commit ae6b0ff",
+    H200: "2026-11-29",
+}
 TUNED = Registry(tuned_root(), writable=False)
 
 
