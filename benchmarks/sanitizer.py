@@ -3,11 +3,11 @@
     python benchmarks/sanitizer.py [--tool memcheck racecheck] [--kernel FOLDER ...] [--output FILE]
 
 Each kernel runs on a few small workloads: enough of them that every launch that CUDA carries runs
-over each kind of cache and under each kind of mask below, and its results are compared with
-float64. They are launched by torch_launch.py, without MLX, whose own memory the sanitizer cannot
-follow; each array is an allocation of its own. racecheck follows shared memory, memcheck all of it.
-A kernel that races and one that reads beyond its keys go along, without which silence would prove
-nothing.
+over each kind of cache and under each kind of mask below, or over each packing and number of rows,
+and its results are compared with float64. They are launched by torch_launch.py, without MLX, whose
+own memory the sanitizer cannot follow; each array is an allocation of its own. racecheck follows
+shared memory, memcheck all of it. A kernel that races and one that reads beyond its keys go along,
+without which silence would prove nothing.
 
 Prints what was found for each, writes it as JSON, and exits with 1 where a kernel is found guilty,
 answers wrongly, or a tool lets its culprit go.
@@ -35,6 +35,7 @@ import torch_launch
 from cuda_texts import Planned
 
 from mlx_lm_openevolve.kernels.kernel import Kernel
+from mlx_lm_openevolve.ops import parse
 from mlx_lm_openevolve.ops.attention.workload import Workload
 
 TOOLS = ("memcheck", "racecheck")
@@ -56,6 +57,17 @@ WORKLOADS = [
         f"attention-b1-hq{heads}-hkv1-lq1-lk201-d512-v512-bfloat16-{mask}-latent"
         for heads in (16, 128)
         for mask in ("additive", "bool")
+    ),
+    "linear-m1-n200-k1024-bfloat16-q4g64",
+    *(
+        f"linear-m{rows}-n200-k512-bfloat16-{packing}"
+        for rows in (1, 4, 8, 20, 32)
+        for packing in ("q4g64", "q8g32", "mxfp4")
+    ),
+    *(
+        f"linear-m{rows}-e8-n200-k512-bfloat16-{packing}"
+        for rows in (8, 64)
+        for packing in ("q4g64", "mxfp4")
     ),
 ]
 # What each tool must find: (kernel name, file, text, what it becomes).
@@ -84,11 +96,12 @@ class Row:
 
 def jobs(kernel: Kernel) -> list[Planned]:
     """Workloads and params that run every launch over every kind of cache, under every mask and
-    with every way to combine; nothing for a kernel that the CUDA backend does not carry."""
+    with every way to combine, or over every packing and number of rows; nothing for a kernel that
+    the CUDA backend does not carry."""
     chosen: list[Planned] = []
-    seen: set[tuple[str, str, str | int | None]] = set()
+    seen: set[tuple[str, str, Any]] = set()
     values = {param.name: param.values for param in kernel.params}
-    for w in map(Workload.parse, WORKLOADS):
+    for w in map(parse, WORKLOADS):
         if not kernel.applies_to(w):
             continue
         for splits, fused in itertools.product((None, 1, 3), (None, 0, 1, 2)):
@@ -98,7 +111,8 @@ def jobs(kernel: Kernel) -> list[Planned]:
                 continue
             params = {**kernel.default_params(w), **changes}
             files = {launch.spec.file for launch in kernel.launches(w, params)}
-            new = {(file, w.variant, how) for file in files for how in (w.mask, fused)}
+            hows = (w.mask, fused) if isinstance(w, Workload) else ((w.bits, w.rows),)
+            new = {(file, w.variant, how) for file in files for how in hows}
             if not new <= seen and torch_launch.carried(kernel, params, w):
                 seen |= new
                 chosen.append((kernel, params, w))
@@ -120,7 +134,7 @@ def work(path: Path) -> None:
     for number, (kernel, params, w) in enumerate(listed):
         print(f"JOB {number}", flush=True)
         torch.manual_seed(number)
-        (arrays,) = torch_launch.inputs(w, 1)
+        arrays = torch_launch.inputs(w, 1)[0]
         out = torch_launch.Call(kernel, params, w, cubins).bind(arrays)().double()
         torch.cuda.synchronize()
         expected = torch_launch.reference(w, arrays)
