@@ -11,8 +11,9 @@ import mlx.core as mx
 from mlx.nn.layers.base import Module
 
 from ..kernels.verdict import ALL, COMPILED
+from .look import PRODUCTS, Part, Unsplittable, held, look
 from .merge import Merged, alike, release
-from .split import PRODUCTS, Part, Split, Unsplittable, held, kernels_of, kind, look, wholes
+from .split import Split, kernels_of, kind, wholes
 from .writes import Writes
 
 __all__ = ["Call", "Key", "Layer", "stand"]

@@ -1,7 +1,7 @@
 """Run time: a model of a structure with an accepted verdict decodes with compiled layers.
 
     Model.__call__ --first call, or something changed--> structure --verdicts--> rows | none
-       its layers' classes' `__call__` replaced -> a layer's first token: looked at (split.py), its
+       its layers' classes' `__call__` replaced -> a layer's first token: looked at (look.py), its
        products merged (merge.py) -> the next ones: its compiled halves
 
 Where no verdict of this chip accepts the structure, all that changes is one look-up a step.

@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 # Held by whoever puts something in a function's or method's place, or puts it back: what another
-# puts there for a moment (decode/split.py) is no original.
+# puts there for a moment (decode/look.py) is no original.
 swapping = threading.RLock()
 # Of methods that were restored while another stood over them: what stood there before.
 _restored: weakref.WeakKeyDictionary[Any, list[Any]] = weakref.WeakKeyDictionary()

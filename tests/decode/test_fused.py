@@ -19,7 +19,7 @@ from samples import needs_clang
 from mlx_lm_openevolve.bench.worker import empty_cache
 from mlx_lm_openevolve.decode import fused, launches
 from mlx_lm_openevolve.decode.fused import Fusing, Heads, Rope
-from mlx_lm_openevolve.decode.split import _in_place
+from mlx_lm_openevolve.decode.look import in_place
 from mlx_lm_openevolve.decode.steps import Steps
 from mlx_lm_openevolve.decode.structure import slug, structure
 from mlx_lm_openevolve.kernels.verdict import ALL, STEP_VERSION
@@ -140,7 +140,7 @@ def counted() -> Iterator[list[str]]:
 
 def watched(run: Any, fusing: Fusing | None = None) -> list[str]:
     """What is made by kernels while `run` is watched."""
-    with counted() as calls, _in_place((fusing or Fusing()).places):
+    with counted() as calls, in_place((fusing or Fusing()).places):
         run()
     return calls
 

@@ -19,7 +19,7 @@ from mlx_lm.models import base
 from mlx_lm.models.base import scaled_dot_product_attention
 from mlx_lm.models.cache import BatchKVCache, KVCache
 
-from mlx_lm_openevolve.decode import split
+from mlx_lm_openevolve.decode import look
 from mlx_lm_openevolve.decode.steps import Steps
 from mlx_lm_openevolve.decode.structure import slug, structure
 from mlx_lm_openevolve.kernels.verdict import ALL, COMPILED
@@ -232,7 +232,7 @@ def test_keys_are_stored_as_they_are_at_the_update() -> None:
 
 def test_what_one_run_shows() -> None:
     layer, x = Layer(), mx.zeros((1, 1, WIDTH))
-    seen = split.look(layer, Layer.__call__, x, 7, masked=False)
+    seen = look.look(layer, Layer.__call__, x, 7, masked=False)
     assert seen.together() == [[layer.q, layer.k, layer.v]]
     assert seen.attention.fixed == {"scale": 0.25}
     assert seen.attention.space is globals()
@@ -531,7 +531,7 @@ def test_who_patches_meanwhile_waits_for_the_originals(paused: Any) -> None:
     def wrap(original: Any) -> Any:
         return lambda *args, **named: original(*args, **named)
 
-    patches = [Patch(base, split.ATTENTION, wrap), MethodPatch(nn.Linear, "__call__", wrap)]
+    patches = [Patch(base, look.ATTENTION, wrap), MethodPatch(nn.Linear, "__call__", wrap)]
 
     def install() -> None:
         for patch in patches:
@@ -620,7 +620,7 @@ def test_what_an_interrupt_leaves_in_place_does_nothing_more(times: int) -> None
     stuck, tries = Stuck(space), itertools.count()
     with (
         pytest.raises(KeyboardInterrupt),
-        split._in_place([(stuck, "one", lambda original: "put")]),
+        look.in_place([(stuck, "one", lambda original: "put")]),
     ):
         assert stuck["one"]() == "put"
     assert (stuck["one"] is space["one"]) is (times == 1)

@@ -88,7 +88,7 @@ def test_a_layer_is_served(served: None, packing: dict[str, Any], bias: bool) ->
 
 
 def test_a_layer_says_by_which_kernel_it_is_served(served: None) -> None:
-    """For a trace, which has no arrays to decide by: decode/split.py."""
+    """For a trace, which has no arrays to decide by: decode/look.py."""
     says = nn.QuantizedLinear.__call__.served  # type: ignore[attr-defined]
     for bias in (False, True):
         one, x = layer(bias=bias), numbers(1, 2, K)
