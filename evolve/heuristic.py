@@ -107,7 +107,7 @@ class Scorer:
         self._risk = {setting: 1 - ran[setting] / times for setting, times in tried.items()}
         self._known: dict[tuple[int, str], tuple[int, Sequence[int | None]]] = {}
 
-    def __call__(self, defaults: Defaults, price: float = NODE_PRICE) -> Scored:
+    def __call__(self, defaults: Defaults) -> Scored:
         """Defaults with their score. 0, which never survives, where one is no expression or too
         long, or chooses at some shape what the param has not or what did not run."""
         columns = list(map(self._column, range(len(defaults)), defaults))
@@ -121,7 +121,8 @@ class Scorer:
         if len(shares) < len(self.shapes):
             return Scored(defaults, 0.0, -math.inf)
         score, length = points.score(shares), sum(size for size, _ in columns)
-        return Scored(defaults, score, math.log(score) - price * length - statistics.fmean(risks))
+        fitness = math.log(score) - NODE_PRICE * length - statistics.fmean(risks)
+        return Scored(defaults, score, fitness)
 
     def _column(self, at: int, text: str) -> tuple[int, Sequence[int | None]]:
         """The size of the expression of a param and its value at each shape, None where it has
