@@ -259,9 +259,11 @@ def test_over_what_an_h100_took_it_gets_no_worse_than_it_began(
     assert heuristic.search(kernel, seen, 300, 0).fitness >= own.fitness
 
 
-@pytest.mark.parametrize("file", ["product", "tiles", "decode"])
+@pytest.mark.parametrize(
+    "file", ["h100-product", "h100-tiles", "h100-decode", "h200-product", "h200-decode"]
+)
 def test_the_runs_that_are_kept_are_what_their_points_say(file: str) -> None:
-    kept = json.loads((RESULTS / f"h100-{file}-heuristic.json").read_text())
+    kept = json.loads((RESULTS / f"{file}-heuristic.json").read_text())
     kernel = named(kept["points_of"])
     paths = [RESULTS / name for name in kept["points"]]
     seen, sealed = points.split(points.read(paths, kernel, kept["points_of"]))
