@@ -21,9 +21,11 @@ from mlx_lm_openevolve.evolve.packed import unpacked
 from mlx_lm_openevolve.ops import parse
 
 HEURISTICS = {
-    "h100-product-heuristic.json": "products of up to 8 rows",
-    "h100-tiles-heuristic.json": "products of 9 to 32 rows",
-    "h100-decode-heuristic.json": "decoding",
+    "h200-product-heuristic.json": "products of up to 8 rows, H200",
+    "h200-decode-heuristic.json": "decoding, H200",
+    "h100-product-heuristic.json": "products of up to 8 rows, H100",
+    "h100-tiles-heuristic.json": "products of 9 to 32 rows, H100",
+    "h100-decode-heuristic.json": "decoding, H100",
 }
 
 

@@ -21,6 +21,7 @@ import math
 import random
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,7 +77,7 @@ new lines
 @dataclass(frozen=True)
 class Scored:
     """Default expressions with their score, the geometric mean of Shape.share over the shapes, and
-    what they are ranked by: its logarithm less the price of their length."""
+    what they are ranked by: its logarithm less the prices of their length and of their risk."""
 
     defaults: Defaults
     score: float
@@ -94,26 +95,34 @@ def parsed(kernel: Kernel, defaults: Defaults, shape: Shape) -> list[Expression]
 
 class Scorer:
     """Scores of defaults over some shapes. What an expression comes to at each is kept: a move
-    changes one or two, and the others are asked for again and again."""
+    changes one or two, and the others are asked for again and again.
+
+    The risk of a choice is the share of the shapes at which its setting was tried and did not run:
+    it may not run at others either. One that does not run counts there as e times slower."""
 
     def __init__(self, kernel: Kernel, shapes: Sequence[Shape]) -> None:
         self.kernel, self.shapes = kernel, shapes
+        tried = Counter(setting for shape in shapes for setting in shape.us)
+        ran = Counter(setting for shape in shapes for setting in shape.ran)
+        self._risk = {setting: 1 - ran[setting] / times for setting, times in tried.items()}
         self._known: dict[tuple[int, str], tuple[int, Sequence[int | None]]] = {}
 
-    def __call__(self, defaults: Defaults, price: float = NODE_PRICE) -> Scored:
+    def __call__(self, defaults: Defaults) -> Scored:
         """Defaults with their score. 0, which never survives, where one is no expression or too
         long, or chooses at some shape what the param has not or what did not run."""
         columns = list(map(self._column, range(len(defaults)), defaults))
-        shares = []
+        shares, risks = [], []
         for shape, *setting in zip(self.shapes, *(values for _, values in columns), strict=False):
             share = 0.0 if None in setting else shape.share(tuple(setting))
             if not share:
                 break
             shares.append(share)
+            risks.append(self._risk.get(tuple(setting), 0.0))
         if len(shares) < len(self.shapes):
             return Scored(defaults, 0.0, -math.inf)
-        score = points.score(shares)
-        return Scored(defaults, score, math.log(score) - price * sum(size for size, _ in columns))
+        score, length = points.score(shares), sum(size for size, _ in columns)
+        fitness = math.log(score) - NODE_PRICE * length - statistics.fmean(risks)
+        return Scored(defaults, score, fitness)
 
     def _column(self, at: int, text: str) -> tuple[int, Sequence[int | None]]:
         """The size of the expression of a param and its value at each shape, None where it has

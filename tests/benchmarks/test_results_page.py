@@ -20,7 +20,7 @@ RESULTS = results_source.RESULTS
 # Pages that tell what was measured: each of their sentences with a figure names its file.
 MEASURED = {"README.md", "results.md", "peers.md", "limits.md"}
 # Counted or searched over measured points: the file of these has the date.
-UNDATED = re.compile(r"metal-product-counters|h100-\w+-heuristic")
+UNDATED = re.compile(r"metal-product-counters|h[12]00-\w+-heuristic")
 DATED = [path for path in RESULTS.iterdir() if not UNDATED.match(path.name)]
 
 
