@@ -4,13 +4,16 @@
         -> two stores, of words and of numbers -> the cache's keys and values, views of them
 
 mlx-lm quantises keys and values apart and stores six arrays. The bits are the same: the kernel is
-tried against mx.quantize on this chip before it stores anything. Whoever puts other arrays into a
-cache, or stores several tokens, does as ever, and the next token takes up what is there then.
+tried against mx.quantize on this chip before it stores anything. Several tokens in one call, as
+speculative decoding has them between single ones, are quantised by MLX and stored likewise. Whoever
+puts other arrays into a cache does as ever, and the next token takes up what is there then; what is
+written into the views themselves, `cache.keys[0][...] = x`, lasts until the next token.
 """
 
 from __future__ import annotations
 
 import functools
+import operator
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,42 +34,70 @@ __all__ = ["StorePatch"]
 _BITS, _GROUPS = (2, 4, 8), (32, 64, 128)  # a word holds whole numbers, a simdgroup whole groups
 _ROOM = 256  # tokens that a cache grows by, as mlx-lm's
 _THREADS = 128
+Pair = list[mx.array]  # keys and values [B, H, tokens, D]; or words and numbers, as they are stored
 
 
 @dataclass(slots=True, eq=False)
 class _Store:
     """What is stored of one cache, with the heads of keys before those of values: words [B, 2 H, N,
     W], and numbers [B, 4 H, N, G], scales before biases; keys, values: the views that the cache
-    got. run: makes of a token's keys and values, of a shape and dtype each, what is stored."""
+    got, in a tuple or a list each, as `kinds` says: mx.quantize returns a list, and so it stays one
+    where mlx-lm made the cache of a plain one. run: makes of a token's keys and values, of a shape
+    and dtype each, what is stored."""
 
     run: Run
     device: mx.Device
-    shape: tuple[int, ...]
+    shape: tuple[int, int, int, int]
     dtype: mx.Dtype
+    bits: int
+    group: int
+    kinds: tuple[type, type]
     words: mx.array
     numbers: mx.array
-    keys: Any = None
-    values: Any = None
+    keys: tuple[mx.array, ...] = ()
+    values: tuple[mx.array, ...] = ()
+
+    def serves(self, cache: Any, keys: mx.array, values: mx.array) -> bool:
+        """Whether the cache is as this left it, and such keys and values are stored here."""
+        shape = keys.shape
+        if shape != self.shape:  # of one token, else of several
+            batch, heads, _, size = self.shape
+            if shape[:2] != (batch, heads) or shape[3:] != (size,) or not shape[2]:
+                return False
+        return (
+            values.shape == shape
+            and keys.dtype == values.dtype == self.dtype
+            and _is(cache.keys, self.kinds[0], self.keys)
+            and _is(cache.values, self.kinds[1], self.values)
+            and cache.bits == self.bits
+            and cache.group_size == self.group
+            and mx.default_device() == self.device
+        )
 
     def add(self, cache: Any, keys: mx.array, values: mx.array) -> tuple[Any, Any]:
-        """Store a token's; what update_and_fetch returns."""
-        words, numbers = self.run([keys, values])
-        at = cache.offset
-        end = at + 1
+        """Store keys and values; what update_and_fetch returns."""
+        at, count = cache.offset, keys.shape[2]
+        end = at + count
+        words, numbers = (
+            self.run([keys, values])
+            if count == 1
+            else _quantized([keys, values], self.bits, self.group)
+        )
         if end > self.words.shape[2]:
-            self.words, self.numbers = _longer(self.words), _longer(self.numbers)
+            self.words, self.numbers = _longer(self.words, count), _longer(self.numbers, count)
         self.words[:, :, at:end] = words
         self.numbers[:, :, at:end] = numbers
         of_keys, of_values = mx.split(self.words[:, :, :end], 2, axis=1)
         scales, others, biases, rest = mx.split(self.numbers[:, :, :end], 4, axis=1)
-        cache.offset = end
-        cache.keys = self.keys = of_keys, scales, biases
-        cache.values = self.values = of_values, others, rest
-        return self.keys, self.values
+        self.keys, self.values = (of_keys, scales, biases), (of_values, others, rest)
+        cache.keys, cache.values = self.kinds[0](self.keys), self.kinds[1](self.values)
+        cache.offset = end  # at last: an interrupt before stores nothing
+        return cache.keys, cache.values
 
 
 class StorePatch(MethodPatch):
-    """QuantizedKVCache.update_and_fetch, replaced: a replacement of runtime/patch.py."""
+    """QuantizedKVCache.update_and_fetch, replaced: a replacement of runtime/patch.py. What another
+    library put in its place before is called for every token."""
 
     def __init__(self) -> None:
         super().__init__(QuantizedKVCache, "update_and_fetch", self._stores, guards=True)
@@ -77,18 +108,16 @@ class StorePatch(MethodPatch):
         self._known.clear()  # from now on mlx-lm writes into the views
 
     def _stores(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        stores = self._known
+        stores, patch = self._known, self
+        home = getattr(original, "__module__", "")
+        alone = home == QuantizedKVCache.__module__ and not hasattr(original, "__wrapped__")
 
         def update_and_fetch(self: Any, keys: Any, values: Any) -> Any:
+            # Another's wrapper may hold what was restored.
+            if not alone or type(self) is not QuantizedKVCache or not patch.installed:
+                return original(self, keys, values)
             store = stores.get(self)
-            if (
-                store is None
-                or self.keys is not store.keys
-                or self.values is not store.values
-                or not keys.shape == values.shape == store.shape
-                or not keys.dtype == values.dtype == store.dtype
-                or mx.default_device() != store.device
-            ):
+            if store is None or not store.serves(self, keys, values):
                 store = _taken_up(self, keys, values)
                 if store is None:
                     stores.pop(self, None)
@@ -102,7 +131,8 @@ class StorePatch(MethodPatch):
 def _taken_up(cache: Any, keys: Any, values: Any) -> _Store | None:
     """A store of what a cache holds, for such keys and values; None where mlx-lm stores them."""
     backend, n = launches.backend(), cache.offset
-    if not backend or type(cache) is not QuantizedKVCache or cache.keys is None:
+    kinds = type(cache.keys), type(cache.values)
+    if not backend or not {*kinds} <= {list, tuple}:
         return None
     if keys.shape != values.shape or keys.shape[2:3] != (1,) or keys.dtype != values.dtype:
         return None
@@ -118,16 +148,31 @@ def _taken_up(cache: Any, keys: Any, values: Any) -> _Store | None:
     run = _kernel(backend, shape, keys.dtype, bits, group)
     if run is None:
         return None
-    words, scales, biases = zip(cache.keys, cache.values, strict=True)
-    parts = words, (*scales, *biases)
+    first, *others = zip(cache.keys, cache.values, strict=True)
+    parts = first, [part for pair in others for part in pair]
     held = (mx.concatenate([part[:, :, :n] for part in some], axis=1) for some in parts)
-    return _Store(run, mx.default_device(), shape, keys.dtype, *map(_longer, held))
+    words, numbers = map(_longer, held)
+    return _Store(run, mx.default_device(), shape, keys.dtype, bits, group, kinds, words, numbers)
 
 
-def _longer(array: mx.array) -> mx.array:
+def _is(kept: Any, kind: type, held: tuple[mx.array, ...]) -> bool:
+    """Whether what a cache keeps is what it got; of a list items may have been replaced."""
+    if kept is held:
+        return True
+    same = type(kept) is kind is list and len(kept) == len(held)
+    return same and all(map(operator.is_, kept, held))
+
+
+def _longer(array: mx.array, count: int = 1) -> mx.array:
     """With room for tokens to come."""
-    room = (*array.shape[:2], _ROOM, array.shape[3])
+    room = (*array.shape[:2], -(-count // _ROOM) * _ROOM, array.shape[3])
     return mx.concatenate([array, mx.zeros(room, array.dtype)], axis=2)
+
+
+def _quantized(pair: Pair, bits: int, group: int) -> Pair:
+    """Words and numbers of keys and values, as MLX makes them."""
+    words, *parts = mx.quantize(mx.concatenate(pair, axis=1), group_size=group, bits=bits)
+    return [words, mx.concatenate(parts, axis=1)]
 
 
 @functools.lru_cache(64)
@@ -153,7 +198,7 @@ def _kernel(
         return None
 
 
-def _trials(shape: tuple[int, ...], dtype: mx.Dtype) -> list[list[mx.array]]:
+def _trials(shape: tuple[int, ...], dtype: mx.Dtype) -> list[Pair]:
     """Keys and values: of a model's size, tiny, on the edges between two numbers, and none."""
     rng = np.random.default_rng(0)
     drawn = [rng.normal(size=(2, *shape)) * by for by in (3.0, 1e-3)]
@@ -162,8 +207,6 @@ def _trials(shape: tuple[int, ...], dtype: mx.Dtype) -> list[list[mx.array]]:
     return [[*mx.array(kind).astype(dtype)] for kind in kinds]
 
 
-def _same(run: Run, pair: list[mx.array], bits: int, group: int) -> bool:
-    words, numbers = run(pair)
-    want, *of_groups = mx.quantize(mx.concatenate(pair, axis=1), group_size=group, bits=bits)
-    pairs = (words, want), (numbers, mx.concatenate(of_groups, axis=1))
-    return all(mx.array_equal(a, b).item() for a, b in pairs)
+def _same(run: Run, pair: Pair, bits: int, group: int) -> bool:
+    made, want = run(pair), _quantized(pair, bits, group)
+    return all(mx.array_equal(a, b).item() for a, b in zip(made, want, strict=True))

@@ -230,6 +230,7 @@ def judge_calls(
                     raise
                 return replace(
                     judged,
+                    correct=timed.correct,
                     faster=timed.faster,
                     reason=timed.reason,
                     timing=timed.timing,

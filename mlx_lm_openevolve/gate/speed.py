@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,6 +41,9 @@ TOP, SEALED = 0.6, 0.4
 WARM, SAME, PAIR = 0.15, 0.25, 0.5
 # Of so many seconds more, as a share of those of both workloads, the rival gets its part.
 _BESIDE = 0.4
+# What is left of the rival's standing where nothing was timed: more than nothing, of which no share
+# could ever be more.
+_UNTIMED = 0.01
 
 
 class Rival(NamedTuple):
@@ -53,12 +56,14 @@ class Rival(NamedTuple):
 @dataclass(frozen=True)
 class Speed:
     """What a comparison came to: `timing` in numbers, and the raw samples of both arms by name of
-    the workload ("top", "sealed"), and "beside" a rival."""
+    the workload ("top", "sealed"), and "beside" a rival. correct: False where a result that was
+    timed is wrong."""
 
     faster: bool
     reason: str
     timing: Mapping[str, Any] = field(default_factory=dict)
     samples: Mapping[str, Any] = field(default_factory=dict)
+    correct: bool = True
 
 
 def compare(
@@ -85,12 +90,12 @@ def compare(
 
     top = at(bucket.largest(), TOP, False)
     if not top.faster:
-        return Speed(False, top.reason, top.timing, {"top": top.samples})
+        return replace(top, samples={"top": top.samples})
     last = at(sealed, SEALED, True)
     reason = "correct and faster" if last.faster else f"sealed {sealed.slug}: {last.reason}"
     timing_ = {**top.timing, "sealed": last.timing}
     samples = {"top": top.samples, "sealed": last.samples}
-    found = Speed(last.faster, reason, timing_, samples)
+    found = Speed(last.faster, reason, timing_, samples, last.correct)
     if rival is None or not found.faster:
         return found
     return _beside(found, rival, build, bucket, device, clock, seed, memory, _BESIDE * budget)
@@ -119,18 +124,20 @@ def _beside(
     except (OpenEvolveError, ValueError, RuntimeError) as error:
         why = " ".join(str(error).split())[:200]
     else:
+        seconds = min(seconds, clock.left)
         call_seconds = timing.warm_up(arms, WARM * seconds)
         pair = timing.paired(*arms, call_seconds, (1 - WARM) * seconds, seed)
         wrong = arm.recheck()
-    record = {"kernel": known.kernel, "params": dict(known.params), "on": w.slug, "standing": 0.0}
+    record: dict[str, Any] = {"kernel": known.kernel, "params": dict(known.params), "on": w.slug}
+    record["standing"] = known.standing * (pair.low if pair else _UNTIMED)
     samples = dict(found.samples)
     if pair is not None:
-        record |= {**pair.to_json(), "standing": known.standing * pair.low}
+        record |= pair.to_json()
         samples["beside"] = pair.samples()
     proven = "also than" if pair and pair.low > 1 else "not proven faster than"
     said = f"in turns {pair}" if pair else f"not timed in turns, {why}"
     reason = wrong or f"{found.reason}, {proven} what served (kernel {known.kernel}): {said}"
-    return Speed(not wrong, reason, {**found.timing, "beside": record}, samples)
+    return Speed(not wrong, reason, {**found.timing, "beside": record}, samples, not wrong)
 
 
 def first_look(
@@ -221,7 +228,7 @@ def _compare_at(
 
     reason = contender.recheck()
     if reason:
-        return Speed(False, reason, evidence, samples)
+        return Speed(False, reason, evidence, samples, correct=False)
     evidence["bandwidth"] = timing.bandwidth(cache)
     floor = inputs.bytes / (_ROOFLINE * evidence["bandwidth"])
     fastest = float(np.median(pair.b))

@@ -123,7 +123,7 @@ class Verdict:
     def standing(self) -> float:
         """What orders the accepted verdicts of a bucket: `ratio`, or where another kernel served,
         the standing of that one times what was proven in turns with it: the lower end of its time
-        over this one's, 0.0 where nothing was."""
+        over this one's, a hundredth where nothing was."""
         return float(self.timing.get("beside", {}).get("standing", self.ratio))
 
     @property
@@ -174,8 +174,8 @@ class Verdict:
         if not isinstance(beside, dict):
             raise ValueError("beside is malformed")
         times = [verdict.timing.get(name, 0.0) for name in ("ratio", "low", "high")]
-        times.append(beside.get("standing", 0.0))
-        if not all(map(_is_time, times)) or verdict.asked < 1:
+        standing = beside.get("standing", 1.0)
+        if not all(map(_is_time, (*times, standing))) or not standing or verdict.asked < 1:
             raise ValueError("a number is out of range")
         return verdict
 
@@ -197,7 +197,10 @@ def _founded(verdict: Verdict) -> bool:
         return True
     compared = verdict.timing, verdict.timing.get("sealed")
     lows = [timed.get("low", 0.0) if isinstance(timed, dict) else 0.0 for timed in compared]
-    return all(_is_time(low) and low > FASTER for low in lows)
+    ratio, high = (verdict.timing.get(name, 0.0) for name in ("ratio", "high"))
+    if not all(map(_is_time, (*lows, ratio, high))):
+        return False
+    return min(lows) > FASTER and lows[0] <= ratio <= high
 
 
 class Poisoned(OpenEvolveError):

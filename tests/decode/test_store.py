@@ -88,7 +88,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
 
 def same(a: Cache, b: Cache) -> bool:
     """Whether two caches hold the same, as far as anybody may look."""
-    if a.offset != b.offset:
+    if (a.offset, type(a.keys), type(a.values)) != (b.offset, type(b.keys), type(b.values)):
         return False
     pairs = zip((*a.keys, *a.values), (*b.keys, *b.values), strict=True)
     return all(mx.array_equal(x[:, :, : a.offset], y[:, :, : b.offset]) for x, y in pairs)
@@ -117,13 +117,24 @@ def swapped(caches: tuple[Cache, Cache]) -> None:
         cache.state = (*([mx.array(a) for a in held] for held in cache.state[:2]), *cache.state[2:])
 
 
+def replaced(caches: tuple[Cache, Cache]) -> None:
+    """Other arrays in the lists in which a cache keeps its own, where mlx-lm has lists."""
+    for cache in caches:
+        if type(cache.keys) is list:
+            cache.keys, cache.values = [*cache.keys], [*cache.values]  # a fork may share its own
+            cache.keys[1], cache.values[2] = 2 * cache.keys[1], -cache.values[2]
+
+
 @pytest.mark.parametrize("bits", [4, 8])
 def test_a_cache_is_mlx_lm_s_after_every_call(bits: int, stand_in: list[Any]) -> None:
     patch = StorePatch()
     for seed in range(6):
         rng = np.random.default_rng(seed)
-        ours = QuantizedKVCache(64, bits)
-        caches, forks = (ours, QuantizedKVCache(64, bits)), []
+        caches, forks = (QuantizedKVCache(64, bits), QuantizedKVCache(64, bits)), []
+        if seed % 2:  # of a plain one: in lists
+            plain, held = KVCache(), drawn(rng, 2, 3, 5, 64)
+            plain.update_and_fetch(held, held)
+            caches = plain.to_quantized(64, bits), plain.to_quantized(64, bits)
         with installed([patch]):
             feed(caches, patch, rng, int(rng.integers(1, 300)))
             for _ in range(60):
@@ -135,9 +146,9 @@ def test_a_cache_is_mlx_lm_s_after_every_call(bits: int, stand_in: list[Any]) ->
                 elif what == 2:
                     swapped(caches)
                 elif what == 3:
-                    forks.append((copy.copy(ours), copy.deepcopy(caches[1])))
+                    replaced(caches)
                 elif what == 4:
-                    forks.append((copy.deepcopy(ours), copy.deepcopy(caches[1])))
+                    forks.append(copy.deepcopy(caches))
                 elif what == 5 and forks:
                     feed(forks[int(rng.integers(len(forks)))], patch, rng, 1)
                 else:
@@ -181,12 +192,63 @@ def test_what_it_does_not_serve_is_mlx_lm_s(stand_in: list[Any]) -> None:
         plain.update_and_fetch(mx.ones((1, 2, 1, 64)), mx.ones((1, 2, 1, 64)))
 
         class Other(QuantizedKVCache):
-            pass
+            __hash__ = None  # as of a dataclass
 
         other = Other(64, 4)
         for _ in range(3):
             other.update_and_fetch(mx.ones((1, 2, 1, 64)), mx.ones((1, 2, 1, 64)))
-    assert stand_in == []
+        changed = QuantizedKVCache(64, 4)
+        for _ in range(2):
+            changed.update_and_fetch(mx.ones((1, 2, 1, 64)), mx.ones((1, 2, 1, 64)))
+        asked = [*stand_in]
+        changed.bits = 8
+        with pytest.raises(ValueError, match="broadcast"):
+            changed.update_and_fetch(mx.ones((1, 2, 1, 64)), mx.ones((1, 2, 1, 64)))
+    assert stand_in == asked
+
+
+def test_several_tokens_between_single_ones_copy_no_cache(
+    stand_in: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where drafts are verified, and trimmed."""
+    patch, rng, taken, real = StorePatch(), np.random.default_rng(0), [], store._taken_up
+    monkeypatch.setattr(store, "_taken_up", lambda *given: taken.append(1) or real(*given))
+    caches = QuantizedKVCache(64, 4), QuantizedKVCache(64, 4)
+    with installed([patch]):
+        for count in (9, 1, 2, 1, 1, 3, 1, 300, 1):
+            feed(caches, patch, rng, count)
+            trimmed(caches, 1)
+    assert len(taken) == 2  # for the prompt in vain
+
+
+def test_what_another_library_put_there_is_called_for_every_token(stand_in: list[Any]) -> None:
+    """Before, and with mlx-lm's method alone in its hands once this is put back."""
+    stock, calls, ones = QuantizedKVCache.update_and_fetch, [], mx.ones((1, 2, 1, 64))
+
+    def fed() -> QuantizedKVCache:
+        cache = QuantizedKVCache(64, 4)
+        for _ in range(3):
+            cache.update_and_fetch(ones, ones)
+        return cache
+
+    def wrapping(inner: Any) -> Any:
+        return lambda *given: calls.append(given) or inner(*given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(QuantizedKVCache, "update_and_fetch", wrapping(stock))
+        with installed([StorePatch()]):
+            fed()
+        assert len(calls) == 3
+        assert stand_in == []
+    with pytest.MonkeyPatch.context() as patch:
+        with installed([StorePatch()]):
+            over = wrapping(QuantizedKVCache.update_and_fetch)
+            patch.setattr(QuantizedKVCache, "update_and_fetch", over)
+            fed()
+        asked = len(stand_in)
+        fed()
+        assert len(calls) == 9
+        assert len(stand_in) == asked > 0
 
 
 def test_a_cache_of_another_dtype_or_batch_does_as_ever(stand_in: list[Any]) -> None:

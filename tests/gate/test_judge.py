@@ -433,7 +433,7 @@ def test_what_was_timed_is_checked_again(invented):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gate, "compare", comparing)
         found = judged(build)
-    assert found.correct
+    assert not found.correct
     assert not found.faster
     assert "a timed result errs by" in found.reason
 

@@ -6,6 +6,7 @@ MLX's own, a cheap one a tenth.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -230,6 +231,9 @@ def taking(seconds: float, noise: float = 0.0, wrong: Callable[[], bool] = lambd
     return build
 
 
+GIVEN: Any = taking(0.5), DECODE, HOST, limits.Clock(math.inf), 0, 1 << 30
+
+
 def beside(build: Any, rival: Any) -> speed.Speed:
     given = build, DECODE, HOST, limits.Clock(300.0), 0, "", 1 << 30
     return speed.compare(*given, speed.Rival(rival, KNOWN))
@@ -288,6 +292,21 @@ def test_without_turns_what_serves_goes_on(
     made = accepted(DECODE.largest(), timing=found.timing)
     assert Verdict.from_json(made.to_json()) == made
     assert made.rank < KNOWN.rank
+    # Once it serves, for want of the other, what is faster than it in turns takes its place.
+    monkeypatch.setattr(limits.Clock, "check", lambda *_: None)
+    won = timing.Comparison((1.0,), (1.0,), 1.3, 1.2, 1.4)
+    monkeypatch.setattr(timing, "paired", lambda *_: won)
+    better = real(found, speed.Rival(done, made), *GIVEN, 1.0)
+    assert accepted(DECODE.largest(), timing=better.timing).rank > made.rank
+
+
+def test_turns_take_no_more_time_than_is_left(clock: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[float] = []
+    monkeypatch.setattr(limits.Clock, "left", 0.25)
+    monkeypatch.setattr(timing, "paired", lambda *asked: given.append(asked[3]))
+    found = speed.Speed(True, "faster")
+    speed._beside(found, speed.Rival(taking(0.6), KNOWN), *GIVEN, 60.0)
+    assert given == [pytest.approx(0.25 * (1 - speed.WARM))]
 
 
 def test_what_is_not_accepted_is_timed_beside_nothing(clock: None) -> None:
@@ -308,4 +327,5 @@ def test_a_wrong_answer_in_turns_is_noticed(clock: None) -> None:
 
     found = beside(taking(0.5, wrong=lambda: bool(begun)), rival)
     assert not found.faster
+    assert not found.correct, "or it would serve who asks for no speed"
     assert "a timed result errs by" in found.reason
