@@ -22,7 +22,7 @@ import mlx.core as mx
 
 from ..backends import Run
 from . import launches
-from .launches import TYPES, Source
+from .launches import TYPES, OwnKernel
 
 __all__ = ["CHANGES", "Fusing", "Heads", "Rope", "add_norm", "norm_rope"]
 
@@ -225,7 +225,7 @@ def _turned(heads: Heads, rope: Rope) -> mx.array:
 def _add_norm(backend: str, shape: tuple[int, ...], dtype: mx.Dtype, eps: float) -> Run:
     rows, _, width = shape
     threads = min(_THREADS, -(-width // (_EACH * _WIDTH)) * _WIDTH)
-    kernel = Source("add_norm", ("x", "y", "weight"), {"sum": shape, "normed": shape})
+    kernel = OwnKernel("add_norm", ("x", "y", "weight"), {"sum": shape, "normed": shape})
     numbers = {"N": width, "THREADS": threads, "EACH": -(-width // threads)}
     return kernel.on(backend, dtype, {"EPS": eps}, numbers, (threads * rows, 1), threads)
 
@@ -246,7 +246,7 @@ def _norm_rope(
     (batch, width), (q_first, of_q, k_first, of_k, size) = shape, places
     dims, pairs, base, scale = rope
     weights = ("q_weight", "k_weight") if eps else ()
-    kernel = Source(
+    kernel = OwnKernel(
         "norm_rope",
         ("whole", *weights, "offset", *(("freqs",) if given else ())),
         {"q_out": (batch, of_q, 1, size), "k_out": (batch, of_k, 1, size)},

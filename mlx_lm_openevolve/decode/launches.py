@@ -13,7 +13,7 @@ from ..backends import Run
 from ..kernels.kernel import Launch
 from ..kernels.spec import LaunchSpec
 
-__all__ = ["TYPES", "Source", "backend"]
+__all__ = ["TYPES", "OwnKernel", "backend"]
 
 TYPES = {mx.float32: "float32", mx.float16: "float16", mx.bfloat16: "bfloat16"}
 
@@ -25,7 +25,7 @@ def backend() -> str:
     return "metal" if mx.metal.is_available() else "cuda"
 
 
-class Source(NamedTuple):
+class OwnKernel(NamedTuple):
     """NAME.metal beside this file: its inputs, row-contiguous, its outputs' shapes, and which of
     them are words of 32 bits."""
 

@@ -27,7 +27,7 @@ from ..backends import Run
 from ..errors import BackendError
 from ..runtime.patch import MethodPatch
 from . import launches
-from .launches import TYPES, Source
+from .launches import TYPES, OwnKernel
 
 __all__ = ["StorePatch"]
 
@@ -186,13 +186,13 @@ def _kernel(
         return None
     width, groups = size * bits // 32, size // group
     outputs = {"words": (batch, 2 * heads, 1, width), "numbers": (batch, 4 * heads, 1, groups)}
-    source = Source("quantize", ("keys", "values"), outputs, words=("words",))
+    kernel = OwnKernel("quantize", ("keys", "values"), outputs, words=("words",))
     words = batch * 2 * heads * width
     constants = {"BITS": bits, "EACH": 32 // bits, "LANES": group * bits // 32, "WORDS": words}
     constants |= {"HK": heads, "D": size, "WIDTH": width, "GROUPS": groups}
     grid = -(-words // _THREADS) * _THREADS, 1
     try:
-        run = source.on(backend, dtype, {}, constants, grid, _THREADS)
+        run = kernel.on(backend, dtype, {}, constants, grid, _THREADS)
         return run if all(_same(run, pair, bits, group) for pair in _trials(shape, dtype)) else None
     except (BackendError, RuntimeError, ValueError):
         return None

@@ -51,14 +51,14 @@ def test_the_bits_are_those_of_mlx_s_own_kernel(
 
 
 def test_a_kernel_that_makes_other_bits_does_not_serve(stand_in: list[Any]) -> None:
-    make = store.Source.on
+    make = store.OwnKernel.on
 
     def wrong(*given: Any) -> Any:
         run = make(*given)
         return lambda arrays: [part + 1 for part in run(arrays)]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(store.Source, "on", wrong)
+        patch.setattr(store.OwnKernel, "on", wrong)
         assert store._kernel.__wrapped__("host", (1, 2, 1, 64), mx.float16, 4, 64) is None
     assert store._kernel.__wrapped__("host", (1, 2, 1, 64), mx.float16, 4, 64) is not None
 
@@ -80,7 +80,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
         return run
 
     monkeypatch.setattr(store, "launches", SimpleNamespace(backend=lambda: "host"))
-    monkeypatch.setattr(store.Source, "on", on)
+    monkeypatch.setattr(store.OwnKernel, "on", on)
     store._kernel.cache_clear()
     yield asked
     store._kernel.cache_clear()
