@@ -22,7 +22,6 @@ from typing import Any
 
 import mlx.core as mx
 from mlx.nn.layers.base import Module
-from mlx_lm.models.cache import QuantizedKVCache
 
 from ..kernels.verdict import ALL
 from ..runtime.holders import model_classes
@@ -370,7 +369,7 @@ class Steps:
             seen.layers[i] = self.layers[key]
             seen.methods.update(self.layers[key].methods)
         if seen.layers and ALL in seen.rows.values():
-            self._patches.setdefault(QuantizedKVCache, StorePatch()).install()
+            self._patches.setdefault(StorePatch, StorePatch()).install()
 
 
 def _arrays(layer: Any) -> list[int]:

@@ -21,7 +21,6 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from mlx_lm.models.cache import QuantizedKVCache
 
 from ..backends import Run
 from ..errors import BackendError
@@ -100,6 +99,9 @@ class StorePatch(MethodPatch):
     library put in its place before is called for every token."""
 
     def __init__(self) -> None:
+        # Not above: `run` loads this while mlx-lm loads its caches.
+        from mlx_lm.models.cache import QuantizedKVCache
+
         super().__init__(QuantizedKVCache, "update_and_fetch", self._stores, guards=True)
         self._known: weakref.WeakKeyDictionary[Any, _Store] = weakref.WeakKeyDictionary()
 
@@ -108,13 +110,13 @@ class StorePatch(MethodPatch):
         self._known.clear()  # from now on mlx-lm writes into the views
 
     def _stores(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        stores, patch = self._known, self
+        stores, patch, cls = self._known, self, self._cls
         home = getattr(original, "__module__", "")
-        alone = home == QuantizedKVCache.__module__ and not hasattr(original, "__wrapped__")
+        alone = home == cls.__module__ and not hasattr(original, "__wrapped__")
 
         def update_and_fetch(self: Any, keys: Any, values: Any) -> Any:
             # Another's wrapper may hold what was restored.
-            if not alone or type(self) is not QuantizedKVCache or not patch.installed:
+            if not alone or type(self) is not cls or not patch.installed:
                 return original(self, keys, values)
             store = stores.get(self)
             if store is None or not store.serves(self, keys, values):
