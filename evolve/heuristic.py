@@ -23,7 +23,7 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -134,9 +134,9 @@ class Scorer:
                 size = nodes(text)
                 names = frozenset(self.shapes[0].values)
                 whole = Expression(text, names, f"params.{param.name}.default", MAX_DEFAULT)
+                param = replace(param, default=whole)
                 fits = size <= MAX_NODES
-                values = [points.value(param, whole, shape) for shape in self.shapes if fits]
-                known = size, values
+                known = size, [points.value(param, shape) for shape in self.shapes if fits]
             except (KernelError, SyntaxError, ValueError, RecursionError):
                 known = 0, ()
             self._known[at, text] = known

@@ -16,6 +16,7 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ class Shape:
     values: Mapping[str, Value]
     us: Mapping[Setting, float]
 
-    @property
+    @cached_property
     def ran(self) -> dict[Setting, float]:
         """The settings that ran."""
         return {setting: us for setting, us in self.us.items() if us < math.inf}
@@ -54,8 +55,13 @@ class Shape:
     def share(self, setting: Setting) -> float:
         """The best measured time over that of a setting, 1 at most. One that was not measured
         counts as the slowest that was; one that did not run is 0."""
-        ran = self.ran.values()
-        return min(ran) / self.us.get(setting, max(ran))
+        least, most = self._ends
+        return least / self.us.get(setting, most)
+
+    @cached_property
+    def _ends(self) -> tuple[float, float]:
+        """The fastest time that was measured, and the slowest."""
+        return min(self.ran.values()), max(self.ran.values())
 
 
 def _contents(paths: Iterable[Path]) -> list[tuple[Path, Mapping[str, Any]]]:
@@ -137,16 +143,16 @@ def split(shapes: Sequence[Shape]) -> tuple[list[Shape], list[Shape]]:
 def choice(kernel: Kernel, defaults: Sequence[Expression], shape: Shape) -> Setting | None:
     """What default expressions, one for each of the kernel's params, choose at a shape; None where
     they give no value that the param has."""
-    values = [value(*pair, shape) for pair in zip(kernel.params, defaults, strict=True)]
+    pairs = zip(kernel.params, defaults, strict=True)
+    values = [value(replace(param, default=default), shape) for param, default in pairs]
     setting = tuple(value for value in values if value is not None)
     return setting if len(setting) == len(values) else None
 
 
-def value(param: Param, default: Expression, shape: Shape) -> int | None:
-    """What a param's default expression comes to at a shape; None where that is no value of the
-    param."""
+def value(param: Param, shape: Shape) -> int | None:
+    """What a param's default comes to at a shape; None where that is no value of the param."""
     try:
-        found = replace(param, default=default).chosen(shape.values)
+        found = param.chosen(shape.values)
     except KernelError:
         return None
     return found if found in param.values else None
