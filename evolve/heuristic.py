@@ -36,6 +36,7 @@ from mlx_lm_openevolve.kernels.expressions import MAX_DEFAULT, Expression
 from mlx_lm_openevolve.kernels.kernel import Kernel
 from mlx_lm_openevolve.kernels.lookup import named
 from mlx_lm_openevolve.kernels.registry import Registry
+from mlx_lm_openevolve.kernels.spec import Param
 
 from . import points
 from .config import LanguageModel, LlmConfig
@@ -86,11 +87,12 @@ class Scored:
 
 def parsed(kernel: Kernel, defaults: Defaults, shape: Shape) -> list[Expression]:
     """The expressions, checked. Raises KernelError."""
-    names = frozenset(shape.values)
-    return [
-        Expression(text, names, f"params.{param.name}.default", MAX_DEFAULT)
-        for param, text in zip(kernel.params, defaults, strict=True)
-    ]
+    pairs = zip(kernel.params, defaults, strict=True)
+    return [_expression(param, text, shape) for param, text in pairs]
+
+
+def _expression(param: Param, text: str, shape: Shape) -> Expression:
+    return Expression(text, frozenset(shape.values), f"params.{param.name}.default", MAX_DEFAULT)
 
 
 class Scorer:
@@ -132,9 +134,7 @@ class Scorer:
             param = self.kernel.params[at]
             try:
                 size = nodes(text)
-                names = frozenset(self.shapes[0].values)
-                whole = Expression(text, names, f"params.{param.name}.default", MAX_DEFAULT)
-                param = replace(param, default=whole)
+                param = replace(param, default=_expression(param, text, self.shapes[0]))
                 fits = size <= MAX_NODES
                 known = size, [points.value(param, shape) for shape in self.shapes if fits]
             except (KernelError, SyntaxError, ValueError, RecursionError):

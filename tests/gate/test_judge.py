@@ -819,7 +819,10 @@ def test_the_worker_is_told_what_serves(monkeypatch):
         raise GateTimeout("no time")
 
     monkeypatch.setattr(worker, "judge", judge)
-    sent = lambda task: worker._answer(json.loads(json.dumps(asdict(task))))  # noqa: E731
+
+    def sent(task):
+        return worker._answer(json.loads(json.dumps(asdict(task))))
+
     monkeypatch.setattr(worker, "_ask", sent)
     verdict = gate.verdict_of(naive(name="known"), {}, SMALL, HOST, gate.Judgement(), 0)
     for rival in (None, (naive(name="known"), verdict)):
