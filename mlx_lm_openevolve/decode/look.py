@@ -23,7 +23,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear
 
 from ..runtime.patch import swapping
-from .fused import CHANGES
+from .fusing import CHANGES
 from .writes import METHODS
 
 __all__ = [

@@ -22,7 +22,7 @@ from mlx.nn.layers.base import Module
 
 from ..errors import BackendError
 from ..runtime.patch import swapping
-from .fused import Fusing
+from .fusing import Fusing
 from .look import ATTENTION, Called, Part, Run, Seen, Trace, as_array, held, result, stock
 
 __all__ = ["Split", "kernels_of", "kind", "wholes"]
