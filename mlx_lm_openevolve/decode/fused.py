@@ -3,6 +3,8 @@
     h = x + y;  rms_norm(h)               -> add_norm.metal   h and its norm
     rope(rms_norm(q)), rope(rms_norm(k))  -> norm_rope.metal  both, normed where they are, from the
                                              product that holds them: no views of it are made
+    the k largest of softmax(x)           -> route.metal      of a token's experts
+    (y * scores).sum(-2)                  -> mix.metal        what they returned
 
 On the CPU MLX's own operations stand for the kernels.
 """
@@ -20,14 +22,24 @@ from ..backends import Run
 from . import launches
 from .launches import OwnKernel
 
-__all__ = ["LEAST", "STOCK", "Heads", "Rope", "add_norm", "norm_rope"]
+__all__ = ["LEAST", "STOCK", "Heads", "Rope", "add_norm", "mix", "norm_rope", "route"]
 
 _WIDTH = 32
 _EACH = 4  # numbers of a row that a thread takes, at least
 _THREADS = 1024  # of a row at most
+_MIXED = 128  # threads that share a threadgroup and nothing else
 LEAST = 8  # numbers of an array: of fewer Metal makes another address space
 # Below what is put over them during a trace.
-STOCK: Any = SimpleNamespace(rms_norm=mx.fast.rms_norm, rope=mx.fast.rope, put=mx.array.__setitem__)
+STOCK: Any = SimpleNamespace(
+    rms_norm=mx.fast.rms_norm,
+    rope=mx.fast.rope,
+    softmax=mx.softmax,
+    argpartition=mx.argpartition,
+    take_along_axis=mx.take_along_axis,
+    sum=mx.sum,
+    stop_gradient=mx.stop_gradient,
+    put=mx.array.__setitem__,
+)
 
 
 class Heads(NamedTuple):
@@ -81,6 +93,30 @@ def norm_rope(q: Heads, k: Heads, rope: Rope) -> tuple[mx.array, mx.array]:
     run = _norm_rope(backend, shape, dtype, places, eps, rope[:4], varied, bool(freqs))
     made_q, made_k = run([q.whole, *weights, rope.offset, *freqs])
     return made_q, made_k
+
+
+def route(x: mx.array, k: int, first: bool) -> tuple[mx.array, mx.array, mx.array]:
+    """Of softmax(x [.., E]) the k largest, the largest first or last: where they are, as uint32,
+    what they are, and each over their sum, all [.., k]. E <= 1024."""
+    backend = launches.backend()
+    if not backend:
+        scores = STOCK.softmax(x, -1, precise=True)
+        kth, part = (k - 1, slice(k)) if first else (-k, slice(-k, None))
+        indices = STOCK.argpartition(-scores if first else scores, kth)[..., part]
+        scores = STOCK.take_along_axis(scores, indices, -1)
+        return indices, scores, scores / STOCK.sum(scores, -1, keepdims=True)
+    indices, scores, shares = _route(backend, x.shape, x.dtype, k, first)([x])
+    return indices, scores, shares
+
+
+def mix(y: mx.array, scores: mx.array) -> mx.array:
+    """The sum [.., N] of y [.., K, N] times scores [.., K, 1] over K."""
+    backend = launches.backend()
+    if not backend:
+        out: mx.array = STOCK.sum(mx.multiply(y, scores), -2)
+        return out
+    (made,) = _mix(backend, y.shape, y.dtype)([y, scores])
+    return made
 
 
 def _turned(heads: Heads, rope: Rope) -> mx.array:
@@ -139,3 +175,23 @@ def _norm_rope(
         lines += ["const float freqs[1] = {1.0f};"]
     grid = _WIDTH * (of_q + of_k), batch
     return kernel.on(backend, dtype, constants, numbers, grid, _WIDTH, lines)
+
+
+@functools.lru_cache(64)
+def _route(backend: str, shape: tuple[int, ...], dtype: mx.Dtype, k: int, first: bool) -> Run:
+    *rows, width = shape
+    made = (*rows, k)
+    outputs = {"indices": made, "scores": made, "shares": made}
+    kernel = OwnKernel("route", ("logits",), outputs, words=("indices",))
+    threads = -(-width // _WIDTH) * _WIDTH
+    numbers = {"E": width, "K": k, "FIRST": first, "THREADS": threads}
+    return kernel.on(backend, dtype, {}, numbers, (threads, math.prod(rows)), threads)
+
+
+@functools.lru_cache(64)
+def _mix(backend: str, shape: tuple[int, ...], dtype: mx.Dtype) -> Run:
+    *rows, k, width = shape
+    kernel = OwnKernel("mix", ("y", "scores"), {"out": (*rows, width)})
+    threads = min(_MIXED, -(-width // _WIDTH) * _WIDTH)
+    grid = -(-width // threads) * threads, math.prod(rows)
+    return kernel.on(backend, dtype, {}, {"K": k, "N": width}, grid, threads)

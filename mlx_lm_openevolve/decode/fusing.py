@@ -8,22 +8,23 @@ then takes its place; who read it before that has read the same.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 
 from .fused import LEAST, STOCK, Heads, Rope, add_norm, norm_rope
+from .known import CHANGES, Known
 from .launches import TYPES
+from .routing import Routing
 
-__all__ = ["CHANGES", "Fusing"]
+__all__ = ["Fusing"]
 
 _SWAPPED = ((0, 2, 1, 3), ((0, 2, 1, 3),), ([0, 2, 1, 3],))  # axes, as transpose takes them
-# What changes an array in place.
-CHANGES = (
-    "__setitem__", "__iadd__", "__isub__", "__imul__", "__imatmul__", "__itruediv__",
-    "__ifloordiv__", "__imod__", "__ipow__", "__ilshift__", "__irshift__", "__iand__", "__ior__",
-    "__ixor__",
-)  # fmt: skip
+
+
+class _Sum(NamedTuple):
+    x: mx.array
+    y: mx.array
 
 
 class Fusing:
@@ -31,10 +32,8 @@ class Fusing:
     holder, a name and a function that is called with the original before its arguments."""
 
     def __init__(self) -> None:
-        # By the id of a result, which is held with them, so that no two have one id: the operands
-        # of a sum; what heads are made of, first of all the place of a product's part in a whole.
-        self._sums: dict[int, tuple[mx.array, mx.array, mx.array]] = {}
-        self._heads: dict[int, tuple[mx.array, Heads]] = {}
+        # Sums, and what heads are made of, first of all the place of a product's part in a whole.
+        self._known = Known()
         self._turned: tuple[mx.array, Heads, Rope] | None = None
         self.places: list[tuple[Any, str, Callable[..., Any]]] = [
             (mx.array, "__add__", self._add),
@@ -44,34 +43,29 @@ class Fusing:
             (mx.fast, "rms_norm", self._norm),
             (mx.fast, "rope", self._rope),
             *((mx.array, name, self._changed) for name in CHANGES),
+            *Routing().places,
         ]
 
     def part(self, part: mx.array, whole: mx.array, first: int) -> None:
         """Say that a product [B, 1, n] stands in the rows of a whole from a number on."""
         if part.ndim == 3 and part.shape[1] == 1 and part.dtype in TYPES:
-            self._heads[id(part)] = part, Heads(whole, first, 1, part.shape[2])
+            self._known.note(part, Heads(whole, first, 1, part.shape[2]))
 
     def _changed(self, original: Any, x: mx.array, *given: Any) -> Any:
-        """What was seen so far may have been made of it, or be it."""
-        self._sums.clear()
-        self._heads.clear()
+        self._known.clear()
         self._turned = None
         return original(x, *given)
 
     def _add(self, original: Any, x: mx.array, y: Any) -> Any:
         out = original(x, y)
         if isinstance(y, mx.array) and x.shape == y.shape == out.shape and x.dtype == y.dtype:
-            self._sums[id(out)] = out, x, y
+            self._known.note(out, _Sum(x, y))
         return out
 
-    def _known(self, x: mx.array) -> Heads | None:
-        found = self._heads.get(id(x))
-        return found[1] if found else None
-
     def _reshape(self, original: Any, x: mx.array, *shape: Any, **named: Any) -> Any:
-        out, heads = original(x, *shape, **named), self._known(x)
+        out, heads = original(x, *shape, **named), self._known.of(x, Heads)
         if heads is not None and x.ndim == 3 and out.ndim == 4 and out.shape[:2] == x.shape[:2]:
-            self._heads[id(out)] = out, heads._replace(heads=out.shape[2], size=out.shape[3])
+            self._known.note(out, heads._replace(heads=out.shape[2], size=out.shape[3]))
         return out
 
     def _transpose(self, original: Any, x: mx.array, *axes: Any, **named: Any) -> Any:
@@ -82,28 +76,28 @@ class Fusing:
 
     def _view(self, out: mx.array, x: mx.array, swapped: bool) -> mx.array:
         """Axes 1 and 2 of heads, of which one is 1 long: their numbers stay in their order."""
-        heads = self._known(x)
+        heads = self._known.of(x, Heads)
         if heads is not None and swapped and x.ndim == 4:
-            self._heads[id(out)] = out, heads
+            self._known.note(out, heads)
         return out
 
     def _norm(self, original: Any, *args: Any, **named: Any) -> Any:
         if named or len(args) != 3 or not _fits(*args):
             return original(*args, **named)
         x, weight, eps = args
-        known = self._sums.get(id(x))
+        known = self._known.of(x, _Sum)
         if known is not None and x.ndim == 3 and x.shape[1] == 1:
-            del self._sums[id(x)]
-            both, normed = add_norm(known[1], known[2], weight, eps)
+            self._known.drop(x)
+            both, normed = add_norm(*known, weight, eps)
             STOCK.put(x, ..., both)
             return normed
-        out, heads = original(x, weight, eps), self._known(x)
+        out, heads = original(x, weight, eps), self._known.of(x, Heads)
         if heads is not None and heads.norm is None and x.ndim == 4:
-            self._heads[id(out)] = out, heads._replace(norm=(weight, eps))
+            self._known.note(out, heads._replace(norm=(weight, eps)))
         return out
 
     def _rope(self, original: Any, a: mx.array, dims: int, **named: Any) -> Any:
-        out, heads = original(a, dims, **named), self._known(a)
+        out, heads = original(a, dims, **named), self._known.of(a, Heads)
         first, self._turned = self._turned, None
         offset = named.get("offset")
         if named.keys() - {*Rope._fields} or not isinstance(offset, mx.array) or heads is None:

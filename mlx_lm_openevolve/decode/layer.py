@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,10 +10,12 @@ from typing import Any
 
 import mlx.core as mx
 from mlx.nn.layers.base import Module
+from mlx_lm.models.switch_layers import QuantizedSwitchLinear
 
 from ..kernels.verdict import ALL, COMPILED
 from .look import PRODUCTS, Part, Unsplittable, held, look
 from .merge import Merged, alike, release
+from .routing import UNSORTED
 from .split import Split, kernels_of, kind, wholes
 from .writes import Writes
 
@@ -161,11 +164,20 @@ class Layer:
             for merged in self.merged if joins else ():
                 merged.product(mx.zeros((*x.shape[:-1], merged.width), x.dtype))
             parts = self._parts if joins else {}
-            kernels = kernels_of(seen, parts)
-            mine = self._run, key, way, x.dtype, *kind(layer.modules(), seen, parts, kernels)
+            kernels, unsorted = kernels_of(seen, parts), False
+            if fuses and seen.sorts and not any(map(_needs_sorted, layer.modules())):
+                plain = look(layer, self._run, x, offset, masked, UNSORTED)
+                experts = [c for c in plain.calls if isinstance(c[0], QuantizedSwitchLinear)]
+                for module, given in experts:
+                    module(*given)  # for a route of such rows
+                found = kernels_of(plain, parts)
+                unsorted = all(id(module) in found for module, _ in experts)
+                seen, kernels = (plain, found) if unsorted else (seen, kernels)
+            modules = layer.modules()
+            mine = self._run, key, way, unsorted, x.dtype, *kind(modules, seen, parts, kernels)
             split = next((split for other, split in self._known if _equal(other, mine)), None)
             if split is None:
-                split = Split(layer, self._run, seen, parts, kernels, x, offset, fuses)
+                split = Split(layer, self._run, seen, parts, kernels, x, offset, fuses, unsorted)
                 self._known.append((mine, split))
             self.splits[key] = split, held(wholes(parts))
         except BaseException as error:  # stand-ins are no arrays: a layer may do anything to them
@@ -204,6 +216,12 @@ class Layer:
 def stand(methods: Mapping[type, Any]) -> bool:
     """Whether classes' `__call__`s are what they were."""
     return all(cls.__call__ == method for cls, method in methods.items())
+
+
+def _needs_sorted(module: Any) -> bool:
+    """Whether it is told that rows are sorted, and is none whose products kernels make."""
+    told = "sorted_indices" in inspect.signature(type(module).__call__).parameters
+    return told and type(module) is not QuantizedSwitchLinear
 
 
 def _equal(a: Any, b: Any) -> bool:

@@ -23,7 +23,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear
 
 from ..runtime.patch import swapping
-from .fusing import CHANGES
+from .known import CHANGES
 from .writes import METHODS
 
 __all__ = [
@@ -101,10 +101,11 @@ class AttentionCall(NamedTuple):
 
 class Seen(NamedTuple):
     """What one run of a layer on stand-ins has shown. calls: each call of a layer of PRODUCTS, with
-    its arguments, in their order."""
+    its arguments, in their order; sorts: a product of them takes rows sorted by expert."""
 
     attention: AttentionCall
     calls: list[tuple[Any, tuple[Any, ...]]]
+    sorts: bool
 
     def together(self) -> list[list[Any]]:
         """The layers that were called once, and with the very same input, two or more together."""
@@ -276,12 +277,23 @@ class Trace:
         raise Unsplittable("attention is called by another name")
 
 
-def look(layer: Any, run: Run, x: mx.array, offset: int | mx.array, masked: bool) -> Seen:
-    """Run a layer on stand-ins, for an x [B, 1, D] and an offset like these. Nothing is computed,
-    and the layer is as it was. Raises Unsplittable, and whatever the layer raises on stand-ins."""
+def look(
+    layer: Any,
+    run: Run,
+    x: mx.array,
+    offset: int | mx.array,
+    masked: bool,
+    others: Sequence[Place] = (),
+) -> Seen:
+    """Run a layer on stand-ins, for an x [B, 1, D] and an offset like these; others: as Trace's.
+    Nothing is computed, and the layer is as it was. Raises Unsplittable, and whatever the layer
+    raises on stand-ins."""
     calls: list[tuple[Any, Any]] = []  # holds each input, so that no two have one id
+    sorts = False
 
     def called(original: Run, module: Any, *given: Any, **named: Any) -> Any:
+        nonlocal sorts
+        sorts = sorts or bool(named.get("sorted_indices"))
         calls.append((module, given))
         return stock(original)(module, *given, **named)
 
@@ -290,7 +302,7 @@ def look(layer: Any, run: Run, x: mx.array, offset: int | mx.array, masked: bool
         calls.clear()
         return [a.dtype for a in (*parts, trace.after(x, offset, masked, result(parts)))]
 
-    trace = Trace(layer, run, called)
+    trace = Trace(layer, run, called, others)
     x = mx.zeros(x.shape, x.dtype)
     with _untouched(layer):
         found = dtypes(as_array(offset))
@@ -298,7 +310,7 @@ def look(layer: Any, run: Run, x: mx.array, offset: int | mx.array, masked: bool
         if isinstance(offset, int) and dtypes(1) != found:
             raise Unsplittable("an offset that is an array gives it other dtypes")
     assert trace.attention is not None
-    return Seen(trace.attention, calls)
+    return Seen(trace.attention, calls, sorts)
 
 
 @contextlib.contextmanager

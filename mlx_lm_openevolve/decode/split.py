@@ -24,6 +24,7 @@ from ..errors import BackendError
 from ..runtime.patch import swapping
 from .fusing import Fusing
 from .look import ATTENTION, Called, Part, Run, Seen, Trace, as_array, held, result, stock
+from .routing import UNSORTED
 
 __all__ = ["Split", "kernels_of", "kind", "wholes"]
 
@@ -96,8 +97,8 @@ class Split:
     """The two halves of a layer, `first` and `last`, compiled for an x and an offset like these,
     and for all layers of its kind. parts: by the id of each layer whose product is made together
     with others, where it is found; kernels: by the id of a layer, what makes its product; fuses:
-    with the kernels of fused.py. Raises what the layer raises where it is traced: it may evaluate
-    an array."""
+    with the kernels of fused.py; unsorted: rows of experts stay as they come. Raises what the layer
+    raises where it is traced: it may evaluate an array."""
 
     __slots__ = ("_fixed", "_joints", "_own", "_space", "after", "before", "first", "last", "pick")
 
@@ -111,6 +112,7 @@ class Split:
         x: mx.array,
         offset: int | mx.array,
         fuses: bool,
+        unsorted: bool,
     ) -> None:
         self._space, self._fixed, masked = seen.attention
         modules = layer.modules()
@@ -138,6 +140,8 @@ class Split:
 
             def product(original: Run, module: Any, key: int, *given: Any, **named: Any) -> Any:
                 kernel = kernels.get(key)
+                if unsorted:
+                    named.pop("sorted_indices", None)
                 if kernel is not None:
                     with contextlib.suppress(BackendError, ValueError):  # no kernel while tracing
                         return kernel(module, *given, **named)
@@ -168,7 +172,8 @@ class Split:
                     for (module, key), array in filled:
                         dict.__setitem__(module, key, array)
                     fusing = fusing or Fusing()
-                    others = fusing.places if fuses else ()
+                    others = fusing.places if fuses else []
+                    others = others + UNSORTED if unsorted else others
                     return run_half(Trace(twin, run, called(fusing), others))
                 finally:
                     for (module, key), _ in filled:

@@ -41,7 +41,7 @@ KINDS = ("kernel", "rewriting", STEP, "settings")
 ALL, MERGED, COMPILED = "compiled-merged-fused", "compiled-merged", "compiled"
 WAYS = (ALL, MERGED, COMPILED)
 # Raised when old verdicts on steps should not count, as a family's version is for its own.
-STEP_VERSION = 1
+STEP_VERSION = 2
 
 
 def gate_version(op: str) -> str:

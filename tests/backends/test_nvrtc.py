@@ -86,7 +86,10 @@ def test_the_kernels_of_whole_steps_compile(
         rope = 64, varied, base, 0.5
         plain[1]("cuda", (2, 2560), dtype, places, eps, rope, varied, base is None)
     store._kernel.__wrapped__("cuda", (2, 4, 1, 96), dtype, 4, 32)
-    assert len(launches) == 4
+    for first in (False, True):
+        fused._route.__wrapped__("cuda", (2, 1, 130), dtype, 6, first)
+    fused._mix.__wrapped__("cuda", (2, 1, 6, 96), dtype)
+    assert len(launches) == 7
     for launch in launches:
         kind = launch.outputs[-1][2]
         dtypes = dict.fromkeys(launch.spec.inputs, kind)

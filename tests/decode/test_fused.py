@@ -1,4 +1,4 @@
-"""Sums with norms, and norms with rotations, made by one launch: right."""
+"""What one launch makes together is what MLX's own operations make."""
 
 from __future__ import annotations
 
@@ -102,8 +102,66 @@ def test_heads_in_mlx_s_own_operations() -> None:
         assert mx.allclose(fused._turned(of, rope), want, atol=1e-6)
 
 
+@needs_clang
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("rows", "width", "k"), [((1, 1), 4, 2), ((8, 1), 128, 8), ((3,), 1000, 1), ((2, 1), 33, 33)]
+)
+def test_the_largest_of_a_softmax(
+    rows: tuple[int, ...], width: int, k: int, dtype: mx.Dtype, first: bool
+) -> None:
+    """As a stable sort orders them; in bfloat16 many are equal."""
+    x = drawn(0, *rows, width, dtype=dtype, by=2.0)
+    indices, scores, shares = fused.route(x, k, first)
+    every = mx.softmax(x, -1, precise=True)
+    numbers = np.array(every.astype(mx.float32))
+    order = np.argsort(-numbers if first else numbers, -1, kind="stable")
+    want = mx.array(order[..., :k] if first else order[..., -k:])
+    assert indices.dtype == mx.uint32
+    if dtype != mx.float32:  # there an exponential's last bit decides on what is next to equal
+        assert mx.array_equal(indices, want)
+    assert close(scores, mx.take_along_axis(every, want, -1))
+    assert close(mx.take_along_axis(every, indices, -1), scores)
+    exact = scores.astype(mx.float32)
+    assert close(shares, (exact / exact.sum(-1, keepdims=True)).astype(dtype))
+
+
+@needs_clang
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf"), 0.0])
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_experts_are_experts_whatever_is_computed(
+    number: float, everywhere: bool, first: bool
+) -> None:
+    """Each once, none beyond the last: a matrix is read where an index says."""
+    x = drawn(0, 2, 1, 40)
+    x[..., slice(None) if everywhere else 7] = number
+    indices, scores, _ = fused.route(x, 6, first)
+    for row in indices.reshape(-1, 6).tolist():
+        assert len({*row}) == 6
+        assert max(row) < 40
+    want = mx.isnan(mx.softmax(x, -1, precise=True)).any(-1)
+    assert mx.array_equal(mx.isnan(scores).all(-1), want)
+
+
+@needs_clang
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 1, 2, 5), (8, 1, 8, 2050), (3, 1, 64)])
+def test_what_experts_return_is_added_up(shape: tuple[int, ...], dtype: mx.Dtype) -> None:
+    y, scores = drawn(0, *shape, dtype=dtype), drawn(1, *shape[:-1], 1, dtype=dtype)
+    want = (y.astype(mx.float32) * scores.astype(mx.float32)).sum(-2).astype(dtype)
+    assert close(fused.mix(y, scores), want)
+
+
 def test_verdicts_on_steps_are_about_these_kernels() -> None:
     """Whoever changes one raises STEP_VERSION: what was accepted with the old text is void."""
     folder = Path(fused.__file__).parent
-    texts = [(folder / f"{name}.metal").read_bytes() for name in ("add_norm", "norm_rope")]
-    assert (STEP_VERSION, hashlib.sha256(b"".join(texts)).hexdigest()[:12]) == (1, "7da5857136dc")
+    texts = [
+        (folder / f"{name}.metal").read_bytes()
+        for name in ("add_norm", "mix", "norm_rope", "route")
+    ]
+    assert (STEP_VERSION, hashlib.sha256(b"".join(texts)).hexdigest()[:12]) == (2, "533f526006d3")

@@ -18,6 +18,7 @@ import pytest
 from mlx_lm.models import base
 from mlx_lm.models.base import scaled_dot_product_attention
 from mlx_lm.models.cache import BatchKVCache, KVCache
+from routes import Routes
 
 from mlx_lm_openevolve.decode import look
 from mlx_lm_openevolve.decode.steps import Steps
@@ -257,22 +258,6 @@ def test_layers_of_one_kind_share_their_halves() -> None:
         found = decode(model)
     assert same(found, decode(model))
     assert not same(found, stock)
-
-
-class Routes:
-    """A router that has one kernel for all."""
-
-    def __init__(self, call: Any) -> None:
-        self.routes, self.off, self.computes, self.call = dict[Any, Any](), [], True, call
-        self.met = None
-
-    def on_cpu(self) -> bool:
-        return False
-
-    def route(self, key: Any, described: Any, arrays: Any) -> Any:
-        return self.routes.setdefault(
-            key, SimpleNamespace(call=self.call, substitute=None, hits=0, fallbacks=0)
-        )
 
 
 @pytest.mark.parametrize("traced", [True, False])

@@ -1,0 +1,306 @@
+"""The routing of experts is found in layers, and nothing else is; their rows stay as they come."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import architectures
+import mlx.core as mx
+import mlx.nn as nn
+import pytest
+from mlx_lm.models import switch_layers
+from mlx_lm.models.switch_layers import QuantizedSwitchLinear
+from rounding import close, drawn
+from routes import Routes
+
+from mlx_lm_openevolve.bench.worker import empty_cache
+from mlx_lm_openevolve.decode import routing
+from mlx_lm_openevolve.decode.look import in_place
+from mlx_lm_openevolve.decode.steps import Steps
+from mlx_lm_openevolve.decode.structure import slug, structure
+from mlx_lm_openevolve.kernels.verdict import ALL, MERGED
+from mlx_lm_openevolve.ops.linear import experts
+from mlx_lm_openevolve.runtime.patch import MethodPatch, installed
+
+
+@contextlib.contextmanager
+def counted() -> Iterator[list[str]]:
+    """What kernels are asked for, by name, in a list that grows."""
+    calls: list[str] = []
+
+    def through(name: str) -> Any:
+        original = getattr(routing, name)
+        return lambda *args: calls.append(name) or original(*args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("route", "mix"):
+            patch.setattr(routing, name, through(name))
+        yield calls
+
+
+def watched(run: Any) -> tuple[list[str], list[mx.array]]:
+    """What is made by kernels while `run` is watched, and what comes of it."""
+    with counted() as calls, in_place(routing.Routing().places):
+        made = run()
+    return calls, made
+
+
+X = drawn(0, 2, 1, 16)
+
+
+def softmax(x: mx.array = X) -> mx.array:
+    return mx.softmax(x, axis=-1, precise=True)
+
+
+def chosen(gates: mx.array) -> mx.array:
+    return mx.argpartition(gates, kth=-4, axis=-1)[..., -4:]
+
+
+def negated(gates: mx.array) -> mx.array:
+    return -gates
+
+
+def scored(gates: mx.array, indices: mx.array) -> mx.array:
+    return mx.take_along_axis(gates, indices, axis=-1)
+
+
+def qwen() -> list[mx.array]:
+    gates = softmax()
+    indices = mx.stop_gradient(chosen(gates))
+    scores = scored(gates, indices)
+    scores /= mx.sum(scores, axis=-1, keepdims=True)
+    return [indices, scores]
+
+
+def largest_first() -> list[mx.array]:
+    gates = mx.softmax(X, axis=-1)
+    indices = mx.stop_gradient(mx.argpartition(-gates, kth=3, axis=-1)[..., :4])
+    return [indices, scored(gates, indices)]
+
+
+def divided() -> list[mx.array]:
+    gates = mx.softmax(X, -1, precise=True)
+    indices = mx.argpartition(gates, -4)[..., -4:]
+    scores = mx.take_along_axis(gates, indices, 2)
+    return [indices, scores / scores.sum(axis=-1, keepdims=True)]
+
+
+def taken_twice() -> list[mx.array]:
+    gates = softmax()
+    indices = chosen(gates)
+    first, second = scored(gates, indices), scored(gates, indices)
+    first /= first.sum(-1, keepdims=True)
+    return [indices, first, second]
+
+
+def plus_a_little() -> list[mx.array]:
+    gates = softmax()
+    indices = chosen(gates)
+    scores = scored(gates, indices)
+    return [indices, scores / (scores.sum(-1, keepdims=True) + 1e-3)]
+
+
+def of_other_scores() -> list[mx.array]:
+    gates = softmax()
+    indices = chosen(gates)
+    biased = gates + 1
+    return [indices, scored(biased, indices)]
+
+
+def of_another_sum() -> list[mx.array]:
+    gates = softmax()
+    indices = chosen(gates)
+    a, b = scored(gates, indices), scored(gates, indices)
+    b *= 2.0
+    return [indices, a / b.sum(-1, keepdims=True), a / a.sum(-2, keepdims=True)]
+
+
+def found(made: list[mx.array]) -> list[mx.array]:
+    """In the order of the experts: argpartition promises none."""
+    order = mx.argsort(made[0], -1)
+    return [mx.take_along_axis(a, order, -1) for a in made]
+
+
+@pytest.mark.parametrize(
+    "way",
+    [qwen, largest_first, divided, taken_twice, plus_a_little, of_other_scores, of_another_sum],
+)
+def test_a_routing_is_one_launch(way: Any) -> None:
+    calls, made = watched(way)
+    assert calls == ["route"]
+    for ours, theirs in zip(found(made), found(way()), strict=True):
+        assert close(ours, theirs) if ours.dtype == mx.float32 else mx.array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        lambda: [mx.argpartition(softmax(), kth=-4)[..., :4]],  # the smallest
+        lambda: [mx.argpartition(softmax(), kth=-4)[..., -3:]],
+        lambda: [mx.argpartition(softmax(), kth=-4)[..., -4]],
+        lambda: [mx.argpartition(softmax(), kth=3)[..., :4]],
+        lambda: [mx.argpartition(-softmax(), kth=-4)[..., -4:]],
+        lambda: [mx.argpartition(-negated(softmax()), kth=3)[..., :4]],
+        lambda: [chosen(softmax() + 1)],
+        lambda: [chosen(X)],
+        lambda: [chosen(mx.softmax(X, axis=0))],
+        lambda: [chosen(mx.softmax(X))],  # over all of it
+        lambda: [chosen(mx.softmax(X.astype(mx.float16), axis=-1))],  # in half precision
+        lambda: [mx.argpartition(softmax(), kth=-1, axis=0)[..., -1:]],
+        lambda: [chosen(mx.softmax(drawn(0, 1, 1, 1025), axis=-1))],
+    ],
+)
+def test_other_choices_are_mlx_s_own(way: Any) -> None:
+    calls, made = watched(way)
+    assert calls == []
+    assert mx.array_equal(made[0], way()[0])
+
+
+@pytest.mark.parametrize("which", ["gates", "scores"])
+def test_what_is_changed_in_place_counts_as_it_is_then(which: str) -> None:
+    def run() -> list[mx.array]:
+        gates = softmax()
+        if which == "gates":
+            gates[..., 3] = 2.0
+        indices = chosen(gates)
+        scores = scored(gates, indices)
+        if which == "scores":
+            scores *= 3.0
+        total = scores.sum(-1, keepdims=True)
+        return [indices, scores, scores / total, total]
+
+    calls, made = watched(run)
+    assert calls == (["route"] if which == "scores" else [])
+    for ours, theirs in zip(found(made[:3]), found(run()[:3]), strict=True):
+        assert mx.allclose(ours, theirs)
+
+
+def test_sums_of_products_with_scores() -> None:
+    y, scores = drawn(0, 2, 1, 4, 16), drawn(1, 2, 1, 4)
+    for way in (
+        lambda: [(y * scores[..., None]).sum(axis=-2).astype(y.dtype)],
+        lambda: [mx.sum(y * mx.expand_dims(scores, -1), 2)],
+    ):
+        calls, made = watched(way)
+        assert calls == ["mix"]
+        assert mx.allclose(made[0], way()[0])
+    for other in (
+        lambda: [(y * scores[..., None]).sum(axis=-1)],
+        lambda: [(y * scores[..., None]).sum()],
+        lambda: [(y * scores[..., None]).sum(axis=-2, keepdims=True)],
+        lambda: [(y * scores[..., :1, None]).sum(axis=-2)],
+        lambda: [(y * scores.astype(mx.float16)[..., None]).sum(axis=-2)],
+        lambda: [(y * y).sum(axis=-2)],
+        lambda: [(y * 2).sum(axis=-2)],
+        lambda: [(y * scores[..., None] + 1).sum(axis=-2)],
+    ):
+        calls, made = watched(other)
+        assert calls == []
+        assert mx.array_equal(made[0], other()[0])
+
+
+@pytest.mark.parametrize("name", ["qwen3_moe", "olmoe", "deepseek"])
+def test_what_is_fused_in_a_model(name: str) -> None:
+    model = architectures.build(name)
+    steps = Steps({slug(structure(model), 1): ALL})
+    with installed([steps]), counted() as calls:
+        cache = empty_cache(model, 1)
+        for _ in range(2):
+            mx.eval(model(mx.array([[1]]), cache=cache))
+    assert {*calls} == {"route", "mix"}
+
+
+ROWS = 32  # of two experts each: so many that mlx-lm sorts them
+
+
+def decode(model: Any) -> list[mx.array]:
+    cache, made = empty_cache(model, ROWS), []
+    for i in range(3):
+        tokens = mx.arange(i, i + ROWS).reshape(ROWS, 1)
+        made.append(model(tokens, cache=cache))
+        mx.eval(made)
+    return made
+
+
+@contextlib.contextmanager
+def kernels(serves: Any) -> Iterator[list[int]]:
+    """Products of experts from a kernel, where `serves` says so of indices; how many axes these
+    had, call by call."""
+    axes: list[int] = []
+
+    def product(x: mx.array, indices: mx.array, *weights: mx.array) -> mx.array:
+        axes.append(indices.ndim)
+        if not serves(indices):
+            raise ValueError("no kernel of such rows")
+        kind: Any = {"transpose": True, "group_size": 32, "bits": 4}
+        return mx.gather_qmm(x, *weights, rhs_indices=indices, **kind)
+
+    def wrap(original: Any) -> Any:
+        return experts.wrap(original, Routes(product))
+
+    patch = MethodPatch(QuantizedSwitchLinear, "__call__", wrap, guards=True)
+    patch.install()
+    try:
+        yield axes
+    finally:
+        patch.restore()
+
+
+@pytest.fixture
+def model() -> Any:
+    model = architectures.build("qwen3_moe")
+    nn.quantize(model, 32, 4)  # type: ignore[attr-defined]
+    model.eval()
+    return model
+
+
+@pytest.mark.parametrize(
+    ("way", "serves", "last"),
+    [
+        (ALL, lambda _: True, 3),
+        (ALL, lambda _: False, 3),  # not while tracing: by MLX's own product, and right
+        (MERGED, lambda _: True, 1),
+    ],
+)
+def test_rows_of_experts_stay_as_they_come_where_kernels_find_them(
+    way: str, serves: Any, last: int, model: Any
+) -> None:
+    stock = decode(model)
+    steps = Steps({slug(structure(model), ROWS): way})
+    with kernels(serves) as axes, installed([steps]):
+        made = decode(model)
+        assert steps.info()[structure(model)]["compiled"] == 2
+    assert all(mx.allclose(a, b, atol=1e-4) for a, b in zip(made, stock, strict=True))
+    assert axes[0] == 1
+    assert axes[-1] == last
+
+
+def test_rows_are_sorted_for_mlx_s_own_products(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is told that they are."""
+    sorts, original = [], switch_layers._gather_sort
+    monkeypatch.setattr(
+        switch_layers, "_gather_sort", lambda *given: sorts.append(1) or original(*given)
+    )
+    stock = decode(model)
+    with installed([Steps({slug(structure(model), ROWS): ALL})]):
+        sorts.clear()
+        assert all(map(mx.array_equal, decode(model), stock))
+    assert len(sorts) > 2 * 2
+
+
+def test_rows_stay_sorted_for_experts_that_are_not_packed(model: Any) -> None:
+    """They are told that they are, and would take them by it."""
+    mlp = model.layers[0].mlp.switch_mlp
+    plain = switch_layers.SwitchLinear(
+        mlp.down_proj.input_dims, mlp.down_proj.output_dims, 4, False
+    )
+    for layer in model.layers:
+        layer.mlp.switch_mlp.down_proj = plain
+    model.eval()
+    stock = decode(model)
+    with kernels(lambda *_: True), installed([Steps({slug(structure(model), ROWS): ALL})]):
+        assert all(map(mx.allclose, decode(model), stock))
