@@ -22,7 +22,7 @@ from ..backends import Run
 from . import launches
 from .launches import OwnKernel
 
-__all__ = ["LEAST", "STOCK", "Heads", "Rope", "add_norm", "mix", "norm_rope", "route"]
+__all__ = ["LEAST", "STOCK", "Heads", "Rope", "Routed", "add_norm", "mix", "norm_rope", "route"]
 
 _WIDTH = 32
 _EACH = 4  # numbers of a row that a thread takes, at least
@@ -95,18 +95,28 @@ def norm_rope(q: Heads, k: Heads, rope: Rope) -> tuple[mx.array, mx.array]:
     return made_q, made_k
 
 
-def route(x: mx.array, k: int, first: bool) -> tuple[mx.array, mx.array, mx.array]:
-    """Of softmax(x [.., E]) the k largest, the largest first or last: where they are, as uint32,
-    what they are, and each over their sum, all [.., k]. E <= 1024."""
+class Routed(NamedTuple):
+    """To which experts a token goes: where the k largest of a softmax are, as uint32, what they
+    are, and each over their sum, all [.., k]; twice: the indices, and then the same plus the number
+    of experts, [.., 2 k]."""
+
+    indices: mx.array
+    scores: mx.array
+    shares: mx.array
+    twice: mx.array
+
+
+def route(x: mx.array, k: int, first: bool) -> Routed:
+    """The k largest of softmax(x [.., E]), the largest first or last. E <= 1024."""
     backend = launches.backend()
-    if not backend:
-        scores = STOCK.softmax(x, -1, precise=True)
-        kth, part = (k - 1, slice(k)) if first else (-k, slice(-k, None))
-        indices = STOCK.argpartition(-scores if first else scores, kth)[..., part]
-        scores = STOCK.take_along_axis(scores, indices, -1)
-        return indices, scores, scores / STOCK.sum(scores, -1, keepdims=True)
-    indices, scores, shares = _route(backend, x.shape, x.dtype, k, first)([x])
-    return indices, scores, shares
+    if backend:
+        return Routed(*_route(backend, x.shape, x.dtype, k, first)([x]))
+    scores = STOCK.softmax(x, -1, precise=True)
+    kth, part = (k - 1, slice(k)) if first else (-k, slice(-k, None))
+    indices = STOCK.argpartition(-scores if first else scores, kth)[..., part]
+    scores = STOCK.take_along_axis(scores, indices, -1)
+    shares = scores / STOCK.sum(scores, -1, keepdims=True)
+    return Routed(indices, scores, shares, mx.concatenate([indices, indices + x.shape[-1]], -1))
 
 
 def mix(y: mx.array, scores: mx.array) -> mx.array:
@@ -181,8 +191,8 @@ def _norm_rope(
 def _route(backend: str, shape: tuple[int, ...], dtype: mx.Dtype, k: int, first: bool) -> Run:
     *rows, width = shape
     made = (*rows, k)
-    outputs = {"indices": made, "scores": made, "shares": made}
-    kernel = OwnKernel("route", ("logits",), outputs, words=("indices",))
+    outputs = {"indices": made, "scores": made, "shares": made, "twice": (*rows, 2 * k)}
+    kernel = OwnKernel("route", ("logits",), outputs, words=("indices", "twice"))
     threads = -(-width // _WIDTH) * _WIDTH
     numbers = {"E": width, "K": k, "FIRST": first, "THREADS": threads}
     return kernel.on(backend, dtype, {}, numbers, (threads, math.prod(rows)), threads)

@@ -35,6 +35,7 @@ class Fusing:
         # Sums, and what heads are made of, first of all the place of a product's part in a whole.
         self._known = Known()
         self._turned: tuple[mx.array, Heads, Rope] | None = None
+        self.routing = Routing()
         self.places: list[tuple[Any, str, Callable[..., Any]]] = [
             (mx.array, "__add__", self._add),
             (mx.array, "reshape", self._reshape),
@@ -43,7 +44,7 @@ class Fusing:
             (mx.fast, "rms_norm", self._norm),
             (mx.fast, "rope", self._rope),
             *((mx.array, name, self._changed) for name in CHANGES),
-            *Routing().places,
+            *self.routing.places,
         ]
 
     def part(self, part: mx.array, whole: mx.array, first: int) -> None:

@@ -40,7 +40,7 @@ STEPS = 20
 MULTIPLE = 1.5
 # What float32 itself leaves open, of a model that is in float32.
 _ROUNDING = 1e-6
-_CHUNK = 2048  # of a prompt, as mlx-lm reads it
+_CHUNK = 2048  # tokens of a prompt that are read at once, of all sequences
 _SHORT = 64  # tokens of the prompt after which logits and caches are compared
 _WARM, _SAME = 0.1, 0.4  # of the seconds: warming up, and stock against itself
 # Steps last milliseconds: what a chain's ends cost is little, and of short ones more fit, between
@@ -158,8 +158,10 @@ def _decode(
 
 def _prefilled(model: Any, cache: list[Any], prompt: mx.array) -> mx.array:
     """The greedy token after a prompt [B, L], which the cache then holds."""
-    for i in range(0, prompt.shape[1], _CHUNK):
-        last = model(prompt[:, i : i + _CHUNK], cache=cache)[:, -1]
+    # MLX's CUDA gather launches no more than 65535 rows, of which experts make several a token.
+    chunk = max(1, _CHUNK // prompt.shape[0])
+    for i in range(0, prompt.shape[1], chunk):
+        last = model(prompt[:, i : i + chunk], cache=cache)[:, -1]
         mx.eval(last, [_arrays(c.state) for c in cache])
     return mx.argmax(last, -1)
 

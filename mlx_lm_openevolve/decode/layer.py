@@ -13,7 +13,7 @@ from mlx.nn.layers.base import Module
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear
 
 from ..kernels.verdict import ALL, COMPILED
-from .look import PRODUCTS, Part, Unsplittable, held, look
+from .look import PRODUCTS, Part, Seen, Unsplittable, held, look
 from .merge import Merged, alike, release
 from .routing import UNSORTED
 from .split import Split, kernels_of, kind, wholes
@@ -156,23 +156,22 @@ class Layer:
         try:
             seen = look(layer, self._run, x, offset, masked)
             way = self.rows[key[0]]
-            joins, fuses = way != COMPILED, way == ALL
+            joins, fuses, unsorted = way != COMPILED, way == ALL, False
             if joins and not self.merged:
                 # What a kernel serves stays separate: its verdict is about its own shape.
-                served = kernels_of(seen, {})
-                self._merge(layer, [[m for m in g if id(m) not in served] for g in seen.together()])
+                served, groups = kernels_of(seen, {}), [g for g, _ in seen.together()]
+                self._merge(layer, [[m for m in g if id(m) not in served] for g in groups])
             for merged in self.merged if joins else ():
-                merged.product(mx.zeros((*x.shape[:-1], merged.width), x.dtype))
-            parts = self._parts if joins else {}
-            kernels, unsorted = kernels_of(seen, parts), False
-            if fuses and seen.sorts and not any(map(_needs_sorted, layer.modules())):
-                plain = look(layer, self._run, x, offset, masked, UNSORTED)
-                experts = [c for c in plain.calls if isinstance(c[0], QuantizedSwitchLinear)]
-                for module, given in experts:
-                    module(*given)  # for a route of such rows
-                found = kernels_of(plain, parts)
-                unsorted = all(id(module) in found for module, _ in experts)
-                seen, kernels = (plain, found) if unsorted else (seen, kernels)
+                if not isinstance(merged.product, QuantizedSwitchLinear):
+                    merged.product(mx.zeros((*x.shape[:-1], merged.width), x.dtype))
+            own = self._parts.items() if joins else ()
+            parts = {key: part for key, part in own if not part.of_experts}
+            kernels = kernels_of(seen, parts)
+            if fuses and not any(map(_needs_sorted, layer.modules())):
+                plain = look(layer, self._run, x, offset, masked, UNSORTED) if seen.sorts else seen
+                found = self._experts(layer, plain, parts)
+                if found is not None:
+                    unsorted, seen, (parts, kernels) = seen.sorts, plain, found
             modules = layer.modules()
             mine = self._run, key, way, unsorted, x.dtype, *kind(modules, seen, parts, kernels)
             split = next((split for other, split in self._known if _equal(other, mine)), None)
@@ -189,6 +188,30 @@ class Layer:
                 self._remember(layer)
             text = str(error).partition("\n")[0]
             self.reason = text if known else f"{type(error).__name__}: {text}"
+
+    def _experts(
+        self, layer: Any, seen: Seen, parts: dict[int, Part]
+    ) -> tuple[dict[int, Part], dict[int, Run]] | None:
+        """With experts' rows as they come, where kernels make all their products: the parts, gate
+        and up of one product where that has a kernel as well, and the kernels."""
+        calls = [call for call in seen.calls if isinstance(call[0], QuantizedSwitchLinear)]
+        for group, given in seen.together():
+            proven = getattr(type(group[0]).__call__, "proven", None)
+            apart = not any(id(module) in self._parts for module in group)
+            if len(given) > 1 and apart and proven and proven(group[0], *given, len(group)):
+                self._merge(layer, [group])
+        for module, given in calls:  # for routes of such rows
+            module(*given)
+            part = self._parts.get(id(module))
+            if part is not None:
+                part.product(*part.given(given))
+        own = {id(module): self._parts.get(id(module)) for module, _ in calls}
+        found = kernels_of(seen, {key: part for key, part in own.items() if part})
+        joined = {key: part for key, part in own.items() if part and id(part.product) in found}
+        parts = parts | joined
+        kernels = kernels_of(seen, parts)
+        made = [id(joined[id(m)].product) if id(m) in joined else id(m) for m, _ in calls]
+        return (parts, kernels) if calls and kernels.keys() >= {*made} else None
 
     def _merge(self, layer: Any, groups: Sequence[Sequence[Any]]) -> None:
         self._forget()  # views take the place of what is watched

@@ -11,6 +11,7 @@ import contextlib
 import copy
 import inspect
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
@@ -107,24 +108,35 @@ class Seen(NamedTuple):
     calls: list[tuple[Any, tuple[Any, ...]]]
     sorts: bool
 
-    def together(self) -> list[list[Any]]:
-        """The layers that were called once, and with the very same input, two or more together."""
-        groups: dict[int, list[Any]] = {}
+    def together(self) -> list[tuple[list[Any], tuple[Any, ...]]]:
+        """The layers that were called once, and with the very same input, two or more together, and
+        this input; experts with the same indices, which take one row of x each."""
+        groups: dict[tuple[int, ...], tuple[list[Any], tuple[Any, ...]]] = {}
+        often = Counter(id(module) for module, _ in self.calls)
         for module, given in self.calls:
-            if len(given) == 1:
-                groups.setdefault(id(given[0]), []).append(module)
-        often = [id(module) for module, _ in self.calls]
-        once = ([m for m in group if often.count(id(m)) == 1] for group in groups.values())
-        return [group for group in once if len(group) > 1]
+            shared = len(given) == 1 or given[0].shape[-3:-1] == (1, 1)
+            if often[id(module)] == 1 and shared:
+                groups.setdefault(tuple(map(id, given)), ([], given))[0].append(module)
+        return [group for group in groups.values() if len(group[0]) > 1]
 
 
 class Part(NamedTuple):
-    """One of several products that are made as one: its place between `ends` in what `product`
-    returns."""
+    """One of several products that are made as one. Its place in what `product` returns: between
+    `ends`, the last numbers of all but the last; of layers of experts, these are experts, and each
+    part is as long as another."""
 
     product: Any
     ends: list[int]
     place: int
+
+    @property
+    def of_experts(self) -> bool:
+        return isinstance(self.product, QuantizedSwitchLinear)
+
+    def given(self, given: tuple[Any, ...]) -> tuple[Any, ...]:
+        """What the product takes where the part takes x, and the indices of experts [.., k]."""
+        x, *indices = given
+        return x, *(mx.concatenate([i + first for first in (0, *self.ends)], -1) for i in indices)
 
 
 # called(original, layer, *arguments) is what the product of a layer returns while it is traced.

@@ -1,6 +1,7 @@
 """Merged products: layers that take the same input become one product, and its parts.
 
     q_proj, k_proj, v_proj --joined--> one weight [Nq + Nk + Nv, K], one product, split
+    gate_proj, up_proj of E experts --joined--> one weight [2 E, N, K], of twice as many experts
 
 The joined arrays own the memory; what the separate layers hold becomes views of their rows. So a
 model's parameters are what they were: they can be saved, loaded over, packed and adapted, and long
@@ -18,6 +19,7 @@ from typing import Any
 import mlx.core as mx
 from mlx.nn.layers.linear import Linear
 from mlx.nn.layers.quantized import QuantizedLinear
+from mlx_lm.models.switch_layers import QuantizedSwitchLinear
 
 __all__ = ["Merged", "alike", "release"]
 
@@ -25,6 +27,7 @@ __all__ = ["Merged", "alike", "release"]
 _KEYS: dict[Any, set[str]] = {
     Linear: {"weight", "bias"},
     QuantizedLinear: {"weight", "scales", "biases", "bias"},
+    QuantizedSwitchLinear: {"weight", "scales", "biases", "bias"},
 }
 _PACKING = ("bits", "group_size", "mode")
 # Bytes that MLX may keep of what was let go: to give back each layer's by itself takes time.
@@ -50,8 +53,8 @@ def alike(modules: Iterable[Any]) -> list[list[Any]]:
 
 
 class Merged:
-    """The products of several layers as one: `product`, a layer that takes `width` numbers, and
-    whose result is split at `ends`."""
+    """The products of several layers as one: `product`, a layer that takes `width` numbers; where
+    its outputs, or its experts, were those of another layer: `ends`."""
 
     def __init__(self, modules: Sequence[Any]) -> None:
         """Join what the modules hold, and put views in its place. Raises what `mx.eval` raises,

@@ -4,6 +4,7 @@
 //
 // As MLX does, a softmax is rounded to T before it is compared. Its numbers are not negative: the
 // bits of a float stand in their order, NaN above all, so each thread finds a place of its own.
+// twice: the indices, and then the same of the second half of 2 E experts.
 threadgroup float parts[32];
 threadgroup uint keys[E];
 threadgroup float chosen[K];
@@ -37,6 +38,8 @@ for (uint j = 0; j < E; ++j) {
 const uint place = FIRST ? larger : K - 1 - larger;
 if (i < E && larger < K) {
   indices[row * K + place] = i;
+  twice[2 * row * K + place] = i;
+  twice[2 * row * K + K + place] = i + E;
   scores[row * K + place] = T(score);
   chosen[place] = score;
 }

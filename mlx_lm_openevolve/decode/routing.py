@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 from mlx_lm.models import switch_layers
 
-from .fused import STOCK, mix, route
+from .fused import STOCK, Routed, mix, route
 from .known import CHANGES, Known
 from .launches import TYPES
 
@@ -37,12 +37,11 @@ class _Parted(NamedTuple):
     part: slice
 
 
-class _Routed(NamedTuple):
-    """Indices of experts, of these scores."""
+class _Chosen(NamedTuple):
+    """Indices of experts."""
 
     softmax: _Softmax
-    scores: mx.array
-    shares: mx.array
+    routed: Routed
 
 
 class _Scores(NamedTuple):
@@ -116,27 +115,33 @@ class Routing:
         parted = self._known.of(x, _Parted)
         if parted is None or type(key) is not tuple or key != (..., parted.part):
             return original(x, key)
-        indices, scores, shares = route(parted.softmax.of, parted.k, parted.softmax.negative)
-        self._known.note(indices, _Routed(parted.softmax, scores, shares))
-        return indices
+        routed = route(parted.softmax.of, parted.k, parted.softmax.negative)
+        self._known.note(routed.indices, _Chosen(parted.softmax, routed))
+        return routed.indices
 
     def _stop_gradient(self, original: Run, x: mx.array, *args: Any, **named: Any) -> Any:
-        out, routed = original(x, *args, **named), self._known.of(x, _Routed)
-        if routed is not None:
-            self._known.note(out, routed)
+        out, chosen = original(x, *args, **named), self._known.of(x, _Chosen)
+        if chosen is not None:
+            self._known.note(out, chosen)
         return out
 
     def _take_along_axis(
         self, original: Run, a: mx.array, indices: mx.array, *args: Any, **named: Any
     ) -> Any:
-        routed = self._known.of(indices, _Routed)
-        axis, _ = _read(args, named, axis=None, stream=None)
-        if routed is None or a is not routed.softmax.scores or axis not in (-1, a.ndim - 1):
+        chosen = self._known.of(indices, _Chosen)
+        (axis,) = _read(args, named, axis=None)
+        if chosen is None or a is not chosen.softmax.scores or axis not in (-1, a.ndim - 1):
             return original(a, indices, *args, **named)
         # Of its own: scores may be changed in place.
-        scores = STOCK.stop_gradient(routed.scores)
-        self._known.note(scores, _Scores(routed.shares))
+        scores = STOCK.stop_gradient(chosen.routed.scores)
+        self._known.note(scores, _Scores(chosen.routed.shares))
         return scores
+
+    def of_both(self, indices: mx.array, experts: int) -> mx.array | None:
+        """Indices [.., k], and then the same plus so many experts, where a launch has made both."""
+        chosen = self._known.of(indices, _Chosen)
+        known = chosen is not None and chosen.softmax.of.shape[-1] == experts
+        return chosen.routed.twice if chosen is not None and known else None
 
     def _sum(self, original: Run, x: mx.array, *args: Any, **named: Any) -> Any:
         axis, keepdims = _read(args, named, axis=None, keepdims=False)

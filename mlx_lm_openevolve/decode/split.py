@@ -70,9 +70,9 @@ def kernels_of(seen: Seen, parts: Mapping[int, Part]) -> dict[int, Run]:
     found: dict[int, Run] = {}
     for module, given in seen.calls:
         part = parts.get(id(module))
-        asked = module if part is None else part.product
+        asked, taken = (module, given) if part is None else (part.product, part.given(given))
         served = getattr(type(asked).__call__, "served", None)
-        kernel = served(asked, *given[:2]) if served is not None else None
+        kernel = served(asked, *taken) if served is not None else None
         if kernel is not None:
             found[id(asked)] = kernel
     return found
@@ -136,7 +136,7 @@ class Split:
                 dict.__setitem__(module, key, None)
 
         def called(fusing: Fusing) -> Called:
-            made: dict[int, tuple[Any, Any]] = {}
+            made: dict[int, tuple[Any, list[mx.array]]] = {}
 
             def product(original: Run, module: Any, key: int, *given: Any, **named: Any) -> Any:
                 kernel = kernels.get(key)
@@ -149,21 +149,29 @@ class Split:
 
             def call(original: Run, module: Any, *given: Any, **named: Any) -> Any:
                 key = twins.get(id(module), 0)
-                part = parts_of.get(key)
+                part = parts.get(key)
                 if part is None:
                     return product(original, module, key, *given, **named)
-                whole, ends, place = part
-                x, outs = made.get(whole, (None, None))
-                if x is not given[0]:
-                    outs = product(original, products[whole], whole, *given)
-                    made[whole] = given[0], mx.split(outs, ends, axis=-1)
-                    for its, first in zip(made[whole][1], (0, *ends), strict=True):
-                        fusing.part(its, outs, first)
-                return made[whole][1][place]
+                of, outs = made.get(id(part.product), ((), []))
+                if [*map(id, of)] != [*map(id, given)]:
+                    outs = split_of(original, part, given)
+                    made[id(part.product)] = given, outs
+                return outs[part.place]
+
+            def split_of(original: Run, part: Part, given: tuple[Any, ...]) -> list[mx.array]:
+                whole, ends = products[id(part.product)], part.ends
+                if len(given) == 1:
+                    out = product(original, whole, id(part.product), *given)
+                    outs: list[mx.array] = [*mx.split(out, ends, axis=-1)]
+                    for its, first in zip(outs, (0, *ends), strict=True):
+                        fusing.part(its, out, first)
+                    return outs
+                both = fusing.routing.of_both(given[1], ends[0]) if len(ends) == 1 else None
+                taken = part.given(given) if both is None else (given[0], both)
+                out = product(original, whole, id(part.product), *taken)
+                return [*mx.split(out, len(ends) + 1, axis=-3)]
 
             return call
-
-        parts_of = {key: (id(part.product), part.ends, part.place) for key, part in parts.items()}
 
         def half(arrays: Any, fusing: Fusing | None, run_half: Callable[[Trace], Any]) -> Any:
             filled = [*zip([*slots, *joined], arrays, strict=True)]

@@ -203,6 +203,10 @@ class Router(Protocol):
         """`routes` has this under `key`."""
         ...
 
+    def proven(self, workload: Any) -> bool:
+        """Whether a stored verdict lets a kernel serve such a call."""
+        ...
+
     def refuse(self, reason: str) -> None:
         """Count a call that is left to the original."""
         ...
@@ -306,6 +310,11 @@ class Op(ABC, Generic[B, W]):
         """Arguments with which a built kernel runs for the first time, taking next to no memory,
         and what is wrong with its answer ("" where nothing is). given: what the first call hands
         over, all of it or what the family's replacement says; () without one."""
+
+    def joined(self, workload: W, times: int) -> W | None:
+        """What so many calls with one input are where compiled layers make one of them, though each
+        may have a kernel; None where they stay apart."""
+        return None
 
     def substitute(self, workload: W) -> Call | None:
         """What serves a call without a kernel where the original itself cannot run on this

@@ -103,6 +103,10 @@ class Router:
                 self.routes.clear()
             self.routes[key] = route
 
+    def proven(self, workload: Workload) -> bool:
+        """Whether a stored verdict lets a kernel serve such a call."""
+        return self.planner.stored(workload.bucket()) is not None
+
     def _build(self, exact: Workload, plan: Plan, arrays: tuple[Any, ...]) -> Route:
         if plan.kernel is None or plan.verdict is None:
             return Route(plan, plan.reason)

@@ -6,6 +6,7 @@ time, whatever the length. So the code that will generate says itself which shap
 
 from __future__ import annotations
 
+import operator
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -57,17 +58,30 @@ class _Recorder:
         self.tokens = 1
         self.step = False  # whether what is counted is a step of one sequence
         self._calls, self._alone = calls, alone
+        self._last: Any = None  # the inputs of the call before
 
     def route(self, key: Any, described: Workload | str, arrays: Sequence[Any]) -> Route:
         if not isinstance(described, str):
-            bucket = described.bucket()
-            self._calls[bucket] += 1 / self.tokens
-            if self.step:
-                self._alone.add(bucket)
+            self._count(described)
+            # Gate and up of experts, in a step.
+            last, self._last = self._last, arrays[:2]
+            if self.tokens == ONE and last is not None and all(map(operator.is_, last, arrays)):
+                joined = self.op.joined(described, 2)
+                if joined is not None:
+                    self._count(joined)
         return Route(None, "")
+
+    def _count(self, workload: Workload) -> None:
+        bucket = workload.bucket()
+        self._calls[bucket] += 1 / self.tokens
+        if self.step:
+            self._alone.add(bucket)
 
     def keep(self, key: Any, route: Any) -> None:
         pass
+
+    def proven(self, workload: Workload) -> bool:
+        return False
 
     def refuse(self, reason: str) -> None:
         pass

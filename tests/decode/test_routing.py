@@ -212,38 +212,40 @@ def test_what_is_fused_in_a_model(name: str) -> None:
     assert {*calls} == {"route", "mix"}
 
 
-ROWS = 32  # of two experts each: so many that mlx-lm sorts them
+ROWS, EXPERTS = 32, 4  # of which each takes two: so many rows that mlx-lm sorts them
 
 
-def decode(model: Any) -> list[mx.array]:
-    cache, made = empty_cache(model, ROWS), []
+def decode(model: Any, rows: int = ROWS) -> list[mx.array]:
+    cache, made = empty_cache(model, rows), []
     for i in range(3):
-        tokens = mx.arange(i, i + ROWS).reshape(ROWS, 1)
+        tokens = mx.arange(i, i + rows).reshape(rows, 1)
         made.append(model(tokens, cache=cache))
         mx.eval(made)
     return made
 
 
 @contextlib.contextmanager
-def kernels(serves: Any) -> Iterator[list[int]]:
-    """Products of experts from a kernel, where `serves` says so of indices; how many axes these
-    had, call by call."""
-    axes: list[int] = []
+def kernels(
+    serves: Any = lambda w: w.experts == EXPERTS, *, traced: bool = True
+) -> Iterator[list[tuple[int, ...]]]:
+    """Products of experts from a kernel, where `serves` says so of a workload; traced: also in
+    compiled layers; the shapes of indices, call by call."""
+    shapes: list[tuple[int, ...]] = []
 
     def product(x: mx.array, indices: mx.array, *weights: mx.array) -> mx.array:
-        axes.append(indices.ndim)
-        if not serves(indices):
-            raise ValueError("no kernel of such rows")
+        shapes.append(indices.shape)
+        if not traced:
+            raise ValueError("no kernel while tracing")
         kind: Any = {"transpose": True, "group_size": 32, "bits": 4}
         return mx.gather_qmm(x, *weights, rhs_indices=indices, **kind)
 
     def wrap(original: Any) -> Any:
-        return experts.wrap(original, Routes(product))
+        return experts.wrap(original, Routes(product, serves))
 
     patch = MethodPatch(QuantizedSwitchLinear, "__call__", wrap, guards=True)
     patch.install()
     try:
-        yield axes
+        yield shapes
     finally:
         patch.restore()
 
@@ -257,24 +259,24 @@ def model() -> Any:
 
 
 @pytest.mark.parametrize(
-    ("way", "serves", "last"),
+    ("way", "traced", "last"),
     [
-        (ALL, lambda _: True, 3),
-        (ALL, lambda _: False, 3),  # not while tracing: by MLX's own product, and right
-        (MERGED, lambda _: True, 1),
+        (ALL, True, 3),
+        (ALL, False, 3),  # by MLX's own product, and right
+        (MERGED, True, 1),
     ],
 )
 def test_rows_of_experts_stay_as_they_come_where_kernels_find_them(
-    way: str, serves: Any, last: int, model: Any
+    way: str, traced: bool, last: int, model: Any
 ) -> None:
     stock = decode(model)
     steps = Steps({slug(structure(model), ROWS): way})
-    with kernels(serves) as axes, installed([steps]):
+    with kernels(traced=traced) as shapes, installed([steps]):
         made = decode(model)
         assert steps.info()[structure(model)]["compiled"] == 2
     assert all(mx.allclose(a, b, atol=1e-4) for a, b in zip(made, stock, strict=True))
-    assert axes[0] == 1
-    assert axes[-1] == last
+    assert len(shapes[0]) == 1
+    assert len(shapes[-1]) == last
 
 
 def test_rows_are_sorted_for_mlx_s_own_products(
@@ -302,5 +304,43 @@ def test_rows_stay_sorted_for_experts_that_are_not_packed(model: Any) -> None:
         layer.mlp.switch_mlp.down_proj = plain
     model.eval()
     stock = decode(model)
-    with kernels(lambda *_: True), installed([Steps({slug(structure(model), ROWS): ALL})]):
+    with kernels(), installed([Steps({slug(structure(model), ROWS): ALL})]):
         assert all(map(mx.allclose, decode(model), stock))
+
+
+@pytest.mark.parametrize("rows", [1, ROWS])
+@pytest.mark.parametrize("way", [ALL, MERGED])
+def test_gate_and_up_are_one_product_where_that_is_proven(way: str, rows: int, model: Any) -> None:
+    """And their weights views of its, until the patch is off."""
+
+    def weights() -> list[mx.array]:
+        mlps = [layer.mlp.switch_mlp for layer in model.layers]
+        return [a + 0 for mlp in mlps for m in (mlp.gate_proj, mlp.up_proj) for a in m.values()]
+
+    stock, before = decode(model, rows), weights()
+    mx.eval(before)
+    steps = Steps({slug(structure(model), rows): way})
+    with kernels(lambda _: True) as shapes, installed([steps]):
+        made = decode(model, rows)
+        merged = [m.product for layer in steps.layers.values() for m in layer.merged]
+        joined = [product for product in merged if isinstance(product, QuantizedSwitchLinear)]
+        assert [product.num_experts for product in joined] == [2 * EXPERTS] * 2 * (way == ALL)
+        assert ((rows, 1, 4) in shapes) is (way == ALL)
+        assert mx.array_equal(mx.stack(made), mx.stack(decode(model, rows)))
+        assert all(map(mx.array_equal, weights(), before))
+    assert all(mx.allclose(a, b, atol=1e-4) for a, b in zip(made, stock, strict=True))
+    assert all(map(mx.array_equal, weights(), before))
+    assert all(map(mx.array_equal, decode(model, rows), stock))
+
+
+def test_gate_and_up_are_two_products_of_rows_that_no_kernel_serves_together(model: Any) -> None:
+    """Of one sequence they are one, in the same process."""
+    stock = {rows: decode(model, rows) for rows in (1, ROWS)}
+    steps = Steps({slug(structure(model), n): ALL for n in stock})
+    few = kernels(lambda w: w.experts == EXPERTS or w.rows <= 4)
+    with few as shapes, installed([steps]):
+        for rows, want in stock.items():
+            shapes.clear()
+            made = decode(model, rows)
+            assert all(mx.allclose(a, b, atol=1e-4) for a, b in zip(made, want, strict=True))
+            assert ((rows, 1, 4) in shapes) is (rows == 1)

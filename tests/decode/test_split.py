@@ -234,7 +234,9 @@ def test_keys_are_stored_as_they_are_at_the_update() -> None:
 def test_what_one_run_shows() -> None:
     layer, x = Layer(), mx.zeros((1, 1, WIDTH))
     seen = look.look(layer, Layer.__call__, x, 7, masked=False)
-    assert seen.together() == [[layer.q, layer.k, layer.v]]
+    ((group, (given,)),) = seen.together()
+    assert group == [layer.q, layer.k, layer.v]
+    assert given.shape == x.shape
     assert seen.attention.fixed == {"scale": 0.25}
     assert seen.attention.space is globals()
     assert scaled_dot_product_attention is base.scaled_dot_product_attention

@@ -132,6 +132,10 @@ def test_products_of_packed_weights_are_met_with_their_rows(shape: str, bits: st
                 assert expert in calls
                 if rows == 8:
                     assert calls[expert] >= products * config["num_hidden_layers"] * head / 2
+        # What compiled layers make of gate and up, of steps alone.
+        wide = {b: n for b, n in calls.items() if b.experts == 256}
+        assert {(b.rows, b.n, b.k) for b in wide} == {(rows, 768, hidden) for rows in (16, 64)}
+        assert max(wide.values()) >= config["num_hidden_layers"] * head / 2
 
 
 def test_a_generation_meets_the_products_that_were_traced(tiny_model: Any) -> None:

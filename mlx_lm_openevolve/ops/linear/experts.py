@@ -12,11 +12,12 @@ from typing import Any
 
 import mlx.core as mx
 
-from ...errors import BackendError
+from ...errors import BackendError, WorkloadError
 from ..base import ON_CPU, Call, Route, Router
-from .call import Weights, kernel_of, new_route
+from .call import Weights, describe, kernel_of, new_route
+from .workload import Workload
 
-__all__ = ["wrap"]
+__all__ = ["joined", "wrap"]
 
 _UINT32 = mx.uint32
 _LAYER = ("mlx_lm.models.switch_layers", "QuantizedSwitchLinear")
@@ -77,8 +78,25 @@ def wrap(original: Callable[..., Any], router: Router) -> Callable[..., Any]:
         call = kernel_of(router, layers, key, layer, x)
         return None if call is None else functools.partial(_product, call)
 
+    def proven(layer: Any, x: mx.array, indices: mx.array, times: int) -> bool:
+        """Whether a kernel may serve a layer of so many times as many experts, of which each row of
+        x takes so many times as many."""
+        described = None if router.off or router.on_cpu() else describe(layer, x, indices)
+        wide = joined(described, times) if isinstance(described, Workload) else None
+        return wide is not None and router.proven(wide)
+
     product.served = served  # type: ignore[attr-defined]
+    product.proven = proven  # type: ignore[attr-defined]
     return product
+
+
+def joined(w: Workload, times: int) -> Workload | None:
+    """The product of so many layers of experts as one; None for too many rows, or no experts."""
+    try:
+        wide = w.exact(length=times * w.length, experts=times * w.experts)
+        return wide if w.experts else None
+    except WorkloadError:
+        return None
 
 
 def _product(

@@ -51,6 +51,9 @@ class LinearOp(Op[Bucket, Workload]):
         of_experts = "indices" in inspect.signature(original).parameters
         return experts.wrap(original, router) if of_experts else call.wrap(original, router)
 
+    def joined(self, workload: Workload, times: int) -> Workload | None:
+        return experts.joined(workload, times)
+
     def exact(self, original: Call) -> Callable[..., Any]:
         return call.in_float32(original)
 
