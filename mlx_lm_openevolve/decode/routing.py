@@ -161,7 +161,9 @@ class Routing:
         total = self._known.of(y, _Total)
         if total is None or total.scores is not x:
             return original(x, y)
-        self._known.clear()
+        # Of what else is known nothing was made of them.
+        self._known.drop(x)
+        self._known.drop(y)
         STOCK.put(x, ..., total.shares)
         return x
 

@@ -134,6 +134,19 @@ def test_a_routing_is_one_launch(way: Any) -> None:
         assert close(ours, theirs) if ours.dtype == mx.float32 else mx.array_equal(ours, theirs)
 
 
+@pytest.mark.parametrize("way", [qwen, largest_first, divided])
+def test_indices_of_twice_as_many_experts_come_along(way: Any) -> None:
+    """Without a launch of their own; of as many as the softmax was over."""
+    found = routing.Routing()
+    with in_place(found.places):
+        indices, *_ = way()
+    both = found.of_both(indices, 16)
+    assert both is not None
+    assert mx.array_equal(both, mx.concatenate([indices, indices + 16], -1))
+    assert found.of_both(indices, 17) is None
+    assert found.of_both(indices + 0, 16) is None
+
+
 @pytest.mark.parametrize(
     "way",
     [
