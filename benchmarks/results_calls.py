@@ -254,7 +254,7 @@ def overhead_gpu() -> Table:
     return Table(header, rows, [OVERHEAD_GPU.caption()])
 
 
-SANITIZER = Source("h100-sanitizer.json", "python benchmarks/sanitizer.py")
+SANITIZER = Source("h200-sanitizer.json", "python benchmarks/sanitizer.py")
 
 
 def sanitizer() -> Table:
