@@ -196,6 +196,10 @@ def test_the_shadowed_sitecustomize_runs_and_ours_does_nothing_without_its_varia
         "import mlx_lm.models.base; print('mlx_lm_openevolve' in sys.modules)"
     )
     for active in (True, False):
+        if not active:  # another of that name, which loads in no time
+            (tmp_path / "mlx_lm" / "models").mkdir(parents=True)
+            (tmp_path / "mlx_lm" / "models" / "base.py").touch()
+            (tmp_path / "mlx_lm" / "__init__.py").touch()
         env = {**os.environ, "PYTHONPATH": str(tmp_path)}
         before = os.environ.get("PYTHONPATH")
         os.environ["PYTHONPATH"] = str(tmp_path)
