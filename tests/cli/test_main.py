@@ -246,16 +246,6 @@ def test_standard_streams_may_be_closed(closed: str, home: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_the_module_runs_as_a_program() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "mlx_lm_openevolve", "status", "--json"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert "mlx_lm" in json.loads(done.stdout)
-
-
 def test_unknown_commands_end_with_code_2(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["nonsense"])
