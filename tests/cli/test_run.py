@@ -135,7 +135,7 @@ def test_a_script_keeps_its_exit_code_and_its_children_are_patched(
     """Also the child, which looks for the module first and loads it later; JSON is the last line
     of standard output, and nothing is left in the temporary folder."""
     (tmp_path / "tmp").mkdir()
-    env = {**os.environ, "TMPDIR": str(tmp_path / "tmp"), "MLX_LM_OPENEVOLVE_OPS": "attention"}
+    env = {**os.environ, "TMPDIR": str(tmp_path / "tmp")}
     done = start("--json", *HOST, script, "parent", "--verbose", env=env)
     assert done.returncode == 7
     *printed, last = done.stdout.splitlines()
@@ -491,10 +491,16 @@ def test_the_line_says_which_families_are_off_and_why() -> None:
     assert session.summary(found) == "no layer compiled (no verdict)"
 
 
-def test_a_variable_that_names_no_family_stops_no_command(script: Path, proven: None) -> None:
-    done = start(*HOST, script, "alone", env={**os.environ, "MLX_LM_OPENEVOLVE_OPS": "nonsense"})
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ("attention", "1 attention calls on kernels"),
+        ("nonsense", "MLX_LM_OPENEVOLVE_OPS: 'nonsense' is none of attention"),
+    ],
+)
+def test_the_variable_switches_families(script: Path, proven: None, value: str, says: str) -> None:
+    done = start(*HOST, script, "alone", env={**os.environ, "MLX_LM_OPENEVOLVE_OPS": value})
     assert done.returncode == 7
-    says = "MLX_LM_OPENEVOLVE_OPS: 'nonsense' is none of attention"
     assert says in done.stderr.splitlines()[-1]
 
 
