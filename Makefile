@@ -34,8 +34,9 @@ types: export MYPY_NUM_WORKERS := 2
 types: $(VENV)/installed
 	$(BIN)/mypy
 
-# Two processes; all of a file in one of them, where what its tests share is made once.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+# Two processes; all of a file in one of them, where what its tests share is made once. NumPy has a
+# thread in each: with one for every core they wait for each other, spinning.
+PYTEST := OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 tests: $(VENV)/installed
 	$(PYTEST)

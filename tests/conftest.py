@@ -91,7 +91,7 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     """The arms of `bench` are run by this process, which has loaded mlx-lm already. That each is a
-    process of its own is seen in tests/bench/test_command.py."""
+    process of its own is seen where the commands of docs/command-line.md run."""
 
     def ask(task: Mapping[str, Any], arm: str) -> dict[str, Any]:
         try:

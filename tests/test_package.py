@@ -9,10 +9,12 @@ import re
 import subprocess
 import sys
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import mlx.core as mx
 import pytest
+from packaging.requirements import Requirement
 from samples import OLDEST
 
 import mlx_lm_openevolve
@@ -208,8 +210,40 @@ def test_wheel_and_sdist_are_small(wheel: Path) -> None:
 @pytest.fixture(scope="module")
 def tool(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Our command in an empty environment that has the wheel and what it asks for, no more."""
-    extra = "" if sys.platform == "darwin" else "[cpu]"
-    return installed(tmp_path_factory.mktemp("empty") / "venv", f"{wheel}{extra}")
+    folder = tmp_path_factory.mktemp("empty") / "venv"
+    command = installed(folder, "--no-deps", str(wheel))
+    (packages,) = folder.glob("lib/python*/site-packages")
+    (ours,) = metadata.distributions(name="mlx-lm-openevolve", path=[str(packages)])
+    needed: dict[str, metadata.Distribution] = {}
+    add_needed(ours, set() if sys.platform == "darwin" else {"cpu"}, needed)
+    for distribution in needed.values():
+        link(distribution, packages, command.parent)
+    return command
+
+
+def add_needed(
+    asking: metadata.Distribution, extras: set[str], found: dict[str, metadata.Distribution]
+) -> None:
+    """What a distribution asks for, and what that asks for in turn, as it is installed here."""
+    for text in asking.requires or []:
+        wanted = Requirement(text)
+        marker, name = wanted.marker, f"{wanted.name} {sorted(wanted.extras)}"
+        asked = marker is None or any(marker.evaluate({"extra": e}) for e in extras or {""})
+        if asked and name not in found:
+            found[name] = metadata.distribution(wanted.name)
+            assert found[name].version in wanted.specifier, f"{asking.name}: {text}"
+            add_needed(found[name], wanted.extras, found)
+
+
+def link(distribution: metadata.Distribution, packages: Path, programs: Path) -> None:
+    """Have an environment share a distribution's files, and their bytecode, with this one."""
+    for file in distribution.files or []:
+        top, here = packages / file.parts[0], Path(str(distribution.locate_file(file)))
+        if file.parts[0] == "..":
+            if file.parent.name == "bin" and here.exists():
+                (programs / file.name).symlink_to(here.resolve())
+        elif top.name != "__pycache__" and not top.exists():
+            top.symlink_to(Path(str(distribution.locate_file(file.parts[0]))).resolve())
 
 
 def installed(folder: Path, *wanted: str) -> Path:

@@ -202,11 +202,12 @@ def test_a_model_that_does_not_load_is_told_in_one_line(
 
 
 @pytest.mark.parametrize(
-    "more",
-    [
-        pytest.param(["-b", "1"], id="alone", marks=pytest.mark.slow),
-        pytest.param(["-b", "2"], id="batch"),
-        pytest.param(["--kv-bits", "8"], id="quantised", marks=pytest.mark.slow),
+    ("more", "arms"),
+    [  # arms in processes of their own: those that docs/command-line.md starts, in CI
+        pytest.param(["-b", "2"], "at_hand", id="batch"),
+        pytest.param(["-b", "1"], None, id="alone", marks=pytest.mark.slow),
+        pytest.param(["-b", "2"], None, id="batch in processes", marks=pytest.mark.slow),
+        pytest.param(["--kv-bits", "8"], None, id="quantised", marks=pytest.mark.slow),
     ],
 )
 def test_a_case_on_the_host_end_to_end(
@@ -214,8 +215,12 @@ def test_a_case_on_the_host_end_to_end(
     tiny_folder: Path,
     tmp_path: Path,
     more: list[str],
+    arms: str | None,
     capsys: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
 ) -> None:
+    if arms:
+        request.getfixturevalue(arms)
     buckets = [
         replace(BUCKET, batch=batch, kv_len=kv_len, mask=mask)
         for batch, mask in ((1, "none"), (2, "bool"))

@@ -34,12 +34,12 @@ def synthetic(seed: int, size: int = 200) -> Table:
 def test_the_measured_points_are_searched_well_within_40_candidates() -> None:
     table = Table.read(MEASURED, shipped()).richest(200)
     assert len(table) >= 200
-    found = compare(table, candidates=40, seeds=10)
+    found = compare(table, candidates=40, seeds=5)
     assert found["params"].after(40) <= 1.05
     assert found["params"].after(40) < found["random"].after(40)
 
 
 def test_a_synthetic_table_is_searched_well_within_40_candidates() -> None:
-    found = compare(synthetic(1), candidates=40, seeds=10)
+    found = compare(synthetic(1), candidates=40, seeds=5)
     assert found["params"].after(40) <= 1.05
     assert found["params"].after(20) < found["random"].after(20)

@@ -31,9 +31,17 @@ def drawn(rng: np.random.Generator, *shape: int, dtype: mx.Dtype = mx.float16) -
 
 
 @needs_clang
-@pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16])
 @pytest.mark.parametrize(
-    ("bits", "group", "size"), [(4, 64, 128), (8, 64, 64), (2, 32, 96), (8, 128, 256), (4, 32, 32)]
+    ("bits", "group", "size", "dtype"),
+    [  # a dtype is read alike whatever is made of it
+        (4, 64, 128, mx.float32),
+        (4, 64, 128, mx.float16),
+        (4, 64, 128, mx.bfloat16),
+        (8, 64, 64, mx.bfloat16),
+        (2, 32, 96, mx.float16),
+        (8, 128, 256, mx.float32),
+        (4, 32, 32, mx.bfloat16),
+    ],
 )
 def test_the_bits_are_those_of_mlx_s_own_kernel(
     bits: int, group: int, size: int, dtype: mx.Dtype, monkeypatch: pytest.MonkeyPatch

@@ -56,7 +56,7 @@ def arguments(tmp_path: Path) -> list[str]:
     KERNEL.save(tmp_path / "kernel")
     path = table(tmp_path / "points.json", GRID, us)
     return ["--points", str(path), "--kernels", str(tmp_path / "kernel"), "--out",
-            str(tmp_path / "run"), "--candidates", "3000"]  # fmt: skip
+            str(tmp_path / "run"), "--candidates", "1000"]  # fmt: skip
 
 
 def test_a_rule_is_found_from_seen_shapes_and_holds_at_sealed_ones(

@@ -58,7 +58,9 @@ needs_compiler = pytest.mark.skipif(
     "seed", [1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (0, *range(2, 20)))]
 )
 def test_mlx_own_attention_is_never_rejected(seed):
-    for dtype, mask in itertools.product(DTYPES, MASKS):
+    """The first seed asks every dtype and every mask once."""
+    settings = list(itertools.product(DTYPES, MASKS))
+    for dtype, mask in settings[:: 3 if seed == 1 else 1]:
         bucket = replace(SMALL, dtype=dtype, mask=mask, sinks=bool(seed % 2), kv_len=128)
         asked = questions(bucket, seed)
         assert correctness.passes(sdpa, asked).reason == ""
@@ -205,7 +207,7 @@ def test_a_wrong_dtype_or_shape_is_named(change, word):
 
 def test_sdpa_against_itself_is_never_accepted():
     bucket = replace(SMALL, q_len=1, mask="none", batch=1)
-    for run in range(20):
+    for run in range(10):
         try:
             found = judged(sdpa, bucket, seconds=0.6, seed=run, label=f"run {run}")
         except GateTimeout:
@@ -334,8 +336,11 @@ def test_one_percent_is_not_enough(invented):
 
 def test_the_sealed_length_depends_on_the_contender(invented):
     bucket = replace(SMALL, kv_len=1024, batch=1, q_heads=2, kv_heads=1)
+    build = invented(1.3)
+    right = judged(build, bucket, speed=False, brief=True)
     lengths = {
-        judged(invented(1.3), bucket, label=f"kernel {i}").timing["sealed"]["on"] for i in range(4)
+        judged(build, bucket, proven=right, label=f"kernel {i}").timing["sealed"]["on"]
+        for i in range(4)
     }
     assert len(lengths) == 4
 

@@ -300,7 +300,7 @@ def test_gemv_of_a_transposed_matrix_matches_float64(dtype: str, n_in: int, n_ou
 
 
 @pytest.mark.parametrize(("vectors", "n_in", "n_out"), [(2, 40, 33), (5, 1028, 8), (7, 96, 90)])
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@each_dtype
 def test_gemv_of_several_vectors_matches_float64(
     dtype: str, vectors: int, n_in: int, n_out: int
 ) -> None:

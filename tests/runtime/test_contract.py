@@ -131,7 +131,7 @@ def test_threads_route_at_the_same_time(everything: None, tiny_model: qwen3.Mode
 
 
 PROCESSES = """
-import multiprocessing, os, sys
+import multiprocessing, os
 import mlx_lm_openevolve
 from mlx_lm.models import base
 from mlx_lm.models.cache import KVCache
@@ -153,38 +153,29 @@ def spawned(queue):
 
 if __name__ == "__main__":
     enable()
-    if sys.argv[1] == "fork":
-        pid = os.fork()
-        found = served()
-        if pid == 0:
-            os._exit(0 if found == (256.0, 1) else 1)
-        print(found, os.waitpid(pid, 0)[1])
-    else:
-        context = multiprocessing.get_context("spawn")
-        queue = context.Queue()
-        process = context.Process(target=spawned, args=(queue,))
-        process.start()
-        print(*queue.get(timeout=120))
-        process.join()
+    # A fork before MLX has computed anything: afterwards MLX itself does not survive one.
+    pid = os.fork()
+    found = served()
+    if pid == 0:
+        os._exit(0 if found == (256.0, 1) else 1)
+    print(found, os.waitpid(pid, 0)[1])
+    # A spawned process is a fresh one: it is patched once it enables by itself.
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    process = context.Process(target=spawned, args=(queue,))
+    process.start()
+    print(*queue.get(timeout=120))
+    process.join()
 """
 
 
-@pytest.mark.parametrize(
-    ("how", "says"),
-    [
-        # A fork before MLX has computed anything: afterwards MLX itself does not survive one.
-        ("fork", "(256.0, 1) 0"),
-        # A spawned process is a fresh one: it is patched once it enables by itself.
-        ("spawn", "(256.0, 0) (256.0, 1)"),
-    ],
-)
-def test_processes(everything: None, tmp_path: Path, how: str, says: str) -> None:
+def test_processes(everything: None, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(PROCESSES)
     done = subprocess.run(
-        [sys.executable, script, how], capture_output=True, text=True, check=False, timeout=240
+        [sys.executable, script], capture_output=True, text=True, check=False, timeout=240
     )
-    assert done.stdout.strip() == says, done.stderr
+    assert done.stdout == "(256.0, 1) 0\n(256.0, 0) (256.0, 1)\n", done.stderr
 
 
 def test_pickling_goes_by_name(tiny_model: qwen3.Model) -> None:

@@ -50,7 +50,7 @@ def planner(judges: Judges | None = None) -> Planner:
 def test_a_model_is_tuned_once_and_then_served(
     tiny_folder: Path, tiny_model: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked = ("--model", str(tiny_folder), "--context", "48")
+    asked = ("--model", str(tiny_folder), "--context", "32")
     code, result, text = tune(capsys, *asked)
     assert code == 0
     rows = {row["workload"]: row for row in result["workloads"]}
@@ -69,7 +69,7 @@ def test_a_model_is_tuned_once_and_then_served(
         from mlx_lm.generate import generate_step
 
         model = load(str(tiny_folder))[0]
-        for _ in generate_step(mx.arange(33), model, max_tokens=8):
+        for _ in generate_step(mx.arange(17), model, max_tokens=8):
             pass
         info = mlx_lm_openevolve.get_optimization_info()["workloads"]
     served = {slug: row["hits"] for slug, row in info.items() if "-lq1-" in slug}
