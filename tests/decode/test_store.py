@@ -41,6 +41,11 @@ def drawn(rng: np.random.Generator, *shape: int, dtype: mx.Dtype = mx.float16) -
         (2, 32, 96, mx.float16),
         (8, 128, 256, mx.float32),
         (4, 32, 32, mx.bfloat16),
+        *(
+            pytest.param(*packing, dtype, marks=pytest.mark.slow)
+            for packing in ((4, 64, 128), (8, 64, 64), (2, 32, 96), (8, 128, 256), (4, 32, 32))
+            for dtype in (mx.float32, mx.float16, mx.bfloat16)
+        ),
     ],
 )
 def test_the_bits_are_those_of_mlx_s_own_kernel(

@@ -205,9 +205,10 @@ def test_a_wrong_dtype_or_shape_is_named(change, word):
 # Speed
 
 
-def test_sdpa_against_itself_is_never_accepted():
+@pytest.mark.parametrize("runs", [10, pytest.param(50, marks=pytest.mark.slow)])
+def test_sdpa_against_itself_is_never_accepted(runs):
     bucket = replace(SMALL, q_len=1, mask="none", batch=1)
-    for run in range(10):
+    for run in range(runs):
         try:
             found = judged(sdpa, bucket, seconds=0.6, seed=run, label=f"run {run}")
         except GateTimeout:
