@@ -35,6 +35,8 @@ class Known:
         """Forget one array."""
         del self._facts[id(array)]
 
-    def clear(self) -> None:
-        """Forget all, where one was changed in place: what was seen may have been made of it."""
-        self._facts.clear()
+    def clear(self, but: type | None = None) -> None:
+        """Forget all, where one was changed in place: what was seen may have been made of it. but:
+        facts of a kind that cannot have been."""
+        kept = {key: known for key, known in self._facts.items() if but and type(known[1]) is but}
+        self._facts = kept

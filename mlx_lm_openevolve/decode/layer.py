@@ -13,7 +13,7 @@ from mlx.nn.layers.base import Module
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear
 
 from ..kernels.verdict import ALL, COMPILED
-from .look import PRODUCTS, Part, Seen, Unsplittable, held, look
+from .look import PRODUCTS, Part, Seen, Unsplittable, held, look, method_of
 from .merge import Merged, alike, release
 from .routing import UNSORTED
 from .split import Split, kernels_of, kind, wholes
@@ -196,7 +196,7 @@ class Layer:
         and up of one product where that has a kernel as well, and the kernels."""
         calls = [call for call in seen.calls if isinstance(call[0], QuantizedSwitchLinear)]
         for group, given in seen.together():
-            proven = getattr(type(group[0]).__call__, "proven", None)
+            proven = method_of(group[0], "proven")
             apart = not any(id(module) in self._parts for module in group)
             if len(given) > 1 and apart and proven and proven(group[0], *given, len(group)):
                 self._merge(layer, [group])

@@ -29,7 +29,7 @@ from .writes import METHODS
 
 __all__ = [
     *("ATTENTION", "PRODUCTS", "AttentionCall", "Called", "Part", "Run", "Seen", "Trace"),
-    *("Unsplittable", "as_array", "held", "in_place", "look", "result", "stock"),
+    *("Unsplittable", "as_array", "held", "in_place", "look", "method_of", "result", "stock"),
 ]
 
 ATTENTION = "scaled_dot_product_attention"
@@ -316,7 +316,8 @@ def look(
 
     trace = Trace(layer, run, called, others)
     x = mx.zeros(x.shape, x.dtype)
-    with _untouched(layer):
+    # Another thread's trace would look like what another library put there.
+    with swapping, _untouched(layer):
         found = dtypes(as_array(offset))
         # A number leaves the dtype of what it meets, an array may not.
         if isinstance(offset, int) and dtypes(1) != found:
@@ -386,6 +387,14 @@ def result(parts: tuple[Any, Any, Any]) -> mx.array:
 def stock(product: Run) -> Run:
     """A product's method below ours, which asks what a trace cannot say."""
     return inspect.unwrap(product) if hasattr(product, "served") else product
+
+
+def method_of(product: Any, name: str) -> Run | None:
+    """What our replacement of a product's method answers beside it; not what a trace, perhaps
+    another thread's, puts over it."""
+    with swapping:
+        found: Run | None = getattr(type(product).__call__, name, None)
+    return found
 
 
 def held(modules: Sequence[Any]) -> list[Any]:

@@ -78,8 +78,8 @@ class Routing:
             (mx.array, "__getitem__", self._part),
             (mx.array, "__mul__", self._times),
             (mx.array, "__truediv__", self._over),
-            *((mx.array, name, self._changed) for name in CHANGES),
             (mx.array, "__itruediv__", self._over_in_place),
+            *((mx.array, name, self._changed) for name in CHANGES if name != "__itruediv__"),
         ]
 
     def _changed(self, original: Run, x: mx.array, *given: Any) -> Any:
@@ -132,8 +132,7 @@ class Routing:
         (axis,) = _read(args, named, axis=None)
         if chosen is None or a is not chosen.softmax.scores or axis not in (-1, a.ndim - 1):
             return original(a, indices, *args, **named)
-        # Of its own: scores may be changed in place.
-        scores = STOCK.stop_gradient(chosen.routed.scores)
+        scores = _own(chosen.routed.scores)
         self._known.note(scores, _Scores(chosen.routed.shares))
         return scores
 
@@ -155,15 +154,17 @@ class Routing:
 
     def _over(self, original: Run, x: mx.array, y: Any) -> Any:
         total = self._known.of(y, _Total)
-        return total.shares if total is not None and total.scores is x else original(x, y)
+        if total is None or total.scores is not x:
+            return original(x, y)
+        return _own(total.shares)
 
     def _over_in_place(self, original: Run, x: mx.array, y: Any) -> Any:
         total = self._known.of(y, _Total)
+        original(x, y)
         if total is None or total.scores is not x:
-            return original(x, y)
-        # Of what else is known nothing was made of them.
-        self._known.drop(x)
-        self._known.drop(y)
+            self._known.clear()
+            return x
+        self._known.clear(but=_Chosen)  # indices are not made of scores
         STOCK.put(x, ..., total.shares)
         return x
 
@@ -173,6 +174,12 @@ class Routing:
         if alike and x.ndim > 2 and y.shape == (*x.shape[:-1], 1) != x.shape:
             self._known.note(out, _Product(x, y))
         return out
+
+
+def _own(array: mx.array) -> mx.array:
+    """The same for one who may change it in place."""
+    own: mx.array = STOCK.stop_gradient(array)
+    return own
 
 
 def _read(args: tuple[Any, ...], named: dict[str, Any], **defaults: Any) -> tuple[Any, ...]:

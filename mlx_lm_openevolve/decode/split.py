@@ -23,7 +23,19 @@ from mlx.nn.layers.base import Module
 from ..errors import BackendError
 from ..runtime.patch import swapping
 from .fusing import Fusing
-from .look import ATTENTION, Called, Part, Run, Seen, Trace, as_array, held, result, stock
+from .look import (
+    ATTENTION,
+    Called,
+    Part,
+    Run,
+    Seen,
+    Trace,
+    as_array,
+    held,
+    method_of,
+    result,
+    stock,
+)
 from .routing import UNSORTED
 
 __all__ = ["Split", "kernels_of", "kind", "wholes"]
@@ -71,7 +83,7 @@ def kernels_of(seen: Seen, parts: Mapping[int, Part]) -> dict[int, Run]:
     for module, given in seen.calls:
         part = parts.get(id(module))
         asked, taken = (module, given) if part is None else (part.product, part.given(given))
-        served = getattr(type(asked).__call__, "served", None)
+        served = method_of(asked, "served")
         kernel = served(asked, *taken) if served is not None else None
         if kernel is not None:
             found[id(asked)] = kernel

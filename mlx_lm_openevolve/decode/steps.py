@@ -228,6 +228,10 @@ class Steps:
                 # As ever, this once: what decides on routes for products has seen real arrays.
                 out = original(self, *args, **named)
                 if key[1] in MASKS and key[2] in OFFSETS:
+                    # Else what is to be computed of all layers so far holds the weights that are
+                    # joined. Where it is traced it cannot be.
+                    with contextlib.suppress(ValueError):
+                        mx.eval(out)
                     with steps._lock:
                         if layers.get(id(self)) is layer:  # not let go in the meantime
                             layer.split(key, x, offset)

@@ -17,6 +17,7 @@ from routes import Routes
 
 from mlx_lm_openevolve.bench.worker import empty_cache
 from mlx_lm_openevolve.decode import routing
+from mlx_lm_openevolve.decode.fusing import Fusing
 from mlx_lm_openevolve.decode.look import in_place
 from mlx_lm_openevolve.decode.steps import Steps
 from mlx_lm_openevolve.decode.structure import slug, structure
@@ -117,6 +118,54 @@ def of_another_sum() -> list[mx.array]:
     return [indices, a / b.sum(-1, keepdims=True), a / a.sum(-2, keepdims=True)]
 
 
+def two_quotients() -> list[mx.array]:
+    gates = softmax()
+    indices = chosen(gates)
+    scores = scored(gates, indices)
+    total = scores.sum(-1, keepdims=True)
+    a, b = scores / total, scores / total
+    a *= 2
+    return [indices, a, b]
+
+
+def two_takes() -> list[mx.array]:
+    gates = softmax()
+    indices = chosen(gates)
+    a, b = scored(gates, indices), scored(gates, indices)
+    a, b = a / a.sum(-1, keepdims=True), b / b.sum(-1, keepdims=True)
+    a *= 2.5
+    return [indices, a, b]
+
+
+def two_sums() -> list[mx.array]:
+    gates = softmax()
+    indices = chosen(gates)
+    scores = scored(gates, indices)
+    total, other = (scores.sum(-1, keepdims=True) for _ in range(2))
+    scores /= total
+    return [indices, scores, scores / other]
+
+
+def a_product_before() -> list[mx.array]:
+    gates = softmax()
+    indices = chosen(gates)
+    scores = scored(gates, indices)
+    total = scores.sum(-1, keepdims=True)
+    product = scores * total
+    scores /= total
+    return [indices, scores, scores + product.sum(-2, keepdims=True)]
+
+
+def a_routing_before() -> list[mx.array]:
+    gates = softmax()
+    indices = chosen(gates)
+    scores = scored(gates, indices)
+    total, again = scores.sum(-1, keepdims=True), softmax(scores)
+    scores /= total
+    best = mx.argpartition(again, kth=-1, axis=-1)[..., -1:]
+    return [indices, scores, scores + scored(again, best)]
+
+
 def found(made: list[mx.array]) -> list[mx.array]:
     """In the order of the experts: argpartition promises none."""
     order = mx.argsort(made[0], -1)
@@ -125,7 +174,10 @@ def found(made: list[mx.array]) -> list[mx.array]:
 
 @pytest.mark.parametrize(
     "way",
-    [qwen, largest_first, divided, taken_twice, plus_a_little, of_other_scores, of_another_sum],
+    [
+        *(qwen, largest_first, divided, taken_twice, plus_a_little, of_other_scores),
+        *(of_another_sum, two_quotients, two_takes, two_sums, a_product_before, a_routing_before),
+    ],
 )
 def test_a_routing_is_one_launch(way: Any) -> None:
     calls, made = watched(way)
@@ -169,6 +221,24 @@ def test_other_choices_are_mlx_s_own(way: Any) -> None:
     calls, made = watched(way)
     assert calls == []
     assert mx.array_equal(made[0], way()[0])
+
+
+def test_sums_before_shares_in_place_are_no_longer_known() -> None:
+    """Of what is changed in place all that watches hears."""
+    weight = mx.ones(8)
+
+    def run() -> list[mx.array]:
+        gates = softmax()
+        indices = mx.argpartition(gates, kth=-8, axis=-1)[..., -8:]
+        scores = scored(gates, indices)
+        h = scores + scores
+        scores /= scores.sum(-1, keepdims=True)
+        return [indices, h, mx.fast.rms_norm(h, weight, 1e-5), h + 1]
+
+    with in_place(Fusing().places):
+        made = run()
+    for ours, theirs in zip(found(made), found(run()), strict=True):
+        assert mx.allclose(ours.astype(mx.float32), theirs.astype(mx.float32))
 
 
 @pytest.mark.parametrize("which", ["gates", "scores"])

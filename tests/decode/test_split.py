@@ -512,6 +512,36 @@ def test_other_threads_pass_through_what_a_trace_puts_in_place(paused: Any) -> N
     assert scaled_dot_product_attention is base.scaled_dot_product_attention
 
 
+def test_who_looks_at_a_layer_meanwhile_takes_a_trace_for_no_other_library(paused: Any) -> None:
+    """It waits: MLX's own methods are what it is to see, and what stands in their place by us."""
+    layer, found = Layer(), list[Any]()
+
+    def looking() -> None:
+        try:
+            x = mx.zeros((1, 1, WIDTH))
+            found.append(look.look(layer, Layer.__call__, x, 7, masked=False).together())
+            found.append(look.method_of(layer.q, "served"))
+        except look.Unsplittable as error:
+            found.append(error)
+
+    def wrap(original: Any) -> Any:
+        return linear.wrap(original, Routes(None))
+
+    patch = MethodPatch(nn.Linear, "__call__", wrap, guards=True)
+    patch.install()
+    try:
+        with paused():
+            thread = threading.Thread(target=looking)
+            thread.start()
+            thread.join(0.2)
+        thread.join()
+    finally:
+        patch.restore()
+    together, served = found
+    assert [group for group, _ in together] == [[layer.q, layer.k, layer.v]]
+    assert served is not None
+
+
 def test_who_patches_meanwhile_waits_for_the_originals(paused: Any) -> None:
     attention, product = base.scaled_dot_product_attention, nn.Linear.__call__
 

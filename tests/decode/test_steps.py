@@ -237,7 +237,7 @@ def test_two_models_and_two_threads(home: Path, model: Any) -> None:
         thread.join()
     assert len(found) == 9
     assert all(same(got, want) for got, want in found)
-    assert row(model)["compiled"] == row(other)["compiled"] == 2
+    assert row(model)["compiled"] == row(other)["compiled"] == 2, (row(model), row(other))
 
 
 @pytest.fixture
