@@ -370,3 +370,24 @@ def test_rows_that_were_accepted_compiled_alone_get_no_merged_products(
         assert counts(steps) == (2, 4)
         whole = sum(a.nbytes for _, a in tree_flatten(model.layers[0].parameters()))
         assert mx.get_active_memory() - before < whole / 4
+
+
+def test_old_weights_go_layer_by_layer_while_products_are_joined() -> None:
+    """Though nothing of the step is computed before its end."""
+    layers = 12
+    config = {"model_type": "llama", "hidden_size": 256, "intermediate_size": 1024}
+    config |= {"num_hidden_layers": layers, "num_attention_heads": 4, "vocab_size": 64}
+    model = llama.Model(llama.ModelArgs.from_dict({**config, "rms_norm_eps": 1e-5}))
+    model.eval()
+    mx.eval(model.parameters())
+    gc.collect()
+    before = mx.get_active_memory()
+    with installed([Steps({slug(structure(model), 1): ALL})]):
+        cache = make_prompt_cache(model)
+        mx.eval(model(mx.array([[1, 2]]), cache=cache))
+        mx.reset_peak_memory()
+        mx.eval(model(mx.array([[1]]), cache=cache))
+        peak = mx.get_peak_memory() - before
+    weights = sum(a.nbytes for _, a in tree_flatten(model.parameters()))
+    # Two layers at most: one that is joined, and what it is joined from.
+    assert peak < 2 * weights / layers
