@@ -139,6 +139,9 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path)
     options = parser.parse_args()
     model = model_configs.build(options.shape, options.bits)
+    gates = {name: gate_version(name) for name in ops.FAMILIES}
+    machine = fingerprint(detect(options.backend), gates)
+    case = {name: getattr(options, name) for name in ("shape", "bits", "ops", "way", "kv_bits")}
     rows = []
     for batch, length in itertools.product(options.batch, options.length):
         row = measure(model, batch, length, options)
@@ -153,14 +156,9 @@ def main() -> None:
             f" {row['launches']['A']} -> {row['launches']['B']} launches",
             flush=True,
         )
-    if options.output:
-        machine = fingerprint(
-            detect(options.backend), {name: gate_version(name) for name in ops.FAMILIES}
-        )
-        case = {name: getattr(options, name) for name in ("shape", "bits", "ops", "way", "kv_bits")}
-        date = time.strftime("%Y-%m-%d")
-        text = json.dumps({"machine": machine, "date": date, **case, "rows": rows})
-        options.output.write_text(text + "\n")
+        if options.output:  # as it goes: a run may be ended
+            report = {"machine": machine, "date": time.strftime("%Y-%m-%d"), **case, "rows": rows}
+            options.output.write_text(json.dumps(report) + "\n")
 
 
 if __name__ == "__main__":
