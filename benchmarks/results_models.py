@@ -311,6 +311,23 @@ def compiled() -> Table:
     return Table(header, rows, [source.caption() for source in COMPILED])
 
 
+PRESETS = Source("h200-presets.json")
+
+
+def presets() -> Table:
+    """Models as they run by default, at few keys and many; the worst first."""
+    rows = [
+        (
+            row["shape"], f"{row['batch']} x {row['length']}", f"{row['stock_ms']:.2f}",
+            interval(row), "{A}, {B}".format_map(row["launches"]),
+        )
+        for row in sorted(PRESETS.data["rows"], key=lambda row: row["ratio"])
+    ]  # fmt: skip
+    header = ("model's shape", "sequences x keys", "stock, ms a step", "ratio [99%]",
+              "launches before, after")  # fmt: skip
+    return Table(header, rows, [PRESETS.caption()])
+
+
 def settings() -> Table:
     rows = [
         (

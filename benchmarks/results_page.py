@@ -23,6 +23,7 @@ TABLES: dict[str, Callable[[], Table]] = {
     "memory": models.memory, "prompts": models.prompts, "first-token": models.first,
     "server": models.server, "kv-bits": models.kv_bits, "kv-steps": models.kv_steps,
     "step": models.step, "compiled": models.compiled, "settings": models.settings,
+    "presets": models.presets,
     "calls": calls.calls, "verdicts": calls.verdicts, "gate-3": calls.gate_3,
     "tuned": calls.tuned, "gpu-time": calls.gpu_time, "products": calls.products,
     "products-verdicts": calls.products_verdicts, "experts": calls.experts,
