@@ -33,6 +33,7 @@ FLOORS = [
         "hub",
         "intervals",
         "processes",
+        "switches",
         "units",
     ],
     ["ops"],

@@ -20,7 +20,7 @@ from rich.markup import escape
 from rich.syntax import Syntax
 from rich.table import Table
 
-from .. import ops
+from .. import ops, switches
 from .._version import __version__
 from ..device import BACKENDS, detect, fingerprint, version_of
 from ..errors import RegistryError, UsageError, WorkloadError
@@ -41,11 +41,10 @@ _Stored = list[tuple[Registry, str, Verdict]]  # each with where it lies, and fo
 
 # What changes how this library behaves, shown by `status` where it is set.
 VARIABLES = (
-    "MLX_LM_OPENEVOLVE",
+    *switches.SWITCHES,
     "MLX_LM_OPENEVOLVE_OPS",
     "MLX_LM_OPENEVOLVE_HOME",
     "MLX_LM_OPENEVOLVE_CXX",
-    "MLX_LM_OPENEVOLVE_KEEP",
 )
 
 
@@ -350,7 +349,9 @@ def block(facts: dict[str, Any], calls: Callers) -> list[str]:
     count = len(step["accepted_here"])
     text = f"layers compiled in {count} kinds of steps that are proven here"
     rows.append(("step", text if step["on"] else f"off: {step['reason']}"))
-    rows += [("set", f"{name}={value}") for name, value in facts["variables"].items()]
+    for name, value in facts["variables"].items():
+        ignored = switches.ignored(name) if name in switches.SWITCHES else ""
+        rows.append(("set", ignored or f"{name}={value}"))
     rows += _architectures(calls)
     for row in facts["registries"]:
         text = (

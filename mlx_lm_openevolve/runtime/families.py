@@ -18,6 +18,7 @@ from typing import NamedTuple
 from .. import ops
 from ..errors import UsageError
 from ..kernels.verdict import STEP
+from ..switches import switched_off
 from .planner import Planner
 
 __all__ = ["NAMES", "NO_VERDICT", "UNMET", "Choice", "Watch", "choose", "named"]
@@ -29,7 +30,6 @@ NOT_NAMED = "not among those that were named"
 ONE_KERNEL = "one kernel alone is considered"
 NO_VERDICT = "no accepted verdict on this chip; `tune` makes one"
 UNMET = "no accepted verdict on any layer that was met; `tune` makes some"
-SWITCHED_OFF = "MLX_LM_OPENEVOLVE=0"
 NO_GPU = "no GPU here, and on the CPU nothing is faster"
 
 
@@ -59,8 +59,8 @@ def named(wanted: Sequence[str] | None = None) -> list[str] | None:
 
 def choose(named: Sequence[str] | None, planner: Planner) -> Choice:
     """What is on where a person named these, or none (None); nothing where all is switched off."""
-    if os.environ.get("MLX_LM_OPENEVOLVE") == "0":
-        return Choice([], [], dict.fromkeys(NAMES, SWITCHED_OFF))
+    if off := switched_off():
+        return Choice([], [], dict.fromkeys(NAMES, off))
     only = planner.only
     asked = named if named is not None else (*DEFAULT, *([only.op] if only else []))
     found = Choice([], [], {})
