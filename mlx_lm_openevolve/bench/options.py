@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..device import BACKENDS
+from ..names import BACKENDS
 
 __all__ = ["BITS", "PRESETS", "SHAPES", "add_arguments", "add_families"]
 

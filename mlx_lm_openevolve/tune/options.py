@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 
 from ..bench.options import SHAPES, add_families
-from ..device import BACKENDS
 from ..errors import UsageError
+from ..names import BACKENDS
 
 __all__ = ["add_arguments", "batches_of"]
 
