@@ -29,7 +29,15 @@ from ..kernels.kernel import Kernel
 from ..kernels.lookup import named, registries
 from ..kernels.registry import VERSION, Registry, tuned_root, user_root
 from ..kernels.shared import IMPORTED
-from ..kernels.verdict import STEP, TUNED_GATE, Verdict, describe, gate_version, gate_versions
+from ..kernels.verdict import (
+    STEP,
+    TUNED_GATE,
+    UNTIMED,
+    Verdict,
+    describe,
+    gate_version,
+    gate_versions,
+)
 from ..runtime import families
 from ..runtime.planner import STORED_ALONE, Planner
 from .architectures import Callers, callers
@@ -102,8 +110,8 @@ def list_verdicts(options: argparse.Namespace, out: Console) -> Result:
         }
         rows.append(row)
         ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f} [{row['low'] or 0:.2f}]"
-        why = f"stale: {row['stale']}" if row["stale"] else verdict.status
-        why += "" if verdict.accepted else f": {verdict.reason}"
+        why = f"stale: {row['stale']}: " if row["stale"] else ""
+        why = why.removesuffix(": ") if verdict.accepted and why else why + verdict.text
         table.add_row(
             device, verdict.workload, verdict.kernel, ratio, escape(why), str(row["from"])
         )
@@ -239,7 +247,9 @@ def _show_kernel(kernel: Kernel, stored: _Stored, out: Console) -> Result:
             counts = verdicts.setdefault(device, {"accepted": 0, "rejected": 0})
             counts[verdict.status] += 1
     for device, counts in verdicts.items():
-        out.print(f"verdicts  {device}: {counts['accepted']} accepted, {counts['rejected']} not")
+        right = sum(v.untimed for _, at, v in stored if (v.kernel, at) == (kernel.id, device))
+        text = f"{counts['accepted']} accepted, {counts['rejected'] - right} not"
+        out.print(f"verdicts  {device}: {text}" + (f", {right} {UNTIMED}" if right else ""))
     checks = [check for registry in registries() for check in registry.host_checks(kernel.id)]
     if checks:
         good = sum(bool(check.get("ok")) for check in checks)
@@ -323,6 +333,7 @@ def status(options: argparse.Namespace, out: Console) -> Result:
                 "devices": registry.devices(),
                 "workloads_here": len(here),
                 "accepted_here": len({v.workload for v in verdicts if v.accepted}),
+                "untimed_here": len({v.workload for v in verdicts if v.untimed}),
                 "poisoned_here": registry.poisoned(device.slug),
                 "bytes": usage(registry.root / VERSION),
             }
@@ -356,8 +367,11 @@ def block(facts: dict[str, Any], calls: Callers) -> list[str]:
     for row in facts["registries"]:
         text = (
             f"{row['root']}: {row['kernels']} kernels, {row['accepted_here']} of"
-            f" {row['workloads_here']} workloads judged here run on one, {size(row['bytes'])}"
+            f" {row['workloads_here']} workloads judged here run on one, "
         )
+        if row["untimed_here"]:
+            text += f"{row['untimed_here']} with --any-correct alone ({UNTIMED}), "
+        text += size(row["bytes"])
         rows.append(("user" if row["writable"] else "tuned", text))
         rows += [("crashed", f"{k}: {reason}") for k, reason in row["poisoned_here"].items()]
     for key in ("cache", "runs"):

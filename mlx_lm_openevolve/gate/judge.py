@@ -23,7 +23,7 @@ from ..backends.trouble import machines
 from ..device import Device, detect, fingerprint
 from ..errors import BackendError, GateMemory, GateTimeout, KernelError
 from ..kernels.kernel import Kernel
-from ..kernels.verdict import Verdict, gate_version
+from ..kernels.verdict import UNTIMED, Verdict, gate_version
 from ..ops import Bucket, Workload
 from ..ops.base import Call
 from .correctness import (
@@ -118,8 +118,7 @@ def judge(
             beside = {"standing": rival[1].standing}
             judgement = replace(judgement, timing={**judgement.timing, "beside": beside})
         if judgement.correct and backend == "host":
-            reason = "the host backend proves correctness, it is never faster"
-            judgement = replace(judgement, faster=False, reason=reason)
+            judgement = replace(judgement, faster=False, reason=UNTIMED)
     return verdict_of(kernel, params, bucket, device, judgement, seed)
 
 

@@ -27,7 +27,7 @@ from ..errors import GateMemory, GateTimeout, KernelError, RegistryError, Worklo
 from ..kernels.kernel import Kernel
 from ..kernels.lookup import in_order
 from ..kernels.registry import Registry
-from ..kernels.verdict import STEP, WAYS, Poisoned, Verdict, gate_version
+from ..kernels.verdict import STEP, UNTIMED, WAYS, Poisoned, Verdict, gate_version
 from ..ops import Bucket
 
 __all__ = [
@@ -60,6 +60,18 @@ class Judges(NamedTuple):
 def begun(verdict: Verdict) -> bool:
     """Whether a verdict waits for its second half: the kernel is correct, its speed unknown."""
     return verdict.correct and verdict.faster is None
+
+
+def _served(verdict: Verdict) -> str:
+    """Why a verdict lets its kernel serve."""
+    if verdict.accepted:
+        return "accepted"
+    return UNTIMED if verdict.untimed else "correct; faster was not asked for"
+
+
+def _refused(verdict: Verdict) -> str:
+    """Why it does not: what is right and was not timed is not rejected."""
+    return verdict.text if verdict.untimed else f"rejected: {verdict.reason}"
 
 
 def tune_command(argv: Sequence[str]) -> str:
@@ -205,7 +217,7 @@ class Planner:
         candidates = [] if ungated else self.candidates(bucket)
         if not candidates:
             if verdicts:
-                return Plan(bucket, f"rejected: {verdicts[0].reason}", verdict=verdicts[0])
+                return Plan(bucket, _refused(verdicts[0]), verdict=verdicts[0])
             return Plan(bucket, UNNAMED if ungated else "no kernel applies")
         if self.mode == "auto" and self.device.backend == "host" and self.require_faster:
             return Plan(bucket, NEVER_FASTER.format(ops.of(bucket).stock))
@@ -252,8 +264,7 @@ class Planner:
                 continue
             kernel = self.kernel(verdict.kernel)
             if kernel is not None and self._applies(kernel, bucket):
-                reason = "accepted" if verdict.accepted else "correct; faster was not asked for"
-                return Plan(bucket, reason, kernel, verdict)
+                return Plan(bucket, _served(verdict), kernel, verdict)
         return None
 
     def kernel(self, id: str) -> Kernel | None:
@@ -389,7 +400,7 @@ class Planner:
         if len(made) < len(candidates) or any(map(begun, made)):
             return Plan(bucket, f"pending: {short}" if short else PENDING)
         worst = (made or verdicts)[0]
-        return Plan(bucket, f"rejected: {worst.reason}", verdict=worst)
+        return Plan(bucket, _refused(worst), verdict=worst)
 
     def judge(
         self, candidate: Contender, bucket: Bucket, seconds: float, wait: float = math.inf

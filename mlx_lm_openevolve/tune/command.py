@@ -33,7 +33,7 @@ from ..gate.judge import judge
 from ..gate.worker import judge_in_worker
 from ..hub import check_model
 from ..kernels.lookup import registries
-from ..kernels.verdict import STEP
+from ..kernels.verdict import STEP, UNTIMED
 from ..ops.base import next_pow2
 from ..runtime.families import NAMES, OPS, named
 from ..runtime.planner import Judges, Planner
@@ -258,11 +258,13 @@ def table(rows: Sequence[Row], planner: Planner) -> Table:
 def summary(rows: Sequence[Row], planner: Planner, steps: Sequence[StepRow] = ()) -> str:
     """Counts, and how to go on where something is left."""
     counts = Counter(row.state for row in rows)
-    text = ", ".join(f"{counts[state]} {state}" for state in (SERVED, REJECTED, UNSERVED, LEFT))
+    served = SERVED if planner.require_faster else "correct"
+    text = f"{counts[SERVED]} {served}, "
+    text += ", ".join(f"{counts[state]} {state}" for state in (REJECTED, UNSERVED, LEFT))
     if counts[LEFT] or any(step.left for step in steps):
         text += "; the same command goes on with what is left"
     if not planner.require_faster:
-        text += "; on the CPU that means right, and run serves it with --backend host --any-correct"
+        text += f"; {UNTIMED}: `run --backend host --any-correct` serves it"
     return text
 
 

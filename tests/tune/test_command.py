@@ -94,7 +94,7 @@ def test_whoever_stops_keeps_what_there_is(
     told = capsys.readouterr()
     assert code == 130
     assert "interrupted" in told.err
-    assert "1 served" in told.out
+    assert "1 correct, 0 rejected" in told.out
     assert "the same command goes on with what is left" in told.out
     monkeypatch.undo()
 
@@ -107,7 +107,7 @@ def test_a_budget_that_is_spent_says_how_to_go_on(
     )
     assert code == 0
     assert "goes on with what is left" in text
-    assert "run serves it with --backend host --any-correct" in text
+    assert "`run --backend host --any-correct` serves it" in text
     assert {row["reason"] for row in result["workloads"]} == {"the budget was spent"}
 
 
