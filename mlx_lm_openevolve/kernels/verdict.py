@@ -257,7 +257,9 @@ def describe(verdict: Verdict) -> list[str]:
 
 def _mutants(mutants: Mapping[str, Any]) -> str:
     killed = f"{mutants['killed']} of {mutants['of']} killed"
-    return f"{killed}, and {mutants['source']['killed']} of the source"
+    passed = ", ".join(mutants.get("survivors", ()))
+    text = f"{killed}, and {mutants['source']['killed']} of the source"
+    return text + (f"; not {passed}" if passed else "")
 
 
 def _errors(errors: Mapping[str, Any], stock: str) -> str:
