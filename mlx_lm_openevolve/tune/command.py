@@ -110,7 +110,8 @@ def run(options: argparse.Namespace, out: Console) -> tuple[int, dict[str, Any]]
             if options.report:
                 measured = _bench(options, device, bar)
     finally:  # whoever stops keeps what there is
-        known = [rows.get(use, Row(use, LEFT, "the budget was spent")) for use in uses]
+        # A row is missing where an interrupt or an error came first.
+        known = [rows.get(use, Row(use, LEFT, "not reached")) for use in uses]
         for step in steps:
             out.print(f"{step.slug}: {step.reason}", markup=False)
         out.print(table(known, planner))

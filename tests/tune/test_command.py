@@ -95,6 +95,8 @@ def test_whoever_stops_keeps_what_there_is(
     assert code == 130
     assert "interrupted" in told.err
     assert "1 correct, 0 rejected" in told.out
+    assert "not reached" in told.out
+    assert "budget" not in told.out
     assert "the same command goes on with what is left" in told.out
     monkeypatch.undo()
 
