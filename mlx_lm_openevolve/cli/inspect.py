@@ -39,7 +39,7 @@ from ..kernels.verdict import (
     gate_versions,
 )
 from ..runtime import families
-from ..runtime.planner import STORED_ALONE, Planner
+from ..runtime.planner import STORED_ALONE, Planner, advised
 from .architectures import Callers, callers
 from .result import Result
 
@@ -116,7 +116,8 @@ def list_verdicts(options: argparse.Namespace, out: Console) -> Result:
             device, verdict.workload, verdict.kernel, ratio, escape(why), str(row["from"])
         )
     used = {"registry": usage(user_root() / VERSION), "tuned": usage(tuned_root() / VERSION)}
-    out.print(table if rows else "no verdict is stored yet: `tune` makes them")
+    none = advised("no verdict is stored yet: `tune` makes them", detect().backend)
+    out.print(table if rows else none)
     kernels = sum(len(registry.kernels()) for registry in registries())
     out.print(
         f"{len(rows)} verdicts, {kernels} kernels;"
@@ -201,6 +202,7 @@ def _show_workload(slug: str, stored: _Stored, out: Console) -> Result:
             stale = _stale(verdict, device, shipped=not registry.writable)
             if stale:
                 again = "it is gated again at first use" if gated else "`tune` judges it again"
+                again = advised(again, detect().backend)
                 out.print(f"  stale    {stale}: {again}", markup=False)
     return 0, {"workload": slug, "here": here, "verdicts": verdicts}
 
@@ -219,7 +221,7 @@ def _here(slug: str) -> tuple[dict[str, Any], bool]:
         about = (v for v in planner.counting(STEP) if v.workload == slug)
         serving = next(filter(planner.serves, about), None)
         kernel, stock = serving.kernel if serving else None, "layers as they are"
-        reason = "accepted" if serving else families.NO_VERDICT
+        reason = "accepted" if serving else advised(families.NO_VERDICT, device.backend)
     else:
         plan = planner.plan(ops.parse(slug).bucket())
         kernel, stock = plan.kernel.id if plan.kernel else None, ops.get(family).stock

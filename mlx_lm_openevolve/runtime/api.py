@@ -335,7 +335,7 @@ def _prepare(
     def left(name: str) -> None:
         for patch in patches[name]:
             patch.restore()
-        choice.off[name] = families.UNMET
+        choice.off[name] = planner.advised(families.UNMET, plans.device.backend)
 
     for router in dispatcher.routers:
         name = router.op.name

@@ -19,17 +19,18 @@ from .. import ops
 from ..errors import UsageError
 from ..kernels.verdict import STEP
 from ..switches import switched_off
-from .planner import Planner
+from .planner import Planner, advised
 
-__all__ = ["NAMES", "NO_VERDICT", "UNMET", "Choice", "Watch", "choose", "named"]
+__all__ = ["NAMES", "NO_VERDICT", "ON_GPU", "UNMET", "Choice", "Watch", "choose", "named"]
 
 OPS = "MLX_LM_OPENEVOLVE_OPS"
 NAMES = (*ops.FAMILIES, STEP)  # STEP: whole decode steps, see decode/
 DEFAULT = ("attention",)
 NOT_NAMED = "not among those that were named"
 ONE_KERNEL = "one kernel alone is considered"
-NO_VERDICT = "no accepted verdict on this chip; `tune` makes one"
-UNMET = "no accepted verdict on any layer that was met; `tune` makes some"
+NO_VERDICT = "no accepted verdict on this chip; `tune` judges what a model has"
+UNMET = "no accepted verdict on any layer that was met; `tune` judges what a model has"
+ON_GPU = "whole steps are judged on a GPU alone"
 NO_GPU = "no GPU here, and on the CPU nothing is faster"
 
 
@@ -76,7 +77,9 @@ def choose(named: Sequence[str] | None, planner: Planner) -> Choice:
             found.unnamed.append(name)
         else:
             idle = planner.device.backend == "host" and planner.require_faster
-            found.off[name] = NO_GPU if idle else NO_VERDICT
+            on_host = ON_GPU if name == STEP else advised(NO_VERDICT, "host")
+            without = on_host if planner.device.backend == "host" else NO_VERDICT
+            found.off[name] = NO_GPU if idle else without
     return found
 
 

@@ -32,7 +32,7 @@ from ..ops import Bucket
 
 __all__ = [
     *("BUDGETS", "GATE_MODES", "Contender", "GateBudget", "Judges", "Plan", "Planner"),
-    "serving",
+    *("advised", "begun", "serving", "tune_command"),
 ]
 
 log = logging.getLogger("mlx_lm_openevolve")
@@ -74,12 +74,18 @@ def _refused(verdict: Verdict) -> str:
     return verdict.text if verdict.untimed else f"rejected: {verdict.reason}"
 
 
-def tune_command(argv: Sequence[str]) -> str:
+def advised(text: str, backend: str) -> str:
+    """A text that names `tune`, as it works on this backend: without a GPU it must be told to."""
+    return text.replace("`tune`", "`tune --backend host`") if backend == "host" else text
+
+
+def tune_command(argv: Sequence[str], backend: str) -> str:
     """The command that decides what a process meets before it meets it, for the model that its
     command line names."""
     given = [word.partition("=")[2] for word in argv if word.startswith("--model=")]
     given += [after for word, after in itertools.pairwise(argv) if word == "--model"]
-    return f"mlx-lm-openevolve tune --model {shlex.quote(given[0]) if given else 'MODEL'}"
+    command = advised("`tune`", backend).strip("`")
+    return f"mlx-lm-openevolve {command} --model {shlex.quote(given[0]) if given else 'MODEL'}"
 
 
 _AT_WORK = 1.0  # seconds for which a thread counts as being at work
@@ -204,7 +210,7 @@ class Planner:
                         bucket.slug,
                         ops.of(bucket).stock,
                         plan.reason,
-                        tune_command(sys.argv),
+                        tune_command(sys.argv, self.device.backend),
                     )
             return plan
 
@@ -348,7 +354,8 @@ class Planner:
         about = self.device.slug, bucket, self.stamp(bucket.op)
         if self.user.timeouts(*about) >= MAX_TIMEOUTS:
             said = self.user.trouble(*about)
-            return Plan(bucket, FAILED.format(MAX_TIMEOUTS, said) if said else UNDECIDED)
+            reason = FAILED.format(MAX_TIMEOUTS, said) if said else UNDECIDED
+            return Plan(bucket, advised(reason, self.device.backend))
         # A prompt comes first, and what comes with every token would find no time left.
         later = not bucket.steady and self.device.backend != "host"
         if later and not self.user.timeouts(*about):

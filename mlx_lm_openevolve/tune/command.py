@@ -35,7 +35,7 @@ from ..hub import check_model
 from ..kernels.lookup import registries
 from ..kernels.verdict import STEP, UNTIMED
 from ..ops.base import next_pow2
-from ..runtime.families import NAMES, OPS, named
+from ..runtime.families import NAMES, ON_GPU, OPS, named
 from ..runtime.planner import Judges, Planner
 from ..units import seconds_of, tokens_of
 from . import decide as deciding
@@ -88,7 +88,7 @@ def run(options: argparse.Namespace, out: Console) -> tuple[int, dict[str, Any]]
     )
     for name in on:
         if name == STEP and device.backend == "host":
-            out.print("step: whole steps are judged on a GPU alone")
+            out.print(f"step: {ON_GPU}")
         elif name != STEP and not any(use.bucket.op == name for use in uses):
             out.print(f"{name}: no call that it could serve is made here")
     for line in report.conditions(device):

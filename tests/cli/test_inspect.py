@@ -340,7 +340,9 @@ def test_show_takes_a_whole_step_that_list_names(
     Registry(home).clear()
     Registry(home).publish("host", old)
     assert found(capsys, "show", slug)["here"]["kernel"] is None
-    assert f"now {stamp['mlx']}: `tune` judges it again" in told(capsys, "show", slug)
+    assert f"now {stamp['mlx']}: `tune --backend host` judges it again" in told(
+        capsys, "show", slug
+    )
 
 
 def test_status_counts_what_counts(
