@@ -32,6 +32,7 @@ FLOORS = [
         "directives",
         "errors",
         "files",
+        "home",
         "hub",
         "intervals",
         "names",

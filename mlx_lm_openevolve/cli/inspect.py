@@ -25,6 +25,7 @@ from .._version import __version__
 from ..device import BACKENDS, detect, fingerprint, version_of
 from ..errors import RegistryError, UsageError, WorkloadError
 from ..files import printable
+from ..home import unwritable
 from ..kernels.kernel import Kernel
 from ..kernels.lookup import named, registries
 from ..kernels.registry import VERSION, Registry, tuned_root, user_root
@@ -321,8 +322,8 @@ def status(options: argparse.Namespace, out: Console) -> Result:
             "aliased": {name: list(lines) for name, lines in calls.aliased.items()},
         },
         "registries": [],
-        "cache": {"root": str(cache_root()), "bytes": usage(cache_root())},
-        "runs": {"root": str(user_root() / "runs"), "bytes": usage(user_root() / "runs")},
+        "cache": _place(cache_root()),
+        "runs": _place(user_root() / "runs"),
     }
     for registry in registries():
         here, counting = registry.workloads(device.slug), Planner(device, [registry]).counting
@@ -331,6 +332,7 @@ def status(options: argparse.Namespace, out: Console) -> Result:
             {
                 "root": str(registry.root),
                 "writable": registry.writable,
+                "problem": registry.problem if registry.writable else "",
                 "kernels": len(registry.kernels()),
                 "devices": registry.devices(),
                 "workloads_here": len(here),
@@ -343,6 +345,10 @@ def status(options: argparse.Namespace, out: Console) -> Result:
     for line in block(facts, calls):
         out.print(line, markup=False)
     return 0, facts
+
+
+def _place(folder: Path) -> dict[str, Any]:
+    return {"root": str(folder), "bytes": usage(folder), "problem": unwritable(folder)}
 
 
 def block(facts: dict[str, Any], calls: Callers) -> list[str]:
@@ -374,10 +380,13 @@ def block(facts: dict[str, Any], calls: Callers) -> list[str]:
         if row["untimed_here"]:
             text += f"{row['untimed_here']} with --any-correct alone ({UNTIMED}), "
         text += size(row["bytes"])
+        text += f"; nothing can be stored: {row['problem']}" if row["problem"] else ""
         rows.append(("user" if row["writable"] else "tuned", text))
         rows += [("crashed", f"{k}: {reason}") for k, reason in row["poisoned_here"].items()]
     for key in ("cache", "runs"):
-        rows.append((key, f"{facts[key]['root']}: {size(facts[key]['bytes'])}"))
+        problem = facts[key]["problem"]
+        text = f"{facts[key]['root']}: {size(facts[key]['bytes'])}"
+        rows.append((key, text + (f"; {problem}" if problem else "")))
     home = str(Path.home())
     return [f"{key:10s} {text.replace(home, '~') if home != '/' else text}" for key, text in rows]
 

@@ -26,9 +26,10 @@ from rich.text import Text
 
 from .._version import __version__
 from ..bench import options as bench_options
-from ..errors import NO_MLX, OpenEvolveError, interrupted
+from ..errors import NO_MLX, OpenEvolveError, UsageError, interrupted
 from ..evolve import options as evolve_options  # the core does without it: here the two meet
 from ..files import printable
+from ..home import misplaced, user_root
 from ..names import BACKENDS
 from ..tune import options as tune_options
 from . import run
@@ -79,6 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not out.is_terminal:
         out.width = 240  # a table in a file or a pipe keeps its words whole
     try:
+        if options.needs_home and (reason := misplaced(user_root())):
+            raise UsageError(reason)
         code, result = options.command(options, out)
     except BrokenPipeError:  # the reader has seen enough
         return 0
@@ -142,9 +145,12 @@ def parser() -> argparse.ArgumentParser:
     parser.set_defaults(json=False, verbose=False)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    def add(name: str, command: Any, text: str) -> argparse.ArgumentParser:
+    def add(
+        name: str, command: Any, text: str, *, needs_home: bool = True
+    ) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text)
         _add_common(sub)
+        sub.set_defaults(needs_home=needs_home)
         sub.set_defaults(command=_later(command) if isinstance(command, str) else command)
         return sub
 
@@ -169,7 +175,12 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument("--device", metavar="SLUG", help="the chip; default: this one")
 
     run.add_arguments(
-        add("run", run.run, "Run a command of mlx-lm, or a script, with the patch on.")
+        add(
+            "run",
+            run.run,
+            "Run a command of mlx-lm, or a script, with the patch on.",
+            needs_home=False,
+        )
     )
     bench_options.add_arguments(
         add("bench", _bench, "Measure a model, stock against patched, in fresh processes.")
@@ -208,6 +219,7 @@ def parser() -> argparse.ArgumentParser:
         "status",
         ".inspect:status",
         "What runs here: a block to paste into a bug report.",
+        needs_home=False,
     )
     clear = add("clear", ".inspect:clear", "Remove the user's stored verdicts and kernels.")
     clear.add_argument("--device", metavar="SLUG", help="only the verdicts of this device")

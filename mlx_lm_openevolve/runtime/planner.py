@@ -153,6 +153,7 @@ class Planner:
         self.off: list[str] = []
         # Families of which nothing is gated: those that came on by themselves, see families.py.
         self.ungated: Collection[str] = ()
+        self.unstored: list[str] = []  # why verdicts were not stored, one for each
         self._judges = judges
         self._stamps: dict[str, dict[str, Any]] = {}  # by family
         self._lock = threading.RLock()
@@ -454,6 +455,7 @@ class Planner:
                 self.user.add(kernel)
             self.user.publish(self.device.slug, verdict)
         except RegistryError as error:
+            self.unstored.append(str(error))
             log.warning("the verdict is kept for this process only: %s", error)
 
 

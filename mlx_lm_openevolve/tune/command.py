@@ -264,7 +264,10 @@ def summary(rows: Sequence[Row], planner: Planner, steps: Sequence[StepRow] = ()
     text += ", ".join(f"{counts[state]} {state}" for state in (REJECTED, UNSERVED, LEFT))
     if counts[LEFT] or any(step.left for step in steps):
         text += "; the same command goes on with what is left"
-    if not planner.require_faster:
+    if planner.unstored:
+        count, why = len(planner.unstored), planner.unstored[-1]
+        text += f"; {count} verdicts could not be stored, and serve nobody: {why}"
+    if not planner.require_faster and counts[SERVED]:
         text += f"; {UNTIMED}: `run --backend host --any-correct` serves it"
     return text
 

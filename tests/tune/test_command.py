@@ -22,10 +22,11 @@ from mlx_lm_openevolve.backends.metal import fitting
 from mlx_lm_openevolve.cli.main import main
 from mlx_lm_openevolve.decode.structure import slug, structure
 from mlx_lm_openevolve.device import detect, fingerprint
-from mlx_lm_openevolve.errors import GateTimeout, MachineError
+from mlx_lm_openevolve.errors import GateTimeout, MachineError, RegistryError
 from mlx_lm_openevolve.gate import timing
 from mlx_lm_openevolve.gate.judge import judge
 from mlx_lm_openevolve.kernels.lookup import registries
+from mlx_lm_openevolve.kernels.registry import Registry
 from mlx_lm_openevolve.kernels.verdict import ALL, STEP, Verdict, gate_version
 from mlx_lm_openevolve.ops.attention.workload import Bucket
 from mlx_lm_openevolve.runtime import families
@@ -58,6 +59,7 @@ def test_a_model_is_tuned_once_and_then_served(
     assert {rows[slug]["state"] for slug in decode} == {"served"}
     assert all(rows[slug]["verdict"]["correct"] for slug in decode)
     assert "0 left" in text
+    assert "`run --backend host --any-correct` serves it" in text
     # What is stored is not judged again, here or in a process that serves.
     code, again, text = tune(capsys, *asked)
     assert ", 0 of them to decide" in text
@@ -101,6 +103,19 @@ def test_whoever_stops_keeps_what_there_is(
     monkeypatch.undo()
 
 
+def test_what_could_not_be_stored_is_said_in_the_last_line(
+    tiny_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Registry, device: str, verdict: Verdict) -> None:
+        raise RegistryError("/home: No space left on device")
+
+    monkeypatch.setattr(Registry, "publish", full)
+    code = main(["tune", "--backend", "host", "--model", str(tiny_folder), "--context", "8"])
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert code == 0
+    assert "verdicts could not be stored, and serve nobody: /home: No space left" in last
+
+
 def test_a_budget_that_is_spent_says_how_to_go_on(
     tiny_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -109,7 +124,6 @@ def test_a_budget_that_is_spent_says_how_to_go_on(
     )
     assert code == 0
     assert "goes on with what is left" in text
-    assert "`run --backend host --any-correct` serves it" in text
     assert {row["reason"] for row in result["workloads"]} == {"the budget was spent"}
 
 
@@ -155,7 +169,7 @@ def test_a_home_that_takes_no_verdict_is_told_before_any_is_made(
     words = ["--model", str(tiny_folder), "--context", "8", "--ops", "attention"]
     assert main(["tune", "--backend", "host", *words]) == 2
     told = capsys.readouterr()
-    assert f"{tmp_path / 'file'}/v2/devices/host: " in told.err
+    assert f"{tmp_path / 'file'} is a file, not a folder" in told.err
     assert told.err.count("\n") == 1
 
 
