@@ -179,7 +179,7 @@ def show(options: argparse.Namespace, out: Console) -> Result:
     if any(verdict.workload == options.what for _, _, verdict in stored):
         return _show_workload(options.what, stored, out)
     try:
-        return _show_workload(ops.parse(options.what).bucket().slug, stored, out)
+        return _show_workload(ops.parse(options.what).bucket().slug, stored, out, options.what)
     except WorkloadError as wrong:
         try:
             return _show_kernel(named(options.what), stored, out)
@@ -189,9 +189,11 @@ def show(options: argparse.Namespace, out: Console) -> Result:
             raise
 
 
-def _show_workload(slug: str, stored: _Stored, out: Console) -> Result:
+def _show_workload(slug: str, stored: _Stored, out: Console, asked: str = "") -> Result:
     here, gated = _here(slug)
     out.print(slug, style="bold", markup=False)
+    if asked not in ("", slug):
+        out.print(f"  bucket   of {asked}: all its shapes share one answer", markup=False)
     out.print(f"  here     {here['text']}", markup=False)
     verdicts = []
     for registry, device, verdict in stored:

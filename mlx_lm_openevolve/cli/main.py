@@ -69,7 +69,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     words, wrapped = run.split(sys.argv[1:] if argv is None else argv)
     try:
         _refuse_empty(words)
-        options = parser().parse_args(words)
+        options, unknown = parser().parse_known_args(words)
+        if unknown:  # argparse would name the help of all
+            options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     except _WrongArguments as wrong:
         _tell(wrong.text, "--json" in words)
         raise
@@ -150,7 +152,7 @@ def parser() -> argparse.ArgumentParser:
     ) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text)
         _add_common(sub)
-        sub.set_defaults(needs_home=needs_home)
+        sub.set_defaults(needs_home=needs_home, parser=sub)
         sub.set_defaults(command=_later(command) if isinstance(command, str) else command)
         return sub
 
@@ -189,7 +191,7 @@ def parser() -> argparse.ArgumentParser:
     tune_options.add_arguments(
         add(
             "tune",
-            "..tune.command:run",
+            _tune,
             "Decide what a model's calls run on, on this chip, in minutes.",
         )
     )
@@ -238,6 +240,13 @@ def _bench(options: argparse.Namespace, out: Console) -> Result:
     from ..evolve.bench_kernel import bench_kernel
 
     return command.run(options, out, bench_kernel)
+
+
+def _tune(options: argparse.Namespace, out: Console) -> Result:
+    tune_options.check(options)
+    from ..tune import command
+
+    return command.run(options, out)
 
 
 def _later(where: str) -> Callable[[argparse.Namespace, Console], Result]:

@@ -36,7 +36,7 @@ MAX_ASKED = 3
 
 # What a verdict is about: a kernel by its id, or by name a rewriting in MLX's own operations, a
 # whole decode step, or settings of MLX.
-STEP = "step"
+STEP = ops.STEP
 KINDS = ("kernel", "rewriting", STEP, "settings")
 # The ways in which a step is judged, the first before the next: compiled layers whose products of
 # one input are one and that call the kernels of decode/fused.py, those without these kernels, and

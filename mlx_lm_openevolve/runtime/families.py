@@ -24,7 +24,7 @@ from .planner import Planner, advised
 __all__ = ["NAMES", "NO_VERDICT", "ON_GPU", "UNMET", "Choice", "Watch", "choose", "named"]
 
 OPS = "MLX_LM_OPENEVOLVE_OPS"
-NAMES = (*ops.FAMILIES, STEP)  # STEP: whole decode steps, see decode/
+NAMES = ops.NAMES
 DEFAULT = ("attention",)
 NOT_NAMED = "not among those that were named"
 ONE_KERNEL = "one kernel alone is considered"

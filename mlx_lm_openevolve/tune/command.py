@@ -26,12 +26,10 @@ from rich.text import Text
 from .. import ops
 from ..bench import worker
 from ..bench.command import check_measured, wanted, write
-from ..bench.options import SHAPES
 from ..device import Device, detect
 from ..errors import BackendError, MachineError, UsageError
 from ..gate.judge import judge
 from ..gate.worker import judge_in_worker
-from ..hub import check_model
 from ..kernels.lookup import registries
 from ..kernels.verdict import STEP, UNTIMED
 from ..ops.base import next_pow2
@@ -128,14 +126,8 @@ def models_of(options: argparse.Namespace) -> list[list[str]]:
     """The models that were named, by path or shape, each with the draft that speculates for it."""
     if options.model or options.shape:
         names = [[options.model or options.shape, *filter(None, [options.draft])]]
-    elif options.draft:
-        raise UsageError("--draft speculates for a --model or a --shape")
     else:
         names = [[name] for name in USUAL]
-    for option in ("model", "draft"):
-        name = getattr(options, option)
-        if name and name not in SHAPES:
-            check_model(f"--{option}", name)
     return names
 
 

@@ -151,6 +151,8 @@ def test_show_of_a_workload_says_what_it_runs_on_here_and_why(
     # Any shape of the bucket is the bucket.
     inside = replace(DECODE, kv_len=100)
     assert found(capsys, "show", inside.slug)["workload"] == DECODE.slug
+    assert f"bucket   of {inside.slug}: " in told(capsys, "show", inside.slug)
+    assert "bucket   of" not in told(capsys, "show", DECODE.slug)
 
 
 def test_show_of_a_kernel_by_id_and_by_name(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -134,6 +136,9 @@ def test_a_budget_that_is_spent_says_how_to_go_on(
         (["--budget", "x"], "is no duration"),
         (["--batch", "0"], "1 to 4096 sequences"),
         (["--batch", "1,"], "write numbers of sequences"),
+        (["--budget", "2minutes"], "is no duration"),
+        (["--budget", "0"], "is no duration"),
+        (["--ops", "linear,atention"], "'atention' is none of attention, linear, step"),
         (["--model", "/nowhere"], "no such folder"),
         (["--draft", "qwen3-0.6b"], "speculates for a --model"),
         (["--report", "/nowhere/chip.json"], "no file can be written there"),
@@ -142,11 +147,30 @@ def test_a_budget_that_is_spent_says_how_to_go_on(
 def test_a_wrong_option_is_one_line(
     words: list[str], says: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["tune", "--backend", "host", *words]) == 2
+    try:
+        code = main(["tune", "--backend", "host", *words])
+    except SystemExit as ended:
+        code = int(ended.code or 0)
     told = capsys.readouterr()
+    assert code == 2
     assert says in told.err
+    assert words[0] in told.err
     assert told.err.count("\n") == 1
     assert not told.out
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--budget", "0"], ["--ops", "atention"], ["--context", "x"], ["--model", "/nowhere"]],
+)
+def test_a_wrong_option_is_refused_before_mlx_is_loaded(words: list[str]) -> None:
+    """Nor is a GPU asked for: it stands before the line that none is there."""
+    text = f"import sys; sys.modules['mlx'] = None; sys.argv = {['x', 'tune', *words]};"
+    text += "from mlx_lm_openevolve.__main__ import main; sys.exit(main())"
+    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert words[0] in done.stderr
+    assert "MLX" not in done.stderr
 
 
 def test_no_report_is_made_where_all_is_switched_off(
