@@ -23,13 +23,14 @@ from mlx_lm_openevolve.units import seconds_of
 
 from . import events, heuristic, loop, openevolve_config
 from .archive import Archive
+from .asked import check_numbers, check_same, new_config, profiles
 from .config import Config
 from .evaluator import LocalEvaluator
 from .fleet.client import Fleet
 from .fleet.link import Link
 from .fleet.worker import facts_here, serve
 from .ncu import Profiler
-from .options import HEURISTIC, check_numbers, check_same, new_config, profiles
+from .options import HEURISTIC
 from .progress import ProgressDisplay
 from .propose import Proposer
 from .propose.llm import LlmProposer, connect

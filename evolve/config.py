@@ -12,6 +12,7 @@ from mlx_lm_openevolve.errors import UsageError
 from mlx_lm_openevolve.ops import Bucket
 
 from .candidate import RENAMED
+from .options import PROPOSERS
 from .record import Record
 
 __all__ = [
@@ -23,8 +24,6 @@ __all__ = [
     "Search",
     "Work",
 ]
-
-PROPOSERS = ("params", "llm", "mailbox")
 
 
 @dataclass(frozen=True)

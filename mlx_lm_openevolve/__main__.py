@@ -23,15 +23,7 @@ def main() -> int:
     """Run the command line; returns its exit code."""
     signal.signal(signal.SIGINT, _leave)
     _open_closed()
-    try:
-        from .cli import main as cli
-    except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] != "mlx":
-            raise
-        from .errors import NO_MLX
-
-        print(f"mlx-lm-openevolve: {NO_MLX}", file=sys.stderr)
-        return 2
+    from .cli import main as cli
 
     for number in (signal.SIGINT, signal.SIGALRM):
         signal.signal(number, _interrupt)

@@ -16,6 +16,7 @@ from pathlib import Path
 import platformdirs
 
 from .errors import MachineError
+from .home import HOME, misplaced
 
 __all__ = ["Store", "folder", "intact", "store"]
 
@@ -53,7 +54,9 @@ class Store:
         except MachineError:
             raise
         except OSError as error:
-            raise MachineError(f"{error.filename or final}: {error.strerror}") from None
+            where = Path(error.filename or final)
+            where = self.root if self.root in where.parents else where  # no temporary name
+            raise MachineError(f"{where}: {error.strerror}") from None
         return final
 
     def discard(self, folder: Path) -> None:
@@ -158,11 +161,12 @@ def store(kind: str = "metalhost", limit: int = LIMIT_BYTES) -> Store:
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise MachineError(f"{root}: {error.strerror}; set MLX_LM_OPENEVOLVE_HOME") from None
+        reason = misplaced(root) or f"{root}: {error.strerror}; set {HOME}"
+        raise MachineError(reason) from None
     return Store(root.resolve(), limit)
 
 
 def folder() -> Path:
     """Where the stores lie, whether they were made yet or not."""
-    home = os.environ.get("MLX_LM_OPENEVOLVE_HOME")
+    home = os.environ.get(HOME)
     return Path(home) / "cache" if home else Path(platformdirs.user_cache_dir("mlx-lm-openevolve"))

@@ -14,6 +14,8 @@ from typing import Any
 
 import mlx.core as mx
 
+from .names import BACKENDS
+
 __all__ = [
     "BACKENDS",
     "FACTS",
@@ -26,7 +28,6 @@ __all__ = [
     "working_set",
 ]
 
-BACKENDS = ("metal", "cuda", "host")
 # What the defaults of a kernel's params may see of the chip beside the workload: Device.facts.
 FACTS = frozenset(
     {"device_name", "device_cores", "device_memory", "device_cache", "device_shared_memory"}

@@ -29,7 +29,8 @@ __all__ = [
 
 NO_MLX = (
     "MLX is not installed: on Linux it comes with an extra, pip install"
-    " 'mlx-lm-openevolve[cuda13]', [cuda12] or [cpu]; on macOS it needs Apple silicon"
+    " 'mlx-lm-openevolve[cuda13]', [cuda12] or [cpu], from a copy of the repository pip install"
+    " '.[cuda13]'; on macOS it needs Apple silicon"
 )
 
 

@@ -104,6 +104,16 @@ def test_the_readme_is_short_and_its_one_screen_comes_first() -> None:
         assert typed in first
 
 
+def test_the_readme_says_for_which_machine_each_line_of_its_installation_is() -> None:
+    """They are alternatives: on Linux the first line alone brings no MLX."""
+    (block,) = (b for b in consoles(ROOT / "README.md") if b.says.get("needs") == "install")
+    lines = [command.text.partition("#") for command in block.commands]
+    assert all(machine for _, _, machine in lines)
+    for command, _, machine in lines[:3]:
+        assert ("Linux" in machine) == ("cuda" in command or "cpu" in command)
+    assert "**one** of these lines" in (ROOT / "README.md").read_text()
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_command_of_a_page_parses(page: Path) -> None:
     """Those that need a GPU, a Mac, a model of the Hub or an installation, and the others too."""

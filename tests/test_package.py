@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import json
 import os
@@ -18,6 +19,7 @@ from packaging.requirements import Requirement
 from samples import OLDEST
 
 import mlx_lm_openevolve
+from mlx_lm_openevolve.cli.main import parser
 from mlx_lm_openevolve.runtime import api
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,9 +34,12 @@ FLOORS = [
         "directives",
         "errors",
         "files",
+        "home",
         "hub",
         "intervals",
+        "names",
         "processes",
+        "switches",
         "units",
     ],
     ["ops"],
@@ -60,6 +65,13 @@ def sources() -> dict[str, Path]:
             parts = [*prefix, *inside]
             found[".".join(parts[:-1] if parts[-1] == "__init__" and parts[1:] else parts)] = path
     return found
+
+
+COMMANDS = next(
+    sorted(action.choices)
+    for action in parser()._actions
+    if isinstance(action, argparse._SubParsersAction)
+)
 
 
 def imports(name: str, path: Path, known: set[str], lazy: bool) -> set[str]:
@@ -384,6 +396,41 @@ def test_without_mlx_one_line_says_how_to_get_it(asks: str, code: int) -> None:
     said = done.stderr.splitlines()
     assert said[-1].endswith(mlx_lm_openevolve.errors.NO_MLX)
     assert len(said) == 1 or code == 1
+
+
+def test_help_and_version_need_nothing_but_the_command_line() -> None:
+    """As after a plain `pip install` on Linux, where MLX comes with an extra."""
+    words = [["--help"], ["--version"], *([name, "--help"] for name in COMMANDS)]
+    text = (
+        "import sys; sys.modules.update(dict.fromkeys(('mlx', 'mlx_lm', 'numpy')))\n"
+        "from mlx_lm_openevolve.cli.main import main\n"
+        f"for argv in {words}:\n"
+        "    try: main(argv)\n"
+        "    except SystemExit as ended: assert not ended.code, argv\n"
+    )
+    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("usage: mlx-lm-openevolve") == 1 + len(COMMANDS) > 10
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_without_mlx_is_one_line_that_names_installs_that_work(command: str) -> None:
+    operands = {"check": ["x"], "import": ["x.json"], "export": ["x.json"], "show": ["x"]}
+    operands |= {"report": ["x"], "fleet": ["worker", "--scheduler", "tcp://127.0.0.1:1"]}
+    operands |= {"run": ["--backend", "host", "mlx_lm.generate"], "bench": ["--shape", "qwen3-4b"]}
+    words = ["x", command, *operands.get(command, []), "--json"]
+    words = ["x", "--json", *words[1:-1]] if command == "run" else words
+    text = f"import sys; sys.modules['mlx'] = None; sys.argv = {words};"
+    text += "from mlx_lm_openevolve.__main__ import main; sys.exit(main())"
+    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=False)
+    line = mlx_lm_openevolve.errors.NO_MLX
+    assert done.returncode == 2, done.stderr
+    assert done.stderr == f"mlx-lm-openevolve: {line}\n"
+    assert json.loads(done.stdout) == {"error": line}
+    extras = (ROOT / "pyproject.toml").read_text().split("[project.optional-dependencies]")[1]
+    for named in re.findall(r"\[(\w+)\]", line):
+        assert f'{named} = ["mlx[{named}]' in extras
+    assert "'.[" in line, "which works from a copy of this repository"
 
 
 def test_the_version_is_told_once() -> None:

@@ -36,7 +36,7 @@ from mlx_lm_openevolve.kernels.kernel import Kernel
 from mlx_lm_openevolve.kernels.registry import Registry
 from mlx_lm_openevolve.kernels.verdict import Poisoned
 from mlx_lm_openevolve.ops.attention.workload import Bucket
-from mlx_lm_openevolve.runtime.planner import FAILED, MAX_TIMEOUTS, Judges, Planner
+from mlx_lm_openevolve.runtime.planner import FAILED, MAX_TIMEOUTS, Judges, Planner, advised
 
 DECODE = Bucket(1, 4, 2, 1, 64, 64, 64, "bfloat16")
 SAYS = "mlx-lm-openevolve: "
@@ -346,7 +346,9 @@ def test_trouble_of_the_machine_is_pending_and_not_tried_for_ever(
     assert all(plan.kernel is None for plan in plans)
     tried, left = plans[:MAX_TIMEOUTS], plans[MAX_TIMEOUTS:]
     assert [plan.reason for plan in tried] == [f"pending: {line}"] * MAX_TIMEOUTS
-    assert [plan.reason for plan in left] == [FAILED.format(MAX_TIMEOUTS, line)] * 2
+    assert [plan.reason for plan in left] == [
+        advised(FAILED.format(MAX_TIMEOUTS, line), "host")
+    ] * 2
     assert len(asked) == MAX_TIMEOUTS
     assert Registry(home).verdicts("host", DECODE) == []
     assert Registry(home).poisoned("host") == {}

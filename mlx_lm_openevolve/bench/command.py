@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -28,6 +27,7 @@ from ..hub import check_model
 from ..kernels.verdict import gate_versions
 from ..runtime import families
 from ..runtime.session import summary, totals
+from ..switches import switched_off
 from . import cases
 from .options import PRESETS, SHAPES
 
@@ -78,8 +78,8 @@ def run(
 
 def check_measured(option: str, path: Path | None) -> None:
     """Raise UsageError where what is measured would be lost, or is switched off."""
-    if os.environ.get("MLX_LM_OPENEVOLVE") == "0":
-        raise UsageError("MLX_LM_OPENEVOLVE=0 switches off what is to be measured")
+    if off := switched_off():
+        raise UsageError(f"{off} switches off what is to be measured")
     if path and (path.is_dir() or not path.parent.is_dir()):
         raise UsageError(f"{option} {path}: no file can be written there")
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
-from ..device import BACKENDS
+from .. import ops
+from ..errors import UsageError
+from ..names import BACKENDS
 
-__all__ = ["BITS", "PRESETS", "SHAPES", "add_arguments", "add_families"]
+__all__ = ["BITS", "PRESETS", "SHAPES", "add_arguments", "add_families", "read_by"]
 
 # Tokens of prompt and generation of the five benchmarks of OpenEvolve's MLX example: its prompts'
 # lengths in a Qwen tokenizer, about, and its max_tokens.
@@ -28,7 +31,28 @@ BITS = ("4", "8", "mxfp4")
 def add_families(parser: argparse.ArgumentParser) -> None:
     """What `bench` and `tune` ask of weights, and of families of operations."""
     parser.add_argument("--bits", choices=BITS, help="of a shape's weights; default: bfloat16")
-    parser.add_argument("--ops", metavar="NAME,...", help="these families alone: attention,linear")
+    text = "these families alone: attention,linear"
+    parser.add_argument("--ops", metavar="NAME,...", type=read_by(_check_families), help=text)
+
+
+def read_by(check: Callable[[str], object]) -> Callable[[str], str]:
+    """The type of an argument that stays text: where `check` raises UsageError, argparse names the
+    argument, before anything is loaded."""
+
+    def read(text: str) -> str:
+        try:
+            check(text)
+        except UsageError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+        return text
+
+    return read
+
+
+def _check_families(text: str) -> None:
+    for name in text.split(","):
+        if name.strip() not in ops.NAMES:
+            raise UsageError(f"{name.strip()!r} is none of {', '.join(ops.NAMES)}")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -20,18 +20,27 @@ from rich.markup import escape
 from rich.syntax import Syntax
 from rich.table import Table
 
-from .. import ops
+from .. import ops, switches
 from .._version import __version__
 from ..device import BACKENDS, detect, fingerprint, version_of
 from ..errors import RegistryError, UsageError, WorkloadError
 from ..files import printable
+from ..home import unwritable
 from ..kernels.kernel import Kernel
 from ..kernels.lookup import named, registries
 from ..kernels.registry import VERSION, Registry, tuned_root, user_root
 from ..kernels.shared import IMPORTED
-from ..kernels.verdict import STEP, TUNED_GATE, Verdict, describe, gate_version, gate_versions
+from ..kernels.verdict import (
+    STEP,
+    TUNED_GATE,
+    UNTIMED,
+    Verdict,
+    describe,
+    gate_version,
+    gate_versions,
+)
 from ..runtime import families
-from ..runtime.planner import STORED_ALONE, Planner
+from ..runtime.planner import STORED_ALONE, Planner, advised
 from .architectures import Callers, callers
 from .result import Result
 
@@ -41,11 +50,10 @@ _Stored = list[tuple[Registry, str, Verdict]]  # each with where it lies, and fo
 
 # What changes how this library behaves, shown by `status` where it is set.
 VARIABLES = (
-    "MLX_LM_OPENEVOLVE",
+    *switches.SWITCHES,
     "MLX_LM_OPENEVOLVE_OPS",
     "MLX_LM_OPENEVOLVE_HOME",
     "MLX_LM_OPENEVOLVE_CXX",
-    "MLX_LM_OPENEVOLVE_KEEP",
 )
 
 
@@ -103,13 +111,14 @@ def list_verdicts(options: argparse.Namespace, out: Console) -> Result:
         }
         rows.append(row)
         ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f} [{row['low'] or 0:.2f}]"
-        why = f"stale: {row['stale']}" if row["stale"] else verdict.status
-        why += "" if verdict.accepted else f": {verdict.reason}"
+        why = f"stale: {row['stale']}: " if row["stale"] else ""
+        why = why.removesuffix(": ") if verdict.accepted and why else why + verdict.text
         table.add_row(
             device, verdict.workload, verdict.kernel, ratio, escape(why), str(row["from"])
         )
     used = {"registry": usage(user_root() / VERSION), "tuned": usage(tuned_root() / VERSION)}
-    out.print(table if rows else "no verdict is stored yet: `tune` makes them")
+    none = advised("no verdict is stored yet: `tune` makes them", detect().backend)
+    out.print(table if rows else none)
     kernels = sum(len(registry.kernels()) for registry in registries())
     out.print(
         f"{len(rows)} verdicts, {kernels} kernels;"
@@ -170,7 +179,7 @@ def show(options: argparse.Namespace, out: Console) -> Result:
     if any(verdict.workload == options.what for _, _, verdict in stored):
         return _show_workload(options.what, stored, out)
     try:
-        return _show_workload(ops.parse(options.what).bucket().slug, stored, out)
+        return _show_workload(ops.parse(options.what).bucket().slug, stored, out, options.what)
     except WorkloadError as wrong:
         try:
             return _show_kernel(named(options.what), stored, out)
@@ -180,9 +189,11 @@ def show(options: argparse.Namespace, out: Console) -> Result:
             raise
 
 
-def _show_workload(slug: str, stored: _Stored, out: Console) -> Result:
+def _show_workload(slug: str, stored: _Stored, out: Console, asked: str = "") -> Result:
     here, gated = _here(slug)
     out.print(slug, style="bold", markup=False)
+    if asked not in ("", slug):
+        out.print(f"  bucket   of {asked}: all its shapes share one answer", markup=False)
     out.print(f"  here     {here['text']}", markup=False)
     verdicts = []
     for registry, device, verdict in stored:
@@ -194,6 +205,7 @@ def _show_workload(slug: str, stored: _Stored, out: Console) -> Result:
             stale = _stale(verdict, device, shipped=not registry.writable)
             if stale:
                 again = "it is gated again at first use" if gated else "`tune` judges it again"
+                again = advised(again, detect().backend)
                 out.print(f"  stale    {stale}: {again}", markup=False)
     return 0, {"workload": slug, "here": here, "verdicts": verdicts}
 
@@ -212,7 +224,7 @@ def _here(slug: str) -> tuple[dict[str, Any], bool]:
         about = (v for v in planner.counting(STEP) if v.workload == slug)
         serving = next(filter(planner.serves, about), None)
         kernel, stock = serving.kernel if serving else None, "layers as they are"
-        reason = "accepted" if serving else families.NO_VERDICT
+        reason = "accepted" if serving else advised(families.NO_VERDICT, device.backend)
     else:
         plan = planner.plan(ops.parse(slug).bucket())
         kernel, stock = plan.kernel.id if plan.kernel else None, ops.get(family).stock
@@ -240,7 +252,9 @@ def _show_kernel(kernel: Kernel, stored: _Stored, out: Console) -> Result:
             counts = verdicts.setdefault(device, {"accepted": 0, "rejected": 0})
             counts[verdict.status] += 1
     for device, counts in verdicts.items():
-        out.print(f"verdicts  {device}: {counts['accepted']} accepted, {counts['rejected']} not")
+        right = sum(v.untimed for _, at, v in stored if (v.kernel, at) == (kernel.id, device))
+        text = f"{counts['accepted']} accepted, {counts['rejected'] - right} not"
+        out.print(f"verdicts  {device}: {text}" + (f", {right} {UNTIMED}" if right else ""))
     checks = [check for registry in registries() for check in registry.host_checks(kernel.id)]
     if checks:
         good = sum(bool(check.get("ok")) for check in checks)
@@ -310,8 +324,8 @@ def status(options: argparse.Namespace, out: Console) -> Result:
             "aliased": {name: list(lines) for name, lines in calls.aliased.items()},
         },
         "registries": [],
-        "cache": {"root": str(cache_root()), "bytes": usage(cache_root())},
-        "runs": {"root": str(user_root() / "runs"), "bytes": usage(user_root() / "runs")},
+        "cache": _place(cache_root()),
+        "runs": _place(user_root() / "runs"),
     }
     for registry in registries():
         here, counting = registry.workloads(device.slug), Planner(device, [registry]).counting
@@ -320,10 +334,12 @@ def status(options: argparse.Namespace, out: Console) -> Result:
             {
                 "root": str(registry.root),
                 "writable": registry.writable,
+                "problem": registry.problem if registry.writable else "",
                 "kernels": len(registry.kernels()),
                 "devices": registry.devices(),
                 "workloads_here": len(here),
                 "accepted_here": len({v.workload for v in verdicts if v.accepted}),
+                "untimed_here": len({v.workload for v in verdicts if v.untimed}),
                 "poisoned_here": registry.poisoned(device.slug),
                 "bytes": usage(registry.root / VERSION),
             }
@@ -331,6 +347,10 @@ def status(options: argparse.Namespace, out: Console) -> Result:
     for line in block(facts, calls):
         out.print(line, markup=False)
     return 0, facts
+
+
+def _place(folder: Path) -> dict[str, Any]:
+    return {"root": str(folder), "bytes": usage(folder), "problem": unwritable(folder)}
 
 
 def block(facts: dict[str, Any], calls: Callers) -> list[str]:
@@ -350,17 +370,25 @@ def block(facts: dict[str, Any], calls: Callers) -> list[str]:
     count = len(step["accepted_here"])
     text = f"layers compiled in {count} kinds of steps that are proven here"
     rows.append(("step", text if step["on"] else f"off: {step['reason']}"))
-    rows += [("set", f"{name}={value}") for name, value in facts["variables"].items()]
+    for name, value in facts["variables"].items():
+        ignored = switches.ignored(name) if name in switches.SWITCHES else ""
+        rows.append(("set", ignored or f"{name}={value}"))
     rows += _architectures(calls)
     for row in facts["registries"]:
         text = (
             f"{row['root']}: {row['kernels']} kernels, {row['accepted_here']} of"
-            f" {row['workloads_here']} workloads judged here run on one, {size(row['bytes'])}"
+            f" {row['workloads_here']} workloads judged here run on one, "
         )
+        if row["untimed_here"]:
+            text += f"{row['untimed_here']} with --any-correct alone ({UNTIMED}), "
+        text += size(row["bytes"])
+        text += f"; nothing can be stored: {row['problem']}" if row["problem"] else ""
         rows.append(("user" if row["writable"] else "tuned", text))
         rows += [("crashed", f"{k}: {reason}") for k, reason in row["poisoned_here"].items()]
     for key in ("cache", "runs"):
-        rows.append((key, f"{facts[key]['root']}: {size(facts[key]['bytes'])}"))
+        problem = facts[key]["problem"]
+        text = f"{facts[key]['root']}: {size(facts[key]['bytes'])}"
+        rows.append((key, text + (f"; {problem}" if problem else "")))
     home = str(Path.home())
     return [f"{key:10s} {text.replace(home, '~') if home != '/' else text}" for key, text in rows]
 

@@ -16,7 +16,8 @@ import json
 import logging
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -25,13 +26,13 @@ from rich.text import Text
 
 from .._version import __version__
 from ..bench import options as bench_options
-from ..device import BACKENDS
-from ..errors import OpenEvolveError, interrupted
+from ..errors import NO_MLX, OpenEvolveError, UsageError, interrupted
 from ..evolve import options as evolve_options  # the core does without it: here the two meet
 from ..files import printable
+from ..home import misplaced, user_root
+from ..names import BACKENDS
 from ..tune import options as tune_options
-from . import inspect as inspection
-from . import run, share
+from . import run
 from .result import Result
 
 __all__ = ["main", "parser"]
@@ -68,7 +69,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     words, wrapped = run.split(sys.argv[1:] if argv is None else argv)
     try:
         _refuse_empty(words)
-        options = parser().parse_args(words)
+        options, unknown = parser().parse_known_args(words)
+        if unknown:  # argparse would name the help of all
+            options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     except _WrongArguments as wrong:
         _tell(wrong.text, "--json" in words)
         raise
@@ -79,6 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not out.is_terminal:
         out.width = 240  # a table in a file or a pipe keeps its words whole
     try:
+        if options.needs_home and (reason := misplaced(user_root())):
+            raise UsageError(reason)
         code, result = options.command(options, out)
     except BrokenPipeError:  # the reader has seen enough
         return 0
@@ -124,6 +129,8 @@ def _failure(error: BaseException) -> tuple[int, str]:
         return INTERRUPTED, "interrupted"
     if isinstance(error, OpenEvolveError):
         return NOT_DONE, " ".join(lines)
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] == "mlx":
+        return NOT_DONE, NO_MLX
     if isinstance(error, OSError) and error.strerror:
         where = f"{str(error.filename)[:200]}: " if error.filename else ""
         return NOT_DONE, f"{where}{error.strerror}"
@@ -140,13 +147,16 @@ def parser() -> argparse.ArgumentParser:
     parser.set_defaults(json=False, verbose=False)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    def add(name: str, command: Any, text: str) -> argparse.ArgumentParser:
+    def add(
+        name: str, command: Any, text: str, *, needs_home: bool = True
+    ) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text)
         _add_common(sub)
-        sub.set_defaults(command=command)
+        sub.set_defaults(needs_home=needs_home, parser=sub)
+        sub.set_defaults(command=_later(command) if isinstance(command, str) else command)
         return sub
 
-    judged = add("check", _check, "Judge a kernel as the gate does; stores nothing.")
+    judged = add("check", ".check:check", "Judge a kernel as the gate does; stores nothing.")
     judged.add_argument("kernel", metavar="FOLDER|KERNEL", help="a folder, or a known id or name")
     judged.add_argument("--workload", metavar="SLUG", action="append", help="may be repeated")
     judged.add_argument("--backend", choices=BACKENDS, help="default: the GPU, else host")
@@ -154,7 +164,7 @@ def parser() -> argparse.ArgumentParser:
     judged.add_argument("--seed", type=int, help="ask what an earlier verdict asked, by its seed")
 
     text = "Turn an OpenEvolve program into a kernel folder, or take in what `export` wrote."
-    program = add("import", share.take_in, text)
+    program = add("import", ".share:take_in", text)
     program.add_argument("program", metavar="PROGRAM.py|FILE.json", type=Path)
     program.add_argument("--out", metavar="FOLDER", type=Path, help="of a program's kernel")
     text = "whose defaults the program's choose_tile_size gives"
@@ -162,34 +172,58 @@ def parser() -> argparse.ArgumentParser:
     text = "with --kernel: params that a returned tuple is for, in its order"
     program.add_argument("--params", metavar="NAME", nargs="+", default=[], help=text)
 
-    export = add("export", share.export, "Write a chip's kernels and verdicts into one file.")
+    export = add("export", ".share:export", "Write a chip's kernels and verdicts into one file.")
     export.add_argument("file", metavar="FILE.json", type=Path)
     export.add_argument("--device", metavar="SLUG", help="the chip; default: this one")
 
     run.add_arguments(
-        add("run", run.run, "Run a command of mlx-lm, or a script, with the patch on.")
+        add(
+            "run",
+            run.run,
+            "Run a command of mlx-lm, or a script, with the patch on.",
+            needs_home=False,
+        )
     )
     bench_options.add_arguments(
         add("bench", _bench, "Measure a model, stock against patched, in fresh processes.")
     )
 
     tune_options.add_arguments(
-        add("tune", _tune, "Decide what a model's calls run on, on this chip, in minutes.")
+        add(
+            "tune",
+            _tune,
+            "Decide what a model's calls run on, on this chip, in minutes.",
+        )
     )
     evolve_options.add_evolve_arguments(
-        add("evolve", _evolve, "Look for better kernels; resumable.")
+        add("evolve", "..evolve.commands:evolve", "Look for better kernels; resumable.")
     )
     evolve_options.add_fleet_arguments(
-        add("fleet", _fleet, "A machine of a fleet: check or measure for `evolve --scheduler`.")
+        add(
+            "fleet",
+            "..evolve.commands:fleet",
+            "A machine of a fleet: check or measure for `evolve --scheduler`.",
+        )
     )
-    evolve_options.add_report_arguments(add("report", _report, "A run of evolve as one HTML page."))
+    evolve_options.add_report_arguments(
+        add("report", "..evolve.commands:report", "A run of evolve as one HTML page.")
+    )
 
-    listed = add("list", inspection.list_verdicts, "List the stored verdicts, for every device.")
+    listed = add("list", ".inspect:list_verdicts", "List the stored verdicts, for every device.")
     listed.add_argument("--device", metavar="SLUG", help="only the verdicts of this device")
-    show = add("show", inspection.show, "A kernel with its source, or what is known of a workload.")
+    show = add(
+        "show",
+        ".inspect:show",
+        "A kernel with its source, or what is known of a workload.",
+    )
     show.add_argument("what", metavar="KERNEL|WORKLOAD", help="a kernel's id or name, or a slug")
-    add("status", inspection.status, "What runs here: a block to paste into a bug report.")
-    clear = add("clear", inspection.clear, "Remove the user's stored verdicts and kernels.")
+    add(
+        "status",
+        ".inspect:status",
+        "What runs here: a block to paste into a bug report.",
+        needs_home=False,
+    )
+    clear = add("clear", ".inspect:clear", "Remove the user's stored verdicts and kernels.")
     clear.add_argument("--device", metavar="SLUG", help="only the verdicts of this device")
     clear.add_argument("--cache", action="store_true", help="compiled host programs as well")
     return parser
@@ -201,33 +235,6 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{name}", action="store_true", default=argparse.SUPPRESS, help=text)
 
 
-# Commands whose modules are loaded when they are asked for
-
-
-def _check(options: argparse.Namespace, out: Console) -> Result:
-    from .check import check
-
-    return check(options, out)
-
-
-def _evolve(options: argparse.Namespace, out: Console) -> Result:
-    from ..evolve import commands
-
-    return commands.evolve(options, out)
-
-
-def _fleet(options: argparse.Namespace, out: Console) -> Result:
-    from ..evolve import commands
-
-    return commands.fleet(options, out)
-
-
-def _report(options: argparse.Namespace, out: Console) -> Result:
-    from ..evolve import commands
-
-    return commands.report(options, out)
-
-
 def _bench(options: argparse.Namespace, out: Console) -> Result:
     from ..bench import command
     from ..evolve.bench_kernel import bench_kernel
@@ -236,9 +243,21 @@ def _bench(options: argparse.Namespace, out: Console) -> Result:
 
 
 def _tune(options: argparse.Namespace, out: Console) -> Result:
+    tune_options.check(options)
     from ..tune import command
 
     return command.run(options, out)
+
+
+def _later(where: str) -> Callable[[argparse.Namespace, Console], Result]:
+    """The command "MODULE:FUNCTION", loaded when it is asked for: help needs no MLX."""
+    module, _, name = where.partition(":")
+
+    def command(options: argparse.Namespace, out: Console) -> Result:
+        result: Result = getattr(import_module(module, __package__), name)(options, out)
+        return result
+
+    return command
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from ..errors import UsageError
 from ..kernels import shared
 from ..kernels.lookup import named, registries
 from ..kernels.registry import Registry, user_root
+from ..runtime.planner import advised
 from .result import Result
 
 __all__ = ["export", "take_in"]
@@ -34,7 +35,8 @@ def take_in(options: argparse.Namespace, out: Console) -> Result:
             raise UsageError("--out, --kernel and --params are for a program")
         found = shared.load(options.program)
         shared.store(found, Registry(user_root()))
-        return _told(found, out, "candidates from now on, none believed", "tune")
+        then = advised("`tune`", detect().backend).strip("`")
+        return _told(found, out, "candidates from now on, none believed", then)
     if options.out is None:
         raise UsageError("name the kernel's folder with --out FOLDER")
     from .. import importer

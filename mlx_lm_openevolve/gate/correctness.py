@@ -166,10 +166,15 @@ class MutantTrial:
 
     @property
     def reason(self) -> str:
-        """ "" where every mutant was rejected."""
+        """ "" where every mutant was rejected; which were not is in the evidence."""
         if not self.survivors:
             return ""
-        return f"the gate cannot be trusted on {self.on}: it passed {', '.join(self.survivors)}"
+        if self.broken:
+            return f"the gate cannot be trusted on {self.on}: it passed {', '.join(self.survivors)}"
+        return (
+            f"nothing can be proven here: {len(self.survivors)} of {self.of} known-wrong kernels"
+            " give the right result as well"
+        )
 
     def also(self, more: MutantTrial) -> MutantTrial:
         """This trial with further questions about the same workload."""

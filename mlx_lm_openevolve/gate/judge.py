@@ -23,7 +23,7 @@ from ..backends.trouble import machines
 from ..device import Device, detect, fingerprint
 from ..errors import BackendError, GateMemory, GateTimeout, KernelError
 from ..kernels.kernel import Kernel
-from ..kernels.verdict import Verdict, gate_version
+from ..kernels.verdict import UNTIMED, Verdict, gate_version
 from ..ops import Bucket, Workload
 from ..ops.base import Call
 from .correctness import (
@@ -118,8 +118,7 @@ def judge(
             beside = {"standing": rival[1].standing}
             judgement = replace(judgement, timing={**judgement.timing, "beside": beside})
         if judgement.correct and backend == "host":
-            reason = "the host backend proves correctness, it is never faster"
-            judgement = replace(judgement, faster=False, reason=reason)
+            judgement = replace(judgement, faster=False, reason=UNTIMED)
     return verdict_of(kernel, params, bucket, device, judgement, seed)
 
 
@@ -303,7 +302,9 @@ def _mutants(
     if source.get("gate") != version or not source["killed"]:
         reason = f"no source mutants were tried for {key} by gate {version}"
     elif source["survivors"]:
-        reason = f"source mutants survived for {key}: {', '.join(source['survivors'])}"
+        passed, of = len(source["survivors"]), len(source["killed"]) + len(source["survivors"])
+        reason = f"nothing can be proven here: {passed} of {of} kernels made wrong in their source"
+        reason += " pass as well"
     return seeds, evidence, reason
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Container, Iterable
 from pathlib import Path
 
@@ -45,8 +46,11 @@ def named(what: str) -> Kernel:
     if matches:
         ids = ", ".join(kernel.id for kernel in matches)
         raise UsageError(f"{what} is the name of several kernels; choose from {ids}")
-    names = ", ".join(f"{kernel.id} ({kernel.name})" for kernel in known.values())
+    names = sorted({kernel.name for kernel in known.values()})
+    near = difflib.get_close_matches(what, [*names, *known], n=3)
+    text = (
+        f"did you mean {' or '.join(near)}?" if near else f"kernels: {', '.join(names) or 'none'}"
+    )
     raise UsageError(
-        f"{what[:80]!r} is neither a stored kernel's id or name nor a workload"
-        + (f"; kernels: {names}" if names else "")
+        f"{what[:80]!r} is neither a stored kernel's id or name nor a workload; {text}"
     )

@@ -32,11 +32,11 @@ from pathlib import Path
 from typing import Any
 
 import filelock
-import platformdirs
 
 from .. import ops
 from ..errors import KernelError, NewerFormatError, RegistryError, WorkloadError
 from ..files import printable, read_regular, write_atomic
+from ..home import misplaced, unwritable, user_root
 from ..ops import Bucket, Workload
 from . import records
 from .kernel import KERNEL_ID, Kernel, content, kernel_id
@@ -55,12 +55,6 @@ _told: set[str] = set()  # reasons that were logged
 DEVICE = re.compile(r"[a-z0-9][a-z0-9-]{0,79}")
 
 
-def user_root() -> Path:
-    """Root of the user's registry: MLX_LM_OPENEVOLVE_HOME, else the user data folder."""
-    home = os.environ.get("MLX_LM_OPENEVOLVE_HOME")
-    return Path(home) if home else Path(platformdirs.user_data_dir("mlx-lm-openevolve", False))
-
-
 def tuned_root() -> Path:
     """Root of the registry that ships with the package."""
     return Path(__file__).parent.parent / "tuned"
@@ -73,7 +67,7 @@ class Registry:
         self.root = Path(root)
         self.writable = writable
         self._owners = {0, _user(), *(_owner(self.root) if not writable or _user() == 0 else ())}
-        self.refusal = _open_above(self.root) if writable else ""
+        self.refusal = misplaced(self.root) or _open_above(self.root) if writable else ""
         self.refusal = self.refusal or self._distrust(self.root / VERSION)
         # What anyone may write is not read either: there is nothing below the null device.
         self._base = (Path(os.devnull) if self.refusal else self.root) / VERSION
@@ -84,6 +78,12 @@ class Registry:
 
     def __repr__(self) -> str:
         return f"Registry({str(self.root)!r})"
+
+    @property
+    def problem(self) -> str:
+        """Why nothing can be stored, "" where it can, as far as permissions say."""
+        folders = (self._base / name for name in ("kernels", "devices"))
+        return self.refusal or next(filter(None, map(unwritable, folders)), "")
 
     def _distrust(self, path: Path) -> str:
         """Why a file or folder is not read, "" where it is: others may have written it, or what it

@@ -14,7 +14,7 @@ from .kernel import KERNEL_ID
 
 __all__ = [
     *("ALL", "COMPILED", "FASTER", "GATE_VERSION", "KINDS", "MAX_ASKED", "MERGED", "STEP"),
-    *("TUNED_GATE", "WAYS", "Poisoned", "Verdict"),
+    *("TUNED_GATE", "UNTIMED", "WAYS", "Poisoned", "Verdict"),
     *("binding", "describe", "gate_version", "gate_versions"),
 ]
 
@@ -26,6 +26,9 @@ GATE_VERSION = 3
 # it is judged anew.
 TUNED_GATE = "2.1"
 
+# Of a verdict that was made on the CPU: its kernel serves only where faster is not asked for.
+UNTIMED = "correct; speed was not measured (on the CPU nothing is)"
+
 # The lower end of the interval of the original's time over the contender's must lie above this.
 FASTER = 1.02
 # How often a contender is judged in all where noise rejects it.
@@ -33,7 +36,7 @@ MAX_ASKED = 3
 
 # What a verdict is about: a kernel by its id, or by name a rewriting in MLX's own operations, a
 # whole decode step, or settings of MLX.
-STEP = "step"
+STEP = ops.STEP
 KINDS = ("kernel", "rewriting", STEP, "settings")
 # The ways in which a step is judged, the first before the next: compiled layers whose products of
 # one input are one and that call the kernels of decode/fused.py, those without these kernels, and
@@ -99,6 +102,22 @@ class Verdict:
     def status(self) -> str:
         """ "accepted" or "rejected"."""
         return "accepted" if self.accepted else "rejected"
+
+    @property
+    def untimed(self) -> bool:
+        """Whether its kernel is right, and was judged on the CPU, where nothing is timed."""
+        on_host = self.fingerprint.get("device") == "host"
+        return self.correct and not self.accepted and not self.timing and on_host
+
+    @property
+    def text(self) -> str:
+        """Outcome and reason for a person, the same wherever it is told. A kernel that is right and
+        not faster is "correct": it serves where faster is not asked for."""
+        if self.accepted:
+            return "accepted"
+        if self.untimed:
+            return f"{UNTIMED}: it serves with --any-correct alone"
+        return f"{'correct' if self.correct else self.status}: {self.reason}"
 
     @property
     def ratio(self) -> float:
@@ -214,13 +233,12 @@ class Poisoned(OpenEvolveError):
 def describe(verdict: Verdict) -> list[str]:
     """A verdict in a few lines for a person."""
     params = ", ".join(f"{name}={value}" for name, value in verdict.params.items())
-    word = "correct" if verdict.correct and not verdict.faster else verdict.status
     of_op = verdict.kind in ("kernel", "rewriting")
     stock = ops.of_slug(verdict.workload).stock if of_op else "stock"
     lines = [
         f"{verdict.workload}",
         f"  {verdict.kind:8} {verdict.kernel}" + (f" ({params})" if params else ""),
-        f"  verdict  {word}: {verdict.reason}",
+        f"  verdict  {verdict.text}" + (f": {verdict.reason}" if verdict.accepted else ""),
     ]
     evidence: tuple[tuple[str, Callable[[Any], str], Any], ...] = (
         ("mutants", _mutants, verdict.mutants),
@@ -239,7 +257,9 @@ def describe(verdict: Verdict) -> list[str]:
 
 def _mutants(mutants: Mapping[str, Any]) -> str:
     killed = f"{mutants['killed']} of {mutants['of']} killed"
-    return f"{killed}, and {mutants['source']['killed']} of the source"
+    passed = ", ".join(mutants.get("survivors", ()))
+    text = f"{killed}, and {mutants['source']['killed']} of the source"
+    return text + (f"; not {passed}" if passed else "")
 
 
 def _errors(errors: Mapping[str, Any], stock: str) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import os
 import re
 import tempfile
 import time
@@ -17,6 +16,7 @@ from typing import Any
 
 from ..cache import intact, store
 from ..errors import MachineError
+from ..switches import KEEP, switched
 from .confine import Access
 from .declarations import KernelFunction, Parameter, TranslationError
 from .diagnostics import diagnostics
@@ -143,7 +143,7 @@ def _build(request: BuildRequest, tools: Toolchain, sources: Sources, work: Path
         findings = [Finding("compile", str(error))]
     if not findings:
         findings = link(tools, work, int(request.instrument) + int(request.count))
-    if not os.environ.get("MLX_LM_OPENEVOLVE_KEEP"):
+    if not switched(KEEP):
         for path in work.glob("kernel.*"):
             # Mach-O programs leave their line table in the object.
             if path.suffix != ".o" or "apple" not in tools.target:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..errors import MachineError, UsageError
+from ..switches import UNSAFE, switched
 from .arguments import HEADER, Argument, Layout
 from .arrays import to_mlx
 from .build import Program
@@ -29,7 +30,6 @@ __all__ = ["LaunchResult", "Options", "Size", "check_threadgroup", "dim3", "inte
 _MAGIC = 0x31304C4154454D48
 MAX_THREADS = 1024
 MAX_REPORT = 4 << 20  # bytes; 64 findings and the counters take a twentieth of it
-UNSAFE = "MLX_LM_OPENEVOLVE_UNSAFE"
 CONFINE_IF_POSSIBLE, CONFINE = 1, 2  # runtime/base.h: Confine
 Size = Sequence[int]
 
@@ -185,8 +185,7 @@ def _read(
 
 
 def _confine(options: Options) -> int:
-    unsafe = os.environ.get(UNSAFE, "") not in ("", "0")
-    return CONFINE_IF_POSSIBLE if options.trusted or unsafe else CONFINE
+    return CONFINE_IF_POSSIBLE if options.trusted or switched(UNSAFE) else CONFINE
 
 
 def _header(options: Options, layout: Layout, fill: int) -> bytes:

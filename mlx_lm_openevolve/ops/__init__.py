@@ -14,6 +14,8 @@ from .base import DTYPES, Bucket, Op, Workload, next_pow2
 __all__ = [
     "DTYPES",
     "FAMILIES",
+    "NAMES",
+    "STEP",
     "Bucket",
     "Op",
     "Workload",
@@ -27,6 +29,8 @@ __all__ = [
 # One line a family: the folder beside this file, which has an `OP`, and its version, raised when
 # old verdicts of it should not count; see kernels/verdict.py.
 FAMILIES = {"attention": 1, "linear": 1}
+STEP = "step"  # whole decode steps, switched as a family is: see decode/
+NAMES = (*FAMILIES, STEP)
 
 
 def get(name: str) -> Op[Any, Any]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from .._version import __version__
+from ..switches import switched_off
 from .info import OpInfo, OptimizationInfo, WorkloadInfo
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def enable_optimizations(
     """Let mlx-lm run on the best proven kernels, in this process, until disabled.
 
     Calling it again with other arguments replaces the first call. Where the environment says
-    MLX_LM_OPENEVOLVE=0, nothing is changed.
+    MLX_LM_OPENEVOLVE=0 (or off, false, no), nothing is changed.
 
     Args:
         path: A kernel folder (then only that kernel is considered) or a registry root (used in
@@ -102,8 +103,8 @@ def enable_optimizations(
     """
     global _active
     with _lock:
-        if os.environ.get("MLX_LM_OPENEVOLVE") == "0":
-            log.info("MLX_LM_OPENEVOLVE=0: mlx-lm stays as it is")
+        if off := switched_off():
+            log.info("%s: mlx-lm stays as it is", off)
             return get_optimization_info()
         session = _prepare(path, backend, gate, require_faster, ops)
         previous = _active
@@ -334,7 +335,7 @@ def _prepare(
     def left(name: str) -> None:
         for patch in patches[name]:
             patch.restore()
-        choice.off[name] = families.UNMET
+        choice.off[name] = planner.advised(families.UNMET, plans.device.backend)
 
     for router in dispatcher.routers:
         name = router.op.name

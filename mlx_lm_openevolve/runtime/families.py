@@ -18,18 +18,19 @@ from typing import NamedTuple
 from .. import ops
 from ..errors import UsageError
 from ..kernels.verdict import STEP
-from .planner import Planner
+from ..switches import switched_off
+from .planner import Planner, advised
 
-__all__ = ["NAMES", "NO_VERDICT", "UNMET", "Choice", "Watch", "choose", "named"]
+__all__ = ["NAMES", "NO_VERDICT", "ON_GPU", "UNMET", "Choice", "Watch", "choose", "named"]
 
 OPS = "MLX_LM_OPENEVOLVE_OPS"
-NAMES = (*ops.FAMILIES, STEP)  # STEP: whole decode steps, see decode/
+NAMES = ops.NAMES
 DEFAULT = ("attention",)
 NOT_NAMED = "not among those that were named"
 ONE_KERNEL = "one kernel alone is considered"
-NO_VERDICT = "no accepted verdict on this chip; `tune` makes one"
-UNMET = "no accepted verdict on any layer that was met; `tune` makes some"
-SWITCHED_OFF = "MLX_LM_OPENEVOLVE=0"
+NO_VERDICT = "no accepted verdict on this chip; `tune` judges what a model has"
+UNMET = "no accepted verdict on any layer that was met; `tune` judges what a model has"
+ON_GPU = "whole steps are judged on a GPU alone"
 NO_GPU = "no GPU here, and on the CPU nothing is faster"
 
 
@@ -59,8 +60,8 @@ def named(wanted: Sequence[str] | None = None) -> list[str] | None:
 
 def choose(named: Sequence[str] | None, planner: Planner) -> Choice:
     """What is on where a person named these, or none (None); nothing where all is switched off."""
-    if os.environ.get("MLX_LM_OPENEVOLVE") == "0":
-        return Choice([], [], dict.fromkeys(NAMES, SWITCHED_OFF))
+    if off := switched_off():
+        return Choice([], [], dict.fromkeys(NAMES, off))
     only = planner.only
     asked = named if named is not None else (*DEFAULT, *([only.op] if only else []))
     found = Choice([], [], {})
@@ -76,7 +77,9 @@ def choose(named: Sequence[str] | None, planner: Planner) -> Choice:
             found.unnamed.append(name)
         else:
             idle = planner.device.backend == "host" and planner.require_faster
-            found.off[name] = NO_GPU if idle else NO_VERDICT
+            on_host = ON_GPU if name == STEP else advised(NO_VERDICT, "host")
+            without = on_host if planner.device.backend == "host" else NO_VERDICT
+            found.off[name] = NO_GPU if idle else without
     return found
 
 

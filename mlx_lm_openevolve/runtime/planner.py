@@ -27,12 +27,12 @@ from ..errors import GateMemory, GateTimeout, KernelError, RegistryError, Worklo
 from ..kernels.kernel import Kernel
 from ..kernels.lookup import in_order
 from ..kernels.registry import Registry
-from ..kernels.verdict import STEP, WAYS, Poisoned, Verdict, gate_version
+from ..kernels.verdict import STEP, UNTIMED, WAYS, Poisoned, Verdict, gate_version
 from ..ops import Bucket
 
 __all__ = [
     *("BUDGETS", "GATE_MODES", "Contender", "GateBudget", "Judges", "Plan", "Planner"),
-    "serving",
+    *("advised", "begun", "serving", "tune_command"),
 ]
 
 log = logging.getLogger("mlx_lm_openevolve")
@@ -62,12 +62,30 @@ def begun(verdict: Verdict) -> bool:
     return verdict.correct and verdict.faster is None
 
 
-def tune_command(argv: Sequence[str]) -> str:
+def _served(verdict: Verdict) -> str:
+    """Why a verdict lets its kernel serve."""
+    if verdict.accepted:
+        return "accepted"
+    return UNTIMED if verdict.untimed else "correct; faster was not asked for"
+
+
+def _refused(verdict: Verdict) -> str:
+    """Why it does not: what is right and was not timed is not rejected."""
+    return verdict.text if verdict.untimed else f"rejected: {verdict.reason}"
+
+
+def advised(text: str, backend: str) -> str:
+    """A text that names `tune`, as it works on this backend: without a GPU it must be told to."""
+    return text.replace("`tune`", "`tune --backend host`") if backend == "host" else text
+
+
+def tune_command(argv: Sequence[str], backend: str) -> str:
     """The command that decides what a process meets before it meets it, for the model that its
     command line names."""
     given = [word.partition("=")[2] for word in argv if word.startswith("--model=")]
     given += [after for word, after in itertools.pairwise(argv) if word == "--model"]
-    return f"mlx-lm-openevolve tune --model {shlex.quote(given[0]) if given else 'MODEL'}"
+    command = advised("`tune`", backend).strip("`")
+    return f"mlx-lm-openevolve {command} --model {shlex.quote(given[0]) if given else 'MODEL'}"
 
 
 _AT_WORK = 1.0  # seconds for which a thread counts as being at work
@@ -135,6 +153,7 @@ class Planner:
         self.off: list[str] = []
         # Families of which nothing is gated: those that came on by themselves, see families.py.
         self.ungated: Collection[str] = ()
+        self.unstored: list[str] = []  # why verdicts were not stored, one for each
         self._judges = judges
         self._stamps: dict[str, dict[str, Any]] = {}  # by family
         self._lock = threading.RLock()
@@ -192,7 +211,7 @@ class Planner:
                         bucket.slug,
                         ops.of(bucket).stock,
                         plan.reason,
-                        tune_command(sys.argv),
+                        tune_command(sys.argv, self.device.backend),
                     )
             return plan
 
@@ -205,7 +224,7 @@ class Planner:
         candidates = [] if ungated else self.candidates(bucket)
         if not candidates:
             if verdicts:
-                return Plan(bucket, f"rejected: {verdicts[0].reason}", verdict=verdicts[0])
+                return Plan(bucket, _refused(verdicts[0]), verdict=verdicts[0])
             return Plan(bucket, UNNAMED if ungated else "no kernel applies")
         if self.mode == "auto" and self.device.backend == "host" and self.require_faster:
             return Plan(bucket, NEVER_FASTER.format(ops.of(bucket).stock))
@@ -252,8 +271,7 @@ class Planner:
                 continue
             kernel = self.kernel(verdict.kernel)
             if kernel is not None and self._applies(kernel, bucket):
-                reason = "accepted" if verdict.accepted else "correct; faster was not asked for"
-                return Plan(bucket, reason, kernel, verdict)
+                return Plan(bucket, _served(verdict), kernel, verdict)
         return None
 
     def kernel(self, id: str) -> Kernel | None:
@@ -337,7 +355,8 @@ class Planner:
         about = self.device.slug, bucket, self.stamp(bucket.op)
         if self.user.timeouts(*about) >= MAX_TIMEOUTS:
             said = self.user.trouble(*about)
-            return Plan(bucket, FAILED.format(MAX_TIMEOUTS, said) if said else UNDECIDED)
+            reason = FAILED.format(MAX_TIMEOUTS, said) if said else UNDECIDED
+            return Plan(bucket, advised(reason, self.device.backend))
         # A prompt comes first, and what comes with every token would find no time left.
         later = not bucket.steady and self.device.backend != "host"
         if later and not self.user.timeouts(*about):
@@ -389,7 +408,7 @@ class Planner:
         if len(made) < len(candidates) or any(map(begun, made)):
             return Plan(bucket, f"pending: {short}" if short else PENDING)
         worst = (made or verdicts)[0]
-        return Plan(bucket, f"rejected: {worst.reason}", verdict=worst)
+        return Plan(bucket, _refused(worst), verdict=worst)
 
     def judge(
         self, candidate: Contender, bucket: Bucket, seconds: float, wait: float = math.inf
@@ -436,6 +455,7 @@ class Planner:
                 self.user.add(kernel)
             self.user.publish(self.device.slug, verdict)
         except RegistryError as error:
+            self.unstored.append(str(error))
             log.warning("the verdict is kept for this process only: %s", error)
 
 

@@ -32,6 +32,7 @@ def activate() -> None:
     Called once mlx_lm.models.base is loaded; never raises, because the command must run.
     """
     settings = json.loads(os.environ[VARIABLE])
+    from ..switches import switched_off
     from . import api
     from .api import enable_optimizations, get_optimization_info
 
@@ -40,8 +41,7 @@ def activate() -> None:
     try:
         arguments = ("path", "backend", "gate", "require_faster")
         enable_optimizations(**{name: settings[name] for name in arguments})
-        if os.environ.get("MLX_LM_OPENEVOLVE") == "0":
-            problem = "MLX_LM_OPENEVOLVE=0"
+        problem = switched_off()
     except Exception as error:  # the command goes on without us
         problem = str(error).splitlines()[0] if str(error) else type(error).__name__
         if settings["verbose"]:

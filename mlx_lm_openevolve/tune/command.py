@@ -26,16 +26,14 @@ from rich.text import Text
 from .. import ops
 from ..bench import worker
 from ..bench.command import check_measured, wanted, write
-from ..bench.options import SHAPES
 from ..device import Device, detect
 from ..errors import BackendError, MachineError, UsageError
 from ..gate.judge import judge
 from ..gate.worker import judge_in_worker
-from ..hub import check_model
 from ..kernels.lookup import registries
-from ..kernels.verdict import STEP
+from ..kernels.verdict import STEP, UNTIMED
 from ..ops.base import next_pow2
-from ..runtime.families import NAMES, OPS, named
+from ..runtime.families import NAMES, ON_GPU, OPS, named
 from ..runtime.planner import Judges, Planner
 from ..units import seconds_of, tokens_of
 from . import decide as deciding
@@ -88,7 +86,7 @@ def run(options: argparse.Namespace, out: Console) -> tuple[int, dict[str, Any]]
     )
     for name in on:
         if name == STEP and device.backend == "host":
-            out.print("step: whole steps are judged on a GPU alone")
+            out.print(f"step: {ON_GPU}")
         elif name != STEP and not any(use.bucket.op == name for use in uses):
             out.print(f"{name}: no call that it could serve is made here")
     for line in report.conditions(device):
@@ -110,7 +108,8 @@ def run(options: argparse.Namespace, out: Console) -> tuple[int, dict[str, Any]]
             if options.report:
                 measured = _bench(options, device, bar)
     finally:  # whoever stops keeps what there is
-        known = [rows.get(use, Row(use, LEFT, "the budget was spent")) for use in uses]
+        # A row is missing where an interrupt or an error came first.
+        known = [rows.get(use, Row(use, LEFT, "not reached")) for use in uses]
         for step in steps:
             out.print(f"{step.slug}: {step.reason}", markup=False)
         out.print(table(known, planner))
@@ -127,14 +126,8 @@ def models_of(options: argparse.Namespace) -> list[list[str]]:
     """The models that were named, by path or shape, each with the draft that speculates for it."""
     if options.model or options.shape:
         names = [[options.model or options.shape, *filter(None, [options.draft])]]
-    elif options.draft:
-        raise UsageError("--draft speculates for a --model or a --shape")
     else:
         names = [[name] for name in USUAL]
-    for option in ("model", "draft"):
-        name = getattr(options, option)
-        if name and name not in SHAPES:
-            check_model(f"--{option}", name)
     return names
 
 
@@ -258,11 +251,16 @@ def table(rows: Sequence[Row], planner: Planner) -> Table:
 def summary(rows: Sequence[Row], planner: Planner, steps: Sequence[StepRow] = ()) -> str:
     """Counts, and how to go on where something is left."""
     counts = Counter(row.state for row in rows)
-    text = ", ".join(f"{counts[state]} {state}" for state in (SERVED, REJECTED, UNSERVED, LEFT))
+    served = SERVED if planner.require_faster else "correct"
+    text = f"{counts[SERVED]} {served}, "
+    text += ", ".join(f"{counts[state]} {state}" for state in (REJECTED, UNSERVED, LEFT))
     if counts[LEFT] or any(step.left for step in steps):
         text += "; the same command goes on with what is left"
-    if not planner.require_faster:
-        text += "; on the CPU that means right, and run serves it with --backend host --any-correct"
+    if planner.unstored:
+        count, why = len(planner.unstored), planner.unstored[-1]
+        text += f"; {count} verdicts could not be stored, and serve nobody: {why}"
+    if not planner.require_faster and counts[SERVED]:
+        text += f"; {UNTIMED}: `run --backend host --any-correct` serves it"
     return text
 
 

@@ -19,8 +19,9 @@ from mlx_lm_openevolve.cli.main import main
 from mlx_lm_openevolve.device import Device, detect, fingerprint
 from mlx_lm_openevolve.kernels import records
 from mlx_lm_openevolve.kernels.kernel import Kernel
+from mlx_lm_openevolve.kernels.lookup import registries
 from mlx_lm_openevolve.kernels.registry import Registry
-from mlx_lm_openevolve.kernels.verdict import STEP, Verdict, gate_version
+from mlx_lm_openevolve.kernels.verdict import STEP, UNTIMED, Verdict, gate_version
 from mlx_lm_openevolve.ops.attention.workload import Bucket
 from mlx_lm_openevolve.ops.linear.workload import Bucket as Product
 from mlx_lm_openevolve.runtime.families import NO_VERDICT, NOT_NAMED
@@ -74,9 +75,35 @@ def test_list_tells_device_kernel_ratio_reason_and_disk(
     assert not_faster["reason"] == "1.00 is not above 1.02"
     text = told(capsys, "list")
     assert "1.31 [1.25]" in text
-    assert "rejected: 1.00 is not above 1.02" in text
+    assert "correct: 1.00 is not above 1.02" in text
     assert f"KiB in {home}" in text
     assert found(capsys, "list", "--device", "host")["verdicts"] == [fast]
+
+
+def test_what_is_right_and_was_not_timed_is_told_alike_everywhere(
+    capsys: pytest.CaptureFixture[str], home: Path, kernel: Kernel
+) -> None:
+    """On the CPU it was "rejected" in one place and "served" in the next."""
+    store_correct(home, kernel, [DECODE])
+    words = f"{UNTIMED}: it serves with --any-correct alone"
+    (row,) = [line for line in told(capsys, "list").splitlines() if line.startswith("host ")]
+    status = [line for line in told(capsys, "status").splitlines() if line.startswith("user")]
+    of_kernel = told(capsys, "show", kernel.id)
+    assert words in row
+    assert f"verdict  {words}" in told(capsys, "show", DECODE.slug)
+    assert f"0 accepted, 0 not, 1 {UNTIMED}" in of_kernel
+    assert (
+        f"0 of 1 workloads judged here run on one, 1 with --any-correct alone ({UNTIMED})"
+        in (status[0])
+    )
+    for text in (row, *status, of_kernel.split("\n\n")[0]):
+        assert "rejected" not in text
+        assert "never faster" not in text
+    # What serves it, and what does not, say the same.
+    for faster, says in ((False, UNTIMED), (True, words)):
+        asked = Planner(detect("host"), registries(), mode="stored", require_faster=faster)
+        plan = asked.plan(DECODE)
+        assert (plan.kernel is None, plan.reason) == (faster, says)
 
 
 def test_a_verdict_of_another_version_is_told_to_be_stale(
@@ -119,12 +146,13 @@ def test_show_of_a_workload_says_what_it_runs_on_here_and_why(
     shown = found(capsys, "show", DECODE.slug)
     assert shown["here"]["kernel"] is None
     assert shown["verdicts"][0]["reason"] == "stored by a test"
-    assert "stored by a test" in told(capsys, "show", DECODE.slug)
     Registry(home).publish("host", verdict(kernel))
     assert found(capsys, "show", DECODE.slug)["here"]["kernel"] == kernel.id
     # Any shape of the bucket is the bucket.
     inside = replace(DECODE, kv_len=100)
     assert found(capsys, "show", inside.slug)["workload"] == DECODE.slug
+    assert f"bucket   of {inside.slug}: " in told(capsys, "show", inside.slug)
+    assert "bucket   of" not in told(capsys, "show", DECODE.slug)
 
 
 def test_show_of_a_kernel_by_id_and_by_name(
@@ -314,7 +342,9 @@ def test_show_takes_a_whole_step_that_list_names(
     Registry(home).clear()
     Registry(home).publish("host", old)
     assert found(capsys, "show", slug)["here"]["kernel"] is None
-    assert f"now {stamp['mlx']}: `tune` judges it again" in told(capsys, "show", slug)
+    assert f"now {stamp['mlx']}: `tune --backend host` judges it again" in told(
+        capsys, "show", slug
+    )
 
 
 def test_status_counts_what_counts(

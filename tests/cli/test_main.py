@@ -118,6 +118,8 @@ def test_a_wrong_kernel_fails_check_with_its_reason(
     ("argv", "says"),
     [
         (["check", "/nowhere"], "kernel.json: no such file"),
+        (["show", "gqa_decod"], "nor a workload; did you mean gqa_decode"),
+        (["check", "tile"], "did you mean tiles"),
         (["show", "nonsense"], "neither a stored kernel's id or name nor a workload"),
         (["show", DECODE.slug.replace("hkv2", "hkv3")], "8 query heads do not divide into 3"),
         (["show", DECODE.slug.replace("lk128", "lk0")], "kv_len is 0"),
@@ -266,7 +268,7 @@ def test_the_verdicts_of_the_device_at_hand_may_be_none(
     [
         ([], "required: COMMAND"),
         (["nonsense"], "invalid choice: 'nonsense'"),
-        (["list", "extra"], "unrecognized arguments: extra"),
+        (["list", "extra"], "unrecognized arguments: extra (mlx-lm-openevolve list --help)"),
         (["check"], "required: FOLDER|KERNEL"),
         (["check", ""], "empty (behind 'check')"),
         (["import", "x.py", "--out="], "empty (behind 'x.py --out=')"),

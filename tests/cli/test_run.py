@@ -468,7 +468,7 @@ def test_the_line_says_which_families_are_off_and_why() -> None:
     assert found["off"] == none
     assert session.summary(found) == (
         "no attention call was seen, linear and step off"
-        " (no accepted verdict on this chip; `tune` makes one)"
+        " (no accepted verdict on this chip; `tune` judges what a model has)"
     )
     # On in another process, and named by a person: no more to be said.
     b = {**report({}, attention={}, linear={}), "off": {"step": families.NOT_NAMED}}

@@ -10,7 +10,7 @@ import evolve_kernels
 import pytest
 
 from mlx_lm_openevolve.errors import UsageError
-from mlx_lm_openevolve.evolve import events, features, prompt, suites
+from mlx_lm_openevolve.evolve import events, features, options, prompt, suites
 from mlx_lm_openevolve.evolve.archive import Archive
 from mlx_lm_openevolve.evolve.candidate import Candidate
 from mlx_lm_openevolve.evolve.config import (
@@ -206,6 +206,7 @@ def test_strategy_is_read_from_the_text_and_the_counters() -> None:
 
 
 def test_suites_and_slugs_become_buckets() -> None:
+    assert list(suites.suites()) == list(options.SUITES), "what the help offers"
     assert len(suites.suite(["decode", "decode"])) == len(suites.suites()["decode"])
     assert suites.suite([SLUG]) == (evolve_kernels.DECODE,)
     grid = suites.suite(["sdpa-grid"])

@@ -24,7 +24,7 @@ from mlx_lm_openevolve.gate.host_check import check_on_host
 from mlx_lm_openevolve.gate.static_rules import static_rules
 from mlx_lm_openevolve.gate.worker import judge_in_worker
 from mlx_lm_openevolve.kernels.registry import Registry
-from mlx_lm_openevolve.kernels.verdict import Poisoned, Verdict, describe, gate_version
+from mlx_lm_openevolve.kernels.verdict import UNTIMED, Poisoned, Verdict, describe, gate_version
 from mlx_lm_openevolve.ops import DTYPES
 from mlx_lm_openevolve.ops.attention import MASKS, Bucket, Workload, mutants, reference
 from mlx_lm_openevolve.ops.attention.reference import question as questions_of
@@ -94,14 +94,31 @@ def test_a_wrong_kernel_is_rejected_with_its_case(name):
     assert not found.timing
 
 
-def test_a_surviving_mutant_blocks_acceptance_and_is_named(monkeypatch):
+def test_a_surviving_mutant_blocks_acceptance_and_is_named_in_the_evidence(monkeypatch):
     fake = mutants.Mutant("harmless", "nothing at all", lambda w: True, mutants.Attention.out)
     monkeypatch.setattr(mutants.base, "MUTANTS", [*mutants.MUTANTS, fake])
     monkeypatch.setattr(gate, "_trials", {})
     found = judged(sdpa)
     assert not found.correct
-    assert "harmless" in found.reason
+    assert f"1 of {found.mutants['of']} known-wrong kernels" in found.reason
+    assert "harmless" not in found.reason, "a table has room for a short line alone"
     assert found.mutants["survivors"] == ["harmless"]
+
+
+def test_with_one_key_the_reason_is_short_and_the_names_are_shown():
+    """Every softmax over one key is 1: what is wrong about it cannot show."""
+    one = replace(SMALL, q_len=1, kv_len=1)
+    found = judged(sdpa, one, speed=False)
+    assert not found.correct
+    assert len(found.reason) < 120
+    assert found.reason.startswith("nothing can be proven here: ")
+    names = found.mutants["survivors"]
+    assert len(names) > 5
+    assert not any(name in found.reason for name in names)
+    kernel = naive()
+    text = describe(gate.verdict_of(kernel, {}, one, HOST, found, 0))
+    (line,) = (line for line in text if line.startswith("  mutants"))
+    assert all(name in line for name in names)
 
 
 def test_where_a_mutant_lives_through_what_was_drawn_more_is_asked_of_all(monkeypatch):
@@ -113,7 +130,7 @@ def test_where_a_mutant_lives_through_what_was_drawn_more_is_asked_of_all(monkey
 
     monkeypatch.setattr(gate, "_try_mutants", tried)
     found = judged(sdpa, speed=False, brief=True)
-    assert "it passed unlucky" in found.reason  # what lives through both
+    assert "1 of 41 known-wrong kernels" in found.reason  # what lives through both
     assert found.mutants["survivors"] == ["unlucky"]
     lucky = correctness.MutantTrial(41, 41, (), "another draw")
     monkeypatch.setattr(
@@ -161,7 +178,8 @@ def test_source_mutants_must_have_been_killed_by_this_gate(monkeypatch):
     monkeypatch.setattr(gate, "matrix", lambda op: found)
     assert judged(sdpa, speed=False).mutants["source"] == {"killed": 1, "kernel": "0" * 12}
     entry["survivors"] = {"scale-twice": "survived"}
-    assert "scale-twice" in judged(sdpa).reason
+    assert "1 of 2 kernels made wrong in their source pass" in judged(sdpa).reason
+    assert judged(sdpa).mutants["survivors"] == ["scale-twice"]
     entry["survivors"], entry["gate"] = {}, f"{version}.1"
     assert "no source mutants" in judged(sdpa).reason
     found.clear()
@@ -754,13 +772,13 @@ def test_a_right_kernel_is_correct_on_the_host_and_never_faster(tmp_path):
     verdict = gate.judge(kernel, {}, SMALL, "host", seconds=120)
     assert verdict.correct, verdict.reason
     assert not verdict.accepted
-    assert verdict.reason == "the host backend proves correctness, it is never faster"
+    assert verdict.reason == UNTIMED
     assert verdict.fingerprint["gate"] == gate_version("attention")
     registry = Registry(tmp_path)
     registry.publish("host", verdict)
     assert registry.verdicts("host", SMALL)[0] == Verdict.from_json(verdict.to_json())
     text = "\n".join(describe(verdict))
-    assert "correct: the host" in text
+    assert f"verdict  {UNTIMED}" in text
     assert "killed" in text
     assert "margin" in text
 

@@ -11,7 +11,7 @@ import pytest
 from samples import COPY_FIRST, kernel_meta, timed
 
 from mlx_lm_openevolve.cli.main import main
-from mlx_lm_openevolve.device import Device, fingerprint
+from mlx_lm_openevolve.device import Device, detect, fingerprint
 from mlx_lm_openevolve.errors import UsageError
 from mlx_lm_openevolve.kernels import records, shared
 from mlx_lm_openevolve.kernels.kernel import Kernel
@@ -149,6 +149,9 @@ def test_a_link_is_not_followed_and_another_machines_word_is_not_passed_on(
     (tmp_path / "link.json").symlink_to(file)
     assert main(["import", str(tmp_path / "link.json")]) == 2
     assert main(["import", str(file)]) == 0
+    on_host = detect().backend == "host"  # where `tune` alone ends with code 2
+    then = "next: mlx-lm-openevolve tune" + " --backend host" * on_host
+    assert capsys.readouterr().out.rstrip().endswith(then)
     capsys.readouterr()
     assert main(["export", "--device", "imported-apple-m9", str(tmp_path / "y.json")]) == 2
     assert "export it where it was measured" in capsys.readouterr().err

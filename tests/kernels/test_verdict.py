@@ -182,7 +182,7 @@ def test_a_verdict_is_told_in_a_few_lines() -> None:
     timed = "1.500 [1.400, 1.600], 20.0 us against 20.0 us, 40 trials"
     assert f"{timed}, on {WORKLOAD.exact(kv_len=700).slug}" in text
     assert f"  beside   {timed}, on {WORKLOAD.slug}, kernel fedcba987654" in text
-    assert "correct: fine" in "\n".join(describe(verdict(faster=False, reason="fine", timing={})))
+    assert "correct: fine" in "\n".join(describe(verdict(faster=None, reason="fine")))
 
 
 def test_an_error_that_is_no_number_is_described_and_is_json(tmp_path: Path) -> None:

@@ -20,10 +20,10 @@ from mlx_lm_openevolve import errors
 from mlx_lm_openevolve.device import Device, detect, fingerprint
 from mlx_lm_openevolve.kernels import lookup, records
 from mlx_lm_openevolve.kernels.registry import Registry
-from mlx_lm_openevolve.kernels.verdict import STEP, TUNED_GATE, Verdict, gate_version
+from mlx_lm_openevolve.kernels.verdict import STEP, TUNED_GATE, UNTIMED, Verdict, gate_version
 from mlx_lm_openevolve.ops.linear import Bucket
 from mlx_lm_openevolve.runtime import families
-from mlx_lm_openevolve.runtime.planner import UNNAMED, Planner
+from mlx_lm_openevolve.runtime.planner import UNNAMED, Planner, advised
 
 CHIP = Device("metal", "apple-m9", "Apple M9", "applegpu_g19")
 OTHER = replace(CHIP, slug="apple-m1", architecture="applegpu_g13")
@@ -168,6 +168,9 @@ def test_what_is_merely_correct_counts_where_faster_is_not_asked_for(
     Registry(home).publish(CHIP.slug, verdict("linear", faster=False))
     assert "linear" not in choose().on
     assert "linear" in choose(require_faster=False).on
+    off = choose(device=detect("host"), require_faster=False).off
+    assert off[STEP] == families.ON_GPU, "`tune` makes no such verdict there"
+    assert "`tune --backend host`" in off["linear"]
     host = choose(device=detect("host"))
     assert host.off == dict.fromkeys(("linear", STEP), families.NO_GPU)
 
@@ -240,7 +243,10 @@ def test_a_family_that_came_on_by_itself_serves_what_is_stored_and_gates_nothing
     monkeypatch.setattr("mlx_lm_openevolve.gate.judge.judge", refused)
     original = nn.QuantizedLinear.__call__
     info = mlx_lm_openevolve.enable_optimizations(**HOST)
-    assert (set(info["ops"]), info["off"]["linear"]) == ({"attention"}, families.NO_VERDICT)
+    assert (set(info["ops"]), info["off"]["linear"]) == (
+        {"attention"},
+        advised(families.NO_VERDICT, "host"),
+    )
     assert nn.QuantizedLinear.__call__ is original
     store_correct(home, named("quantized_rows"), [Bucket(1, 1, N, K, "float32")])
     for path in (None, home):  # the user's registry, and one that is named in its place
@@ -254,7 +260,7 @@ def test_a_family_that_came_on_by_itself_serves_what_is_stored_and_gates_nothing
             mx.eval(made(x))
         rows_ = mlx_lm_openevolve.get_optimization_info()["workloads"]
         found = [(row["hits"], row["reason"]) for row in rows_.values()]
-        assert found == [(1, "correct; faster was not asked for"), (0, UNNAMED)]
+        assert found == [(1, UNTIMED), (0, UNNAMED)]
     mlx_lm_openevolve.disable_optimizations()
     assert nn.QuantizedLinear.__call__ is original
     # Who names it has it gated, as ever.
@@ -295,7 +301,9 @@ def test_a_family_whose_verdicts_are_about_no_layer_that_is_met_leaves(
         assert nn.QuantizedLinear.__call__ is original
     info = mlx_lm_openevolve.enable_optimizations(**HOST)
     run(other, 40), run(other, 1)
-    assert mlx_lm_openevolve.get_optimization_info()["off"]["linear"] == families.UNMET
+    assert mlx_lm_openevolve.get_optimization_info()["off"]["linear"] == advised(
+        families.UNMET, "host"
+    )
     with mlx_lm_openevolve.optimizations(**HOST):
         assert nn.QuantizedLinear.__call__ is not original, "asked anew"
     assert info["off"].get("linear") is None

@@ -682,4 +682,6 @@ def test_what_won_at_a_neighbouring_length_is_tried_first(user: Registry) -> Non
     ],
 )
 def test_the_line_for_a_person_names_tune_for_this_model(argv: list[str], model: str) -> None:
-    assert tune_command(argv) == f"mlx-lm-openevolve tune --model {model}"
+    assert tune_command(argv, "cuda") == f"mlx-lm-openevolve tune --model {model}"
+    on_host = f"mlx-lm-openevolve tune --backend host --model {model}"
+    assert tune_command(argv, "host") == on_host

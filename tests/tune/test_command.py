@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -22,10 +24,11 @@ from mlx_lm_openevolve.backends.metal import fitting
 from mlx_lm_openevolve.cli.main import main
 from mlx_lm_openevolve.decode.structure import slug, structure
 from mlx_lm_openevolve.device import detect, fingerprint
-from mlx_lm_openevolve.errors import GateTimeout, MachineError
+from mlx_lm_openevolve.errors import GateTimeout, MachineError, RegistryError
 from mlx_lm_openevolve.gate import timing
 from mlx_lm_openevolve.gate.judge import judge
 from mlx_lm_openevolve.kernels.lookup import registries
+from mlx_lm_openevolve.kernels.registry import Registry
 from mlx_lm_openevolve.kernels.verdict import ALL, STEP, Verdict, gate_version
 from mlx_lm_openevolve.ops.attention.workload import Bucket
 from mlx_lm_openevolve.runtime import families
@@ -58,6 +61,7 @@ def test_a_model_is_tuned_once_and_then_served(
     assert {rows[slug]["state"] for slug in decode} == {"served"}
     assert all(rows[slug]["verdict"]["correct"] for slug in decode)
     assert "0 left" in text
+    assert "`run --backend host --any-correct` serves it" in text
     # What is stored is not judged again, here or in a process that serves.
     code, again, text = tune(capsys, *asked)
     assert ", 0 of them to decide" in text
@@ -94,9 +98,24 @@ def test_whoever_stops_keeps_what_there_is(
     told = capsys.readouterr()
     assert code == 130
     assert "interrupted" in told.err
-    assert "1 served" in told.out
+    assert "1 correct, 0 rejected" in told.out
+    assert "not reached" in told.out
+    assert "budget" not in told.out
     assert "the same command goes on with what is left" in told.out
     monkeypatch.undo()
+
+
+def test_what_could_not_be_stored_is_said_in_the_last_line(
+    tiny_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Registry, device: str, verdict: Verdict) -> None:
+        raise RegistryError("/home: No space left on device")
+
+    monkeypatch.setattr(Registry, "publish", full)
+    code = main(["tune", "--backend", "host", "--model", str(tiny_folder), "--context", "8"])
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert code == 0
+    assert "verdicts could not be stored, and serve nobody: /home: No space left" in last
 
 
 def test_a_budget_that_is_spent_says_how_to_go_on(
@@ -107,7 +126,6 @@ def test_a_budget_that_is_spent_says_how_to_go_on(
     )
     assert code == 0
     assert "goes on with what is left" in text
-    assert "run serves it with --backend host --any-correct" in text
     assert {row["reason"] for row in result["workloads"]} == {"the budget was spent"}
 
 
@@ -118,6 +136,9 @@ def test_a_budget_that_is_spent_says_how_to_go_on(
         (["--budget", "x"], "is no duration"),
         (["--batch", "0"], "1 to 4096 sequences"),
         (["--batch", "1,"], "write numbers of sequences"),
+        (["--budget", "2minutes"], "is no duration"),
+        (["--budget", "0"], "is no duration"),
+        (["--ops", "linear,atention"], "'atention' is none of attention, linear, step"),
         (["--model", "/nowhere"], "no such folder"),
         (["--draft", "qwen3-0.6b"], "speculates for a --model"),
         (["--report", "/nowhere/chip.json"], "no file can be written there"),
@@ -126,11 +147,30 @@ def test_a_budget_that_is_spent_says_how_to_go_on(
 def test_a_wrong_option_is_one_line(
     words: list[str], says: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["tune", "--backend", "host", *words]) == 2
+    try:
+        code = main(["tune", "--backend", "host", *words])
+    except SystemExit as ended:
+        code = int(ended.code or 0)
     told = capsys.readouterr()
+    assert code == 2
     assert says in told.err
+    assert words[0] in told.err
     assert told.err.count("\n") == 1
     assert not told.out
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--budget", "0"], ["--ops", "atention"], ["--context", "x"], ["--model", "/nowhere"]],
+)
+def test_a_wrong_option_is_refused_before_mlx_is_loaded(words: list[str]) -> None:
+    """Nor is a GPU asked for: it stands before the line that none is there."""
+    text = f"import sys; sys.modules['mlx'] = None; sys.argv = {['x', 'tune', *words]};"
+    text += "from mlx_lm_openevolve.__main__ import main; sys.exit(main())"
+    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert words[0] in done.stderr
+    assert "MLX" not in done.stderr
 
 
 def test_no_report_is_made_where_all_is_switched_off(
@@ -153,7 +193,7 @@ def test_a_home_that_takes_no_verdict_is_told_before_any_is_made(
     words = ["--model", str(tiny_folder), "--context", "8", "--ops", "attention"]
     assert main(["tune", "--backend", "host", *words]) == 2
     told = capsys.readouterr()
-    assert f"{tmp_path / 'file'}/v2/devices/host: " in told.err
+    assert f"{tmp_path / 'file'} is a file, not a folder" in told.err
     assert told.err.count("\n") == 1
 
 
