@@ -415,15 +415,18 @@ def _architectures(calls: Callers) -> list[tuple[str, str]]:
 
 
 def clear(options: argparse.Namespace, out: Console) -> Result:
-    """Remove stored verdicts and kernels; runs of `evolve` are left alone."""
+    """Remove stored verdicts and kernels; runs of `evolve` are left alone. Of folders that nothing
+    is left in, nothing is left."""
     registry = Registry(user_root())
     if options.device is not None:
         _check_device(options.device, [registry])
     folder = registry.root / VERSION / (f"devices/{options.device}" if options.device else "")
     freed = usage(folder)
     removed = registry.clear(options.device)
+    places = [registry.root]
     if options.cache:
         cache = cache_root()
+        places.append(cache)
         freed += usage(cache)
         removed += sum(len(names) for _, _, names in os.walk(cache))
         try:
@@ -431,5 +434,8 @@ def clear(options: argparse.Namespace, out: Console) -> Result:
                 shutil.rmtree(cache)
         except OSError as error:
             raise RegistryError(f"{cache}: {error.strerror or error}") from None
-    out.print(f"removed {removed} files, {size(freed)}, under {registry.root}", markup=False)
+    with contextlib.suppress(OSError):  # something is left in it
+        registry.root.rmdir()
+    where = " and ".join(map(str, places))
+    out.print(f"removed {removed} files, {size(freed)}, under {where}", markup=False)
     return 0, {"removed": removed, "bytes": freed, "registry": str(registry.root)}

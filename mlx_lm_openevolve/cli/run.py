@@ -21,7 +21,7 @@ import signal
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata, util
 from pathlib import Path
 from typing import Any, NoReturn
@@ -181,10 +181,9 @@ def _check_models(command: str, arguments: Sequence[str]) -> None:
     # mlx_lm.lora writes it
     if adapter and command != "mlx_lm.lora" and not Path(adapter).expanduser().exists():
         raise UsageError(f"--adapter-path {adapter}: no such folder")
-    if not any(map(_may_name_model, given)):
-        own = _own_model(command)
-        if own:
-            check_model("--model, by default", own)
+    own = "" if any(map(_may_name_model, given)) else _own_model(command)
+    if own and all(map(_takes(command), given)):  # else mlx-lm says what it does not know
+        check_model("--model, by default", own)
 
 
 def _may_name_model(option: str) -> bool:
@@ -195,14 +194,24 @@ def _may_name_model(option: str) -> bool:
 
 
 def _own_model(command: str) -> str:
-    """The model that a command of mlx-lm takes where none is named, "" where it asks for one.
-    Read off its source: importing it takes as long as running it."""
+    """The model that a command of mlx-lm takes where none is named, "" where it asks for one."""
+    match = _DEFAULT_MODEL.search(_source(command))
+    return match[1] if match else ""
+
+
+def _takes(command: str) -> Callable[[str], bool]:
+    """Whether a command of mlx-lm knows a word, which may be an option or an abbreviated one."""
+    known = re.findall(r"[\"'](--[\w-]+)[\"']", _source(command))
+    return lambda word: not word.startswith("--") or any(name.startswith(word) for name in known)
+
+
+def _source(command: str) -> str:
+    """Of a command of mlx-lm, "" for none: importing it takes as long as running it."""
     spec = util.find_spec("mlx_lm")
     name = f"{command.removeprefix('mlx_lm.')}.py"
     for folder in (spec.submodule_search_locations or []) if spec else []:
         with contextlib.suppress(OSError):
-            match = _DEFAULT_MODEL.search((Path(folder) / name).read_text())
-            return match[1] if match else ""
+            return (Path(folder) / name).read_text()
     return ""
 
 

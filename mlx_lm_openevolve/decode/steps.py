@@ -40,7 +40,7 @@ Run = Callable[..., Any]
 NAMED = "mask", "cache"
 _NAMED = {*NAMED}, {"cache"}, set[str]()  # after one, two and three arguments
 MASKS, OFFSETS = (NoneType, mx.array), (int, mx.array)
-NO_VERDICT = "no verdict of this chip accepts it: `tune` makes one"
+NO_VERDICT = "no verdict of this chip accepts it: `tune` judges it"
 
 
 # A call that the layer before has begun: the layer's, its x and its offset, also as an array, and

@@ -28,6 +28,7 @@ from mlx_lm_openevolve.bench import command as bench
 from mlx_lm_openevolve.bench import model_configs as shapes
 from mlx_lm_openevolve.bench import options as bench_options
 from mlx_lm_openevolve.bench import worker as bench_worker
+from mlx_lm_openevolve.bench.command import report
 from mlx_lm_openevolve.cli.main import main
 from mlx_lm_openevolve.evolve.bench_kernel import bench_kernel
 from mlx_lm_openevolve.kernels.registry import Registry
@@ -402,3 +403,17 @@ def test_where_stock_cannot_run_on_a_quantised_cache_its_plain_one_is_the_baseli
     found = bench_worker.logits(model, prompts, task)
     assert 0 < found["stock"] < 0.05
     assert found["patched"] < 0.05
+
+
+@pytest.mark.parametrize(
+    ("equal", "patched", "said"), [(4, 1e-3, False), (1, 1.05e-3, True), (1, 2e-3, False)]
+)
+def test_tokens_that_rounding_decides_are_said_to_be(
+    equal: int, patched: float, said: bool
+) -> None:
+    averages = {arm: dict.fromkeys(cases.KEYS, 1.0) for arm in ("stock", "patched")}
+    case = {"averages": averages, "blocks": [0], "equal_tokens": equal, "generation_tokens": 4}
+    case |= dict.fromkeys(("low", "high", "ratio", "prompt_ratio", "memory_ratio"), 1.0)
+    case |= dict.fromkeys(("stock_kv_bits", "kv_bits"), 0)
+    case["logits"] = {"difference": 1e-3, "stock": 1e-3, "patched": patched}
+    assert any("another won" in line for line in report(case)) is said

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import random
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -231,8 +232,12 @@ def test_clear_takes_a_device_or_all_but_never_a_run(
     assert found(capsys, "clear")["bytes"] > 500
     assert Registry(own).devices() == []
     assert (own / "cache" / "metalhost" / "x").exists()
-    assert found(capsys, "clear", "--cache")["bytes"] == 2048
+    assert f"under {own} and {own / 'cache'}" in told(capsys, "clear", "--cache")
+    assert not (own / "cache").exists()
     assert (own / "runs" / "a" / "events.jsonl").exists()
+    shutil.rmtree(own / "runs")
+    told(capsys, "clear")
+    assert not own.exists()
 
 
 def test_text_of_a_file_is_printed_without_control_characters(

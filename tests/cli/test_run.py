@@ -286,9 +286,11 @@ def test_the_model_that_a_command_takes_by_itself_is_checked_too(
     assert capfd.readouterr().err == line
     started: list[Any] = []
     monkeypatch.setattr(run.os, "execve", lambda *arguments: started.append(arguments))
-    for words in (["mlx_lm.generate", "--help"], ["mlx_lm.server"]):
+    # mlx-lm has something else to say of the last one.
+    others = ["--help"], ["--modle", "x"]
+    for words in (*(["mlx_lm.generate", *more] for more in others), ["mlx_lm.server"]):
         main(["run", *words])
-    assert len(started) == 2
+    assert len(started) == 3
 
 
 @pytest.mark.parametrize(
