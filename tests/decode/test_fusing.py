@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -12,6 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import pytest
 from rounding import close, drawn
+from watching import counted
 
 from mlx_lm_openevolve.bench.worker import empty_cache
 from mlx_lm_openevolve.decode import fusing
@@ -23,24 +22,10 @@ from mlx_lm_openevolve.kernels.verdict import ALL
 from mlx_lm_openevolve.runtime.patch import installed
 
 
-@contextlib.contextmanager
-def counted() -> Iterator[list[str]]:
-    """What kernels are asked for, by name, in a list that grows."""
-    calls: list[str] = []
-
-    def through(name: str) -> Any:
-        original = getattr(fusing, name)
-        return lambda *args: calls.append(name) or original(*args)
-
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("add_norm", "norm_rope"):
-            patch.setattr(fusing, name, through(name))
-        yield calls
-
-
-def watched(run: Any, fusing: Fusing | None = None) -> list[str]:
+def watched(run: Any, watch: Fusing | None = None) -> list[str]:
     """What is made by kernels while `run` is watched."""
-    with counted() as calls, in_place((fusing or Fusing()).places):
+    places = (watch or Fusing()).places
+    with counted(fusing, "add_norm", "norm_rope") as calls, in_place(places):
         run()
     return calls
 
@@ -172,7 +157,7 @@ def test_what_is_fused_in_a_model(name: str, sums: int) -> None:
             mx.eval(model(mx.array([[1]]), cache=cache))
         splits = [split for x in steps.layers.values() for split, _ in x.splits.values()]
         assert len({*map(id, splits)}) == (2 if name == "gemma3_text" else 1)
-        with counted() as calls:
+        with counted(fusing, "add_norm", "norm_rope") as calls:
             mx.eval(model(mx.array([[1]]), cache=cache))
     # In such a trace the first layer is run once more from its beginning; what of that nobody asks
     # for is dropped.

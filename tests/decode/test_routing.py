@@ -14,6 +14,7 @@ from mlx_lm.models import switch_layers
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear
 from rounding import close, drawn
 from routes import Routes
+from watching import counted
 
 from mlx_lm_openevolve.bench.worker import empty_cache
 from mlx_lm_openevolve.decode import routing
@@ -26,24 +27,9 @@ from mlx_lm_openevolve.ops.linear import experts
 from mlx_lm_openevolve.runtime.patch import MethodPatch, installed
 
 
-@contextlib.contextmanager
-def counted() -> Iterator[list[str]]:
-    """What kernels are asked for, by name, in a list that grows."""
-    calls: list[str] = []
-
-    def through(name: str) -> Any:
-        original = getattr(routing, name)
-        return lambda *args: calls.append(name) or original(*args)
-
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("route", "mix"):
-            patch.setattr(routing, name, through(name))
-        yield calls
-
-
 def watched(run: Any) -> tuple[list[str], list[mx.array]]:
     """What is made by kernels while `run` is watched, and what comes of it."""
-    with counted() as calls, in_place(routing.Routing().places):
+    with counted(routing, "route", "mix") as calls, in_place(routing.Routing().places):
         made = run()
     return calls, made
 
@@ -288,7 +274,7 @@ def test_sums_of_products_with_scores() -> None:
 def test_what_is_fused_in_a_model(name: str) -> None:
     model = architectures.build(name)
     steps = Steps({slug(structure(model), 1): ALL})
-    with installed([steps]), counted() as calls:
+    with installed([steps]), counted(routing, "route", "mix") as calls:
         cache = empty_cache(model, 1)
         for _ in range(2):
             mx.eval(model(mx.array([[1]]), cache=cache))
