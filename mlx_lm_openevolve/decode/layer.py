@@ -214,7 +214,9 @@ class Layer:
         return (parts, kernels) if calls and kernels.keys() >= {*made} else None
 
     def _merge(self, layer: Any, groups: Sequence[Sequence[Any]]) -> None:
+        parts = self._parts
         self._forget()  # views take the place of what is watched
+        self._parts = parts
         for together in groups:
             for group in alike(module for module in together if not self._shares(module)):
                 merged = Merged(group)

@@ -413,3 +413,7 @@ def test_gate_and_up_are_two_products_of_rows_that_no_kernel_serves_together(mod
             made = decode(model, rows)
             assert all(mx.allclose(a, b, atol=1e-4) for a, b in zip(made, want, strict=True))
             assert ((rows, 1, 4) in shapes) is (rows == 1)
+        # Queries, keys and values are one product of both.
+        for layer in steps.layers.values():
+            assert len(layer.splits) == 2
+            assert all(any(a.ndim == 2 for a in joined) for _, joined in layer.splits.values())
