@@ -21,6 +21,7 @@ from samples import needs_clang
 
 from mlx_lm_openevolve.errors import UsageError
 from mlx_lm_openevolve.evolve import (
+    asked,
     commands,
     events,
     features,
@@ -449,6 +450,6 @@ def test_profiles_are_made_for_prompts_unless_told_otherwise() -> None:
         (None, "metal", True, False),
         (False, "host", True, False),
     ):
-        assert options.profiles(told, backend, default) is expected
+        assert asked.profiles(told, backend, default) is expected
     with pytest.raises(UsageError, match="--profile: ncu is NVIDIA's"):
-        options.profiles(True, "metal", True)
+        asked.profiles(True, "metal", True)

@@ -9,6 +9,7 @@ import pytest
 
 from mlx_lm_openevolve.errors import UsageError
 from mlx_lm_openevolve.evolve import openevolve_config, options
+from mlx_lm_openevolve.evolve.asked import new_config
 from mlx_lm_openevolve.evolve.config import LanguageModel
 
 USUAL = """
@@ -48,7 +49,7 @@ def taken(folder: Path, text: str, *argv: str) -> tuple[argparse.Namespace, str]
 
 def test_models_budget_and_seed_are_taken(tmp_path: Path) -> None:
     asked, line = taken(tmp_path, USUAL, "--backend", "host")
-    config = options.new_config(asked)
+    config = new_config(asked)
     assert config.llm.models == (LanguageModel("large", 0.8), LanguageModel("small", 0.2))
     assert (config.proposer, config.budget.candidates, config.budget.seconds) == ("llm", 120, 0)
     assert (config.seed, config.search.islands) == (42, 3)
@@ -56,7 +57,7 @@ def test_models_budget_and_seed_are_taken(tmp_path: Path) -> None:
     assert "api_base is not taken" in line
     asked, line = taken(tmp_path, BEFORE)
     assert (asked.llm, asked.candidates, asked.seed) == (["large,1", "small,0.2"], None, None)
-    assert options.new_config(asked).seed == 0
+    assert new_config(asked).seed == 0
     assert "api_base" not in line
 
 
