@@ -167,7 +167,8 @@ class Layer:
             own = self._parts.items() if joins else ()
             parts = {key: part for key, part in own if not part.of_experts}
             kernels = kernels_of(seen, parts)
-            if fuses and not any(map(_needs_sorted, layer.modules())):
+            experts = any(isinstance(module, QuantizedSwitchLinear) for module, _ in seen.calls)
+            if fuses and experts and not any(map(_needs_sorted, layer.modules())):
                 plain = look(layer, self._run, x, offset, masked, UNSORTED) if seen.sorts else seen
                 found = self._experts(layer, plain, parts)
                 if found is not None:
@@ -211,7 +212,7 @@ class Layer:
         parts = parts | joined
         kernels = kernels_of(seen, parts)
         made = [id(joined[id(m)].product) if id(m) in joined else id(m) for m, _ in calls]
-        return (parts, kernels) if calls and kernels.keys() >= {*made} else None
+        return (parts, kernels) if kernels.keys() >= {*made} else None
 
     def _merge(self, layer: Any, groups: Sequence[Sequence[Any]]) -> None:
         parts = self._parts
