@@ -159,8 +159,9 @@ class Layer:
             joins, fuses, unsorted = way != COMPILED, way == ALL, False
             if joins and not self.merged:
                 # What a kernel serves stays separate: its verdict is about its own shape.
-                served, groups = kernels_of(seen, {}), [g for g, _ in seen.together()]
-                self._merge(layer, [[m for m in g if id(m) not in served] for g in groups])
+                served = kernels_of(seen, {})
+                dense = [group for group, given in seen.together() if len(given) == 1]
+                self._merge(layer, [[m for m in g if id(m) not in served] for g in dense])
             for merged in self.merged if joins else ():
                 if not isinstance(merged.product, QuantizedSwitchLinear):
                     merged.product(mx.zeros((*x.shape[:-1], merged.width), x.dtype))

@@ -402,6 +402,17 @@ def test_gate_and_up_are_one_product_where_that_is_proven(way: str, rows: int, m
     assert all(map(mx.array_equal, decode(model, rows), stock))
 
 
+@pytest.mark.parametrize("way", [ALL, MERGED])
+def test_gate_and_up_that_no_kernel_serves_stay_separate(way: str, model: Any) -> None:
+    """What would be joined of them nothing would read."""
+    steps = Steps({slug(structure(model), 1): way})
+    with installed([steps]):
+        decode(model, 1)
+        merged = [m.product for layer in steps.layers.values() for m in layer.merged]
+    assert len(merged) == 2, "queries, keys and values of both layers"
+    assert not any(isinstance(product, QuantizedSwitchLinear) for product in merged)
+
+
 def test_gate_and_up_are_two_products_of_rows_that_no_kernel_serves_together(model: Any) -> None:
     """Of one sequence they are one, in the same process."""
     stock = {rows: decode(model, rows) for rows in (1, ROWS)}
