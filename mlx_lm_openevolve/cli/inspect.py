@@ -111,8 +111,8 @@ def list_verdicts(options: argparse.Namespace, out: Console) -> Result:
         }
         rows.append(row)
         ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f} [{row['low'] or 0:.2f}]"
-        why = f"stale: {row['stale']}: " if row["stale"] else ""
-        why = why.removesuffix(": ") if verdict.accepted and why else why + verdict.text
+        stale = f"stale: {row['stale']}" if row["stale"] else ""
+        why = ": ".join(filter(None, (stale, "" if stale and verdict.accepted else verdict.text)))
         table.add_row(
             device, verdict.workload, verdict.kernel, ratio, escape(why), str(row["from"])
         )

@@ -11,7 +11,7 @@ from ..errors import UsageError
 from ..kernels import shared
 from ..kernels.lookup import named, registries
 from ..kernels.registry import Registry, user_root
-from ..runtime.planner import advised
+from ..runtime.planner import tune_on
 from .result import Result
 
 __all__ = ["export", "take_in"]
@@ -35,7 +35,7 @@ def take_in(options: argparse.Namespace, out: Console) -> Result:
             raise UsageError("--out, --kernel and --params are for a program")
         found = shared.load(options.program)
         shared.store(found, Registry(user_root()))
-        then = advised("`tune`", detect().backend).strip("`")
+        then = tune_on(detect().backend)
         return _told(found, out, "candidates from now on, none believed", then)
     if options.out is None:
         raise UsageError("name the kernel's folder with --out FOLDER")

@@ -192,8 +192,7 @@ class Split:
                     for (module, key), array in filled:
                         dict.__setitem__(module, key, array)
                     fusing = fusing or Fusing()
-                    others = fusing.places if fuses else []
-                    others = others + UNSORTED if unsorted else others
+                    others = [*(fusing.places if fuses else ()), *(UNSORTED if unsorted else ())]
                     return run_half(Trace(twin, run, called(fusing), others))
                 finally:
                     for (module, key), _ in filled:

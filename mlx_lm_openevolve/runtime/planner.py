@@ -32,7 +32,7 @@ from ..ops import Bucket
 
 __all__ = [
     *("BUDGETS", "GATE_MODES", "Contender", "GateBudget", "Judges", "Plan", "Planner"),
-    *("advised", "begun", "serving", "tune_command"),
+    *("advised", "begun", "serving", "tune_command", "tune_on"),
 ]
 
 log = logging.getLogger("mlx_lm_openevolve")
@@ -76,7 +76,12 @@ def _refused(verdict: Verdict) -> str:
 
 def advised(text: str, backend: str) -> str:
     """A text that names `tune`, as it works on this backend: without a GPU it must be told to."""
-    return text.replace("`tune`", "`tune --backend host`") if backend == "host" else text
+    return text.replace("`tune`", f"`{tune_on(backend)}`")
+
+
+def tune_on(backend: str) -> str:
+    """The words of `tune` for a backend."""
+    return "tune --backend host" if backend == "host" else "tune"
 
 
 def tune_command(argv: Sequence[str], backend: str) -> str:
@@ -84,8 +89,8 @@ def tune_command(argv: Sequence[str], backend: str) -> str:
     command line names."""
     given = [word.partition("=")[2] for word in argv if word.startswith("--model=")]
     given += [after for word, after in itertools.pairwise(argv) if word == "--model"]
-    command = advised("`tune`", backend).strip("`")
-    return f"mlx-lm-openevolve {command} --model {shlex.quote(given[0]) if given else 'MODEL'}"
+    model = shlex.quote(given[0]) if given else "MODEL"
+    return f"mlx-lm-openevolve {tune_on(backend)} --model {model}"
 
 
 _AT_WORK = 1.0  # seconds for which a thread counts as being at work

@@ -8,8 +8,8 @@ from typing import Any
 
 import architectures
 import mlx.core as mx
-import mlx.nn as nn
 import pytest
+from mlx.nn.layers.quantized import quantize
 from mlx_lm.models import switch_layers
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear
 from rounding import close, drawn
@@ -322,7 +322,7 @@ def kernels(
 @pytest.fixture
 def model() -> Any:
     model = architectures.build("qwen3_moe")
-    nn.quantize(model, 32, 4)  # type: ignore[attr-defined]
+    quantize(model, 32, 4)
     model.eval()
     return model
 

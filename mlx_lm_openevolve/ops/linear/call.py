@@ -151,7 +151,7 @@ def wrap(original: Callable[..., Any], router: Router) -> Callable[..., Any]:
         call = kernel_of(router, layers, x.shape, layer, x)
         return None if call is None else functools.partial(_product, call)
 
-    product.served = served  # type: ignore[attr-defined]
+    vars(product).update(served=served)
     return product
 
 

@@ -85,8 +85,7 @@ def wrap(original: Callable[..., Any], router: Router) -> Callable[..., Any]:
         wide = joined(described, times) if isinstance(described, Workload) else None
         return wide is not None and router.proven(wide)
 
-    product.served = served  # type: ignore[attr-defined]
-    product.proven = proven  # type: ignore[attr-defined]
+    vars(product).update(served=served, proven=proven)
     return product
 
 
