@@ -2,17 +2,19 @@
 
     python benchmarks/step_ratio.py [--shape llama-3.2-1b] [--bits 4] [--ops attention,linear]
                                     [--way compiled-merged] [--batch 1 4 8] [--length 1024 ...]
-                                    [--kv-bits 4] [--half-width 0.02] [--seconds 60]
+                                    [--kv-bits 4] [--half-width 0.02] [--seconds 60] [--control]
                                     [--backend cuda] [-o FILE]
 
-One process, one model, one cache a batch. Blocks of four steps, A B B A or B A A B by turns;
-between steps the model's module gets the other attention function, and mlx.nn's classes the other
-methods, nothing else changes. A step ends when its
-token is there. Goes on until the 99% interval of the median ratio stock / patched is as narrow as
-asked, or the seconds are spent. Verdicts are those that are stored: where there are none
-(MLX_LM_OPENEVOLVE_HOME empty, tuned/ without this device) every call falls back. --way: in B
-layers are compiled as well, whatever verdicts say; with `--ops step` they alone. Without --ops B is
-what enable_optimizations() gives. --kv-bits: B has a quantised cache beside A's plain one.
+One process, one model, one cache a batch. Blocks of four steps, A B B A or B A A B; between steps
+the model's module gets the other attention function, and mlx.nn's classes the other methods,
+nothing else changes. Which of the two a block is, is drawn: in turns one arm would always have the
+steps whose number of keys suits MLX's products (one in eight, where attention is a product of
+matrices). A step ends when its token is there. Goes on until the 99% interval of the median ratio
+stock / patched is as narrow as asked, or the seconds are spent. Verdicts are those that are stored:
+where there are none (MLX_LM_OPENEVOLVE_HOME empty, tuned/ without this device) every call falls
+back. --way: in B layers are compiled as well, whatever verdicts say; with `--ops step` they alone.
+Without --ops B is what enable_optimizations() gives. --kv-bits: B has a quantised cache beside A's
+plain one. --control: B is stock as well, and what differs from 1 is this measurement's own.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import random
 import sys
 import time
 from pathlib import Path
@@ -59,6 +62,8 @@ def arms(
     ]
     stock = [(holder, name, getattr(holder, name)) for holder, name in places]
     named = options.ops.split(",") if options.ops else None
+    if options.control:
+        return {"A": stock, "B": stock}
     mlx_lm_openevolve.enable_optimizations(backend=options.backend, gate="stored", ops=named)
     if steps is not None:
         steps.install()
@@ -94,10 +99,11 @@ def measure(model: Any, batch: int, length: int, options: argparse.Namespace) ->
         counts["AB"[i % 2]] = launches(model, caches["AB"[i % 2]], token)
     samples: list[dict[str, float]] = []
     ratios: list[float] = []
+    draw = random.Random(0)
     begin = time.perf_counter()
     while time.perf_counter() - begin < options.seconds:
         block = {"A": 0.0, "B": 0.0}
-        for arm in ORDERS[len(samples) % 2]:
+        for arm in draw.choice(ORDERS):
             block[arm] += step(arm) / 2
         samples.append(block)
         ratios.append(block["A"] / block["B"])
@@ -135,13 +141,15 @@ def main() -> None:
     parser.add_argument("--kv-bits", type=int, default=0)
     parser.add_argument("--half-width", type=float, default=0.02)
     parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--control", action="store_true", help="stock in both arms")
     parser.add_argument("--backend")
     parser.add_argument("-o", "--output", type=Path)
     options = parser.parse_args()
     model = model_configs.build(options.shape, options.bits)
     gates = {name: gate_version(name) for name in ops.FAMILIES}
     machine = fingerprint(detect(options.backend), gates)
-    case = {name: getattr(options, name) for name in ("shape", "bits", "ops", "way", "kv_bits")}
+    named = ("shape", "bits", "ops", "way", "kv_bits", "control")
+    case = {name: getattr(options, name) for name in named}
     rows = []
     for batch, length in itertools.product(options.batch, options.length):
         row = measure(model, batch, length, options)
