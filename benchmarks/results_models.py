@@ -315,13 +315,17 @@ PRESETS = Source("h200-presets.json")
 
 
 def presets() -> Table:
-    """Models as they run by default, at few keys and many; the worst first."""
+    """Models as they run by default, at few keys and many, the worst first; then what the
+    measurement shows of stock against itself."""
+    found = sorted(PRESETS.data["rows"], key=lambda row: row["ratio"])
+    control = [(row, ", stock in both arms") for row in PRESETS.data["control"]]
     rows = [
         (
-            row["shape"], f"{row['batch']} x {row['length']}", f"{row['stock_ms']:.2f}",
+            row["shape"] + (f", {row['bits']}-bit" if row["bits"] else "") + what,
+            f"{row['batch']} x {row['length']}", f"{row['stock_ms']:.2f}",
             interval(row), "{A}, {B}".format_map(row["launches"]),
         )
-        for row in sorted(PRESETS.data["rows"], key=lambda row: row["ratio"])
+        for row, what in [*((row, "") for row in found), *control]
     ]  # fmt: skip
     header = ("model's shape", "sequences x keys", "stock, ms a step", "ratio [99%]",
               "launches before, after")  # fmt: skip
