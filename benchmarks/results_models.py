@@ -28,7 +28,7 @@ class Decoding:
     stock: float
     patched: float
     found: dict[str, Any]
-    served: float
+    served: float | None
     how: str
 
     @property
@@ -60,7 +60,8 @@ def decodings(sources: Sequence[Source] = ON_H200) -> list[Decoding]:
     for source in sources:
         for case in source.data.get("cases", ()):
             rates = {arm: row["generation_tps"] for arm, row in case["averages"].items()}
-            calls = {slug: (row["hits"], row["fallbacks"]) for slug, row in case["routes"].items()}
+            routes = case.get("routes", {}).items()
+            calls = {slug: (row["hits"], row["fallbacks"]) for slug, row in routes}
             found.append(
                 Decoding(
                     case["shape"], _weights(case.get("bits")), case["batch"], case["prompt_tokens"],
@@ -87,8 +88,11 @@ def _weights(bits: str | None) -> str:
     return {"": "bf16", None: "bf16", "mxfp4": "mxfp4"}.get(bits) or f"{bits}-bit"
 
 
-def _served(calls: dict[str, Sequence[int]]) -> float:
-    """The share of a step's calls that kernels served, prompts aside."""
+def _served(calls: dict[str, Sequence[int]]) -> float | None:
+    """The share of a step's calls that kernels served, prompts aside; None where it was not kept:
+    such a run was ended before its last block."""
+    if not calls:
+        return None
     steps = [pair for slug, pair in calls.items() if "-lq1-" in slug or slug.startswith("linear")]
     return sum(hits for hits, _ in steps) / sum(map(sum, steps))
 
@@ -97,7 +101,8 @@ def tokens(sources: Sequence[Source] = ON_H200) -> Table:
     rows = [
         (
             row.model, row.weights, f"{row.sequences} x {row.keys}", f"{row.stock:.0f}",
-            f"{row.patched:.0f}", interval(row.found), f"{row.served:.0%}", row.how,
+            f"{row.patched:.0f}", interval(row.found),
+            "not kept" if row.served is None else f"{row.served:.0%}", row.how,
         )
         for row in decodings(sources)
     ]  # fmt: skip

@@ -160,7 +160,8 @@ def figures(text: str) -> list[str]:
 
 @functools.cache
 def numbers(path: Path) -> tuple[float, ...]:
-    """All numbers of a results file but raw samples, and how long its lists are."""
+    """All numbers of a results file but raw samples, among which any figure is found, and how long
+    its lists are."""
     if path.suffix != ".json":
         return tuple(float(found) for found in re.findall(r"\d+\.?\d*", path.read_text()))
     found: list[float] = []
@@ -172,13 +173,25 @@ def numbers(path: Path) -> tuple[float, ...]:
                     walk(below)
         elif isinstance(value, list):
             found.append(len(value))
-            for below in value:
+            for below in [] if _raw(value) else value:
                 walk(below)
         elif isinstance(value, (int, float)) and not isinstance(value, bool):
             found.append(value)
 
     walk(json.loads(path.read_text()))
     return tuple(found)
+
+
+def _raw(values: list[Any]) -> bool:
+    """Whether a list is of samples: many numbers, or many short lists of them."""
+    return len(values) > 8 and all(
+        isinstance(value, (int, float)) or (isinstance(value, list) and not _nested(value))
+        for value in values
+    )
+
+
+def _nested(values: list[Any]) -> bool:
+    return any(isinstance(value, (list, dict)) for value in values)
 
 
 def rounds_to(value: float, figure: str) -> bool:
