@@ -160,11 +160,16 @@ def test_without_a_temporary_folder_children_are_patched_and_not_counted(
         done = subprocess.run(argv, env={**env, run.VARIABLE: json.dumps(settings)}, check=False)
         raise SystemExit(done.returncode)
 
+    asks = "print(hasattr(base.scaled_dot_product_attention, '__wrapped__'))"
+    script.write_text(script.read_text().replace("sys.exit(7)", f"{asks}\nsys.exit(7)"))
     monkeypatch.setattr(run.tempfile, "mkdtemp", full)
     monkeypatch.setattr(run.os, "execve", become)
     with pytest.raises(SystemExit, match="7"):
         main(["run", *HOST, str(script), "alone"])
-    assert "Traceback" not in capfd.readouterr().err
+    said = capfd.readouterr()
+    assert said.out.splitlines()[-1] == "True"
+    assert "Traceback" not in said.err
+    assert LINE not in said.err
 
 
 def test_the_kill_switch_wins(script: Path, proven: None) -> None:
