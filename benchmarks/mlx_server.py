@@ -135,11 +135,11 @@ def store_verdicts(home: Path, config: Mapping[str, Any]) -> None:
     for kernel in Registry(tuned_root(), writable=False).kernels():
         if kernel.native:
             continue
-        for bucket in buckets:
-            if kernel.applies_to(bucket):
-                params, reason = kernel.default_params(bucket), "stored for a trial, not judged"
-                verdict = Verdict(kernel.id, params, bucket.slug, True, False, reason, stamp)
-                Registry(home).publish("host", verdict)
+        verdicts = []
+        for bucket in filter(kernel.applies_to, buckets):
+            params, reason = kernel.default_params(bucket), "stored for a trial, not judged"
+            verdicts.append(Verdict(kernel.id, params, bucket.slug, True, False, reason, stamp))
+        Registry(home).publish_all("host", verdicts)
 
 
 # ---- a client ----------------------------------------------------------------------------------

@@ -25,8 +25,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_both_servers_answer_two_clients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("rich", "openai"):  # a machine with a GPU may have mlx-lm alone
         (tmp_path / f"{name}.py").write_text("raise ImportError('not here')")
-    paths = [str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     words = "--shape tiny --backend host --clients 2 --tokens 3 --shortest 4 --longest 30"
     words += f" --rounds 1 --warm-up 1 --seconds 1 --total 120 --output {tmp_path / 'found.json'}"
     assert server_rate.main(words.split()) == 0

@@ -12,7 +12,7 @@ from samples import needs_clang
 
 @needs_clang
 def test_the_patched_server_serves_two_clients(capsys: pytest.CaptureFixture[str]) -> None:
-    short = ["--only", "patched", "--minutes", "0.05", "--clients", "2", "--longest", "40"]
+    short = ["--only", "patched", "--minutes", "0.02", "--clients", "2", "--longest", "40"]
     assert server_soak.main([*short, "--backend", "host", "--json"]) == 0
     run = json.loads(capsys.readouterr().out)["runs"]["patched"]
     assert run["hits"] > 0
