@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from results_source import (
+    H200,
+    TUNED,
     Source,
     Table,
     interval,
@@ -38,14 +40,14 @@ class Decoding:
 
 # `bench` in processes of its own (benchmarks/end_to_end.py), and steps in turns in one process
 # (benchmarks/step_ratio.py).
-ENDS = "python benchmarks/end_to_end.py"
+ENDS = "python benchmarks/end_to_end.py [--shapes SHAPE --cases SIZE --bits 4 --blocks N]"
 PROCESSES = [Source(f"{card}-end-to-end.json", ENDS) for card in ("h100", "h200")]
 COMPILED = [Source("h100-compiled-steps.json"), Source("h200-compiled-steps.json")]
-FALLS_BACK = "python benchmarks/step_ratio.py --shape llama-3.2-1b"
-ON_H200 = [PROCESSES[1], COMPILED[1], Source("h200-fallback.json", FALLS_BACK)]
+FALLS_BACK = "python benchmarks/step_ratio.py --shape llama-3.2-1b --length {}, without verdicts"
+ON_H200 = [PROCESSES[1], COMPILED[1], Source("h200-fallback.json", FALLS_BACK.format(700))]
 ON_H100 = [
     PROCESSES[0],
-    Source("h100-fallback.json", FALLS_BACK),
+    Source("h100-fallback.json", FALLS_BACK.format(1024)),
     Source(
         "h100-packed-steps.json",
         "python benchmarks/step_ratio.py --shape llama-3.1-8b --bits 4 --ops attention,linear"
@@ -89,11 +91,12 @@ def _weights(bits: str | None) -> str:
 
 
 def _served(calls: dict[str, Sequence[int]]) -> float | None:
-    """The share of a step's calls that kernels served, prompts aside; None where it was not kept:
-    such a run was ended before its last block."""
+    """The share of attention's calls in steps that kernels served: what compiled layers do besides
+    is counted where they are traced alone. None where it was not kept: such a run was ended before
+    its last block."""
     if not calls:
         return None
-    steps = [pair for slug, pair in calls.items() if "-lq1-" in slug or slug.startswith("linear")]
+    steps = [pair for slug, pair in calls.items() if "-lq1-" in slug]
     return sum(hits for hits, _ in steps) / sum(map(sum, steps))
 
 
@@ -107,8 +110,8 @@ def tokens(sources: Sequence[Source] = ON_H200) -> Table:
         for row in decodings(sources)
     ]  # fmt: skip
     header = (
-        "model's shape", "weights", "sequences x keys", "stock", "patched", "ratio [99%]",
-        "calls on kernels", "arms in",
+        "model's shape", "weights", "sequences x keys", "stock", "patched", "ratio [interval]",
+        "attention on kernels", "arms in",
     )  # fmt: skip
     return Table(header, rows, [source.caption() for source in sources])
 
@@ -316,14 +319,28 @@ def compiled() -> Table:
     return Table(header, rows, [source.caption() for source in COMPILED])
 
 
+def step_verdicts() -> Table:
+    """What ships on whole steps of a chip, the least lower end first."""
+    rows = [
+        (
+            f"`{v.workload}`", v.kernel, interval(dict(v.timing)),
+            f"{v.errors['same_tokens']} of {v.errors['tokens']}",
+        )
+        for v in sorted(TUNED.about(H200, "step"), key=lambda v: v.timing["low"])
+        if v.accepted
+    ]  # fmt: skip
+    below = f"{H200}: [verdicts](tuned/v2/devices/{H200}/step.json), `mlx-lm-openevolve tune`"
+    return Table(("step", "way", "gate: stock's time over its own", "greedy tokens"), rows, [below])
+
+
 PRESETS = Source("h200-presets.json")
 
 
 def presets() -> Table:
     """Models as they run by default, at few keys and many, the worst first; then what the
     measurement shows of stock against itself."""
-    found = sorted(PRESETS.data["rows"], key=lambda row: row["ratio"])
-    control = [(row, ", stock in both arms") for row in PRESETS.data["control"]]
+    found = sorted(PRESETS.data["rows"], key=lambda row: row["low"])
+    control = [(r, f", stock in both arms, {r['order']}") for r in PRESETS.data["control"]]
     rows = [
         (
             row["shape"] + (f", {row['bits']}-bit" if row["bits"] else "") + what,

@@ -23,7 +23,7 @@ TABLES: dict[str, Callable[[], Table]] = {
     "memory": models.memory, "prompts": models.prompts, "first-token": models.first,
     "server": models.server, "kv-bits": models.kv_bits, "kv-steps": models.kv_steps,
     "step": models.step, "compiled": models.compiled, "settings": models.settings,
-    "presets": models.presets,
+    "presets": models.presets, "step-verdicts": models.step_verdicts,
     "calls": calls.calls, "verdicts": calls.verdicts, "gate-3": calls.gate_3,
     "tuned": calls.tuned, "gpu-time": calls.gpu_time, "products": calls.products,
     "products-verdicts": calls.products_verdicts, "experts": calls.experts,
@@ -122,7 +122,7 @@ def step_picture() -> str:
     model, case = models.STEP_OF.split()
     batch, keys = case.split("x")
     parts = [
-        _text(20, 30, f"One decode step of {model}, {batch} sequences of {keys} keys, ms"),
+        _text(20, 30, f"One decode step of {model}, {batch} sequences of {keys} keys, H100, ms"),
         _text(20, 50, "host and GPU work at the same time: the longer of the two is the step",
               "small"),
     ]  # fmt: skip

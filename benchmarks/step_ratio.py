@@ -5,16 +5,16 @@
                                     [--kv-bits 4] [--half-width 0.02] [--seconds 60] [--control]
                                     [--backend cuda] [-o FILE]
 
-One process, one model, one cache a batch. Blocks of four steps, A B B A or B A A B; between steps
-the model's module gets the other attention function, and mlx.nn's classes the other methods,
-nothing else changes. Which of the two a block is, is drawn: in turns one arm would always have the
-steps whose number of keys suits MLX's products (one in eight, where attention is a product of
-matrices). A step ends when its token is there. Goes on until the 99% interval of the median ratio
-stock / patched is as narrow as asked, or the seconds are spent. Verdicts are those that are stored:
-where there are none (MLX_LM_OPENEVOLVE_HOME empty, tuned/ without this device) every call falls
-back. --way: in B layers are compiled as well, whatever verdicts say; with `--ops step` they alone.
-Without --ops B is what enable_optimizations() gives. --kv-bits: B has a quantised cache beside A's
-plain one. --control: B is stock as well, and what differs from 1 is this measurement's own.
+One process, one model, one cache a batch. Between steps the model's module gets the other attention
+function, and mlx.nn's classes the other methods; nothing else changes. Blocks of four steps are A B
+B A or B A A B, as drawn: by turns one arm would have every step whose number of keys is a multiple
+of eight, which suits MLX's products. A step ends when its token is there. Goes on until the 99%
+interval of the median ratio stock / patched is as narrow as asked, or the seconds are spent.
+Verdicts are those that are stored: where there are none (MLX_LM_OPENEVOLVE_HOME empty, tuned/
+without this device) every call falls back. --way: in B layers are compiled as well, whatever
+verdicts say; with `--ops step` they alone. Without --ops B is what enable_optimizations() gives.
+--kv-bits: B has a quantised cache beside A's plain one. --control: both arms are stock, and what
+differs from 1 is this measurement's own.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import json
 import random
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,13 @@ from mlx_lm_openevolve.ops.base import next_pow2
 CONFIDENCE = 0.99
 WARM = 16
 ORDERS = ("ABBA", "BAAB")
+
+
+def orders() -> Iterator[str]:
+    """The order of the arms in each block."""
+    draw = random.Random(0)
+    while True:
+        yield draw.choice(ORDERS)
 
 
 def arms(
@@ -99,11 +107,11 @@ def measure(model: Any, batch: int, length: int, options: argparse.Namespace) ->
         counts["AB"[i % 2]] = launches(model, caches["AB"[i % 2]], token)
     samples: list[dict[str, float]] = []
     ratios: list[float] = []
-    draw = random.Random(0)
+    drawn = orders()
     begin = time.perf_counter()
     while time.perf_counter() - begin < options.seconds:
         block = {"A": 0.0, "B": 0.0}
-        for arm in draw.choice(ORDERS):
+        for arm in next(drawn):
             block[arm] += step(arm) / 2
         samples.append(block)
         ratios.append(block["A"] / block["B"])
@@ -145,6 +153,8 @@ def main() -> None:
     parser.add_argument("--backend")
     parser.add_argument("-o", "--output", type=Path)
     options = parser.parse_args()
+    if options.control and (options.ops or options.way or options.kv_bits):
+        parser.error("--control: both arms are stock, without --ops, --way and --kv-bits")
     model = model_configs.build(options.shape, options.bits)
     gates = {name: gate_version(name) for name in ops.FAMILIES}
     machine = fingerprint(detect(options.backend), gates)

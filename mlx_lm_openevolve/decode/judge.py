@@ -3,7 +3,8 @@
     model, batch -> prompt -> STEPS greedy tokens of stock
       right:  logits and caches, stock's and the compiled ones', from a float32 run on the same
               tokens; the same of known-wrong layers, which must be rejected
-      faster: steps in turns in this process, A B B A; the interval must lie above FASTER
+      faster: steps in turns in this process, in blocks whose order is drawn; the interval must lie
+              above FASTER, and above stock against itself
 
 What is promised: on long inputs the bits of stock; on as many rows as a verdict says an error from
 float32 that is no larger than stock's own, as rounding goes. Bits may differ there: a wider product

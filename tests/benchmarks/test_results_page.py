@@ -97,6 +97,14 @@ def test_a_wrong_figure_would_be_noticed() -> None:
     assert not documentation.rounds_to(422, "423")
 
 
+def test_a_sample_is_no_figure(tmp_path: Path) -> None:
+    file = tmp_path / "found.json"
+    each = [[0.5, 1.25]] * 9
+    rows = {"ratio": 1.21, "blocks": [1.03, 1.43], "requests": each, "rates": [7.0] * 9}
+    file.write_text(json.dumps({"rows": [rows], "samples_ms": [3.5]}))
+    assert sorted(documentation.numbers(file)) == [1, 1.03, 1.21, 1.43, 2, 9, 9]
+
+
 def test_every_results_file_is_named_by_a_page_or_read_by_a_test() -> None:
     readers = [*PAGES, *(ROOT / "tests" / "evolve").glob("*.py")]
     text = "".join(path.read_text() for path in readers)

@@ -182,16 +182,13 @@ def numbers(path: Path) -> tuple[float, ...]:
     return tuple(found)
 
 
+MANY = 8  # numbers in a row: more are samples, not results
+
+
 def _raw(values: list[Any]) -> bool:
-    """Whether a list is of samples: many numbers, or many short lists of them."""
-    return len(values) > 8 and all(
-        isinstance(value, (int, float)) or (isinstance(value, list) and not _nested(value))
-        for value in values
-    )
-
-
-def _nested(values: list[Any]) -> bool:
-    return any(isinstance(value, (list, dict)) for value in values)
+    """Whether a list is of samples: many numbers, or many lists of numbers."""
+    rows = [value if isinstance(value, list) else [value] for value in values]
+    return len(values) > MANY and all(isinstance(n, (int, float)) for row in rows for n in row)
 
 
 def rounds_to(value: float, figure: str) -> bool:
