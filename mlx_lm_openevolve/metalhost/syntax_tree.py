@@ -18,9 +18,10 @@ _PLACE = re.compile(
 )
 _TYPE = re.compile(r"'([^']*)'(?::'([^']*)')?")
 _OPERATOR = re.compile(r"'[^']*'(?::'[^']*')?[^']* '([^']+)'")
+_Places = list[tuple[str | None, int]]  # file and line; None, -1: that of the place before
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)  # frozen takes long to make, and there are thousands
 class Node:
     depth: int
     kind: str
@@ -50,8 +51,9 @@ class Node:
 
 def nodes(tree: str, sources: Sources) -> Iterator[Node]:
     """The nodes in order. Clang prints of each place only what differs from the one before."""
-    file, line = "", 0
+    file, line, known = "", 0, sources.known("")
     children: dict[int, int] = {}  # by depth: the latest child of the present parent
+    read: dict[str, _Places] = {}  # many nodes lie at the same places
     for text in tree.splitlines():
         m = _LINE.match(text)
         if m is None:
@@ -62,19 +64,26 @@ def nodes(tree: str, sources: Sources) -> Iterator[Node]:
         own = ("", 0)
         # A declaration's name has its place behind the range.
         head, _, tail = rest.partition(" ")
-        places, rest = (f"{body}, {head}", tail) if _PLACE.fullmatch(head) else (body, rest)
-        for place in _PLACE.finditer(places):
-            if place[1]:
-                line = int(place[1])
-            elif place[3]:
-                file, line = place[2], int(place[3])
-            if not own[0] and sources.known(file):
+        if ":" in head and _PLACE.fullmatch(head):
+            body, rest = f"{body}, {head}", tail
+        places = read.get(body)
+        if places is None:
+            places = read[body] = [(p[2], int(p[1] or p[3] or -1)) for p in _PLACE.finditer(body)]
+        for named, number in places:
+            if named is not None:
+                file, known = named, sources.known(named)
+            if number >= 0:
+                line = number
+            if known and not own[0]:
                 own = (file, line)
         yield Node(depth, m[2], *own, rest, children[depth], m[3])
 
 
 def _split(text: str) -> tuple[str, str]:
     """The places between angle brackets, and what follows."""
+    places, closed, rest = text.partition(">")
+    if closed and "<" not in places:
+        return places, rest.lstrip()
     depth = 1
     for i, c in enumerate(text):
         depth += (c == "<") - (c == ">")
