@@ -116,6 +116,25 @@ class Draw:
         assert self.seen is not None
         return np.broadcast_to(self.seen, (w.batch, w.q_heads, w.q_len, w.kv_len))
 
+    def ends(self, b: int, h: int, i: int) -> Positions:
+        """Where what a row may see ends: the keys on one side, then those on the other. The first
+        and the last key of all where nothing ends."""
+        last = self.workload.kv_len - 1
+        if self.seen is None:
+            return np.array([0, last])
+        sizes = (1, 1, 1, *self.seen.shape)[-4:-1]  # rows that see the same are looked at once
+        place = tuple(k if size > 1 else 0 for k, size in zip((b, h, i), sizes, strict=True))
+        if place not in self._ends:
+            row = self.rows[place]
+            steps = np.flatnonzero(row[1:] != row[:-1])
+            found = np.concatenate([steps, steps + 1]) if steps.size else np.array([0, last])
+            self._ends[place] = found
+        return self._ends[place]
+
+    @cached_property
+    def _ends(self) -> dict[tuple[int, ...], Positions]:
+        return {}
+
     def stored(self, queries: Floats, keys: Placed, values: Placed, sinks: Floats) -> Content:
         """As a dtype can hold it."""
         top = float(np.abs(queries).max())
@@ -158,7 +177,7 @@ def _edges(rng: np.random.Generator, w: Workload) -> list[int]:
 
 def _targets(draw: Draw) -> tuple[Positions, Positions]:
     """Two key positions for each query row, [B, Hq, L] each: one on either side of an edge."""
-    rng, w, seen = draw.rng, draw.workload, draw.seen
+    rng, w = draw.rng, draw.workload
     shape = (w.batch, w.q_heads, w.q_len)
     n = w.kv_len
     edges = _edges(rng, w)
@@ -166,15 +185,8 @@ def _targets(draw: Draw) -> tuple[Positions, Positions]:
     second = np.empty_like(first)
     turn = int(rng.integers(len(edges)))
     for r, (b, h, i) in enumerate(np.ndindex(shape)):
-        if seen is None:
-            ends = np.array([0, n - 1])
-        else:
-            row = draw.rows[b, h, i]
-            steps = np.flatnonzero(row[1:] != row[:-1])
-            ends = np.concatenate([steps, steps + 1])
-            if r % 4 == 3 or not ends.size:
-                ends = np.flatnonzero(row)[[0, -1]] if row.any() else np.array([0, n - 1])
         if r % 2 == 0:  # the ends of what the row may see, and the first keys beyond them
+            ends = draw.ends(b, h, i)
             pick = int(rng.integers(len(ends) // 2))
             first[r], second[r] = ends[pick], ends[pick + len(ends) // 2]
         else:  # a tile's edge
