@@ -354,7 +354,7 @@ def test_one_percent_is_not_enough(invented):
 
 
 def test_the_sealed_length_depends_on_the_contender(invented):
-    bucket = replace(SMALL, kv_len=1024, batch=1, q_heads=2, kv_heads=1)
+    bucket = replace(SMALL, kv_len=512, batch=1, q_heads=2, kv_heads=1)
     build = invented(1.3)
     right = judged(build, bucket, speed=False, brief=True)
     lengths = {
@@ -617,7 +617,8 @@ def test_the_caller_is_undisturbed():
     want = mx.random.uniform(shape=(8,)).tolist()
     mx.random.seed(3)
     with contextlib.suppress(GateTimeout):  # on a busy machine: that leaves no trace either
-        judged(sdpa, replace(SMALL, kv_len=1024, q_len=1, mask="none"), seconds=30)
+        long = replace(SMALL, kv_len=1024, q_len=1, mask="none")
+        judged(sdpa, long, seconds=30, brief=True)
     assert mx.random.uniform(shape=(8,)).tolist() == want
     assert mx.get_active_memory() - active < 1 << 20
 
@@ -829,8 +830,8 @@ def test_an_absent_backend_is_no_verdict():
 @needs_compiler
 def test_the_worker_says_the_same():
     bucket = replace(SMALL, q_len=1, mask="none")
-    here = gate.judge(naive(), {}, bucket, "host", seconds=120)
-    there = judge_in_worker(naive(), {}, bucket, "host", seconds=120)
+    here = gate.judge(naive(), {}, bucket, "host", seconds=120, brief=True)
+    there = judge_in_worker(naive(), {}, bucket, "host", seconds=120, brief=True)
     assert there.correct
     assert (there.reason, there.errors, there.mutants) == (here.reason, here.errors, here.mutants)
 

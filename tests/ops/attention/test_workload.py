@@ -139,9 +139,9 @@ def test_fields_must_fit_each_other(wrong: dict[str, Any]) -> None:
     "changes",
     [
         {"head_dim": 256, "v_head_dim": 256},
-        {"head_dim": 192, "v_head_dim": 128},
+        {"head_dim": 192, "v_head_dim": 128, "q_heads": 4, "kv_heads": 1},
         {"kv_bits": 8, "kv_group": 64, "q_heads": 4, "kv_heads": 1, "kv_len": 1024},
-        {"head_dim": 256, "v_head_dim": 256, "dtype": "float32"},
+        {"head_dim": 256, "v_head_dim": 256, "q_heads": 4, "kv_heads": 1, "dtype": "float32"},
     ],
     ids=str,
 )
