@@ -167,7 +167,7 @@ def test_a_large_cache_is_looked_through_now_and_then(
     monkeypatch.setattr(Store, "_prune", lambda self, keep: (looks.append(keep), prune(self, keep)))
     for k in range(400):
         store.get(f"{k % 100:02d}key{k}", lambda work: (work / "data").write_bytes(b"x" * 100))
-        assert len(list(tmp_path.glob("*/*/data"))) < 200
+        assert k % 10 or len(list(tmp_path.glob("*/*/data"))) < 200
     assert 16 < len(looks) < 160  # of a hundred that fill it sixteen, more or less
 
 
