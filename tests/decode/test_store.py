@@ -34,8 +34,8 @@ def drawn(rng: np.random.Generator, *shape: int, dtype: mx.Dtype = mx.float16) -
 @pytest.mark.parametrize(
     ("bits", "group", "size", "dtype"),
     [  # a dtype is read alike whatever is made of it
-        (4, 64, 128, mx.float16),
-        (8, 64, 64, mx.bfloat16),
+        (4, 64, 128, mx.bfloat16),
+        (8, 64, 64, mx.float16),
         (2, 32, 96, mx.float16),
         (8, 128, 256, mx.float32),
         (4, 32, 32, mx.bfloat16),
