@@ -59,10 +59,9 @@ print(json.dumps(info))
 def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The package with one more family."""
     root = tmp_path_factory.mktemp("house")
-    # What Python compiled comes along, but for what it is writing: none of it is compiled anew.
-    ignored = shutil.ignore_patterns("*.pyc.*", "evolve", "tuned", "runs")
+    ignored = shutil.ignore_patterns("__pycache__", "evolve", "tuned", "runs")
     shutil.copytree(ROOT / "mlx_lm_openevolve", root / "mlx_lm_openevolve", ignore=ignored)
-    evolve = shutil.ignore_patterns("*.pyc.*", "runs")
+    evolve = shutil.ignore_patterns("__pycache__", "runs")
     shutil.copytree(ROOT / "evolve", root / "mlx_lm_openevolve" / "evolve", ignore=evolve)
     shutil.copytree(ROOT / "tuned" / "v2" / "kernels", root / "mlx_lm_openevolve/tuned/v2/kernels")
     shutil.copytree(TOY, root / "mlx_lm_openevolve" / "ops" / "toy")
