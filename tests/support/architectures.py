@@ -92,7 +92,7 @@ COMMON: dict[str, Any] = {
     "topk_group": 1,
     "routed_scaling_factor": 1.0,
     "first_k_dense_replace": 1,
-    "q_lora_rank": 64,
+    "q_lora_rank": 32,
     "kv_lora_rank": 64,
     "qk_rope_head_dim": 32,
     "qk_nope_head_dim": 32,
