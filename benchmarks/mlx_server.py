@@ -132,14 +132,14 @@ def store_verdicts(home: Path, config: Mapping[str, Any]) -> None:
         for n in range(12)
         for mask in ("none", "bool")
     ]
+    verdicts = []
     for kernel in Registry(tuned_root(), writable=False).kernels():
         if kernel.native:
             continue
-        verdicts = []
         for bucket in filter(kernel.applies_to, buckets):
             params, reason = kernel.default_params(bucket), "stored for a trial, not judged"
             verdicts.append(Verdict(kernel.id, params, bucket.slug, True, False, reason, stamp))
-        Registry(home).publish_all("host", verdicts)
+    Registry(home).publish_all("host", verdicts)
 
 
 # ---- a client ----------------------------------------------------------------------------------

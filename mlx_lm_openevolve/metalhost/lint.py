@@ -238,36 +238,29 @@ _TOKEN = re.compile(
 _DIGRAPHS = {"<:": "[ ", ":>": "] ", "<%": "{ ", "%>": "} ", "%:": "# ", "<::": "<::"}
 
 
-# Without one of these a line holds no literal and no digraph.
-_SPELLED = re.compile(r"[\"']|<[:%]|[:%]>|%:")
-
-
 def tokens(text: str) -> str:
     """A preprocessed text, as long as it was, with what its literals hold blanked and digraphs
     spelled out: what is left is tokens."""
-    out, done, at = [], 0, 0
+    out, done = [], 0
     endless: set[str] = set()  # ends of raw strings that do not come any more
-    while spelled := _SPELLED.search(text, at):
-        at = max(at, text.rfind("\n", at, spelled.start()) + 1)  # no token begins before its line
-        while at <= spelled.start() and (m := _TOKEN.search(text, at)):
-            word, at = m.group(), m.end()
-            changed = word
-            if m["end"] is not None:
-                closing = f'){m["end"]}"'
-                stop = -1 if closing in endless else text.find(closing, at)
-                if stop < 0:
-                    endless.add(closing)
-                else:
-                    at = stop + len(closing)
-                    word = text[m.start() : at]
-                    changed = word[0] + blank(word[1:-1]) + word[-1]
-            elif m["shut"]:
-                changed = word[0] + blank(word[1:-1]) + word[-1]
+    m = _TOKEN.search(text)
+    while m is not None:
+        word, end, literal = m.group(), m.end(), bool(m["shut"])
+        if m["end"] is not None:
+            closing = f'){m["end"]}"'
+            stop = -1 if closing in endless else text.find(closing, end)
+            if stop < 0:
+                endless.add(closing)
             else:
-                changed = _DIGRAPHS.get(word, word)
-            if changed is not word:
-                out += [text[done : m.start()], changed]
-                done = at
+                end = stop + len(closing)
+                word, literal = text[m.start() : end], True
+        if word in _DIGRAPHS:
+            word = _DIGRAPHS[word]
+        elif literal:
+            word = word[0] + blank(word[1:-1]) + word[-1]
+        out += [text[done : m.start()], word]
+        done = end
+        m = _TOKEN.search(text, end)
     return "".join([*out, text[done:]])
 
 

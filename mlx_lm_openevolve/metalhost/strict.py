@@ -92,7 +92,7 @@ def strict_findings(
         if node.kind == "LambdaExpr" and node.file and not lambdas:
             message = "lambda expressions are not supported before Metal 3.2"
         message = message or (_judge_operand(node, path, functions) if path else "")
-        if node.file and path and node.has("ext_vector_type") and "ext_vector_type" in node.type:
+        if node.file and path and "ext_vector_type" in node.type:
             message = message or _judge_mask(node, path, functions)
         path.append(node)
         if message:
